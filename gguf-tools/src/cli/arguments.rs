@@ -1,0 +1,128 @@
+//! The arguments and their help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gguf_tools::gguf::TensorType;
+
+/// Converts LLaVA-Gemma checkpoints and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  gguf-tools llava llava-gemma-2b/ -o models/
+  gguf-tools sae gemma_2b_blocks.12.hook_resid_post_16384/ -o models/sae-f16.gguf --labels 12-res-jb.jsonl.gz
+  gguf-tools show models/sae-f16.gguf"
+)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    Llava(LlavaArguments),
+    Sae(SaeArguments),
+    Show(ShowArguments),
+}
+
+/// Convert a Hugging Face LLaVA-Gemma folder to model and projector
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gguf-tools llava llava-gemma-2b/ -o models/
+  gguf-tools llava llava-gemma-2b/ -o models/ --type f16 --mmproj-type f32 --force")]
+pub(super) struct LlavaArguments {
+    /// The folder with `config.json`, tokenizer and weights
+    pub(super) dir: PathBuf,
+    /// The folder to write `model-TYPE.gguf` and `mmproj-TYPE.gguf` to
+    #[arg(short = 'o', long = "output", value_name = "OUT_DIR")]
+    pub(super) out_dir: PathBuf,
+    /// The language model's number type
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
+    pub(super) model_type: ModelType,
+    /// The image encoder's and projector's number type
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(super) mmproj_type: WeightType,
+    /// Overwrite files
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// Convert an SAE to one file with weights, hook point and labels
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gguf-tools sae gemma_2b_blocks.12.hook_resid_post_16384/ -o models/sae-f16.gguf
+  gguf-tools sae my-sae/ -o models/sae-q8_0.gguf --type q8_0 --labels batch-0.jsonl.gz batch-1.jsonl.gz
+  gguf-tools sae my-sae/ -o models/sae-f16.gguf --norm-factor 0.25")]
+pub(super) struct SaeArguments {
+    /// A SAELens folder with `cfg.json` and `sae_weights.safetensors`
+    #[arg(value_name = "DIR|FILE")]
+    pub(super) source: PathBuf,
+    /// The file to write
+    #[arg(short = 'o', long = "output", value_name = "FILE")]
+    pub(super) target: PathBuf,
+    /// The number type of encoder and decoder
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
+    pub(super) weight_type: WeightType,
+    /// Neuronpedia's labels: a JSON array or JSON lines, plain or `.gz`; of several for one feature
+    /// the first counts
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(super) labels: Vec<PathBuf>,
+    /// The factor that normalises activations, where `cfg.json` asks for one
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(super) norm_factor: Option<f32>,
+    /// Overwrite the file
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// Show a GGUF file's metadata and tensors
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gguf-tools show model.gguf
+  gguf-tools show model.gguf --json | jq '.metadata[\"general.architecture\"]'")]
+pub(super) struct ShowArguments {
+    /// A GGUF file
+    pub(super) file: PathBuf,
+    /// Print one JSON object, with arrays and texts in full
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum ModelType {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum WeightType {
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<ModelType> for TensorType {
+    fn from(model_type: ModelType) -> Self {
+        match model_type {
+            ModelType::F32 => Self::F32,
+            ModelType::F16 => Self::F16,
+            ModelType::Bf16 => Self::Bf16,
+            ModelType::Q8_0 => Self::Q8_0,
+        }
+    }
+}
+
+impl From<WeightType> for TensorType {
+    fn from(weight_type: WeightType) -> Self {
+        match weight_type {
+            WeightType::F32 => Self::F32,
+            WeightType::F16 => Self::F16,
+            WeightType::Q8_0 => Self::Q8_0,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The command line: arguments, messages on stderr, exit codes.
+
+mod arguments;
+mod progress_bar;
+mod show;
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use gguf_tools::gguf::Overwrite;
+use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::sae::{self, SaeOptions};
+use gguf_tools::{Error, Result};
+
+use self::arguments::{Arguments, Command, LlavaArguments, SaeArguments};
+use self::progress_bar::ProgressBar;
+
+/// The exit code for Ctrl-C: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the program.
+pub(super) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log::set_logger(&Stderr).expect("set once");
+    log::set_max_level(log::LevelFilter::Warn);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who reads our output has seen enough.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            print_error(&error);
+            match error {
+                Error::Interrupted => ExitCode::from(INTERRUPTED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Llava(arguments) => convert_llava(&arguments),
+        Command::Sae(arguments) => convert_sae(arguments),
+        Command::Show(arguments) => show::show(&arguments),
+    }
+}
+
+fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
+    let options = LlavaOptions {
+        model_type: arguments.model_type.into(),
+        mmproj_type: arguments.mmproj_type.into(),
+        overwrite: overwrite(arguments.force),
+    };
+    let bar = ProgressBar::start();
+    let files = llava::convert(
+        &arguments.dir,
+        &arguments.out_dir,
+        &options,
+        &mut |n_done, n_in_all| bar.update(n_done, n_in_all),
+    )?;
+    bar.finish();
+    print_line(&files.model.display().to_string())?;
+    print_line(&files.mmproj.display().to_string())
+}
+
+fn convert_sae(arguments: SaeArguments) -> Result<()> {
+    let options = SaeOptions {
+        weight_type: arguments.weight_type.into(),
+        norm_factor: arguments.norm_factor,
+        labels: arguments.labels,
+        overwrite: overwrite(arguments.force),
+    };
+    let bar = ProgressBar::start();
+    sae::convert(
+        &arguments.source,
+        &arguments.target,
+        &options,
+        &mut |n_done, n_in_all| bar.update(n_done, n_in_all),
+    )?;
+    bar.finish();
+    print_line(&arguments.target.display().to_string())
+}
+
+fn overwrite(force: bool) -> Overwrite {
+    if force {
+        Overwrite::Replace
+    } else {
+        Overwrite::Refuse
+    }
+}
+
+fn print_line(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").map_err(Error::io("write to", "stdout".as_ref()))
+}
+
+fn print_error(error: &Error) {
+    // Nothing is left to tell the user with when stderr is closed.
+    let _ = writeln!(io::stderr(), "error: {error}");
+    if let Some(hint) = error.hint() {
+        let _ = writeln!(io::stderr(), "hint: {hint}");
+    }
+}
+
+/// The library's warnings, on stderr.
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            let _ = writeln!(io::stderr(), "warning: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,296 @@
+//! Reads GGUF headers, and tensors as f32.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::source::Source;
+use super::{DEFAULT_ALIGNMENT, TensorType, Value};
+use crate::{Error, Result};
+
+/// A GGUF file whose header has been read and checked; the tensors' data stays in the file.
+#[derive(Debug)]
+pub struct Gguf {
+    path: PathBuf,
+    version: u32,
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<TensorInfo>,
+    alignment: u64,
+}
+
+/// Where a tensor lies in its file, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Unique in the file.
+    pub name: String,
+    /// In ggml's order: the contiguous dimension first, so a row-major `[rows, columns]` matrix has
+    /// the dims `[columns, rows]`.
+    pub dims: Vec<u64>,
+    /// The number format.
+    pub tensor_type: TensorType,
+    /// From the start of the file, in bytes.
+    pub offset: u64,
+    /// The data's length.
+    pub n_bytes: u64,
+}
+
+impl Gguf {
+    /// Reads the header of the file at `path` (GGUF 2 or 3, little-endian) and checks it as strictly
+    /// as llama.cpp does, and that every tensor lies inside the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no GGUF file, or is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut source = Source::open(path)?;
+        let version = source.preamble()?;
+        // A tensor takes at least its name's length, dims' count, type and offset.
+        let n_tensors = source.length(8 + 4 + 4 + 8)?;
+        // A pair takes at least its key's length, type and one byte.
+        let n_pairs = source.length(8 + 4 + 1)?;
+
+        let mut metadata = Vec::new();
+        let mut keys = HashSet::new();
+        for _ in 0..n_pairs {
+            let key = source.string()?;
+            if !keys.insert(key.clone()) {
+                return Err(source.malformed(format!("key `{key}` is there twice")));
+            }
+            metadata.push((key, Value::decode(&mut source)?));
+        }
+        let alignment = match metadata.iter().find(|(key, _)| key == "general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some((_, Value::U32(n_bytes))) if n_bytes.is_power_of_two() => u64::from(*n_bytes),
+            Some((_, other)) => {
+                return Err(source.malformed(format!(
+                    "`general.alignment` must be a power of two of type u32, got {other:?}"
+                )));
+            }
+        };
+
+        let mut tensors = Vec::new();
+        let mut names = HashSet::new();
+        for _ in 0..n_tensors {
+            let tensor = source.tensor_info()?;
+            if !names.insert(tensor.name.clone()) {
+                return Err(source.malformed(format!("tensor `{}` is there twice", tensor.name)));
+            }
+            tensors.push(tensor);
+        }
+        place_tensors(&mut tensors, &source, alignment)?;
+
+        Ok(Self {
+            path: path.to_owned(),
+            version,
+            metadata,
+            tensors,
+            alignment,
+        })
+    }
+
+    /// The file's path, as it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The format's version: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// All keys and values, in the file's order.
+    pub fn metadata(&self) -> &[(String, Value)] {
+        &self.metadata
+    }
+
+    /// All tensors, in the file's order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// What the tensors' offsets are multiples of, counted from the start of the data, in bytes.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// The value of `key`, if it is there.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        let (_, value) = self.metadata.iter().find(|(name, _)| name == key)?;
+        Some(value)
+    }
+
+    /// The text at `key`.
+    ///
+    /// # Errors
+    /// When the key is missing or no string.
+    pub fn require_str(&self, key: &str) -> Result<&str> {
+        match self.get(key) {
+            Some(Value::String(text)) => Ok(text),
+            other => Err(self.wrong_value(key, "string", other)),
+        }
+    }
+
+    /// The number at `key`.
+    ///
+    /// # Errors
+    /// When the key is missing or no u32.
+    pub fn require_u32(&self, key: &str) -> Result<u32> {
+        match self.get(key) {
+            Some(Value::U32(number)) => Ok(*number),
+            other => Err(self.wrong_value(key, "u32", other)),
+        }
+    }
+
+    /// The number at `key`.
+    ///
+    /// # Errors
+    /// When the key is missing or no f32.
+    pub fn require_f32(&self, key: &str) -> Result<f32> {
+        match self.get(key) {
+            Some(Value::F32(number)) => Ok(*number),
+            other => Err(self.wrong_value(key, "f32", other)),
+        }
+    }
+
+    /// The truth value at `key`.
+    ///
+    /// # Errors
+    /// When the key is missing or no bool.
+    pub fn require_bool(&self, key: &str) -> Result<bool> {
+        match self.get(key) {
+            Some(Value::Bool(truth)) => Ok(*truth),
+            other => Err(self.wrong_value(key, "bool", other)),
+        }
+    }
+
+    /// The error for a key that is missing or of the wrong type.
+    pub(crate) fn wrong_value(&self, key: &str, expected: &str, got: Option<&Value>) -> Error {
+        let path = self.path.display();
+        match got {
+            None => Error::invalid(format!("`{path}` has no key `{key}`")),
+            Some(value) => Error::invalid(format!(
+                "`{path}`: key `{key}` must be of type {expected}, but is of type {}",
+                value.type_name()
+            )),
+        }
+    }
+
+    /// The tensor of that name, if it is there.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The tensor of that name, which must have these dims.
+    ///
+    /// # Errors
+    /// When it is missing, or has another shape.
+    pub fn require_tensor(&self, name: &str, dims: &[u64]) -> Result<&TensorInfo> {
+        let path = self.path.display();
+        let tensor = self
+            .tensor(name)
+            .ok_or_else(|| Error::invalid(format!("`{path}` has no tensor `{name}`")))?;
+        if tensor.dims != dims {
+            return Err(Error::invalid(format!(
+                "`{path}`: tensor `{name}` must have the dims {dims:?}, but has {:?}",
+                tensor.dims
+            )));
+        }
+        Ok(tensor)
+    }
+
+    /// All values of a tensor of this file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the tensor's type has no conversion here.
+    pub fn read_f32(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
+        let n_values = size(tensor.dims.iter().product());
+        let mut values = vec![0.0; n_values];
+        self.read_into(tensor, 0, &mut values)?;
+        Ok(values)
+    }
+
+    /// Row `row_idx` of a tensor of this file, into `out` of the row's length.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the tensor's type has no conversion here.
+    ///
+    /// # Panics
+    /// When the tensor has no such row, or `out` has another length.
+    pub fn read_row_f32(&self, tensor: &TensorInfo, row_idx: usize, out: &mut [f32]) -> Result<()> {
+        assert_eq!(
+            out.len(),
+            size(tensor.dims[0]),
+            "one row of `{}`",
+            tensor.name
+        );
+        self.read_into(tensor, row_idx, out)
+    }
+
+    /// Reads rows from `first_row` on, as many as `out` holds.
+    fn read_into(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
+        if !tensor.tensor_type.is_convertible() {
+            return Err(Error::invalid(format!(
+                "`{}`: tensor `{}` has the type {}, which is not converted here",
+                self.path.display(),
+                tensor.name,
+                tensor.tensor_type.name()
+            )));
+        }
+        let n_columns = size(tensor.dims[0]);
+        let row_bytes = tensor
+            .tensor_type
+            .row_bytes(n_columns)
+            .expect("checked by `open`");
+        let start = (first_row * row_bytes) as u64;
+        let length = (out.len() / n_columns * row_bytes) as u64;
+        assert!(
+            start + length <= tensor.n_bytes,
+            "rows of `{}`",
+            tensor.name
+        );
+
+        let mut file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        file.seek(SeekFrom::Start(tensor.offset + start))
+            .map_err(Error::io("read", &self.path))?;
+        let mut file = BufReader::with_capacity(1 << 20, file.take(length));
+        let mut bytes = vec![0; row_bytes];
+        for row in out.chunks_exact_mut(n_columns) {
+            file.read_exact(&mut bytes)
+                .map_err(Error::io("read", &self.path))?;
+            tensor.tensor_type.dequantize(&bytes, row);
+        }
+        Ok(())
+    }
+}
+
+/// A size that fits in the address space, since it was checked against a file's length.
+fn size(n: u64) -> usize {
+    usize::try_from(n).expect("no larger than the file")
+}
+
+/// Turns offsets into the data into offsets into the file. As llama.cpp demands, each tensor follows
+/// on the one before, padded to the alignment.
+fn place_tensors(tensors: &mut [TensorInfo], source: &Source, alignment: u64) -> Result<()> {
+    let data_start = source.position.next_multiple_of(alignment);
+    let mut expected: u64 = 0;
+    for tensor in tensors {
+        if tensor.offset != expected {
+            return Err(source.malformed(format!(
+                "tensor `{}` is at offset {} of the data, expected {expected}",
+                tensor.name, tensor.offset
+            )));
+        }
+        tensor.offset = data_start + expected;
+        let end = tensor.offset.checked_add(tensor.n_bytes);
+        if end.is_none_or(|end| end > source.n_bytes) {
+            return Err(source
+                .malformed(format!(
+                    "it ends within tensor `{}`, which needs {} bytes from byte {} on, and the file has {}",
+                    tensor.name, tensor.n_bytes, tensor.offset, source.n_bytes
+                ))
+                .with_hint("the file is incomplete: download or convert it again"));
+        }
+        expected += tensor.n_bytes.next_multiple_of(alignment);
+    }
+    Ok(())
+}

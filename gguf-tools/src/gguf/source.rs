@@ -1,0 +1,154 @@
+//! A GGUF file's header, read piece by piece: no count is believed that the file's length rules out.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::value::Scalar;
+use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorInfo, TensorType, tensor_bytes};
+use crate::{Error, Result};
+
+/// The longest string and the longest array that are read: no real file comes near, and a damaged
+/// length cannot exhaust the memory.
+const MAX_LENGTH: u64 = 1 << 26;
+
+/// A file that is read from its start, with its position and length known.
+pub(super) struct Source {
+    path: PathBuf,
+    file: BufReader<File>,
+    /// Bytes read.
+    pub(super) position: u64,
+    /// The file's length.
+    pub(super) n_bytes: u64,
+}
+
+impl Source {
+    /// Opens the file at `path`.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let metadata = file.metadata().map_err(Error::io("read", path))?;
+        if metadata.is_dir() {
+            return Err(Error::invalid(format!(
+                "`{}` is a folder, not a GGUF file",
+                path.display()
+            )));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufReader::new(file),
+            position: 0,
+            n_bytes: metadata.len(),
+        })
+    }
+
+    /// The error for a file that is not as GGUF should be.
+    pub(super) fn malformed(&self, what: impl AsRef<str>) -> Error {
+        Error::invalid(format!(
+            "cannot read `{}` as GGUF: {}",
+            self.path.display(),
+            what.as_ref()
+        ))
+    }
+
+    /// Checks magic and version, and returns the version.
+    pub(super) fn preamble(&mut self) -> Result<u32> {
+        if self.n_bytes == 0 {
+            return Err(self.malformed("it is empty"));
+        }
+        let magic: [u8; 4] = self.bytes()?;
+        if magic != MAGIC {
+            return Err(self
+                .malformed(format!(
+                    "it starts with `{}`, not with `GGUF`",
+                    magic.escape_ascii()
+                ))
+                .with_hint("convert the original with `gguf-tools` first"));
+        }
+        match u32::decode(self)? {
+            version @ 2..=3 => Ok(version),
+            version if version.swap_bytes() <= 3 => {
+                Err(self.malformed("it is big-endian, which is not supported"))
+            }
+            version => Err(self.malformed(format!(
+                "it has version {version}, and 2 and 3 are supported"
+            ))),
+        }
+    }
+
+    /// The next `N` bytes.
+    pub(super) fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let n_bytes = bytes.len() as u64;
+        if n_bytes > self.n_bytes - self.position {
+            return Err(self
+                .malformed("it ends within its header")
+                .with_hint("the file is incomplete: download or convert it again"));
+        }
+        self.file
+            .read_exact(bytes)
+            .map_err(Error::io("read", &self.path))?;
+        self.position += n_bytes;
+        Ok(())
+    }
+
+    /// A count of things that take at least `min_bytes` each, so that it fits in the rest of the
+    /// file.
+    pub(super) fn length(&mut self, min_bytes: u64) -> Result<u64> {
+        let length = u64::decode(self)?;
+        if length > ((self.n_bytes - self.position) / min_bytes).min(MAX_LENGTH) {
+            return Err(self
+                .malformed(format!(
+                    "a count of {length} goes beyond the end of the file"
+                ))
+                .with_hint("the file is damaged or incomplete: download or convert it again"));
+        }
+        Ok(length)
+    }
+
+    /// A length and so many bytes of UTF-8.
+    pub(super) fn string(&mut self) -> Result<String> {
+        let length = self.length(1)?;
+        let mut bytes = vec![0; length as usize];
+        self.fill(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| self.malformed("a string is not valid UTF-8"))
+    }
+
+    /// A tensor whose offset still counts from the start of the data.
+    pub(super) fn tensor_info(&mut self) -> Result<TensorInfo> {
+        let name = self.string()?;
+        if name.len() > MAX_NAME_BYTES {
+            return Err(self.malformed(format!("the tensor name `{name}` is too long")));
+        }
+        let n_dims = u32::decode(self)? as usize;
+        if !(1..=MAX_DIMS).contains(&n_dims) {
+            return Err(self.malformed(format!(
+                "tensor `{name}` has {n_dims} dimensions, expected 1 to 4"
+            )));
+        }
+        let dims = (0..n_dims)
+            .map(|_| u64::decode(self))
+            .collect::<Result<Vec<_>>>()?;
+        let code = u32::decode(self)?;
+        let tensor_type = TensorType::from_code(code).ok_or_else(|| {
+            self.malformed(format!("tensor `{name}` has the unknown type {code}"))
+        })?;
+        let n_bytes = tensor_bytes(tensor_type, &dims).ok_or_else(|| {
+            self.malformed(format!(
+                "tensor `{name}` has the impossible dims {dims:?} for type {}",
+                tensor_type.name()
+            ))
+        })?;
+        Ok(TensorInfo {
+            name,
+            dims,
+            tensor_type,
+            offset: u64::decode(self)?,
+            n_bytes,
+        })
+    }
+}

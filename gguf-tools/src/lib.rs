@@ -1,0 +1,21 @@
+//! Converts LLaVA-Gemma checkpoints and sparse autoencoders (SAEs) to GGUF, without llama.cpp.
+//!
+//! ```text
+//! Hugging Face LLaVA-Gemma folder ─► llava ─► model-*.gguf (arch gemma), mmproj-*.gguf (arch clip)
+//! SAELens folder, labels          ─► sae   ─► sae-*.gguf   (arch sae)
+//! any GGUF file                   ─► show  ─► metadata and tensors, as text or JSON
+//! ```
+//!
+//! This crate knows file formats and nothing of running a model: no C, no `unsafe`.
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod gguf;
+pub mod llava;
+pub mod progress;
+pub mod sae;
+mod weights;
+
+pub use error::{Error, Result};
+pub use progress::Progress;

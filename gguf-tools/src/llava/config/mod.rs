@@ -1,0 +1,191 @@
+//! `config.json` and `preprocessor_config.json` of a LLaVA-Gemma checkpoint, checked once.
+//!
+//! Published configs are abbreviated: a key that is missing takes the default that transformers
+//! gives its `model_type` (`GemmaConfig`, `CLIPVisionConfig`, `LlavaConfig`, versions 4.38 to 5.x).
+//! What llama.cpp's graphs cannot compute is refused here, so that a [`Config`] can be converted.
+
+mod text;
+mod vision;
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use self::text::RawText;
+use self::vision::{RawVision, read_preprocessor};
+use crate::{Error, Result};
+
+pub(super) use self::text::TextConfig;
+pub(super) use self::vision::{VisionActivation, VisionConfig};
+
+/// What a checkpoint says about itself.
+#[derive(Debug)]
+pub(super) struct Config {
+    pub(super) text: TextConfig,
+    pub(super) vision: VisionConfig,
+    pub(super) projector_bias: ProjectorBias,
+    /// The token that stands for an image in a prompt.
+    pub(super) image_token_id: usize,
+}
+
+/// Whether the projector's two layers have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProjectorBias {
+    Present,
+    Absent,
+}
+
+impl Config {
+    /// Reads and checks the configuration of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A missing or malformed file, and every setting that llama.cpp cannot compute.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let raw: RawConfig = read_json(&path)?;
+        let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
+
+        expect(&raw.model_type, "model_type", "(none)", &["llava"]).map_err(refuse)?;
+        expect(
+            &raw.vision_feature_select_strategy,
+            "vision_feature_select_strategy",
+            "default",
+            &["default"],
+        )
+        .map_err(refuse)?;
+        expect(
+            &raw.projector_hidden_act,
+            "projector_hidden_act",
+            "gelu",
+            &GELU,
+        )
+        .map_err(refuse)?;
+
+        let text = raw
+            .text_config
+            .unwrap_or_default()
+            .check()
+            .map_err(refuse)?;
+        let mut vision = raw
+            .vision_config
+            .unwrap_or_else(RawVision::of_llava)
+            .check(raw.vision_feature_layer.unwrap_or(OneOrSeveral::One(-2)))
+            .map_err(refuse)?;
+        read_preprocessor(dir, &mut vision)?;
+
+        let image_token_id = raw
+            .image_token_index
+            .or(raw.image_token_id)
+            .unwrap_or(32000);
+        if image_token_id >= text.vocab_size {
+            return Err(refuse(format!(
+                "`image_token_index` is {image_token_id}, `vocab_size` is only {}",
+                text.vocab_size
+            )));
+        }
+        Ok(Self {
+            text,
+            vision,
+            projector_bias: match raw.multimodal_projector_bias {
+                Some(false) => ProjectorBias::Absent,
+                _ => ProjectorBias::Present,
+            },
+            image_token_id,
+        })
+    }
+}
+
+/// Reads one JSON file.
+///
+/// # Errors
+/// A file that cannot be read, or is not JSON of the expected form.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid(format!("cannot read `{}`: {error}", path.display())))
+}
+
+/// As [`read_json`]; `None` if there is no such file.
+///
+/// # Errors
+/// As [`read_json`].
+pub(super) fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if path.exists() {
+        read_json(path).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// A number or a list of them, where transformers takes either.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrSeveral {
+    One(i64),
+    Several(Vec<i64>),
+}
+
+impl OneOrSeveral {
+    pub(super) fn as_slice(&self) -> &[i64] {
+        match self {
+            Self::One(number) => std::slice::from_ref(number),
+            Self::Several(numbers) => numbers,
+        }
+    }
+}
+
+/// The names under which transformers has GELU. llama.cpp computes the tanh form for each of them;
+/// transformers' Gemma does as well, whatever its config says.
+const GELU: [&str; 4] = ["gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"];
+
+/// `LLAMA_MAX_LAYERS` of llama.cpp, which aborts on more.
+const MAX_LAYERS: usize = 512;
+
+#[derive(Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    text_config: Option<RawText>,
+    vision_config: Option<RawVision>,
+    projector_hidden_act: Option<String>,
+    multimodal_projector_bias: Option<bool>,
+    vision_feature_layer: Option<OneOrSeveral>,
+    vision_feature_select_strategy: Option<String>,
+    image_token_index: Option<usize>,
+    image_token_id: Option<usize>,
+}
+
+/// Bounds every size of a config, so that products of two fit 64 bits.
+const MAX_SIZE: usize = 1 << 24;
+
+fn expect(
+    value: &Option<String>,
+    key: &str,
+    default: &str,
+    supported: &[&str],
+) -> std::result::Result<(), String> {
+    let value = value.as_deref().unwrap_or(default);
+    if supported.contains(&value) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` is `{value}`, supported: `{}`",
+        supported.join("`, `")
+    ))
+}
+
+fn in_range(key: &str, value: usize, max: usize) -> std::result::Result<(), String> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("`{key}` is {value}, expected 1 to {max}"))
+}
+
+fn multiple(key: &str, value: usize, of_key: &str, of: usize) -> std::result::Result<(), String> {
+    if value.is_multiple_of(of) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` is {value}, expected a multiple of `{of_key}`, which is {of}"
+    ))
+}

@@ -1,0 +1,222 @@
+//! CLIP's part of `config.json`, and `preprocessor_config.json`.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, read_optional_json};
+use crate::{Error, Result};
+
+/// A CLIP vision transformer.
+#[derive(Debug)]
+pub(crate) struct VisionConfig {
+    pub(crate) d_model: usize,
+    pub(crate) d_ffn: usize,
+    pub(crate) n_layers: usize,
+    /// Layers that run before the projector reads: `hidden_states[n_feature_layers]`.
+    pub(crate) n_feature_layers: usize,
+    pub(crate) n_heads: usize,
+    /// Pixels on a side of the image.
+    pub(crate) image_size: usize,
+    /// Pixels on a side of a patch.
+    pub(crate) patch_size: usize,
+    pub(crate) layer_norm_eps: f32,
+    pub(crate) activation: VisionActivation,
+    /// Of the red, green and blue values in 0 to 1.
+    pub(crate) image_mean: [f32; 3],
+    pub(crate) image_std: [f32; 3],
+}
+
+/// The activation of CLIP's feed-forward layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VisionActivation {
+    QuickGelu,
+    Gelu,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct RawVision {
+    model_type: Option<String>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    num_channels: Option<usize>,
+    image_size: Option<usize>,
+    patch_size: Option<usize>,
+    layer_norm_eps: Option<f32>,
+    hidden_act: Option<String>,
+}
+
+impl RawVision {
+    /// CLIP ViT-L/14-336, which `LlavaConfig` takes where there is no `vision_config` at all.
+    pub(super) fn of_llava() -> Self {
+        Self {
+            hidden_size: Some(1024),
+            intermediate_size: Some(4096),
+            num_hidden_layers: Some(24),
+            num_attention_heads: Some(16),
+            image_size: Some(336),
+            patch_size: Some(14),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn check(
+        self,
+        feature_layer: OneOrSeveral,
+    ) -> std::result::Result<VisionConfig, String> {
+        expect(
+            &self.model_type,
+            "vision_config.model_type",
+            "clip_vision_model",
+            &["clip_vision_model"],
+        )?;
+        expect(
+            &self.hidden_act,
+            "vision_config.hidden_act",
+            "quick_gelu",
+            &[
+                "quick_gelu",
+                "gelu",
+                "gelu_pytorch_tanh",
+                "gelu_new",
+                "gelu_fast",
+            ],
+        )?;
+        let n_layers = self.num_hidden_layers.unwrap_or(12);
+        in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
+        let vision = VisionConfig {
+            d_model: self.hidden_size.unwrap_or(768),
+            d_ffn: self.intermediate_size.unwrap_or(3072),
+            n_layers,
+            n_feature_layers: n_feature_layers(feature_layer, n_layers)?,
+            n_heads: self.num_attention_heads.unwrap_or(12),
+            image_size: self.image_size.unwrap_or(224),
+            patch_size: self.patch_size.unwrap_or(32),
+            layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-5),
+            activation: match self.hidden_act.as_deref() {
+                None | Some("quick_gelu") => VisionActivation::QuickGelu,
+                Some(_) => VisionActivation::Gelu,
+            },
+            image_mean: CLIP_MEAN,
+            image_std: CLIP_STD,
+        };
+        for (key, size, max) in [
+            ("hidden_size", vision.d_model, MAX_SIZE),
+            ("intermediate_size", vision.d_ffn, MAX_SIZE),
+            ("num_attention_heads", vision.n_heads, vision.d_model),
+            ("image_size", vision.image_size, MAX_IMAGE_SIZE),
+            ("patch_size", vision.patch_size, vision.image_size),
+        ] {
+            in_range(&format!("vision_config.{key}"), size, max)?;
+        }
+        for (key, size, of_key, of) in [
+            (
+                "hidden_size",
+                vision.d_model,
+                "num_attention_heads",
+                vision.n_heads,
+            ),
+            (
+                "image_size",
+                vision.image_size,
+                "patch_size",
+                vision.patch_size,
+            ),
+        ] {
+            multiple(&format!("vision_config.{key}"), size, of_key, of)?;
+        }
+        if self.num_channels.is_some_and(|n| n != 3) {
+            return Err("`vision_config.num_channels` is not 3".to_owned());
+        }
+        // llama.cpp's clip.cpp takes such files for old ones with the two layers swapped.
+        if vision.d_ffn == vision.d_model {
+            return Err("`vision_config.intermediate_size` equals `hidden_size`, \
+                        which llama.cpp's vision loader cannot tell from an older file layout"
+                .to_owned());
+        }
+        Ok(vision)
+    }
+}
+
+const MAX_IMAGE_SIZE: usize = 1 << 14;
+
+/// transformers indexes `hidden_states`, which has the embeddings at 0 and the output of layer
+/// `i` (from 1) at `i`, so the index, counted from the front, is the number of layers that run.
+fn n_feature_layers(layer: OneOrSeveral, n_layers: usize) -> std::result::Result<usize, String> {
+    let &[layer] = layer.as_slice() else {
+        return Err(format!(
+            "`vision_feature_layer` is {:?}, only one layer is supported",
+            layer.as_slice()
+        ));
+    };
+    let n_layers = n_layers as i64;
+    let from_front = if layer < 0 {
+        n_layers + 1 + layer
+    } else {
+        layer
+    };
+    if (1..=n_layers).contains(&from_front) {
+        return Ok(from_front as usize);
+    }
+    Err(format!(
+        "`vision_feature_layer` is {layer}, expected 1 to {n_layers} or -{n_layers} to -1"
+    ))
+}
+
+/// CLIP's own mean and deviation (`OPENAI_CLIP_MEAN`, `OPENAI_CLIP_STD` in transformers).
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+#[derive(Default, Deserialize)]
+struct RawPreprocessor {
+    image_mean: Option<[f32; 3]>,
+    image_std: Option<[f32; 3]>,
+    crop_size: Option<RawSize>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawSize {
+    Side(usize),
+    Sides { height: usize, width: usize },
+}
+
+/// `processor_config.json`, where transformers 5 keeps the image processor's settings.
+#[derive(Deserialize)]
+struct RawProcessor {
+    image_processor: Option<RawPreprocessor>,
+}
+
+pub(super) fn read_preprocessor(dir: &Path, vision: &mut VisionConfig) -> Result<()> {
+    let mut path = dir.join("preprocessor_config.json");
+    let mut raw: Option<RawPreprocessor> = read_optional_json(&path)?;
+    if raw.is_none() {
+        path = dir.join("processor_config.json");
+        raw = read_optional_json::<RawProcessor>(&path)?.and_then(|raw| raw.image_processor);
+    }
+    let raw = raw.unwrap_or_default();
+    let (height, width) = match raw.crop_size {
+        None => (vision.image_size, vision.image_size),
+        Some(RawSize::Side(side)) => (side, side),
+        Some(RawSize::Sides { height, width }) => (height, width),
+    };
+    if (height, width) != (vision.image_size, vision.image_size) {
+        return Err(Error::invalid(format!(
+            "`{}`: `crop_size` is {height}x{width}, but `image_size` in `config.json` is {}",
+            path.display(),
+            vision.image_size
+        )));
+    }
+    vision.image_mean = raw.image_mean.unwrap_or(vision.image_mean);
+    vision.image_std = raw.image_std.unwrap_or(vision.image_std);
+    if vision.image_std.iter().any(|&std| std <= 0.0) {
+        return Err(Error::invalid(format!(
+            "`{}`: `image_std` is {:?}, expected positive numbers",
+            path.display(),
+            vision.image_std
+        )));
+    }
+    Ok(())
+}

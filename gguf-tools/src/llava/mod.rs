@@ -1,0 +1,267 @@
+//! A Hugging Face LLaVA-Gemma checkpoint becomes the two files that llama.cpp runs.
+//!
+//! ```text
+//! config.json, preprocessor_config.json ─► config ─────┬─► language_model, vision: names and metadata
+//! tokenizer.model or tokenizer.json     ─► tokenizer ──┤
+//! *.safetensors                         ─► checkpoint ─┴─► output ─► model-*.gguf, mmproj-*.gguf
+//! ```
+//!
+//! Everything that can be checked without reading the weights is checked before the first of them
+//! is read. This module knows nothing of sparse autoencoders.
+
+mod checkpoint;
+mod config;
+mod language_model;
+mod output;
+mod tokenizer;
+mod vision;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use self::checkpoint::Checkpoint;
+use self::config::Config;
+use self::output::OutputTensor;
+use self::tokenizer::Tokenizer;
+use crate::gguf::{Overwrite, TensorType, Writer};
+use crate::progress::{Meter, Progress};
+use crate::{Error, Result};
+
+/// How [`convert`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct LlavaOptions {
+    /// Of the language model's matrices; norms are always f32.
+    pub model_type: TensorType,
+    /// Of the image encoder's and projector's matrices; norms, biases, positions and the patch
+    /// convolution are always f32.
+    pub mmproj_type: TensorType,
+    /// What to do where one of the two files exists.
+    pub overwrite: Overwrite,
+}
+
+/// What [`convert`] wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LlavaFiles {
+    /// The language model with its tokenizer: `model-<type>.gguf`.
+    pub model: PathBuf,
+    /// The image encoder with its projector: `mmproj-<type>.gguf`.
+    pub mmproj: PathBuf,
+}
+
+/// Converts the checkpoint folder `dir` into two GGUF files in `out_dir`, which is made if need be.
+/// `progress` gets bytes of weights read.
+///
+/// The weights pass through in blocks of some megabytes, whatever the model's size.
+///
+/// # Errors
+/// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file
+/// that exists; everything that reading and writing can meet; [`Error::Interrupted`] where
+/// `progress` asks for it. Nothing is left behind then: the files get their names when both are
+/// complete.
+pub fn convert(
+    dir: &Path,
+    out_dir: &Path,
+    options: &LlavaOptions,
+    progress: Progress,
+) -> Result<LlavaFiles> {
+    let files = LlavaFiles {
+        model: out_dir.join(format!("model-{}.gguf", options.model_type.name())),
+        mmproj: out_dir.join(format!("mmproj-{}.gguf", options.mmproj_type.name())),
+    };
+    for path in [&files.model, &files.mmproj] {
+        check_target(path, options.overwrite)?;
+    }
+    let model_file_type = file_type(options.model_type)?;
+    let mmproj_file_type = file_type(options.mmproj_type)?;
+
+    let config = Config::read(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let model_tensors = language_model::tensors(&config.text, options.model_type);
+    let mmproj_tensors = vision::tensors(&config, options.mmproj_type);
+    check_tensors(
+        &checkpoint,
+        &config,
+        model_tensors.iter().chain(&mmproj_tensors),
+    )?;
+    let tokenizer = Tokenizer::read(dir, &config)?;
+    language_model::check_tied_output(&config.text, &checkpoint)?;
+
+    let staging = Staging::create(out_dir)?;
+    let mut model = Writer::create(&staging.path(&files.model), Overwrite::Refuse)?;
+    model.set("general.architecture", "gemma");
+    model.set("general.type", "model");
+    write_general(dir, model_file_type, &mut model);
+    language_model::write_metadata(&config.text, &mut model);
+    tokenizer.write_metadata(&mut model);
+
+    let mut mmproj = Writer::create(&staging.path(&files.mmproj), Overwrite::Refuse)?;
+    mmproj.set("general.architecture", "clip");
+    mmproj.set("general.type", "mmproj");
+    write_general(dir, mmproj_file_type, &mut mmproj);
+    vision::write_metadata(&config, &mut mmproj);
+
+    let all_tensors = model_tensors.iter().chain(&mmproj_tensors);
+    let n_bytes = all_tensors
+        .map(|tensor| tensor.n_source_bytes(&checkpoint))
+        .sum();
+    let mut meter = Meter::new(progress, n_bytes);
+    write_tensors(model, &model_tensors, &checkpoint, &mut meter)?;
+    write_tensors(mmproj, &mmproj_tensors, &checkpoint, &mut meter)?;
+    staging.publish([&files.model, &files.mmproj])?;
+    Ok(files)
+}
+
+/// The number type of the checkpoint's weights: the smallest that holds all of them exactly.
+///
+/// # Errors
+/// Weights that cannot be found or read.
+pub fn weight_type(dir: &Path) -> Result<TensorType> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut types = checkpoint.iter().map(|(_, tensor)| tensor.tensor_type());
+    let first = types.next().flatten().unwrap_or(TensorType::F32);
+    Ok(if types.all(|tensor_type| tensor_type == Some(first)) {
+        first
+    } else {
+        TensorType::F32
+    })
+}
+
+fn write_tensors(
+    mut writer: Writer,
+    tensors: &[OutputTensor],
+    checkpoint: &Checkpoint,
+    meter: &mut Meter,
+) -> Result<()> {
+    for tensor in tensors {
+        tensor.declare(&mut writer);
+    }
+    let mut writer = writer.begin()?;
+    for tensor in tensors {
+        tensor.write(checkpoint, &mut writer, meter)?;
+    }
+    writer.finish()
+}
+
+fn check_target(path: &Path, overwrite: Overwrite) -> Result<()> {
+    let what = match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(metadata) if metadata.is_dir() => "is a folder",
+        Ok(_) if overwrite == Overwrite::Refuse => "exists",
+        Ok(_) => return Ok(()),
+    };
+    Err(
+        Error::invalid(format!("cannot write `{}`: it {what}", path.display()))
+            .with_hint("choose another folder, or overwrite files with `--force`"),
+    )
+}
+
+/// `general.file_type`: `llama_ftype` of llama.cpp.
+fn file_type(tensor_type: TensorType) -> Result<u32> {
+    match tensor_type {
+        TensorType::F32 => Ok(0),
+        TensorType::F16 => Ok(1),
+        TensorType::Q8_0 => Ok(7),
+        TensorType::Bf16 => Ok(32),
+        TensorType::Other(_) => Err(Error::invalid(format!(
+            "cannot write tensors of type `{}`",
+            tensor_type.name()
+        ))
+        .with_hint("types to choose from: `f32`, `f16`, `bf16`, `q8_0`")),
+    }
+}
+
+fn write_general(dir: &Path, file_type: u32, writer: &mut Writer) {
+    if let Some(name) = fs::canonicalize(dir)
+        .ok()
+        .as_deref()
+        .and_then(Path::file_name)
+    {
+        writer.set("general.name", name.to_string_lossy().into_owned());
+    }
+    let description = concat!(
+        "LLaVA-Gemma, converted by gguf-tools ",
+        env!("CARGO_PKG_VERSION")
+    );
+    writer.set("general.description", description);
+    writer.set("general.file_type", file_type);
+    // `GGML_QNT_VERSION` of ggml.
+    writer.set("general.quantization_version", 2u32);
+}
+
+/// Checks that the checkpoint has all tensors of the output files in the right shape, and no
+/// others than those known to be of no use.
+fn check_tensors<'a>(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    tensors: impl Iterator<Item = &'a OutputTensor>,
+) -> Result<()> {
+    let mut used = HashSet::new();
+    for tensor in tensors {
+        tensor.check(checkpoint)?;
+        used.extend(tensor.source());
+    }
+    for (name, stored) in checkpoint.iter() {
+        let known = used.contains(name)
+            || name == "lm_head.weight" // compared with the embedding, later
+            || name.ends_with(".rotary_emb.inv_freq") // follows from `rope_theta`
+            || vision::is_unused(&config.vision, name);
+        if !known {
+            return Err(Error::invalid(format!(
+                "{} has no place in a LLaVA-Gemma",
+                stored.describe()
+            ))
+            .with_hint("the checkpoint is of another architecture, or its `config.json` is"));
+        }
+    }
+    Ok(())
+}
+
+/// A folder inside the output folder where the files grow. It goes when the value is dropped, with
+/// the folders above it that were made for it and are empty.
+struct Staging {
+    dir: tempfile::TempDir,
+    _made: MadeDirs, // declared last, so dropped last
+}
+
+/// The output folder and those above it that were missing, innermost first.
+struct MadeDirs(Vec<PathBuf>);
+
+impl Drop for MadeDirs {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            // The system refuses where the folder has something in it.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+impl Staging {
+    fn create(out_dir: &Path) -> Result<Self> {
+        let missing = out_dir.ancestors().take_while(|dir| !dir.exists());
+        let made = MadeDirs(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(out_dir).map_err(Error::io("create", out_dir))?;
+        let dir = tempfile::Builder::new()
+            .prefix(".convert-")
+            .tempdir_in(out_dir)
+            .map_err(Error::io("create a folder in", out_dir))?;
+        Ok(Self { dir, _made: made })
+    }
+
+    /// Where the file grows that is to become `target`.
+    fn path(&self, target: &Path) -> PathBuf {
+        self.dir.path().join(
+            target
+                .file_name()
+                .expect("targets are files of the output folder"),
+        )
+    }
+
+    /// Gives finished files their places.
+    fn publish(self, targets: [&Path; 2]) -> Result<()> {
+        for target in targets {
+            fs::rename(self.path(target), target).map_err(Error::io("write", target))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! The tensors of an output file: what each is made of, checked before anything is written.
+
+use super::checkpoint::Checkpoint;
+use crate::Result;
+use crate::gguf::{TensorType, TensorWriter, Writer};
+use crate::progress::Meter;
+use crate::weights::StoredTensor;
+
+/// One tensor of an output file.
+#[derive(Debug)]
+pub(super) struct OutputTensor {
+    /// In the GGUF file.
+    name: String,
+    source: Source,
+    /// Row-major, as PyTorch has it; ggml counts dimensions the other way round.
+    shape: Vec<usize>,
+    tensor_type: TensorType,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The checkpoint's tensor of that plain name.
+    Stored {
+        name: String,
+        offset: f32,
+    },
+    Zeros,
+}
+
+impl OutputTensor {
+    /// The checkpoint's tensor `source`, of row-major `shape`.
+    pub(super) fn new(
+        name: String,
+        source: String,
+        shape: &[usize],
+        tensor_type: TensorType,
+    ) -> Self {
+        Self {
+            name,
+            source: Source::Stored {
+                name: source,
+                offset: 0.0,
+            },
+            shape: shape.to_vec(),
+            tensor_type,
+        }
+    }
+
+    /// As [`OutputTensor::new`], for a matrix in `wanted` type: q8_0 has blocks of 32 numbers, and a
+    /// matrix with rows that they do not fill stays f16.
+    pub(super) fn matrix(
+        name: String,
+        source: String,
+        shape: [usize; 2],
+        wanted: TensorType,
+    ) -> Self {
+        let fits = wanted.row_bytes(shape[1]).is_some();
+        if !fits {
+            log::warn!(
+                "`{name}` is stored as f16: its rows of {} numbers do not fit `{}`",
+                shape[1],
+                wanted.name()
+            );
+        }
+        Self::new(
+            name,
+            source,
+            &shape,
+            if fits { wanted } else { TensorType::F16 },
+        )
+    }
+
+    /// The same with 1 added to every value.
+    pub(super) fn plus_one(mut self) -> Self {
+        if let Source::Stored { offset, .. } = &mut self.source {
+            *offset = 1.0;
+        }
+        self
+    }
+
+    /// The same with zeros for values; the checkpoint does not have it.
+    pub(super) fn zeros(mut self) -> Self {
+        self.source = Source::Zeros;
+        self
+    }
+
+    /// The plain name of the checkpoint's tensor that it is made of.
+    pub(super) fn source(&self) -> Option<&str> {
+        match &self.source {
+            Source::Stored { name, .. } => Some(name),
+            Source::Zeros => None,
+        }
+    }
+
+    /// Finds the tensor's source and checks its shape and number type.
+    ///
+    /// # Errors
+    /// Where it is missing or does not fit.
+    pub(super) fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let Some(name) = self.source() else {
+            return Ok(());
+        };
+        let stored = checkpoint.require(name)?;
+        stored.check(&self.shape)
+    }
+
+    /// Bytes that [`OutputTensor::write`] will read.
+    pub(super) fn n_source_bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        let stored = self.source().and_then(|name| checkpoint.get(name));
+        stored.map_or(0, StoredTensor::n_bytes)
+    }
+
+    /// Announces the tensor in the file's header.
+    pub(super) fn declare(&self, writer: &mut Writer) {
+        let dims: Vec<u64> = self.shape.iter().rev().map(|&n| n as u64).collect();
+        writer.declare(&self.name, &dims, self.tensor_type);
+    }
+
+    /// Streams the values into the file.
+    ///
+    /// # Errors
+    /// Those of reading and writing, and a value that is not finite or too large for the type.
+    pub(super) fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        writer: &mut TensorWriter,
+        meter: &mut Meter,
+    ) -> Result<()> {
+        let (name, offset) = match &self.source {
+            Source::Stored { name, offset } => (name, *offset),
+            Source::Zeros => return writer.write_f32(&vec![0.0; self.shape.iter().product()]),
+        };
+        let stored = checkpoint.require(name)?;
+        let mut blocks = stored.blocks()?;
+        while let Some((values, n_bytes)) = blocks.next()? {
+            // Not for all: adding 0 would turn -0 into 0.
+            if offset != 0.0 {
+                values.iter_mut().for_each(|value| *value += offset);
+            }
+            writer.write_f32(values)?;
+            meter.advance(n_bytes)?;
+        }
+        Ok(())
+    }
+}

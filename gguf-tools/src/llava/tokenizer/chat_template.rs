@@ -1,0 +1,57 @@
+//! The chat template of a checkpoint, a Jinja text, wherever its transformers version kept it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::llava::config::read_optional_json;
+use crate::{Error, Result};
+
+/// Gemma's own, for a checkpoint that comes without one.
+const GEMMA: &str = "{{ bos_token }}{% for message in messages %}\
+{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' \
++ message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+
+#[derive(Deserialize)]
+struct Holder {
+    chat_template: Option<Template>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Template {
+    One(String),
+    Several(Vec<Named>),
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+    template: String,
+}
+
+/// The template of `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json`, or
+/// Gemma's.
+///
+/// # Errors
+/// A malformed file.
+pub(super) fn read(dir: &Path) -> Result<String> {
+    let jinja = dir.join("chat_template.jinja");
+    if jinja.exists() {
+        return std::fs::read_to_string(&jinja).map_err(Error::io("read", &jinja));
+    }
+    for file in ["tokenizer_config.json", "chat_template.json"] {
+        let holder: Option<Holder> = read_optional_json(&dir.join(file))?;
+        match holder.and_then(|holder| holder.chat_template) {
+            Some(Template::One(template)) => return Ok(template),
+            Some(Template::Several(templates)) => {
+                if let Some(named) = templates.into_iter().find(|named| named.name == "default") {
+                    return Ok(named.template);
+                }
+            }
+            None => {}
+        }
+    }
+    Ok(GEMMA.to_owned())
+}

@@ -1,0 +1,364 @@
+//! The tokenizer of a checkpoint as llama.cpp's SentencePiece-like one (`tokenizer.ggml.model =
+//! "llama"`) needs it: a piece, a score and a kind for every row of the embedding.
+
+mod bpe;
+mod chat_template;
+mod sentence_piece;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{Config, OneOrSeveral, read_optional_json};
+use crate::gguf::Writer;
+use crate::{Error, Result};
+
+/// What llama.cpp needs to know to turn text into ids and back.
+#[derive(Debug)]
+pub(super) struct Tokenizer {
+    /// By id; as many as the embedding has rows.
+    tokens: Vec<Token>,
+    bos_id: usize,
+    eos_id: usize,
+    /// Ends a turn, as `eos_id` does.
+    eot_id: Option<usize>,
+    unk_id: Option<usize>,
+    pad_id: usize,
+    /// Whether a text is tokenized as if it began with a space.
+    add_space_prefix: bool,
+    chat_template: String,
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    piece: String,
+    score: f32,
+    kind: TokenKind,
+}
+
+/// `llama_token_type` of llama.cpp, which took the numbers from SentencePiece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenKind {
+    Normal = 1,
+    Unknown = 2,
+    Control = 3,
+    UserDefined = 4,
+    Unused = 5,
+    Byte = 6,
+}
+
+/// What the two tokenizer formats have in common; ids without a piece are `None`.
+struct Pieces {
+    tokens: Vec<Option<Token>>,
+    add_space_prefix: bool,
+}
+
+/// The score of markers and fillers, which no merge makes.
+const MARKER_SCORE: f32 = -1000.0;
+
+/// Gemma's markers of a turn: control tokens even where a file calls them plain text.
+const END_OF_TURN: &str = "<end_of_turn>";
+const MARKERS: [&str; 2] = ["<start_of_turn>", END_OF_TURN];
+
+impl Tokenizer {
+    /// Reads `tokenizer.model` or, without it, `tokenizer.json`, and the tokens added to it.
+    ///
+    /// # Errors
+    /// Missing or malformed files, more tokens than the embedding has rows, a piece that stands
+    /// twice, a missing byte token.
+    pub(super) fn read(dir: &Path, config: &Config) -> Result<Self> {
+        let refuse =
+            |what: String| Error::invalid(format!("the tokenizer in `{}`: {what}", dir.display()));
+        let n_rows = config.text.vocab_size;
+        let settings: Settings =
+            read_optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let Pieces {
+            mut tokens,
+            add_space_prefix,
+        } = read_pieces(dir, n_rows)?;
+        for (id, added) in added_tokens(dir, &settings)? {
+            if id >= n_rows {
+                return Err(refuse(format!(
+                    "token `{}` has id {id}, but the embedding has only {n_rows} rows",
+                    added.content
+                )));
+            }
+            if id >= tokens.len() {
+                tokens.resize(id + 1, None);
+            }
+            added.put(&mut tokens[id]);
+        }
+        if tokens.len() > n_rows {
+            return Err(refuse(format!(
+                "it has {} tokens, but the embedding has only {n_rows} rows",
+                tokens.len()
+            )));
+        }
+        tokens.resize(n_rows, None);
+
+        let mut special = settings.special_tokens();
+        special.extend(MARKERS);
+        let tokens: Vec<Token> = tokens
+            .into_iter()
+            .enumerate()
+            .map(|(id, token)| {
+                let token = token.unwrap_or_else(|| Token::filler(id));
+                let is_special =
+                    special.contains(token.piece.as_str()) || id == config.image_token_id;
+                token.classified(is_special)
+            })
+            .collect();
+        let ids = ids(&tokens).map_err(refuse)?;
+
+        let named = |name: &str, default: usize| {
+            let id = settings
+                .named(name)
+                .and_then(|piece| ids.get(piece).copied())
+                .unwrap_or(default);
+            if id < n_rows {
+                return Ok(id);
+            }
+            Err(refuse(format!(
+                "`{name}` is {id}, but the embedding has only {n_rows} rows"
+            )))
+        };
+        let eos_id = named("eos_token", config.text.eos_token_id)?;
+        let generation: Option<Generation> =
+            read_optional_json(&dir.join("generation_config.json"))?;
+        let end_ids = generation.and_then(|generation| generation.eos_token_id);
+        Ok(Self {
+            bos_id: named("bos_token", config.text.bos_token_id)?,
+            eos_id,
+            eot_id: end_ids
+                .iter()
+                .flat_map(OneOrSeveral::as_slice)
+                .filter_map(|&id| usize::try_from(id).ok())
+                .find(|&id| id != eos_id && id < n_rows)
+                .or(ids.get(END_OF_TURN).copied()),
+            unk_id: tokens
+                .iter()
+                .position(|token| token.kind == TokenKind::Unknown),
+            pad_id: named("pad_token", config.text.pad_token_id)?,
+            add_space_prefix,
+            chat_template: chat_template::read(dir)?,
+            tokens,
+        })
+    }
+
+    /// Writes the `tokenizer.*` keys, as `src/llama-vocab.cpp` of llama.cpp reads them.
+    pub(super) fn write_metadata(self, writer: &mut Writer) {
+        let id = |id: usize| u32::try_from(id).expect("ids are below 2^24 rows");
+        let scores: Vec<f32> = self.tokens.iter().map(|token| token.score).collect();
+        let kinds: Vec<i32> = self.tokens.iter().map(|token| token.kind as i32).collect();
+        let fillers: Vec<i32> = (0i32..)
+            .zip(&self.tokens)
+            .filter(|(_, token)| token.kind == TokenKind::Unused)
+            .map(|(id, _)| id)
+            .collect();
+        writer.set("tokenizer.ggml.model", "llama");
+        writer.set("tokenizer.ggml.pre", "default");
+        let pieces: Vec<String> = self.tokens.into_iter().map(|token| token.piece).collect();
+        writer.set("tokenizer.ggml.tokens", pieces);
+        writer.set("tokenizer.ggml.scores", scores);
+        writer.set("tokenizer.ggml.token_type", kinds);
+        writer.set("tokenizer.ggml.bos_token_id", id(self.bos_id));
+        writer.set("tokenizer.ggml.eos_token_id", id(self.eos_id));
+        writer.set("tokenizer.ggml.padding_token_id", id(self.pad_id));
+        if let Some(eot_id) = self.eot_id {
+            writer.set("tokenizer.ggml.eot_token_id", id(eot_id));
+        }
+        if let Some(unk_id) = self.unk_id {
+            writer.set("tokenizer.ggml.unknown_token_id", id(unk_id));
+        }
+        // Rows of the embedding that no token has: samplers must never choose them.
+        if !fillers.is_empty() {
+            writer.set("tokenizer.ggml.suppress_tokens", fillers);
+        }
+        writer.set("tokenizer.ggml.add_bos_token", true);
+        writer.set("tokenizer.ggml.add_eos_token", false);
+        writer.set("tokenizer.ggml.add_space_prefix", self.add_space_prefix);
+        writer.set("tokenizer.chat_template", self.chat_template);
+    }
+}
+
+impl Token {
+    /// A row of the embedding that no token has.
+    fn filler(id: usize) -> Self {
+        Self {
+            piece: format!("[PAD{id}]"),
+            score: MARKER_SCORE,
+            kind: TokenKind::Unused,
+        }
+    }
+
+    /// The token with the kind by which llama.cpp treats it as transformers does.
+    fn classified(mut self, is_special: bool) -> Self {
+        let is_text = matches!(self.kind, TokenKind::Normal | TokenKind::UserDefined);
+        if is_text && is_special {
+            self.kind = TokenKind::Control;
+        } else if self.kind == TokenKind::UserDefined {
+            if self.piece.chars().all(|c| c == '▁') {
+                // Runs of spaces have scores that join them before anything else.
+                self.kind = TokenKind::Normal;
+            } else {
+                // llama.cpp looks for such tokens in the text as it was typed.
+                self.piece = self.piece.replace('▁', " ");
+            }
+        }
+        self
+    }
+}
+
+fn read_pieces(dir: &Path, max_tokens: usize) -> Result<Pieces> {
+    let (model_path, json_path) = (dir.join("tokenizer.model"), dir.join("tokenizer.json"));
+    if model_path.exists() {
+        return sentence_piece::read(&model_path);
+    }
+    if json_path.exists() {
+        return bpe::read(&json_path, max_tokens);
+    }
+    Err(Error::invalid(format!(
+        "`{}` has neither `tokenizer.model` nor `tokenizer.json`",
+        dir.display()
+    )))
+}
+
+/// The ids by piece; llama.cpp aborts if a piece stands twice, and throws on a character without a
+/// token if its bytes have none.
+fn ids(tokens: &[Token]) -> std::result::Result<HashMap<&str, usize>, String> {
+    let mut ids = HashMap::with_capacity(tokens.len());
+    for (id, token) in tokens.iter().enumerate() {
+        if let Some(twin) = ids.insert(token.piece.as_str(), id) {
+            return Err(format!("tokens {twin} and {id} are both `{}`", token.piece));
+        }
+    }
+    for byte in 0..=u8::MAX {
+        let piece = format!("<0x{byte:02X}>");
+        if !ids.contains_key(piece.as_str()) {
+            return Err(format!("the byte token `{piece}` is missing"));
+        }
+    }
+    Ok(ids)
+}
+
+/// A token that is not part of the trained model.
+#[derive(Deserialize)]
+struct AddedToken {
+    id: Option<usize>,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+impl AddedToken {
+    /// Gives the token its place; where the trained model has it there already, only its kind
+    /// changes.
+    fn put(self, slot: &mut Option<Token>) {
+        let kind = if self.special {
+            TokenKind::Control
+        } else {
+            TokenKind::UserDefined
+        };
+        match slot {
+            Some(token) if token.piece == self.content => {
+                if matches!(token.kind, TokenKind::Normal | TokenKind::UserDefined) {
+                    token.kind = kind;
+                }
+            }
+            _ => {
+                *slot = Some(Token {
+                    piece: self.content,
+                    score: MARKER_SCORE,
+                    kind,
+                })
+            }
+        }
+    }
+}
+
+/// `tokenizer_config.json`.
+#[derive(Default, Deserialize)]
+struct Settings {
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<usize, AddedToken>,
+    /// `bos_token` and its like, and the lists of further special tokens.
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
+}
+
+impl Settings {
+    /// The piece of a setting such as `bos_token`: a text, or an object with `content`.
+    fn named(&self, name: &str) -> Option<&str> {
+        piece(self.other.get(name)?)
+    }
+
+    /// The pieces that are special by one of the settings.
+    fn special_tokens(&self) -> HashSet<&str> {
+        let named = ["bos_token", "eos_token", "pad_token", "mask_token"];
+        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let listed = lists
+            .into_iter()
+            .filter_map(|list| self.other.get(list))
+            .flat_map(|list| match list {
+                Value::Array(values) => values.iter().filter_map(piece).collect(),
+                Value::Object(values) => values.values().filter_map(piece).collect(),
+                _ => Vec::new(),
+            });
+        named
+            .into_iter()
+            .filter_map(|name| self.named(name))
+            .chain(listed)
+            .collect()
+    }
+}
+
+fn piece(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// The added tokens of `added_tokens.json`, `tokenizer_config.json` and `tokenizer.json` by id. The
+/// later file wins, since transformers' tokenizers follow it.
+fn added_tokens(dir: &Path, settings: &Settings) -> Result<BTreeMap<usize, AddedToken>> {
+    #[derive(Deserialize)]
+    struct TokenizerJson {
+        #[serde(default)]
+        added_tokens: Vec<AddedToken>,
+    }
+    let mut added = BTreeMap::new();
+    let plain: Option<BTreeMap<String, usize>> =
+        read_optional_json(&dir.join("added_tokens.json"))?;
+    for (content, id) in plain.unwrap_or_default() {
+        added.insert(
+            id,
+            AddedToken {
+                id: Some(id),
+                content,
+                special: false,
+            },
+        );
+    }
+    for (&id, token) in &settings.added_tokens_decoder {
+        added.insert(
+            id,
+            AddedToken {
+                content: token.content.clone(),
+                ..*token
+            },
+        );
+    }
+    let json: Option<TokenizerJson> = read_optional_json(&dir.join("tokenizer.json"))?;
+    for token in json.into_iter().flat_map(|json| json.added_tokens) {
+        if let Some(id) = token.id {
+            added.insert(id, token);
+        }
+    }
+    Ok(added)
+}
+
+/// `generation_config.json`.
+#[derive(Deserialize)]
+struct Generation {
+    eos_token_id: Option<OneOrSeveral>,
+}

@@ -1,0 +1,93 @@
+//! `tokenizer.model`: a SentencePiece model, which is one protobuf message.
+//!
+//! The messages are those of `sentencepiece_model.proto`, with the fields that matter here.
+
+use std::path::Path;
+
+use prost::Message;
+
+use super::{Pieces, Token, TokenKind};
+use crate::{Error, Result};
+
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<SentencePiece>,
+    #[prost(message, optional, tag = "2")]
+    trainer_spec: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    normalizer_spec: Option<NormalizerSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SentencePiece {
+    #[prost(string, optional, tag = "1")]
+    piece: Option<String>,
+    #[prost(float, optional, tag = "2")]
+    score: Option<f32>,
+    #[prost(int32, optional, tag = "3")]
+    kind: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TrainerSpec {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NormalizerSpec {
+    #[prost(bool, optional, tag = "3")]
+    add_dummy_prefix: Option<bool>,
+}
+
+/// `TrainerSpec.ModelType.BPE`; the format's default is 1, unigram.
+const BPE: i32 = 2;
+
+/// Reads the pieces with their scores and kinds.
+///
+/// # Errors
+/// A malformed file, a model that is not BPE, and a piece of an unknown kind.
+pub(super) fn read(path: &Path) -> Result<Pieces> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
+    let model = ModelProto::decode(bytes.as_slice())
+        .map_err(|error| refuse(format!("not a SentencePiece model: {error}")))?;
+    let model_type = model
+        .trainer_spec
+        .and_then(|spec| spec.model_type)
+        .unwrap_or(1);
+    if model_type != BPE {
+        return Err(refuse(format!(
+            "the model type is {model_type}, expected {BPE} (BPE)"
+        )));
+    }
+    let tokens = model
+        .pieces
+        .into_iter()
+        .enumerate()
+        .map(|(id, piece)| {
+            let kind = match piece.kind.unwrap_or(1) {
+                1 => TokenKind::Normal,
+                2 => TokenKind::Unknown,
+                3 => TokenKind::Control,
+                4 => TokenKind::UserDefined,
+                5 => TokenKind::Unused,
+                6 => TokenKind::Byte,
+                other => return Err(refuse(format!("piece {id} is of the unknown kind {other}"))),
+            };
+            Ok(Some(Token {
+                piece: piece.piece.unwrap_or_default(),
+                score: piece.score.unwrap_or(0.0),
+                kind,
+            }))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Pieces {
+        tokens,
+        add_space_prefix: model
+            .normalizer_spec
+            .and_then(|spec| spec.add_dummy_prefix)
+            .unwrap_or(true),
+    })
+}

@@ -1,0 +1,113 @@
+//! An SAE's file as the runtime reads it.
+
+use std::path::Path;
+
+use super::schema::{
+    Architecture, B_DEC, B_ENC, DECODER_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, refused,
+};
+use crate::Result;
+use crate::gguf::{Gguf, TensorInfo};
+
+/// An SAE's GGUF file, checked against the schema; the weights stay in the file.
+#[derive(Debug)]
+pub struct SaeFile {
+    /// What the file says about the SAE.
+    pub meta: SaeMeta,
+    gguf: Gguf,
+    w_enc: TensorInfo,
+    w_dec: TensorInfo,
+}
+
+impl SaeFile {
+    /// Opens the file at `path` and checks every key and every tensor's shape and type.
+    ///
+    /// # Errors
+    /// When it is no GGUF file, no SAE, of another version, or not as the schema says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let meta = SaeMeta::read(&gguf)?;
+        meta.check_tensors(&gguf)?;
+        let matrix = |name| gguf.tensor(name).expect("just checked").clone();
+        Ok(Self {
+            w_enc: matrix(W_ENC),
+            w_dec: matrix(W_DEC),
+            meta,
+            gguf,
+        })
+    }
+
+    /// The file's path, as it was opened.
+    pub fn path(&self) -> &Path {
+        self.gguf.path()
+    }
+
+    /// The encoder: dims `[d_in, d_sae]`, row `i` is the encoder direction of feature `i`.
+    pub fn w_enc(&self) -> &TensorInfo {
+        &self.w_enc
+    }
+
+    /// The decoder: dims `[d_in, d_sae]`, row `i` is the decoder direction of feature `i`.
+    pub fn w_dec(&self) -> &TensorInfo {
+        &self.w_dec
+    }
+
+    /// The encoder's bias, `[d_sae]`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn b_enc(&self) -> Result<Vec<f32>> {
+        self.vector(B_ENC)
+    }
+
+    /// The decoder's bias, `[d_in]`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn b_dec(&self) -> Result<Vec<f32>> {
+        self.vector(B_DEC)
+    }
+
+    /// Where each feature begins to fire, `[d_sae]`; `None` for architecture `standard`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn threshold(&self) -> Result<Option<Vec<f32>>> {
+        match self.meta.architecture {
+            Architecture::Standard => Ok(None),
+            Architecture::JumpRelu => self.vector(THRESHOLD).map(Some),
+        }
+    }
+
+    /// The L2 norm of each decoder row, `[d_sae]`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn decoder_norm(&self) -> Result<Vec<f32>> {
+        self.vector(DECODER_NORM)
+    }
+
+    /// The decoder direction of `feature`, into `out` of length `d_in`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such feature, or `out` has another length.
+    pub fn decoder_row(&self, feature: usize, out: &mut [f32]) -> Result<()> {
+        self.gguf.read_row_f32(&self.w_dec, feature, out)
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self
+            .gguf
+            .read_f32(self.gguf.tensor(name).expect("checked by `open`"))?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(idx) => Err(refused(
+                &self.gguf,
+                &format!("tensor `{name}` holds {} at index {idx}", values[idx]),
+            )
+            .with_hint("the file is damaged: convert the SAE again")),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The factor that activations were multiplied with in training, where that was done.
+
+use std::path::Path;
+
+use super::saelens::{CONFIG_FILE, SaeLens};
+use super::schema::NormalizeActivations;
+use crate::{Error, Result};
+
+/// An SAE whose norm factor stands in SAELens' table (`pretrained_saes.yaml`, 6.54), not in its
+/// download.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) release: &'static str,
+    model_name: &'static str,
+    /// Also its id within the release.
+    pub(super) hook_name: &'static str,
+    d_in: usize,
+    d_sae: usize,
+    norm_factor: f32,
+}
+
+/// Its sibling `gemma-2b-it-res-jb` has the same shape and hook point, but was trained on
+/// `gemma-2b-it` without normalisation.
+const PUBLISHED: [Published; 1] = [Published {
+    release: "gemma-2b-res-jb",
+    model_name: "gemma-2b",
+    hook_name: "blocks.12.hook_resid_post",
+    d_in: 2048,
+    d_sae: 16384,
+    norm_factor: 0.213_819_38,
+}];
+
+impl Published {
+    /// The entry that is this SAE, judged by what its configuration says.
+    pub(super) fn find(sae: &SaeLens) -> Option<&'static Self> {
+        PUBLISHED.iter().find(|published| {
+            sae.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn
+                && sae.model_name.as_deref() == Some(published.model_name)
+                && sae.hook_name == published.hook_name
+                && (sae.d_in, sae.d_sae) == (published.d_in, published.d_sae)
+        })
+    }
+}
+
+/// The factor to fold: the one given, or else the published one.
+///
+/// # Errors
+/// A factor that is not positive, one where the configuration asks for none, and none where it asks
+/// for one.
+pub(super) fn choose(
+    sae: &SaeLens,
+    source: &Path,
+    given: Option<f32>,
+    published: Option<&Published>,
+) -> Result<Option<f32>> {
+    let config_path = source.join(CONFIG_FILE);
+    if let Some(factor) = given.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
+        return Err(Error::invalid(format!(
+            "the norm factor must be finite and above 0, got {factor}"
+        )));
+    }
+    match (sae.normalize_activations, given.or(published.map(|sae| sae.norm_factor))) {
+        (NormalizeActivations::None, None) => Ok(None),
+        (NormalizeActivations::None, Some(_)) => Err(Error::invalid(format!(
+            "`--norm-factor` is given, but by `{}` the SAE was trained on activations as they are",
+            config_path.display()
+        ))
+        .with_hint("leave `--norm-factor` out")),
+        (NormalizeActivations::ExpectedAverageOnlyIn, Some(factor)) => Ok(Some(factor)),
+        (NormalizeActivations::ExpectedAverageOnlyIn, None) => Err(Error::invalid(format!(
+            "`{}`: `normalize_activations` asks for a factor that the files do not hold",
+            config_path.display()
+        ))
+        .with_hint(
+            "give it with `--norm-factor`: `norm_scaling_factor` in SAELens' `pretrained_saes.yaml`, or sqrt(d_in) / the mean norm of the activations",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::sae::saelens::WEIGHTS_FILE;
+
+    /// Chooses for a folder of the published shape, whose weights are never read.
+    fn choose(config: &serde_json::Value, given: Option<f32>) -> Result<Option<f32>> {
+        let shapes = [
+            ("W_enc", vec![2048, 16384]),
+            ("b_enc", vec![16384]),
+            ("W_dec", vec![16384, 2048]),
+            ("b_dec", vec![2048]),
+        ];
+        let mut header = serde_json::Map::new();
+        let mut end = 0;
+        for (name, shape) in shapes {
+            let start = end;
+            end += 2 * shape.iter().product::<u64>();
+            let tensor = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+            header.insert(name.to_owned(), tensor);
+        }
+        let header = serde_json::to_vec(&header).expect("serialisable");
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let weights = dir.path().join(WEIGHTS_FILE);
+        let start = [&(header.len() as u64).to_le_bytes(), &header[..]].concat();
+        std::fs::write(&weights, &start).expect("writable");
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&weights)
+            .expect("there");
+        file.set_len(start.len() as u64 + end)
+            .expect("a sparse file");
+        std::fs::write(dir.path().join(CONFIG_FILE), config.to_string()).expect("writable");
+
+        let sae = SaeLens::open(dir.path()).expect("a right folder");
+        super::choose(&sae, dir.path(), given, Published::find(&sae))
+    }
+
+    #[test]
+    fn the_published_factor_goes_to_its_own_sae_alone() {
+        let check = |model: &str, hook: &str, normalization: serde_json::Value, given, expected| {
+            let config = json!({
+                "model_name": model, "hook_name": hook, "normalize_activations": normalization,
+            });
+            assert_eq!(choose(&config, given).ok(), expected, "{config}, {given:?}");
+        };
+        let (hook, word) = ("blocks.12.hook_resid_post", "expected_average_only_in");
+        check(
+            "gemma-2b",
+            hook,
+            json!(true),
+            None,
+            Some(Some(0.213_819_38)),
+        );
+        check(
+            "gemma-2b",
+            hook,
+            json!(word),
+            None,
+            Some(Some(0.213_819_38)),
+        );
+        check("gemma-2b", hook, json!(true), Some(0.5), Some(Some(0.5)));
+        check("gemma-2b", hook, json!("none"), None, Some(None));
+        check("gemma-2b-it", hook, json!("none"), None, Some(None));
+        check("gemma-2b-it", hook, json!(true), None, None);
+        check(
+            "gemma-2b",
+            "blocks.10.hook_resid_post",
+            json!(true),
+            None,
+            None,
+        );
+        check(
+            "gemma-2b",
+            "blocks.10.hook_resid_post",
+            json!(false),
+            None,
+            Some(None),
+        );
+    }
+}

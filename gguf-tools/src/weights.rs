@@ -1,0 +1,261 @@
+//! Weights in safetensors files: where each tensor lies, and its values as f32, some at a time.
+//!
+//! Only headers are held in memory, so that no checkpoint is too large for the machine that converts
+//! it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::gguf::TensorType;
+use crate::{Error, Result};
+
+/// Numbers read from a file at once, at most, unless one row has more.
+const BLOCK_VALUES: usize = 1 << 20;
+
+/// Largest header that the safetensors format allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// A tensor in a safetensors file.
+#[derive(Debug)]
+pub(crate) struct StoredTensor {
+    path: PathBuf,
+    name: String,
+    dtype: Dtype,
+    /// Row-major: the last dimension is contiguous.
+    shape: Vec<usize>,
+    /// From the start of the file, in bytes.
+    offset: u64,
+}
+
+/// Reads and checks the header of the safetensors file at `path`: its tensors by their names.
+///
+/// # Errors
+/// A file that cannot be read, is not safetensors, or is damaged.
+pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
+    let malformed = |what: String| {
+        Error::invalid(format!(
+            "cannot read `{}` as safetensors: {what}",
+            path.display()
+        ))
+    };
+    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+    let mut length = [0; 8];
+    if n_file_bytes < length.len() as u64 {
+        return Err(malformed(format!("it has only {n_file_bytes} bytes")));
+    }
+    file.read_exact(&mut length)
+        .map_err(Error::io("read", path))?;
+    if length == *b"version " {
+        return Err(
+            malformed("it is a Git LFS pointer, not the weights".to_owned())
+                .with_hint("fetch the weights with `git lfs pull`"),
+        );
+    }
+    let n_header_bytes = u64::from_le_bytes(length);
+    if n_header_bytes > MAX_HEADER_BYTES.min(n_file_bytes - 8) {
+        return Err(malformed(format!(
+            "its header claims {n_header_bytes} bytes, the file has {n_file_bytes}"
+        )));
+    }
+    let mut header = vec![0; n_header_bytes as usize];
+    file.read_exact(&mut header)
+        .map_err(Error::io("read", path))?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| malformed(format!("its header is malformed: {error}")))?;
+
+    let start = 8 + n_header_bytes;
+    let n_expected_bytes = start + metadata.data_len() as u64;
+    if n_file_bytes != n_expected_bytes {
+        return Err(malformed(format!(
+            "its header describes {n_expected_bytes} bytes, the file has {n_file_bytes}"
+        ))
+        .with_hint("the file is truncated or damaged: download it again"));
+    }
+    Ok(metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let tensor = StoredTensor {
+                path: path.to_path_buf(),
+                name: name.clone(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                offset: start + info.data_offsets.0 as u64,
+            };
+            (name, tensor)
+        })
+        .collect())
+}
+
+impl StoredTensor {
+    /// Names the tensor and its file in an error: `` tensor `W_enc` of `file` ``.
+    pub(crate) fn describe(&self) -> String {
+        format!("tensor `{}` of `{}`", self.name, self.path.display())
+    }
+
+    /// The number type, if GGUF has it too.
+    pub(crate) fn tensor_type(&self) -> Option<TensorType> {
+        match self.dtype {
+            Dtype::F32 => Some(TensorType::F32),
+            Dtype::F16 => Some(TensorType::F16),
+            Dtype::BF16 => Some(TensorType::Bf16),
+            _ => None,
+        }
+    }
+
+    /// As the file spells it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Row-major: the last dimension is contiguous.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Checks that this is a floating-point tensor of `shape`.
+    ///
+    /// # Errors
+    /// Another shape or number type.
+    pub(crate) fn check(&self, shape: &[usize]) -> Result<()> {
+        if self.shape != shape {
+            return Err(Error::invalid(format!(
+                "{} has shape {:?}, expected {shape:?}",
+                self.describe(),
+                self.shape
+            )));
+        }
+        if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(Error::invalid(format!(
+                "{} has number type {:?}, expected F32, F16 or BF16",
+                self.describe(),
+                self.dtype
+            ))
+            .with_hint("quantised weights are not read: convert the original ones"));
+        }
+        Ok(())
+    }
+
+    /// Bytes in the file.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.bytes_of(self.shape.iter().product())
+    }
+
+    fn bytes_of(&self, n_values: usize) -> u64 {
+        (n_values * self.dtype.bitsize() / 8) as u64
+    }
+
+    /// Opens a tensor that passed [`StoredTensor::check`].
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn open(&self) -> Result<OpenTensor<'_>> {
+        Ok(OpenTensor {
+            tensor: self,
+            file: File::open(&self.path).map_err(Error::io("open", &self.path))?,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// Opens a tensor that passed [`StoredTensor::check`], to be read from its start in blocks of
+    /// whole rows of the last dimension.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn blocks(&self) -> Result<Blocks<'_>> {
+        let row_values = self.shape.last().copied().unwrap_or(1);
+        Ok(Blocks {
+            open: self.open()?,
+            n_done: 0,
+            n_values: self.shape.iter().product(),
+            block_values: row_values * (BLOCK_VALUES / row_values.max(1)).max(1),
+            values: Vec::new(),
+        })
+    }
+}
+
+/// A tensor whose values are being read.
+#[derive(Debug)]
+pub(crate) struct OpenTensor<'a> {
+    tensor: &'a StoredTensor,
+    file: File,
+    bytes: Vec<u8>, // of one read, reused
+}
+
+impl OpenTensor<'_> {
+    /// Fills `values` with those from `first_idx` on, in the file's order, and returns how many bytes
+    /// they take in the file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn read_at(&mut self, first_idx: usize, values: &mut [f32]) -> Result<u64> {
+        let tensor = self.tensor;
+        let n_bytes = tensor.bytes_of(values.len());
+        self.bytes.resize(n_bytes as usize, 0);
+        self.file
+            .seek(SeekFrom::Start(tensor.offset + tensor.bytes_of(first_idx)))
+            .and_then(|_| self.file.read_exact(&mut self.bytes))
+            .map_err(Error::io("read", &tensor.path))?;
+        match tensor.dtype {
+            Dtype::F32 => decode(&self.bytes, values, f32::from_le_bytes),
+            Dtype::F16 => decode(&self.bytes, values, |bytes| {
+                f16::from_le_bytes(bytes).to_f32()
+            }),
+            Dtype::BF16 => decode(&self.bytes, values, |bytes| {
+                bf16::from_le_bytes(bytes).to_f32()
+            }),
+            other => unreachable!("`check` lets no {other:?} pass"),
+        }
+        Ok(n_bytes)
+    }
+}
+
+/// The values of a tensor in the file's order, some megabytes at a time.
+pub(crate) struct Blocks<'a> {
+    open: OpenTensor<'a>,
+    /// Values that are read already.
+    n_done: usize,
+    n_values: usize,
+    /// Whole rows of the last dimension.
+    block_values: usize,
+    values: Vec<f32>, // of one block, reused
+}
+
+impl Blocks<'_> {
+    /// The next rows as f32, with the bytes they take in the file, and `None` after the last. The
+    /// caller may change the values in place.
+    ///
+    /// # Errors
+    /// The operating system's, and a value that is NaN or infinite.
+    pub(crate) fn next(&mut self) -> Result<Option<(&mut [f32], u64)>> {
+        let n_values = self.block_values.min(self.n_values - self.n_done);
+        if n_values == 0 {
+            return Ok(None);
+        }
+        self.values.resize(n_values, 0.0);
+        let n_bytes = self.open.read_at(self.n_done, &mut self.values)?;
+        self.n_done += n_values;
+        if let Some(value) = self.values.iter().find(|value| !value.is_finite()) {
+            return Err(Error::invalid(format!(
+                "{} holds {value}, expected finite numbers",
+                self.open.tensor.describe()
+            ))
+            .with_hint("the checkpoint is damaged, or its training diverged"));
+        }
+        Ok(Some((&mut self.values, n_bytes)))
+    }
+}
+
+fn decode<const N: usize>(bytes: &[u8], values: &mut [f32], number: impl Fn([u8; N]) -> f32) {
+    let (numbers, _) = bytes.as_chunks::<N>();
+    for (value, bytes) in values.iter_mut().zip(numbers) {
+        *value = number(*bytes);
+    }
+}

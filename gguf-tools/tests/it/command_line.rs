@@ -1,0 +1,180 @@
+//! `gguf-tools` as its user meets it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use gguf_tools::gguf::{Overwrite, Writer};
+
+use crate::{demo, listing};
+
+/// Runs the program in `dir`: its exit code, stdout and stderr.
+fn run(dir: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_gguf-tools"))
+        .args(arguments)
+        .current_dir(dir)
+        .output()
+        .expect("the program runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn help_has_examples() {
+    for arguments in [
+        &["--help"][..],
+        &["llava", "--help"],
+        &["sae", "--help"],
+        &["show", "--help"],
+    ] {
+        let (code, stdout, stderr) = run(Path::new("."), arguments);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        assert!(stdout.contains("Examples:\n  gguf-tools "), "{stdout}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for arguments in [
+        &[][..],
+        &["paint"],
+        &["sae", "x"],
+        &["sae", "x", "-o", "y", "--type", "bf16"],
+        &["sae", "x", "-o", "y", "--norm-factor", "much"],
+        &["llava", "x", "-o", "y", "--type", "q4_k_m"],
+        &["show"],
+    ] {
+        let (code, stdout, stderr) = run(dir.path(), arguments);
+        assert_eq!(
+            (code, stdout.as_str()),
+            (Some(2), ""),
+            "{arguments:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn failures_are_1_with_an_error_and_a_hint() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let out = dir.path().to_str().expect("UTF-8");
+    let sae = demo().join("sae");
+    let sae = sae.to_str().expect("UTF-8");
+    for arguments in [
+        &["sae", out, "-o", "sae.gguf"][..],
+        &["sae", sae, "-o", "sae.gguf", "--norm-factor", "-2"],
+        &["sae", sae, "-o", "sae.gguf", "--norm-factor", "2"],
+        &["llava", sae, "-o", "out"],
+    ] {
+        let (code, stdout, stderr) = run(dir.path(), arguments);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let lines: Vec<_> = stderr.lines().collect();
+        assert!(lines[0].starts_with("error: "), "{stderr}");
+        assert!(
+            lines[1..].iter().all(|line| line.starts_with("hint: ")) && lines.len() <= 2,
+            "{stderr}"
+        );
+    }
+    assert_eq!(listing(dir.path()), [""; 0]);
+}
+
+#[test]
+fn an_sae_is_converted_and_shown() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (sae, labels) = (demo().join("sae"), demo().join("labels.json"));
+    let (sae, labels) = (
+        sae.to_str().expect("UTF-8"),
+        labels.to_str().expect("UTF-8"),
+    );
+    let arguments = [
+        "sae", sae, "-o", "sae.gguf", "--type", "q8_0", "--labels", labels,
+    ];
+    let (code, stdout, stderr) = run(dir.path(), &arguments);
+    assert_eq!(
+        (code, stdout.as_str(), stderr.as_str()),
+        (Some(0), "sae.gguf\n", "")
+    );
+    let (code, _, stderr) = run(dir.path(), &arguments);
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("hint: ") && stderr.contains("--force"),
+        "{stderr}"
+    );
+    let (code, ..) = run(dir.path(), &[&arguments[..], &["--force"]].concat());
+    assert_eq!(code, Some(0));
+    assert_eq!(listing(dir.path()), ["sae.gguf"]);
+
+    let (code, stdout, stderr) = run(dir.path(), &["show", "sae.gguf"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    for line in [
+        "GGUF version 3, alignment 32",
+        "  sae.d_sae                  1024",
+        "  sae.hook_name              \"blocks.3.hook_resid_post\"",
+        "  sae.w_enc         q8_0     160 × 1024",
+    ] {
+        assert!(
+            stdout.lines().any(|shown| shown == line),
+            "no `{line}` in:\n{stdout}"
+        );
+    }
+    assert!(stdout.contains("… (1024 values)"), "{stdout}");
+
+    let (code, stdout, _) = run(dir.path(), &["show", "sae.gguf", "--json"]);
+    assert_eq!(code, Some(0));
+    let shown: serde_json::Value = serde_json::from_str(&stdout).expect("one JSON object");
+    assert_eq!(shown["metadata"]["sae.d_in"], 160);
+    assert_eq!(
+        shown["metadata"]["sae.labels"].as_array().map(Vec::len),
+        Some(1024)
+    );
+    assert_eq!(shown["tensors"][0]["name"], "sae.w_enc");
+    assert_eq!(shown["tensors"][0]["dims"], serde_json::json!([160, 1024]));
+    assert_eq!(shown["tensors"][0]["n_bytes"], 160 / 32 * 34 * 1024);
+}
+
+#[test]
+fn a_file_cannot_steer_the_terminal() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut writer =
+        Writer::create(&dir.path().join("x.gguf"), Overwrite::Refuse).expect("no target");
+    writer.set("key\u{1b}[2J", "value\u{1b}]0;\u{9b}31m\n");
+    writer
+        .begin()
+        .and_then(gguf_tools::gguf::TensorWriter::finish)
+        .expect("complete");
+    let (code, stdout, _) = run(dir.path(), &["show", "x.gguf"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.chars().all(|c| c == '\n' || !c.is_control()),
+        "{stdout:?}"
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("x.gguf");
+    let mut writer = Writer::create(&path, Overwrite::Refuse).expect("no target");
+    // More than any pipe holds, so that writing must meet the closed end.
+    writer.set("long", vec![7_u32; 1 << 20]);
+    writer
+        .begin()
+        .and_then(gguf_tools::gguf::TensorWriter::finish)
+        .expect("complete");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gguf-tools"))
+        .args(["show", "--json"])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
+}
