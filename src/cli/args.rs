@@ -1,0 +1,444 @@
+//! Arguments that several commands share; each flag is defined once.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, ValueEnum};
+use llava_sae_cpp::steering::{Intervention, Positions, Steering};
+use llava_sae_cpp::{
+    FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
+    Sampling, Session, SessionOptions, demo,
+};
+
+use super::progress::Spinner;
+
+/// llama.cpp's short flags of several letters, which clap does not know.
+const LONG_NAMES: [(&str, &str); 2] = [("-ngl", "--gpu-layers"), ("-fa", "--flash-attn")];
+
+/// The arguments with llama.cpp's `-ngl` and `-fa` in their long form.
+pub(super) fn with_long_names(
+    args: impl Iterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    args.map(|arg| {
+        let long = LONG_NAMES.iter().find(|(short, _)| arg == *short);
+        long.map_or(arg, |(_, long)| OsString::from(long))
+    })
+}
+
+/// How much goes to stderr.
+#[derive(Args, Clone, Copy)]
+pub(super) struct Verbosity {
+    /// More: llama.cpp's messages too
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Nothing but results and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+impl Verbosity {
+    pub(super) fn start_logging(self) {
+        use std::io::Write;
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => log::LevelFilter::Off,
+            (_, true) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Warn,
+        };
+        env_logger::Builder::new()
+            .filter_level(level)
+            .format(|out, record| {
+                let level = match record.level() {
+                    log::Level::Error => "error",
+                    log::Level::Warn => "warning",
+                    _ => record.target(),
+                };
+                writeln!(out, "{level}: {}", record.args())
+            })
+            .init();
+    }
+
+    pub(super) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+}
+
+/// Which model, and how it computes.
+#[derive(Args)]
+pub(super) struct ModelArgs {
+    /// The language model, a GGUF file [default: the embedded demo]
+    #[arg(short, long, value_name = "FILE", help_heading = "Model")]
+    model: Option<PathBuf>,
+    /// Its vision encoder and projector, a GGUF file
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    mmproj: Option<PathBuf>,
+    /// Its sparse autoencoder, a GGUF file
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    sae: Option<PathBuf>,
+    /// A folder that `convert` wrote, with all three
+    #[arg(short = 'd', long, value_name = "DIR", help_heading = "Model")]
+    model_dir: Option<PathBuf>,
+    /// The context's length in tokens; 0 is enough for the run
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Computation"
+    )]
+    ctx_size: usize,
+    /// Processor threads [default: all cores]
+    #[arg(short, long, value_name = "N", help_heading = "Computation", value_parser = clap::value_parser!(u16).range(1..=512))]
+    threads: Option<u16>,
+    /// Layers kept on a device (also `-ngl`); -1 is all of them
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true, help_heading = "Computation")]
+    gpu_layers: i32,
+    /// Number type of the KV cache
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "f16",
+        help_heading = "Computation"
+    )]
+    kv_type: KvTypeArg,
+    /// Flash attention (also `-fa`)
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Computation"
+    )]
+    flash_attn: FlashAttentionArg,
+    /// How a picture that is not square becomes square
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "crop",
+        help_heading = "Computation"
+    )]
+    image_prep: ImagePrepArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvTypeArg {
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FlashAttentionArg {
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ImagePrepArg {
+    /// Scale the shortest side and cut out the centre, as transformers does
+    Crop,
+    /// Pad with CLIP's mean colour, as LLaVA was trained
+    Pad,
+}
+
+impl ModelArgs {
+    /// Opens the session that these arguments describe.
+    pub(super) fn open(
+        &self,
+        verbosity: Verbosity,
+        interrupt: Arc<AtomicBool>,
+    ) -> llava_sae_cpp::Result<Session> {
+        let files = self.files(verbosity)?;
+        let defaults = SessionOptions::default();
+        let options = SessionOptions {
+            threads: self.threads.map_or(defaults.threads, usize::from),
+            gpu_layers: self.gpu_layers,
+            kv_type: match self.kv_type {
+                KvTypeArg::F32 => KvType::F32,
+                KvTypeArg::F16 => KvType::F16,
+                KvTypeArg::Q8_0 => KvType::Q8_0,
+            },
+            flash_attention: match self.flash_attn {
+                FlashAttentionArg::Auto => FlashAttention::Auto,
+                FlashAttentionArg::On => FlashAttention::On,
+                FlashAttentionArg::Off => FlashAttention::Off,
+            },
+            context_size: self.ctx_size,
+            image_prep: match self.image_prep {
+                ImagePrepArg::Crop => ImagePrep::Crop,
+                ImagePrepArg::Pad => ImagePrep::Pad,
+            },
+            interrupt,
+            ..defaults
+        };
+        Session::open(&files, options)
+    }
+
+    /// The model as reports name it.
+    pub(super) fn shown_model(&self) -> String {
+        self.shown(self.model.as_ref())
+    }
+
+    /// The SAE as reports name it.
+    pub(super) fn shown_sae(&self) -> String {
+        self.shown(self.sae.as_ref())
+    }
+
+    fn shown(&self, file: Option<&PathBuf>) -> String {
+        match file.or(self.model_dir.as_ref()) {
+            Some(path) => path.display().to_string(),
+            None => "embedded demo".to_owned(),
+        }
+    }
+
+    fn files(&self, verbosity: Verbosity) -> llava_sae_cpp::Result<ModelFiles> {
+        if self.model_dir.is_none()
+            && self.model.is_none()
+            && self.mmproj.is_none()
+            && self.sae.is_none()
+        {
+            if !verbosity.is_quiet() {
+                eprintln!("using the embedded demo model; choose another with `-d DIR`");
+            }
+            return demo::files();
+        }
+        ModelFiles::find(
+            self.model_dir.as_deref(),
+            self.model.clone(),
+            self.mmproj.clone(),
+            self.sae.clone(),
+        )
+    }
+}
+
+/// The text that goes with the image.
+#[derive(Args)]
+pub(super) struct PromptArgs {
+    /// The user's turn: the image, a newline, this text, in the model's chat template [default:
+    /// `Describe the image.`]
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Take the prompt as it stands, without chat template; `<image>` marks the image
+    #[arg(long)]
+    raw_prompt: bool,
+}
+
+impl PromptArgs {
+    /// The prompt's text.
+    pub(super) fn text(&self) -> &str {
+        self.prompt.as_deref().unwrap_or("Describe the image.")
+    }
+
+    pub(super) fn build(
+        &self,
+        session: &Session,
+        image: Option<&ImageEmbeddings>,
+    ) -> llava_sae_cpp::Result<Prompt> {
+        let form = if self.raw_prompt {
+            PromptForm::Raw
+        } else {
+            PromptForm::Chat
+        };
+        session.prompt(self.text(), form, image)
+    }
+}
+
+/// Reads and encodes a picture, with a spinner.
+pub(super) fn encode_image(
+    session: &mut Session,
+    path: &Path,
+    verbosity: Verbosity,
+) -> llava_sae_cpp::Result<ImageEmbeddings> {
+    let picture = Picture::open(path)?;
+    let _spinner = Spinner::start("encoding the image", verbosity);
+    session.encode_image(&picture)
+}
+
+/// How text is generated.
+#[derive(Args)]
+pub(super) struct GenerateArgs {
+    /// Tokens to generate, at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub(super) max_tokens: usize,
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    temp: f32,
+    /// Seed for a temperature above 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u32,
+}
+
+impl GenerateArgs {
+    pub(super) fn sampling(&self) -> Sampling {
+        if self.temp == 0.0 {
+            return Sampling::Greedy;
+        }
+        Sampling::Temperature {
+            temperature: self.temp,
+            seed: self.seed,
+        }
+    }
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("a temperature is a number from 0 up".to_owned()),
+    }
+}
+
+/// What is changed, and where.
+#[derive(Args)]
+pub(super) struct InterventionArgs {
+    /// Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label;
+    /// repeatable, comma-separated too
+    #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_steer_list, allow_hyphen_values = true)]
+    steer: Vec<SteerList>,
+    /// Positions that interventions touch: all, image, prompt, generated, or a list of them
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions)]
+    at: Positions,
+}
+
+/// Pairs of a feature's name and a strength.
+type SteerList = Vec<(String, f32)>;
+
+fn parse_positions(text: &str) -> Result<Positions, String> {
+    Positions::parse(text).map_err(|error| error.to_string())
+}
+
+/// Reads `FEATURE:STRENGTH[,FEATURE:STRENGTH…]`. A label may hold commas and colons, so an item
+/// ends at a comma only where a strength stands before it.
+fn parse_steer_list(text: &str) -> Result<SteerList, String> {
+    let mut items = Vec::new();
+    let mut item = String::new();
+    for piece in text.split_inclusive(',') {
+        item.push_str(piece);
+        if let Some(parsed) = parse_steer(item.strip_suffix(',').unwrap_or(&item))? {
+            items.push(parsed);
+            item.clear();
+        }
+    }
+    if item.is_empty() && !items.is_empty() && !text.ends_with(',') {
+        return Ok(items);
+    }
+    Err("expected FEATURE:STRENGTH, such as `4501:-6` or `dog:-6`".to_owned())
+}
+
+fn parse_steer(item: &str) -> Result<Option<(String, f32)>, String> {
+    let Some((feature, strength)) = item.rsplit_once(':') else {
+        return Ok(None);
+    };
+    let Ok(strength) = strength.trim().parse::<f32>() else {
+        return Ok(None);
+    };
+    let feature = feature.trim();
+    if feature.is_empty() {
+        return Err("a feature's index or label is missing before the colon".to_owned());
+    }
+    if !strength.is_finite() {
+        return Err(format!(
+            "the strength of `{feature}` must be a finite number"
+        ));
+    }
+    Ok(Some((feature.to_owned(), strength)))
+}
+
+impl InterventionArgs {
+    /// Whether any intervention was asked for.
+    pub(super) fn any(&self) -> bool {
+        !self.steer.is_empty()
+    }
+
+    /// The interventions, with labels resolved; none if none were asked for.
+    pub(super) fn steering(
+        &self,
+        session: &mut Session,
+    ) -> llava_sae_cpp::Result<Option<Steering>> {
+        if !self.any() {
+            return Ok(None);
+        }
+        let sae = session.sae();
+        let interventions = self
+            .steer
+            .iter()
+            .flatten()
+            .map(|(name, strength)| {
+                Ok(Intervention::Add {
+                    feature: sae.find_feature(name)?,
+                    strength: *strength,
+                })
+            })
+            .collect::<llava_sae_cpp::Result<Vec<_>>>()?;
+        let d_model = sae.meta().d_in;
+        Steering::new(interventions, self.at, d_model, |feature, row| {
+            sae.decoder_direction(feature, row)
+        })
+        .map(Some)
+    }
+}
+
+/// The main command's arguments.
+#[derive(Args)]
+pub(super) struct DescribeArgs {
+    /// The picture to describe; without one, the prompt is text only
+    #[arg(required_unless_present = "prompt")]
+    pub(super) image: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(super) interventions: InterventionArgs,
+    /// Print the original output too
+    #[arg(long, requires = "steer")]
+    pub(super) compare: bool,
+    /// After the text, the N features that the image fired most
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) top: usize,
+    #[command(flatten)]
+    pub(super) generate: GenerateArgs,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_steer_list;
+
+    #[test]
+    fn steer_lists() {
+        let check = |text: &str, expected: Option<&[(&str, f32)]>| {
+            let parsed = parse_steer_list(text).ok();
+            let expected = expected.map(|items| {
+                items
+                    .iter()
+                    .map(|&(name, strength)| (name.to_owned(), strength))
+                    .collect()
+            });
+            assert_eq!(parsed, expected, "{text}");
+        };
+        check("4501:-6", Some(&[("4501", -6.0)]));
+        check("4501:-6,7310:2.5", Some(&[("4501", -6.0), ("7310", 2.5)]));
+        check("dog, b, f:-6", Some(&[("dog, b, f", -6.0)]));
+        check(
+            "that is: dogs, cats:3,dog:1",
+            Some(&[("that is: dogs, cats", 3.0), ("dog", 1.0)]),
+        );
+        for bad in [
+            "",
+            "dog",
+            "dog:",
+            ":3",
+            "dog:x",
+            "dog:nan",
+            "dog:inf",
+            "dog:1,",
+            "dog:1,cat",
+        ] {
+            check(bad, None);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! `capture`: everything the hook saw, as a safetensors file.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::args::{self, GenerateArgs, InterventionArgs, ModelArgs, PromptArgs, Verbosity};
+use super::progress::Spinner;
+use super::{CommandResult, Outcome, json};
+
+/// Save everything the hook saw: rows, features, image embeddings, logits
+#[derive(Args)]
+#[command(after_long_help = TENSORS)]
+pub(super) struct CaptureArgs {
+    /// The picture; without one, the prompt is text only
+    #[arg(required_unless_present = "prompt")]
+    image: Option<PathBuf>,
+    /// The safetensors file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    interventions: InterventionArgs,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+const TENSORS: &str = "\
+Tensors (n rows: the prompt's and, with -n above 0, the generated tokens'):
+  token_ids         I32 [n]           -1 for image rows
+  kinds             U8  [n]           0 text, 1 image, 2 generated
+  resid             F32 [n, d_model]  at the SAE's hook, before interventions
+  resid_steered     F32 [n, d_model]  after interventions, where there are any
+  feature_offsets   I64 [n+1]         where each row's active features start
+  feature_ids       I32 [nnz]         active features of `resid`, by rising index
+  feature_values    F32 [nnz]         their activations
+  image_embeddings  F32 [n_image, d_model]  as the projector gives them, where there is an image
+  logits            F32 [vocab]       after the prompt's last token";
+
+pub(super) fn run(
+    args: CaptureArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let steering = args.interventions.steering(&mut session)?;
+    let image = args
+        .image
+        .as_deref()
+        .map(|path| args::encode_image(&mut session, path, verbosity))
+        .transpose()?;
+    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let options = RunOptions {
+        steering: steering.as_ref(),
+        keep: Keep {
+            features: true,
+            residuals: true,
+        },
+        max_tokens: args.generate.max_tokens,
+        sampling: args.generate.sampling(),
+    };
+    let spinner = Spinner::start("running the model", verbosity);
+    let run = session.run(&prompt, options, &mut |_| {})?;
+    spinner.finish();
+
+    let d_model = session.sae().meta().d_in;
+    let mut tensors = Tensors::of_run(&run, d_model);
+    if let Some(image) = &image {
+        tensors.add_f32(
+            "image_embeddings",
+            vec![image.rows.len() / d_model, d_model],
+            &image.rows,
+        );
+    }
+    let interventions = json::interventions(steering.as_ref(), session.sae());
+    let interventions =
+        serde_json::to_string(&interventions).expect("interventions are plain data");
+    let metadata = [
+        ("model", args.model.shown_model()),
+        ("sae", args.model.shown_sae()),
+        ("hook", session.hook_point().to_string()),
+        ("prompt", args.prompt.text().to_owned()),
+        (
+            "image",
+            args.image
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+        ),
+        ("interventions", interventions),
+    ];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    tensors.write(&args.output, metadata)?;
+    if run.stop == Stop::Interrupted {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(Outcome::Done)
+}
+
+/// Named tensors as little-endian bytes.
+struct Tensors(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    fn of_run(run: &Run, d_model: usize) -> Self {
+        let trace = &run.trace;
+        let n_rows = trace.tokens.len();
+        let ids = trace.tokens.iter().map(|token| token.id.unwrap_or(-1));
+        let kinds = trace.tokens.iter().map(|token| match token.kind {
+            TokenKind::Text => 0_u8,
+            TokenKind::Image => 1,
+            TokenKind::Generated => 2,
+        });
+        let mut offsets = vec![0_i64];
+        let mut feature_ids = Vec::new();
+        let mut feature_values = Vec::new();
+        for row_idx in 0..trace.activations.n_rows() {
+            for (feature, value) in trace.activations.row(row_idx) {
+                feature_ids.extend(i32::try_from(feature).expect("features fit").to_le_bytes());
+                feature_values.push(value);
+            }
+            offsets.push(i64::try_from(feature_values.len()).expect("a vector's length fits"));
+        }
+        let nnz = feature_values.len();
+        let mut tensors = Self(Vec::new());
+        tensors.add(
+            "token_ids",
+            Dtype::I32,
+            vec![n_rows],
+            ids.flat_map(i32::to_le_bytes).collect(),
+        );
+        tensors.add("kinds", Dtype::U8, vec![n_rows], kinds.collect());
+        tensors.add_f32("resid", vec![n_rows, d_model], &trace.residuals);
+        if !trace.steered_residuals.is_empty() {
+            tensors.add_f32(
+                "resid_steered",
+                vec![n_rows, d_model],
+                &trace.steered_residuals,
+            );
+        }
+        let offsets = offsets.into_iter().flat_map(i64::to_le_bytes).collect();
+        tensors.add("feature_offsets", Dtype::I64, vec![n_rows + 1], offsets);
+        tensors.add("feature_ids", Dtype::I32, vec![nnz], feature_ids);
+        tensors.add_f32("feature_values", vec![nnz], &feature_values);
+        tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
+        tensors
+    }
+
+    fn add(&mut self, name: &'static str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
+        self.0.push((name, dtype, shape, bytes));
+    }
+
+    fn add_f32(&mut self, name: &'static str, shape: Vec<usize>, values: &[f32]) {
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.add(name, Dtype::F32, shape, bytes);
+    }
+
+    /// Writes a temporary file beside `path` and renames it.
+    fn write(&self, path: &Path, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<()> {
+        let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
+            (*name, view.expect("each tensor's bytes match its shape"))
+        });
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| {
+            Error::invalid(format!("cannot make the safetensors file: {error}"))
+        })?;
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let io = |error| gguf_tools::Error::io("write", path)(error);
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+        file.write_all(&bytes).map_err(io)?;
+        file.persist(path).map_err(|error| io(error.error))?;
+        Ok(())
+    }
+}

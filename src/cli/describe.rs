@@ -1,0 +1,229 @@
+//! The main command: describe an image, steered or not.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
+use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Session, Stop};
+use serde::Serialize;
+
+use super::args::{self, DescribeArgs, Verbosity};
+use super::progress::Spinner;
+use super::{CommandResult, Failure, Outcome, json, table};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    sae: String,
+    prompt: String,
+    image: Option<String>,
+    interventions: Vec<json::InterventionEntry>,
+    original: Option<json::Output>,
+    steered: Option<json::Output>,
+    features: Vec<json::FeatureEntry>,
+    n_prompt_tokens: usize,
+    n_image_tokens: usize,
+    timings: Timings,
+}
+
+/// Wall-clock times; of two runs, the prompts and the generations are summed.
+#[derive(Serialize)]
+struct Timings {
+    load_ms: f64,
+    image_ms: f64,
+    prompt_ms: f64,
+    generate_ms: f64,
+    generated_tokens: usize,
+}
+
+pub(super) fn run(
+    args: DescribeArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let start = Instant::now();
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let steering = args.interventions.steering(&mut session)?;
+    let load_time = start.elapsed();
+    let image = args
+        .image
+        .as_deref()
+        .map(|path| args::encode_image(&mut session, path, verbosity))
+        .transpose()?;
+    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let over = if image.is_some() {
+        Over::Image
+    } else {
+        Over::Prompt
+    };
+
+    let mut printer = Printer::new(!args.json, args.compare);
+    let mut original = None;
+    let mut steered = None;
+    if steering.is_none() || args.compare {
+        let run = describe(&mut session, &prompt, None, &args, verbosity, &mut printer)?;
+        original = Some(run);
+    }
+    let was_interrupted =
+        |run: &Option<Run>| matches!(run, Some(run) if run.stop == Stop::Interrupted);
+    if let Some(steering) = steering.as_ref().filter(|_| !was_interrupted(&original)) {
+        let run = describe(
+            &mut session,
+            &prompt,
+            Some(steering),
+            &args,
+            verbosity,
+            &mut printer,
+        )?;
+        steered = Some(run);
+    }
+
+    let scores = match original.as_ref().or(steered.as_ref()) {
+        Some(run) if args.top > 0 => top_features(run, &mut session, over, args.top)?,
+        _ => Vec::new(),
+    };
+    if args.json {
+        let runs = || original.iter().chain(&steered);
+        let report = Report {
+            model: args.model.shown_model(),
+            sae: args.model.shown_sae(),
+            prompt: args.prompt.text().to_owned(),
+            image: args.image.as_ref().map(|path| path.display().to_string()),
+            interventions: json::interventions(steering.as_ref(), session.sae()),
+            original: original.as_ref().map(json::Output::new),
+            steered: steered.as_ref().map(json::Output::new),
+            features: json::features(&scores, session.sae()),
+            n_prompt_tokens: prompt.tokens().len(),
+            n_image_tokens: image
+                .as_ref()
+                .map_or(0, |image| image.grid.iter().product()),
+            timings: Timings {
+                load_ms: milliseconds(load_time),
+                image_ms: image.as_ref().map_or(0.0, |image| milliseconds(image.time)),
+                prompt_ms: milliseconds(runs().map(|run| run.prompt_time).sum()),
+                generate_ms: milliseconds(runs().map(|run| run.generate_time).sum()),
+                generated_tokens: runs().map(|run| run.token_ids.len()).sum(),
+            },
+        };
+        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+        writeln!(io::stdout(), "{report}").map_err(Failure::Output)?;
+    } else if args.top > 0 {
+        let title = match over {
+            Over::Image => {
+                "Features that the image fired most (largest activation over its tokens):"
+            }
+            _ => "Features that the prompt fired most (largest activation over its tokens):",
+        };
+        let mut out = io::stdout().lock();
+        writeln!(out)
+            .and_then(|()| table::print_features(&mut out, title, &scores, session.sae()))
+            .map_err(Failure::Output)?;
+    }
+    if was_interrupted(&original) || was_interrupted(&steered) {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe(
+    session: &mut Session,
+    prompt: &Prompt,
+    steering: Option<&Steering>,
+    args: &DescribeArgs,
+    verbosity: Verbosity,
+    printer: &mut Printer,
+) -> Result<Run, Failure> {
+    // Features are read before interventions, so either run shows the same ones: the first is asked.
+    let wants_features = args.top > 0 && (steering.is_none() || !args.compare);
+    let options = RunOptions {
+        steering,
+        keep: Keep {
+            features: wants_features,
+            residuals: false,
+        },
+        max_tokens: args.generate.max_tokens,
+        sampling: args.generate.sampling(),
+    };
+    let spinner = Spinner::start("reading the prompt", verbosity);
+    printer.start(steering.is_some());
+    let run = session.run(prompt, options, &mut |text| {
+        spinner.finish();
+        printer.text(text);
+    })?;
+    spinner.finish();
+    printer.end()?;
+    Ok(run)
+}
+
+fn top_features(
+    run: &Run,
+    session: &mut Session,
+    over: Over,
+    top: usize,
+) -> llava_sae_cpp::Result<Vec<FeatureScore>> {
+    let positions = features::pooled_positions(&run.trace.tokens, over)?;
+    let d_sae = session.sae().meta().d_sae;
+    let mut scores = features::rank(&run.trace.activations, &positions, d_sae, Pool::Max);
+    scores.truncate(top);
+    Ok(scores)
+}
+
+/// Prints the text as it comes. An error waits until the run is over.
+struct Printer {
+    on: bool,
+    compare: bool,
+    is_terminal: bool,
+    pending_title: Option<&'static str>,
+    outcome: io::Result<()>,
+}
+
+impl Printer {
+    fn new(on: bool, compare: bool) -> Self {
+        Self {
+            on,
+            compare,
+            is_terminal: io::stdout().is_terminal(),
+            pending_title: None,
+            outcome: Ok(()),
+        }
+    }
+
+    fn start(&mut self, is_steered: bool) {
+        if self.compare {
+            self.pending_title = Some(match is_steered {
+                false => "Original output:\n",
+                true => "\nOutput after intervention:\n",
+            });
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        let title = self.pending_title.take().unwrap_or_default();
+        self.write(title);
+        self.write(text);
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        self.text("\n");
+        std::mem::replace(&mut self.outcome, Ok(())).map_err(Failure::Output)
+    }
+
+    fn write(&mut self, text: &str) {
+        if !self.on || self.outcome.is_err() {
+            return;
+        }
+        let mut out = io::stdout();
+        self.outcome = out.write_all(text.as_bytes());
+        if self.outcome.is_ok() && self.is_terminal {
+            self.outcome = out.flush();
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

@@ -1,0 +1,180 @@
+//! `features`: the features that images fire.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, ValueEnum};
+use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
+use llava_sae_cpp::{Activations, Keep, RunOptions, Sampling, Session, Token, TokenKind};
+use serde::Serialize;
+
+use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::progress::Spinner;
+use super::{CommandResult, Failure, Outcome, json, table};
+
+/// List the features that images fire
+#[derive(Args)]
+pub(super) struct FeaturesArgs {
+    /// The pictures
+    #[arg(required = true)]
+    image: Vec<PathBuf>,
+    /// How many features
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    top: usize,
+    /// The positions pooled: image, prompt, all, or one position (negative: from the prompt's end)
+    #[arg(long, value_name = "WHERE", default_value = "image", value_parser = parse_over, allow_hyphen_values = true)]
+    over: Over,
+    /// How activations of several positions become a score
+    #[arg(long, value_name = "HOW", default_value = "max")]
+    pool: PoolArg,
+    /// Print one JSON object an image, a line each
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PoolArg {
+    Max,
+    Sum,
+    Mean,
+    /// The number of positions where the feature is active
+    Count,
+}
+
+fn parse_over(word: &str) -> Result<Over, String> {
+    Over::parse(word).map_err(|error| error.to_string())
+}
+
+/// What `--json` prints for an image.
+#[derive(Serialize)]
+struct Report {
+    image: String,
+    n_image_tokens: usize,
+    grid: [usize; 2],
+    tokens: Vec<json::TokenEntry>,
+    features: Vec<FeatureReport>,
+}
+
+#[derive(Serialize)]
+struct FeatureReport {
+    #[serde(flatten)]
+    standing: json::FeatureEntry,
+    lift: Option<f32>,
+    argmax_position: usize,
+    patches: Vec<f32>, // [rows · columns] of the grid
+}
+
+pub(super) fn run(
+    args: FeaturesArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let mut session = args.model.open(verbosity, interrupt)?;
+    for (i, path) in args.image.iter().enumerate() {
+        if i > 0 && !args.json {
+            writeln!(io::stdout()).map_err(Failure::Output)?;
+        }
+        show(&mut session, path, &args, verbosity)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(
+    session: &mut Session,
+    path: &Path,
+    args: &FeaturesArgs,
+    verbosity: Verbosity,
+) -> Result<(), Failure> {
+    let pool = match args.pool {
+        PoolArg::Max => Pool::Max,
+        PoolArg::Sum => Pool::Sum,
+        PoolArg::Mean => Pool::Mean,
+        PoolArg::Count => Pool::Count,
+    };
+    let image = args::encode_image(session, path, verbosity)?;
+    let prompt = args.prompt.build(session, Some(&image))?;
+    let positions = features::pooled_positions(prompt.tokens(), args.over)?;
+    let spinner = Spinner::start("reading the prompt", verbosity);
+    let options = RunOptions {
+        steering: None,
+        keep: Keep {
+            features: true,
+            residuals: false,
+        },
+        max_tokens: 0,
+        sampling: Sampling::Greedy,
+    };
+    let run = session.run(&prompt, options, &mut |_| {})?;
+    spinner.finish();
+    let d_sae = session.sae().meta().d_sae;
+    let mut scores = features::rank(&run.trace.activations, &positions, d_sae, pool);
+    scores.truncate(args.top);
+
+    let shown = path.display();
+    if !args.json {
+        let title = format!(
+            "{shown}: {} of {}",
+            args.pool.phrase(),
+            described(args.over)
+        );
+        return table::print_features(&mut io::stdout().lock(), &title, &scores, session.sae())
+            .map_err(Failure::Output);
+    }
+    let standings = json::features(&scores, session.sae());
+    let report = Report {
+        image: shown.to_string(),
+        n_image_tokens: image.grid.iter().product(),
+        grid: image.grid,
+        tokens: json::tokens(prompt.tokens(), session),
+        features: standings
+            .into_iter()
+            .zip(&scores)
+            .map(|(standing, score)| FeatureReport {
+                standing,
+                lift: None,
+                argmax_position: score.argmax_position,
+                patches: patches(score, prompt.tokens(), &run.trace.activations),
+            })
+            .collect(),
+    };
+    let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+    writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+}
+
+/// A feature's activation at each image row, in reading order.
+fn patches(score: &FeatureScore, tokens: &[Token], activations: &Activations) -> Vec<f32> {
+    let image_rows = (0..tokens.len()).filter(|&i| tokens[i].kind == TokenKind::Image);
+    image_rows
+        .map(|position| {
+            let mut row = activations.row(position);
+            row.find(|&(feature, _)| feature == score.feature)
+                .map_or(0.0, |(_, value)| value)
+        })
+        .collect()
+}
+
+impl PoolArg {
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Max => "largest activation",
+            Self::Sum => "sum of activations",
+            Self::Mean => "mean activation",
+            Self::Count => "number of active positions",
+        }
+    }
+}
+
+fn described(over: Over) -> String {
+    match over {
+        Over::Image => "the image tokens".to_owned(),
+        Over::Prompt => "the prompt's text tokens".to_owned(),
+        Over::All => "all tokens of the prompt".to_owned(),
+        Over::Position(position) => format!("position {position}"),
+    }
+}

@@ -1,0 +1,106 @@
+//! The JSON that the commands print: names here are an interface.
+
+use llava_sae_cpp::features::FeatureScore;
+use llava_sae_cpp::steering::{Intervention, Steering};
+use llava_sae_cpp::{Run, Sae, Session, Stop, Token, TokenKind};
+use serde::Serialize;
+
+/// One run's output.
+#[derive(Serialize)]
+pub(super) struct Output {
+    text: String,
+    token_ids: Vec<i32>,
+    stop: &'static str,
+}
+
+impl Output {
+    pub(super) fn new(run: &Run) -> Self {
+        Self {
+            text: run.text.clone(),
+            token_ids: run.token_ids.clone(),
+            stop: match run.stop {
+                Stop::End => "end",
+                Stop::Length => "length",
+                Stop::Interrupted => "interrupted",
+            },
+        }
+    }
+}
+
+/// One intervention.
+#[derive(Serialize)]
+pub(super) struct InterventionEntry {
+    kind: &'static str,
+    feature: usize,
+    label: Option<String>,
+    value: f32,
+    units: &'static str,
+    at: String,
+}
+
+/// The interventions of a run; empty without steering.
+pub(super) fn interventions(steering: Option<&Steering>, sae: &Sae) -> Vec<InterventionEntry> {
+    let Some(steering) = steering else {
+        return Vec::new();
+    };
+    let at = steering.positions().words().join(",");
+    let entry = |intervention: &Intervention| {
+        let &Intervention::Add { feature, strength } = intervention;
+        InterventionEntry {
+            kind: "steer",
+            feature,
+            label: sae.label(feature).map(str::to_owned),
+            value: strength,
+            units: "raw",
+            at: at.clone(),
+        }
+    };
+    steering.interventions().iter().map(entry).collect()
+}
+
+/// A ranked feature.
+#[derive(Serialize)]
+pub(super) struct FeatureEntry {
+    rank: usize,
+    feature: usize,
+    label: Option<String>,
+    score: f32,
+    max: f32,
+    n_tokens: usize,
+}
+
+/// Ranked features, best first; ranks start at 1.
+pub(super) fn features(scores: &[FeatureScore], sae: &Sae) -> Vec<FeatureEntry> {
+    let entry = |(i, score): (usize, &FeatureScore)| FeatureEntry {
+        rank: i + 1,
+        feature: score.feature,
+        label: sae.label(score.feature).map(str::to_owned),
+        score: score.score,
+        max: score.max,
+        n_tokens: score.n_tokens,
+    };
+    scores.iter().enumerate().map(entry).collect()
+}
+
+/// A position of the prompt.
+#[derive(Serialize)]
+pub(super) struct TokenEntry {
+    position: usize,
+    kind: &'static str,
+    id: Option<i32>,
+    text: Option<String>,
+}
+
+/// The prompt's positions.
+pub(super) fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
+    let entry = |(position, &token): (usize, &Token)| TokenEntry {
+        position,
+        kind: match token.kind {
+            TokenKind::Image => "image",
+            TokenKind::Text | TokenKind::Generated => "text",
+        },
+        id: token.id,
+        text: session.token_text(token),
+    };
+    tokens.iter().enumerate().map(entry).collect()
+}

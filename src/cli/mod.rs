@@ -1,0 +1,160 @@
+//! The command line: arguments to a session, results to stdout, all else to stderr.
+
+mod args;
+mod capture;
+mod convert;
+mod describe;
+mod features;
+mod json;
+mod progress;
+mod table;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use llava_sae_cpp::Error;
+
+use args::{DescribeArgs, Verbosity};
+
+/// See the features of a text-only sparse autoencoder that an image fires in a vision-language
+/// model, and steer the model by them.
+#[derive(Parser)]
+#[command(name = "llava-sae-cpp", version, about, after_long_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(flatten)]
+    describe: DescribeArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    verbosity: Verbosity,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Features(features::FeaturesArgs),
+    Capture(capture::CaptureArgs),
+    Convert(convert::ConvertArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  llava-sae-cpp assets/pictures/dog.png
+      Describe a picture with the embedded demo model
+  llava-sae-cpp --steer dog:-8 --compare --top 5 assets/pictures/dog.png
+      … list the features it fires, and subtract the dog feature
+  llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
+      … with a model folder that `convert` made
+  llava-sae-cpp features --top 20 --json photo.jpg
+      The features of an image, as JSON
+  llava-sae-cpp capture -n 0 -o rows.safetensors photo.jpg
+      Everything the hook saw, for a notebook
+  llava-sae-cpp convert --llava llava-gemma-2b-hf --sae gemma-2b-res-jb -o llava-gemma-2b
+      Make a model folder
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// Why a command ended early.
+enum Failure {
+    Library(Error),
+    /// Stdout could not be written.
+    Output(io::Error),
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Library(error.into())
+    }
+}
+
+/// How a command that did not fail ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// The user asked to stop; what there is has been printed.
+    Interrupted,
+}
+
+type CommandResult = Result<Outcome, Failure>;
+
+const INTERRUPTED: u8 = 130;
+
+/// Parses the arguments, runs the command, and turns its result into an exit code.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse_from(args::with_long_names(std::env::args_os()));
+    cli.verbosity.start_logging();
+    let interrupt = stop_on_ctrl_c();
+    let result = match cli.command {
+        None => describe::run(cli.describe, cli.verbosity, interrupt),
+        Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),
+        Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
+        Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
+        Some(Command::Completions { shell }) => print(|out| {
+            let mut buffer = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);
+            out.write_all(&buffer)
+        }),
+        Some(Command::Man) => print(|out| clap_mangen::Man::new(Cli::command()).render(out)),
+    };
+    exit_code(result)
+}
+
+fn exit_code(result: CommandResult) -> ExitCode {
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        // Whoever reads our output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Output(error)) => {
+            eprintln!("error: cannot write the output: {error}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Library(error)) if error.is_interrupted() => {
+            eprintln!("error: interrupted");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(Failure::Library(error)) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a printer of results on stdout.
+fn print(printer: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResult {
+    let mut stdout = io::stdout().lock();
+    printer(&mut stdout)
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::Output)?;
+    Ok(Outcome::Done)
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+fn stop_on_ctrl_c() -> Arc<AtomicBool> {
+    let interrupt = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupt);
+    let installed = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    });
+    if let Err(error) = installed {
+        log::warn!("Ctrl-C will end the program at once: {error}");
+    }
+    interrupt
+}

@@ -1,0 +1,68 @@
+//! Progress on stderr, where it is a terminal.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::Verbosity;
+
+/// A spinner that disappears when it is dropped.
+pub(super) struct Spinner(ProgressBar);
+
+impl Spinner {
+    pub(super) fn start(message: &'static str, verbosity: Verbosity) -> Self {
+        if !wanted(verbosity) {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new_spinner().with_message(message);
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    /// Clears the line, so that results can be printed.
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// A bar over bytes, as a progress callback of the conversions; it stops them when `interrupt` is
+/// set.
+pub(super) fn byte_bar(
+    message: &'static str,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    let bar = if wanted(verbosity) {
+        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {eta}";
+        let style = ProgressStyle::with_template(style).expect("a constant template");
+        ProgressBar::new(0).with_message(message).with_style(style)
+    } else {
+        ProgressBar::hidden()
+    };
+    move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if done == total {
+            bar.finish_and_clear();
+        }
+        if interrupt.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+fn wanted(verbosity: Verbosity) -> bool {
+    !verbosity.is_quiet() && std::io::stderr().is_terminal()
+}

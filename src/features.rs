@@ -1,0 +1,161 @@
+//! Ranking an image's features: pooling activations over positions. Pure arithmetic.
+
+use crate::sae::Activations;
+use crate::tokens::{Token, TokenKind};
+use crate::{Error, Result};
+
+/// The positions that are pooled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Image rows.
+    Image,
+    /// The prompt's text.
+    Prompt,
+    /// Every row of the prompt.
+    All,
+    /// One position; a negative one counts from the prompt's end.
+    Position(i64),
+}
+
+impl Over {
+    /// Reads `image`, `prompt`, `all` or a position.
+    ///
+    /// # Errors
+    /// Any other word.
+    pub fn parse(word: &str) -> Result<Self> {
+        match word {
+            "image" => Ok(Self::Image),
+            "prompt" => Ok(Self::Prompt),
+            "all" => Ok(Self::All),
+            _ => word.parse().map(Self::Position).map_err(|_| {
+                Error::invalid(format!("`{word}` is no set of positions"))
+                    .with_hint("use `image`, `prompt`, `all`, or a position such as 586 or -3")
+            }),
+        }
+    }
+}
+
+/// How activations of several positions become one number. Inactive positions count as 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The largest.
+    Max,
+    /// Their sum.
+    Sum,
+    /// Their mean over all pooled positions.
+    Mean,
+    /// The number of positions where the feature is active.
+    Count,
+}
+
+/// A feature's standing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureScore {
+    /// Its index.
+    pub feature: usize,
+    /// The pooled activation, by which features are ranked.
+    pub score: f32,
+    /// The largest activation over the pooled positions.
+    pub max: f32,
+    /// Where it is, as a position of the prompt.
+    pub argmax_position: usize,
+    /// At how many of the pooled positions the feature is active.
+    pub n_tokens: usize,
+}
+
+/// The pooled positions of a prompt, rising.
+///
+/// # Errors
+/// A position outside of the prompt, or none at all (`image` without an image).
+pub fn pooled_positions(tokens: &[Token], over: Over) -> Result<Vec<usize>> {
+    let wanted = |kind: TokenKind| match over {
+        Over::Image => kind == TokenKind::Image,
+        Over::Prompt => kind == TokenKind::Text,
+        Over::All => kind != TokenKind::Generated,
+        Over::Position(_) => false,
+    };
+    let n_prompt = tokens
+        .iter()
+        .filter(|token| token.kind != TokenKind::Generated)
+        .count();
+    if let Over::Position(position) = over {
+        let length = i64::try_from(n_prompt).expect("prompts are short");
+        let from_start = if position < 0 {
+            position + length
+        } else {
+            position
+        };
+        return usize::try_from(from_start)
+            .ok()
+            .filter(|&position| position < n_prompt)
+            .map(|position| vec![position])
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "no position {position}: the prompt has {n_prompt} rows"
+                ))
+                .with_hint(format!("use {} to {}", -length, length - 1))
+            });
+    }
+    let positions: Vec<usize> = (0..n_prompt).filter(|&i| wanted(tokens[i].kind)).collect();
+    if positions.is_empty() {
+        return Err(Error::invalid("there are no image rows to look at")
+            .with_hint("give an image, or use `--over prompt`"));
+    }
+    Ok(positions)
+}
+
+/// Ranks the features that are active at `positions`, best first; equal scores by index.
+/// `activations` has a row for each position of the prompt.
+pub fn rank(
+    activations: &Activations,
+    positions: &[usize],
+    d_sae: usize,
+    pool: Pool,
+) -> Vec<FeatureScore> {
+    struct Sums {
+        sum: f32,
+        max: f32,
+        argmax_position: usize,
+        n_tokens: usize,
+    }
+    let mut sums: Vec<Option<Sums>> = Vec::new(); // [d_sae]
+    sums.resize_with(d_sae, || None);
+    for &position in positions {
+        for (feature, value) in activations.row(position) {
+            let entry = sums[feature].get_or_insert(Sums {
+                sum: 0.0,
+                max: f32::NEG_INFINITY,
+                argmax_position: position,
+                n_tokens: 0,
+            });
+            entry.sum += value;
+            entry.n_tokens += 1;
+            if value > entry.max {
+                entry.max = value;
+                entry.argmax_position = position;
+            }
+        }
+    }
+    let mut ranked: Vec<FeatureScore> = sums
+        .into_iter()
+        .enumerate()
+        .filter_map(|(feature, sums)| {
+            let sums = sums?;
+            let score = match pool {
+                Pool::Max => sums.max,
+                Pool::Sum => sums.sum,
+                Pool::Mean => sums.sum / positions.len() as f32,
+                Pool::Count => sums.n_tokens as f32,
+            };
+            Some(FeatureScore {
+                feature,
+                score,
+                max: sums.max,
+                argmax_position: sums.argmax_position,
+                n_tokens: sums.n_tokens,
+            })
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.feature.cmp(&b.feature)));
+    ranked
+}

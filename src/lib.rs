@@ -1,0 +1,55 @@
+//! Features of a sparse autoencoder (SAE) in a vision-language model, and steering by them, on
+//! llama.cpp.
+//!
+//! ```text
+//! picture ─► picture.rs: square RGB ─► llama::Vision: image rows, class row put right ─┐
+//! text    ─► chat template, token ids ─────────────────────────────────────────────────┤
+//!                                                                                      ▼
+//!            session.rs: Prompt ─► llama::Context::decode ─► graph node l_out-L ─► hook:
+//!                 rows [n_rows, d_model] ─► Sae::encode ─► active features of each row
+//!                                        └► Steering::apply ─► rows written back, graph goes on
+//!            ─► logits ─► sampler ─► token ─► the same way again
+//! ```
+//!
+//! ```no_run
+//! use llava_sae_cpp::{Keep, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions, demo};
+//!
+//! let mut session = Session::open(&demo::files()?, SessionOptions::default())?;
+//! let image = session.encode_image(&Picture::open("dog.png".as_ref())?)?;
+//! let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image))?;
+//! let options = RunOptions {
+//!     steering: None,
+//!     keep: Keep::default(),
+//!     max_tokens: 48,
+//!     sampling: Sampling::Greedy,
+//! };
+//! println!("{}", session.run(&prompt, options, &mut |_| {})?.text);
+//! # Ok::<(), llava_sae_cpp::Error>(())
+//! ```
+//!
+//! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
+
+pub mod demo;
+mod error;
+pub mod features;
+mod hook_point;
+pub mod llama;
+mod model_files;
+mod picture;
+mod prompt;
+mod run;
+mod sae;
+mod session;
+pub mod steering;
+mod tokens;
+
+pub use error::{Error, Result};
+pub use hook_point::HookPoint;
+pub use llama::{ClsOrder, FlashAttention, KvType, Sampling};
+pub use model_files::ModelFiles;
+pub use picture::{ImagePrep, Picture};
+pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
+pub use run::{Keep, Run, RunOptions, Stop, Trace};
+pub use sae::{Activations, Sae};
+pub use session::{Session, SessionOptions};
+pub use tokens::{Token, TokenKind};

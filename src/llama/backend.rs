@@ -1,0 +1,39 @@
+//! Starting llama.cpp, once a process, and small pieces that every owner needs.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::Once;
+
+use llama_cpp_sys_2 as sys;
+
+use super::log_router;
+use crate::{Error, Result};
+
+/// Starts llama.cpp and routes its messages to the `log` crate. Later calls do nothing.
+pub(super) fn start() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        log_router::install();
+        // SAFETY: called once, before any other function of llama.cpp.
+        unsafe { sys::llama_backend_init() };
+    });
+}
+
+/// A path as C takes it.
+pub(super) fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| Error::invalid(format!("the path `{}` holds a NUL byte", path.display())))
+}
+
+/// Text as C takes it.
+pub(super) fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::invalid("the text holds a NUL character"))
+}
+
+/// A failure of `function`, with the last error that llama.cpp logged as its reason.
+pub(super) fn failure(function: &'static str, otherwise: &str) -> Error {
+    Error::Llama {
+        function,
+        reason: log_router::take_last_error().unwrap_or_else(|| otherwise.to_owned()),
+    }
+}

@@ -1,0 +1,352 @@
+//! A context: decodes rows with a hook in the graph.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+
+use super::backend;
+use super::callback_state::CallbackState;
+use super::eval_hook::{EvalHook, RowHook, on_eval};
+use super::model::Model;
+use crate::{Error, Result};
+
+/// The KV cache's number type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats: for comparisons with a reference.
+    F32,
+    /// 16-bit floats, llama.cpp's default.
+    F16,
+    /// 8-bit blocks; needs flash attention.
+    Q8_0,
+}
+
+/// Whether attention is computed without materialising the score matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// llama.cpp decides.
+    Auto,
+    /// Always.
+    On,
+    /// Never: for comparisons with a reference.
+    Off,
+}
+
+impl FlashAttention {
+    pub(super) fn to_c(self) -> sys::llama_flash_attn_type {
+        match self {
+            Self::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            Self::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            Self::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        }
+    }
+}
+
+/// How a context computes.
+#[derive(Clone, Debug)]
+pub struct ContextOptions {
+    /// The longest sequence, in tokens.
+    pub n_tokens: usize,
+    /// Rows of one graph; the hook sees that many at most.
+    pub n_ubatch: usize,
+    /// Processor threads.
+    pub threads: usize,
+    /// The KV cache's number type.
+    pub kv_type: KvType,
+    /// Whether to use flash attention.
+    pub flash_attention: FlashAttention,
+    /// Set from elsewhere, it stops a decode within a node's time (on the processor).
+    pub interrupt: Arc<AtomicBool>,
+}
+
+/// Rows submitted at once, at least: llama.cpp cuts a batch into ubatches itself.
+const MIN_BATCH: usize = 512;
+
+/// What is decoded.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// Token ids.
+    Tokens(&'a [i32]),
+    /// Embeddings, `[n_rows, d_model]`, as the projector gives them.
+    Embeddings(&'a [f32]),
+}
+
+/// Whether logits are computed for the last row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// No logits.
+    None,
+    /// Logits of the last row.
+    LastRow,
+}
+
+/// A context of one sequence, with a hook of type `H` on one graph node.
+pub struct Context<H: RowHook> {
+    ptr: ContextPtr, // freed first: it keeps pointers to the hook, the model and the options' flag
+    hook: CallbackState<EvalHook<H>>,
+    model: Arc<Model>,
+    options: ContextOptions,
+    n_past: usize,
+}
+
+impl<H: RowHook> Context<H> {
+    /// Makes a context; `hook` will see the rows of the graph node `node_name`.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses, for want of memory or because of a combination it does not support.
+    pub fn new(
+        model: Arc<Model>,
+        options: ContextOptions,
+        node_name: &str,
+        hook: H,
+    ) -> Result<Self> {
+        if options.kv_type == KvType::Q8_0 && options.flash_attention == FlashAttention::Off {
+            return Err(
+                Error::invalid("a q8_0 KV cache needs flash attention, which is off")
+                    .with_hint("use `--kv-type f16`, or leave out `-fa off`"),
+            );
+        }
+        let in_u32 = |n: usize| {
+            u32::try_from(n).map_err(|_| Error::invalid(format!("a context of {n} is too large")))
+        };
+        let threads = i32::try_from(options.threads)
+            .map_err(|_| Error::invalid(format!("{} threads are too many", options.threads)))?;
+        let hook = CallbackState::new(EvalHook::new(hook, node_name, model.d_model()));
+        // SAFETY: returns a plain struct by value.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        let kv_type = match options.kv_type {
+            KvType::F32 => sys::GGML_TYPE_F32,
+            KvType::F16 => sys::GGML_TYPE_F16,
+            KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        };
+        params.n_ctx = in_u32(options.n_tokens)?;
+        params.n_batch = in_u32(options.n_ubatch.max(MIN_BATCH))?;
+        params.n_ubatch = in_u32(options.n_ubatch)?;
+        params.n_seq_max = 1;
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        params.flash_attn_type = options.flash_attention.to_c();
+        params.type_k = kv_type;
+        params.type_v = kv_type;
+        params.cb_eval = Some(on_eval::<H>);
+        params.cb_eval_user_data = hook.as_c();
+        params.abort_callback = Some(is_interrupted);
+        params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
+        // SAFETY: the model is alive, and hook and flag live until after `llama_free`.
+        let ptr = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
+        let ptr = NonNull::new(ptr).map(ContextPtr).ok_or_else(|| {
+            backend::failure(
+                "llama_init_from_model",
+                "not enough memory, or an unsupported combination of options",
+            )
+        })?;
+        Ok(Self {
+            ptr,
+            hook,
+            model,
+            options,
+            n_past: 0,
+        })
+    }
+
+    /// The hook.
+    pub fn hook(&mut self) -> &mut H {
+        &mut self.hook.get().hook
+    }
+
+    /// Turns the hook on or off. Off, the graph runs as if there were none.
+    pub fn enable_hook(&mut self, enabled: bool) {
+        self.hook.get().enabled = enabled;
+    }
+
+    /// Takes the hook back.
+    pub fn into_hook(self) -> H {
+        let Self { ptr, hook, .. } = self;
+        drop(ptr);
+        hook.into_inner().hook
+    }
+
+    /// The longest sequence, in tokens.
+    pub fn capacity(&self) -> usize {
+        self.options.n_tokens
+    }
+
+    /// Whether the sequence has no room for another row.
+    pub fn is_full(&self) -> bool {
+        self.n_past >= self.options.n_tokens
+    }
+
+    /// The residual stream's width.
+    pub fn d_model(&self) -> usize {
+        self.model.d_model()
+    }
+
+    /// Forgets the sequence.
+    pub fn clear(&mut self) {
+        // SAFETY: the context is alive.
+        let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
+        // SAFETY: the memory belongs to the context.
+        unsafe { sys::llama_memory_clear(memory, true) };
+        self.n_past = 0;
+    }
+
+    /// Appends rows to the sequence.
+    ///
+    /// # Errors
+    /// The hook's error or panic; [`Error::Interrupted`]; more rows than the context has room for;
+    /// embeddings that are no whole rows; a failure of llama.cpp. After an error the sequence is
+    /// undefined: [`Context::clear`] it.
+    pub fn decode(&mut self, rows: Rows<'_>, output: Output) -> Result<()> {
+        let d_model = self.model.d_model();
+        let n_rows = match rows {
+            Rows::Tokens(ids) => ids.len(),
+            Rows::Embeddings(values) if values.len() % d_model == 0 => values.len() / d_model,
+            Rows::Embeddings(values) => {
+                return Err(Error::invalid(format!(
+                    "expected rows of {d_model} values, got {} values",
+                    values.len()
+                )));
+            }
+        };
+        if self.n_past + n_rows > self.options.n_tokens {
+            return Err(Error::invalid(format!(
+                "the context holds {} tokens, and {} are needed",
+                self.options.n_tokens,
+                self.n_past + n_rows
+            ))
+            .with_hint("give a larger `--ctx-size`, or 0 for enough"));
+        }
+        let mut start = 0;
+        while start < n_rows {
+            let end = n_rows.min(start + self.options.n_ubatch.max(MIN_BATCH));
+            let chunk = match rows {
+                Rows::Tokens(ids) => Rows::Tokens(&ids[start..end]),
+                Rows::Embeddings(values) => {
+                    Rows::Embeddings(&values[start * d_model..end * d_model])
+                }
+            };
+            let wants_logits = output == Output::LastRow && end == n_rows;
+            self.decode_chunk(chunk, end - start, wants_logits)?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn decode_chunk(&mut self, rows: Rows<'_>, n_rows: usize, wants_logits: bool) -> Result<()> {
+        let positions = self.n_past..self.n_past + n_rows;
+        let mut positions: Vec<i32> = positions
+            .map(|position| i32::try_from(position).expect("contexts are counted in 32 bits"))
+            .collect();
+        let mut n_seq_id = vec![1; n_rows];
+        let mut sequence = 0;
+        let mut seq_id = vec![&raw mut sequence; n_rows];
+        let mut wanted = vec![0; n_rows];
+        wanted[n_rows - 1] = i8::from(wants_logits);
+        let batch = sys::llama_batch {
+            n_tokens: i32::try_from(n_rows).expect("a chunk is no longer than a batch"),
+            token: match rows {
+                Rows::Tokens(ids) => ids.as_ptr().cast_mut(),
+                Rows::Embeddings(_) => std::ptr::null_mut(),
+            },
+            embd: match rows {
+                Rows::Tokens(_) => std::ptr::null_mut(),
+                Rows::Embeddings(values) => values.as_ptr().cast_mut(),
+            },
+            pos: positions.as_mut_ptr(),
+            n_seq_id: n_seq_id.as_mut_ptr(),
+            seq_id: seq_id.as_mut_ptr(),
+            logits: wanted.as_mut_ptr(),
+        };
+        // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and
+        // llama.cpp only reads them. The hook's state is not borrowed here.
+        let code = unsafe { sys::llama_decode(self.ptr.0.as_ptr(), batch) };
+        if let Some(fault) = self.hook.get().take_fault() {
+            return Err(fault);
+        }
+        match code {
+            0 => {
+                self.n_past += n_rows;
+                Ok(())
+            }
+            2 => Err(Error::Interrupted),
+            code => Err(backend::failure("llama_decode", &format!("code {code}"))),
+        }
+    }
+
+    /// Logits of the last decoded row, `[n_vocab]`; empty where none were asked for.
+    pub fn logits(&mut self) -> &[f32] {
+        // SAFETY: the context is alive; -1 means the last output row.
+        let logits = unsafe { sys::llama_get_logits_ith(self.ptr.0.as_ptr(), -1) };
+        if logits.is_null() {
+            return &[];
+        }
+        // SAFETY: llama.cpp keeps `n_vocab` logits a row until the next decode, which needs
+        // `&mut self`.
+        unsafe { std::slice::from_raw_parts(logits, self.model.n_vocab()) }
+    }
+
+    /// Sets llama.cpp's own control vector: `direction` (`[d_model]`) is added to the output of
+    /// block `layer` in every row, before the hook sees it. An empty slice removes it.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses; block 0 has no control vector.
+    pub fn set_control_vector(&mut self, layer: usize, direction: &[f32]) -> Result<()> {
+        let d_model = self.model.d_model();
+        // llama.cpp's data starts at layer 1.
+        let mut data = vec![0.0_f32; d_model * self.model.n_layers()];
+        if !direction.is_empty() {
+            let Some(start) = layer.checked_sub(1).map(|row| row * d_model) else {
+                return Err(Error::invalid(
+                    "llama.cpp has no control vector for layer 0",
+                ));
+            };
+            data[start..start + d_model].copy_from_slice(direction);
+        }
+        let pointer = if direction.is_empty() {
+            std::ptr::null()
+        } else {
+            data.as_ptr()
+        };
+        let in_i32 = |n: usize| i32::try_from(n).expect("layers and widths are small");
+        // SAFETY: `data` has a row for each layer from 1 on and is copied during the call.
+        let code = unsafe {
+            sys::llama_set_adapter_cvec(
+                self.ptr.0.as_ptr(),
+                pointer,
+                data.len(),
+                in_i32(d_model),
+                in_i32(layer),
+                in_i32(layer),
+            )
+        };
+        if code == 0 {
+            return Ok(());
+        }
+        Err(backend::failure(
+            "llama_set_adapter_cvec",
+            &format!("code {code}"),
+        ))
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
+        self.ptr.0.as_ptr()
+    }
+}
+
+/// The C context.
+struct ContextPtr(NonNull<sys::llama_context>);
+
+impl Drop for ContextPtr {
+    fn drop(&mut self) {
+        // SAFETY: made by `llama_init_from_model` and freed once.
+        unsafe { sys::llama_free(self.0.as_ptr()) };
+    }
+}
+
+unsafe extern "C" fn is_interrupted(flag: *mut c_void) -> bool {
+    // SAFETY: points to the `AtomicBool` that the context's options keep alive.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}

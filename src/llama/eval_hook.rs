@@ -1,0 +1,151 @@
+//! The eval callback of a context: hands the rows of one graph node to Rust and writes them back.
+//!
+//! `llama_context_params.cb_eval` is asked about every node (`ask`), and called again with the
+//! computed tensor of those it wanted (the data phase). Returning false in the data phase is no
+//! error to llama.cpp (`ggml-backend.cpp`, `ggml_backend_sched_compute_splits`): the rest of the
+//! split is skipped and `llama_decode` still returns 0. So errors and panics wait in a slot that
+//! every decode looks at.
+
+use std::ffi::{c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use llama_cpp_sys_2 as sys;
+
+use crate::{Error, Result};
+
+/// Receives the rows of the hooked node.
+pub trait RowHook {
+    /// Called once a ubatch with its rows, `[n_rows, d_model]`, in the order of submission.
+    ///
+    /// # Errors
+    /// An error stops the graph; the decode returns it.
+    fn on_rows(&mut self, rows: &mut [f32]) -> Result<Edited>;
+}
+
+/// Whether a hook changed the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edited {
+    /// They are written back, and the graph goes on with them.
+    Yes,
+    /// The graph goes on with what it computed.
+    No,
+}
+
+/// What the callback needs, at an address that llama.cpp keeps.
+pub(super) struct EvalHook<H> {
+    pub(super) hook: H,
+    /// Off: no node is wanted, and the graph runs as if there were no callback.
+    pub(super) enabled: bool,
+    node_name: Vec<c_char>, // with the NUL that ends it, so that `l_out-1` is not `l_out-12`
+    d_model: usize,
+    rows: Vec<f32>, // [n_rows, d_model], reused
+    fault: Option<Error>,
+}
+
+impl<H: RowHook> EvalHook<H> {
+    pub(super) fn new(hook: H, node_name: &str, d_model: usize) -> Self {
+        Self {
+            hook,
+            enabled: false,
+            node_name: node_name
+                .bytes()
+                .chain([0])
+                .map(|byte| byte as c_char)
+                .collect(),
+            d_model,
+            rows: Vec::new(),
+            fault: None,
+        }
+    }
+
+    /// The error or panic of the last graph, if any.
+    pub(super) fn take_fault(&mut self) -> Option<Error> {
+        self.fault.take()
+    }
+
+    fn wants(&self, tensor: &sys::ggml_tensor) -> bool {
+        self.enabled && self.fault.is_none() && tensor.name.starts_with(&self.node_name)
+    }
+
+    fn on_data(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
+        let n_rows = n_rows(tensor, self.d_model)?;
+        self.rows.resize(n_rows * self.d_model, 0.0);
+        read_rows(tensor, &mut self.rows);
+        if self.hook.on_rows(&mut self.rows)? == Edited::Yes {
+            write_rows(tensor, &self.rows);
+        }
+        Ok(())
+    }
+}
+
+/// The callback for `cb_eval`; `user_data` is an [`EvalHook<H>`].
+pub(super) unsafe extern "C" fn on_eval<H: RowHook>(
+    tensor: *mut sys::ggml_tensor,
+    ask: bool,
+    user_data: *mut c_void,
+) -> bool {
+    // SAFETY: the context's owner gave this pointer and touches it only between decodes.
+    let state = unsafe { &mut *user_data.cast::<EvalHook<H>>() };
+    // SAFETY: ggml passes a node of the graph that it is computing.
+    let tensor = unsafe { &mut *tensor };
+    if ask {
+        return state.wants(tensor);
+    }
+    match catch_panic(|| state.on_data(tensor)) {
+        Ok(()) => true,
+        Err(error) => {
+            state.fault = Some(error);
+            false
+        }
+    }
+}
+
+/// Runs `work`; a panic becomes an error, since it must not cross into C.
+pub(super) fn catch_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(Error::invalid(format!("a hook panicked: {message}")))
+    })
+}
+
+/// The number of rows of an f32 tensor of rows of `d_model`.
+pub(super) fn n_rows(tensor: &sys::ggml_tensor, d_model: usize) -> Result<usize> {
+    let [n_columns, n_rows, 1, 1] = tensor.ne else {
+        return Err(unexpected_tensor(tensor, d_model));
+    };
+    // SAFETY: the tensor is part of a graph that is being computed.
+    let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
+    if tensor.type_ != sys::GGML_TYPE_F32
+        || usize::try_from(n_columns) != Ok(d_model)
+        || !is_contiguous
+    {
+        return Err(unexpected_tensor(tensor, d_model));
+    }
+    Ok(usize::try_from(n_rows).expect("ggml's sizes are not negative"))
+}
+
+fn unexpected_tensor(tensor: &sys::ggml_tensor, d_model: usize) -> Error {
+    Error::invalid(format!(
+        "expected contiguous f32 rows of {d_model} in the graph, got shape {:?} of ggml type {}",
+        tensor.ne, tensor.type_
+    ))
+}
+
+/// Copies a tensor out of its backend's memory; `rows` holds exactly its values.
+pub(super) fn read_rows(tensor: &sys::ggml_tensor, rows: &mut [f32]) {
+    let n_bytes = size_of_val(rows);
+    // SAFETY: the backend has been synchronised, and `n_rows` proved that the tensor holds
+    // `rows.len()` contiguous f32 values.
+    unsafe { sys::ggml_backend_tensor_get(tensor, rows.as_mut_ptr().cast(), 0, n_bytes) };
+}
+
+/// Copies `rows` over a tensor in its backend's memory.
+pub(super) fn write_rows(tensor: &mut sys::ggml_tensor, rows: &[f32]) {
+    let n_bytes = size_of_val(rows);
+    // SAFETY: as for reading; the graph does not go on before this call returns.
+    unsafe { sys::ggml_backend_tensor_set(tensor, rows.as_ptr().cast(), 0, n_bytes) };
+}

@@ -1,0 +1,31 @@
+//! Thin owners over llama.cpp's C interface: the only unsafe code of this project.
+//!
+//! This folder knows tensors, rows and tokens, and nothing of features or SAEs. llama-cpp-2 is not
+//! used: it has no way to set `cb_eval` and gives out no raw pointer, so a context with a hook has
+//! to be made here.
+//!
+//! Each C function is wrapped once. An owner frees in `Drop`; [`Context`] and [`Vision`] keep the
+//! [`Model`] they were made from alive.
+
+#![allow(unsafe_code)]
+
+mod backend;
+mod callback_state;
+mod context;
+mod eval_hook;
+mod log_router;
+mod mapped_file;
+mod matrix_product;
+mod model;
+mod patch_embedding;
+mod quantize;
+mod sampler;
+mod vision;
+
+pub use context::{Context, ContextOptions, FlashAttention, KvType, Output, Rows};
+pub use eval_hook::{Edited, RowHook};
+pub use matrix_product::MatrixProduct;
+pub use model::{AddBos, Model, ModelOptions, Special};
+pub use quantize::{Quant, quantize};
+pub use sampler::{Sampler, Sampling};
+pub use vision::{ClsOrder, Vision, VisionOptions};

@@ -1,0 +1,257 @@
+//! A language model and its vocabulary.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::backend;
+use crate::{Error, Result};
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelOptions {
+    /// Layers kept on a device; negative means all of them.
+    pub gpu_layers: i32,
+    /// Whether quantised weights are repacked for the processor: faster prompts, slower loading.
+    pub repack: bool,
+}
+
+/// A language model's weights and vocabulary.
+pub struct Model {
+    ptr: NonNull<sys::llama_model>,
+    vocab: NonNull<sys::llama_vocab>,
+}
+
+// SAFETY: llama.cpp only reads a model once it is loaded; contexts on several threads may share it.
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+impl Model {
+    /// Loads a GGUF model, memory-mapped. Check the file first: llama.cpp aborts the process on
+    /// some malformed ones.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses the file, with the reason that it logged.
+    pub fn load(path: &Path, options: ModelOptions) -> Result<Self> {
+        backend::start();
+        let c_path = backend::c_path(path)?;
+        // SAFETY: returns a plain struct by value.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.n_gpu_layers = options.gpu_layers;
+        params.use_extra_bufts = options.repack;
+        // SAFETY: the path is NUL-terminated and lives for the call.
+        let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
+        let ptr = NonNull::new(ptr)
+            .ok_or_else(|| backend::failure("llama_model_load_from_file", "no reason was given"))?;
+        // SAFETY: the model is loaded; its vocabulary lives as long as it does.
+        let vocab = unsafe { sys::llama_model_get_vocab(ptr.as_ptr()) };
+        let vocab = NonNull::new(vocab.cast_mut()).expect("a loaded model has a vocabulary");
+        Ok(Self { ptr, vocab })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
+        self.ptr.as_ptr()
+    }
+
+    fn vocab(&self) -> *const sys::llama_vocab {
+        self.vocab.as_ptr()
+    }
+
+    /// The residual stream's width.
+    pub fn d_model(&self) -> usize {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_n_embd(self.as_ptr()) }.unsigned_abs() as usize
+    }
+
+    /// The number of blocks.
+    pub fn n_layers(&self) -> usize {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_n_layer(self.as_ptr()) }.unsigned_abs() as usize
+    }
+
+    /// The longest context that the model was trained on, in tokens.
+    pub fn trained_context(&self) -> usize {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_n_ctx_train(self.as_ptr()) }.unsigned_abs() as usize
+    }
+
+    /// The number of tokens in the vocabulary, fillers included.
+    pub fn n_vocab(&self) -> usize {
+        // SAFETY: the vocabulary is alive.
+        unsafe { sys::llama_vocab_n_tokens(self.vocab()) }.unsigned_abs() as usize
+    }
+
+    /// Whether generation ends with this token.
+    pub fn is_end(&self, token: i32) -> bool {
+        // SAFETY: the vocabulary is alive; llama.cpp checks the id against its own set.
+        unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
+    }
+
+    /// Filler tokens that pad the vocabulary to the embedding's rows; they must never be sampled.
+    pub fn unused_tokens(&self) -> Vec<i32> {
+        let n_vocab = i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits");
+        (0..n_vocab)
+            .filter(|&token| {
+                // SAFETY: the vocabulary is alive and the id is in range.
+                let attr = unsafe { sys::llama_vocab_get_attr(self.vocab(), token) };
+                attr & sys::LLAMA_TOKEN_ATTR_UNUSED != 0
+            })
+            .collect()
+    }
+
+    /// Token ids of `text`. Special tokens' texts become those tokens; `add_bos` follows the
+    /// vocabulary's own rule for the beginning of a sequence.
+    ///
+    /// # Errors
+    /// Text of more than 2³¹ bytes.
+    pub fn tokenize(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
+        let n_bytes =
+            i32::try_from(text.len()).map_err(|_| Error::invalid("the prompt is too long"))?;
+        let mut tokens = vec![0; text.len() + 2];
+        let mut n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens);
+        if n_tokens < 0 {
+            tokens.resize(n_tokens.unsigned_abs() as usize, 0);
+            n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens);
+        }
+        let n_tokens = usize::try_from(n_tokens)
+            .map_err(|_| backend::failure("llama_tokenize", "the buffer was too small twice"))?;
+        tokens.truncate(n_tokens);
+        Ok(tokens)
+    }
+
+    fn tokenize_into(&self, text: &str, n_bytes: i32, add_bos: AddBos, out: &mut [i32]) -> i32 {
+        let capacity = i32::try_from(out.len()).unwrap_or(i32::MAX);
+        // SAFETY: text and buffer live for the call, and their lengths are given.
+        unsafe {
+            sys::llama_tokenize(
+                self.vocab(),
+                text.as_ptr().cast(),
+                n_bytes,
+                out.as_mut_ptr(),
+                capacity,
+                add_bos == AddBos::Yes,
+                true,
+            )
+        }
+    }
+
+    /// Appends the bytes that `token` stands for: possibly a part of a character. With
+    /// [`Special::Show`], control tokens appear by name, else as nothing.
+    pub fn append_piece(&self, token: i32, special: Special, out: &mut Vec<u8>) {
+        let mut buffer = [0_u8; 256]; // longer than any piece of a SentencePiece vocabulary
+        let capacity = i32::try_from(buffer.len()).expect("a small constant");
+        // SAFETY: the buffer lives for the call and its length is given.
+        let n_bytes = unsafe {
+            sys::llama_token_to_piece(
+                self.vocab(),
+                token,
+                buffer.as_mut_ptr().cast(),
+                capacity,
+                0,
+                special == Special::Show,
+            )
+        };
+        let n_bytes = usize::try_from(n_bytes).unwrap_or(0);
+        out.extend_from_slice(&buffer[..n_bytes]);
+    }
+
+    /// The user's turn in the model's chat template, ready for the model's answer; without the
+    /// beginning-of-sequence token, which [`Model::tokenize`] adds.
+    ///
+    /// # Errors
+    /// When the model has no chat template, or one that llama.cpp does not know.
+    pub fn apply_chat_template(&self, user_text: &str) -> Result<String> {
+        // SAFETY: the model is alive; a null name asks for the default template.
+        let template = unsafe { sys::llama_model_chat_template(self.as_ptr(), std::ptr::null()) };
+        if template.is_null() {
+            return Err(Error::invalid("the model has no chat template")
+                .with_hint("use `--raw-prompt`, with `<image>` where the image goes"));
+        }
+        let content = backend::c_string(user_text)?;
+        let message = sys::llama_chat_message {
+            role: c"user".as_ptr(),
+            content: content.as_ptr(),
+        };
+        let mut buffer = vec![0_u8; 2 * user_text.len() + 256];
+        let mut n_bytes = apply_template(template, &message, &mut buffer);
+        if usize::try_from(n_bytes).is_ok_and(|n| n > buffer.len()) {
+            buffer.resize(n_bytes.unsigned_abs() as usize, 0);
+            n_bytes = apply_template(template, &message, &mut buffer);
+        }
+        let n_bytes = usize::try_from(n_bytes).map_err(|_| {
+            Error::invalid("llama.cpp does not know the model's chat template")
+                .with_hint("use `--raw-prompt`, with `<image>` where the image goes")
+        })?;
+        buffer.truncate(n_bytes);
+        String::from_utf8(buffer)
+            .map_err(|_| Error::invalid("the model's chat template is not UTF-8"))
+    }
+
+    /// A metadata value of the GGUF file as text.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let key = CString::new(key).ok()?;
+        let mut buffer = [0 as c_char; 512];
+        // SAFETY: key and buffer live for the call; llama.cpp ends the text with NUL.
+        let n_bytes = unsafe {
+            sys::llama_model_meta_val_str(
+                self.as_ptr(),
+                key.as_ptr(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+            )
+        };
+        if n_bytes < 0 {
+            return None;
+        }
+        // SAFETY: see above.
+        let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
+        Some(text.to_string_lossy().into_owned())
+    }
+}
+
+fn apply_template(
+    template: *const c_char,
+    message: &sys::llama_chat_message,
+    buffer: &mut [u8],
+) -> i32 {
+    let capacity = i32::try_from(buffer.len()).unwrap_or(i32::MAX);
+    // SAFETY: template and message are NUL-terminated and live for the call, as does the buffer.
+    unsafe {
+        sys::llama_chat_apply_template(
+            template,
+            message,
+            1,
+            true,
+            buffer.as_mut_ptr().cast(),
+            capacity,
+        )
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: contexts hold an `Arc` of the model, so none is left.
+        unsafe { sys::llama_model_free(self.as_ptr()) };
+    }
+}
+
+/// Whether the beginning-of-sequence token goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddBos {
+    /// If the vocabulary asks for one.
+    Yes,
+    /// Never: this text continues a sequence.
+    No,
+}
+
+/// Whether control tokens appear in text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// By name, such as `<bos>`.
+    Show,
+    /// As nothing.
+    Hide,
+}

@@ -1,0 +1,93 @@
+//! Choosing the next token.
+
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::context::Context;
+use super::eval_hook::RowHook;
+use super::model::Model;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// The most likely token.
+    Greedy,
+    /// At random, with llama.cpp's defaults for the rest (top-k 40, top-p 0.95, min-p 0.05).
+    Temperature {
+        /// Above 0; 1 leaves the model's probabilities as they are.
+        temperature: f32,
+        /// The same seed gives the same text.
+        seed: u32,
+    },
+}
+
+/// A chain of llama.cpp's samplers. Filler tokens are never chosen.
+pub struct Sampler {
+    ptr: NonNull<sys::llama_sampler>,
+}
+
+impl Sampler {
+    /// Makes a sampler for a model's vocabulary.
+    pub fn new(model: &Model, sampling: Sampling) -> Self {
+        // SAFETY: returns a plain struct by value.
+        let params = unsafe { sys::llama_sampler_chain_default_params() };
+        // SAFETY: plain parameters.
+        let ptr = unsafe { sys::llama_sampler_chain_init(params) };
+        let sampler = Self {
+            ptr: NonNull::new(ptr).expect("llama.cpp allocates a sampler chain or aborts"),
+        };
+        let never: Vec<sys::llama_logit_bias> = model
+            .unused_tokens()
+            .into_iter()
+            .map(|token| sys::llama_logit_bias {
+                token,
+                bias: f32::NEG_INFINITY,
+            })
+            .collect();
+        let in_i32 = |n: usize| i32::try_from(n).expect("vocabularies are counted in 32 bits");
+        // SAFETY: the biases are copied during the call.
+        sampler.add(unsafe {
+            sys::llama_sampler_init_logit_bias(
+                in_i32(model.n_vocab()),
+                in_i32(never.len()),
+                never.as_ptr(),
+            )
+        });
+        match sampling {
+            // SAFETY: no arguments.
+            Sampling::Greedy => sampler.add(unsafe { sys::llama_sampler_init_greedy() }),
+            Sampling::Temperature { temperature, seed } => {
+                // SAFETY: plain numbers, here and below.
+                sampler.add(unsafe { sys::llama_sampler_init_top_k(40) });
+                // SAFETY: see above.
+                sampler.add(unsafe { sys::llama_sampler_init_top_p(0.95, 1) });
+                // SAFETY: see above.
+                sampler.add(unsafe { sys::llama_sampler_init_min_p(0.05, 1) });
+                // SAFETY: see above.
+                sampler.add(unsafe { sys::llama_sampler_init_temp(temperature) });
+                // SAFETY: see above.
+                sampler.add(unsafe { sys::llama_sampler_init_dist(seed) });
+            }
+        }
+        sampler
+    }
+
+    fn add(&self, link: *mut sys::llama_sampler) {
+        // SAFETY: the chain takes ownership of the link.
+        unsafe { sys::llama_sampler_chain_add(self.ptr.as_ptr(), link) };
+    }
+
+    /// The token that follows the context's last row, whose logits must have been asked for.
+    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>) -> i32 {
+        // SAFETY: both are alive; -1 means the last output row.
+        unsafe { sys::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), -1) }
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        // SAFETY: made in `new` and freed once, with its links.
+        unsafe { sys::llama_sampler_free(self.ptr.as_ptr()) };
+    }
+}

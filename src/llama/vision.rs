@@ -1,0 +1,282 @@
+//! The vision encoder and projector, through llama.cpp's mtmd, with the class row put right.
+//!
+//! The carried `tools/mtmd/models/llava.cpp` appends the class embedding behind the patches
+//! (`ggml_concat(patches, class_embd)`), while CLIP's position embeddings and the choice of rows
+//! 1..=n take it to stand in front. Every patch then gets its neighbour's position, the first
+//! patch is lost and the class row is fed to the language model as an image token: against
+//! transformers, the image embeddings are off by more than half their norm. The cure is an eval
+//! callback on that one node, which moves its last row to the front. `patches/README.md` has the
+//! upstream threads and the patch for llama.cpp itself.
+//!
+//! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
+//! rounded to f16.
+
+use std::ffi::{CStr, c_void};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as sys;
+
+use super::backend;
+use super::callback_state::CallbackState;
+use super::context::FlashAttention;
+use super::eval_hook::{catch_panic, n_rows, read_rows, write_rows};
+use super::model::Model;
+use super::patch_embedding::PatchEmbedding;
+use crate::{Error, Result};
+
+/// How the rows that enter the encoder are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClsOrder {
+    /// The class row in front, as CLIP was trained, and patches in full precision.
+    First,
+    /// All as llama.cpp does it: for showing the defect.
+    AsLlamaCpp,
+}
+
+/// How the vision encoder runs.
+#[derive(Clone, Copy, Debug)]
+pub struct VisionOptions {
+    /// Whether a device is used, where there is one.
+    pub use_gpu: bool,
+    /// Processor threads.
+    pub threads: usize,
+    /// Whether to use flash attention.
+    pub flash_attention: FlashAttention,
+    /// Whether the class row is put right.
+    pub cls_order: ClsOrder,
+}
+
+/// A vision encoder with its projector, bound to a language model.
+pub struct Vision {
+    ptr: VisionPtr, // freed first: it keeps pointers to the state and the model
+    state: CallbackState<ClsState>,
+    patch_embedding: PatchEmbedding,
+    model: Arc<Model>,
+}
+
+impl Vision {
+    /// Loads a projector file for `model`. Check both files first.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses the file.
+    pub fn load(path: &Path, model: Arc<Model>, options: VisionOptions) -> Result<Self> {
+        let c_path = backend::c_path(path)?;
+        let state = CallbackState::new(ClsState {
+            cls_order: options.cls_order,
+            patches: Vec::new(),
+            rows: Vec::new(),
+            fault: None,
+        });
+        let patch_embedding = PatchEmbedding::load(path, options.use_gpu, options.threads)?;
+        // SAFETY: returns a plain struct by value.
+        let mut params = unsafe { sys::mtmd_context_params_default() };
+        params.use_gpu = options.use_gpu;
+        params.print_timings = false;
+        params.n_threads = i32::try_from(options.threads).unwrap_or(i32::MAX);
+        params.flash_attn_type = options.flash_attention.to_c();
+        params.warmup = false;
+        params.cb_eval = Some(on_eval);
+        params.cb_eval_user_data = state.as_c();
+        // SAFETY: the path lives for the call, the model and the state as long as the result.
+        let ptr = unsafe { sys::mtmd_init_from_file(c_path.as_ptr(), model.as_ptr(), params) };
+        let ptr = NonNull::new(ptr)
+            .ok_or_else(|| backend::failure("mtmd_init_from_file", "no reason was given"))?;
+        Ok(Self {
+            ptr: VisionPtr(ptr),
+            state,
+            patch_embedding,
+            model,
+        })
+    }
+
+    /// Encodes a square picture of the encoder's own size, which mtmd takes as it is: RGB bytes,
+    /// `[size, size, 3]`. Returns the projector's rows, `[n_image_tokens, d_model]`, one a patch
+    /// in reading order.
+    ///
+    /// # Errors
+    /// When llama.cpp fails, or surrounds the image with tokens of its own, which LLaVA has not.
+    pub fn encode(&mut self, rgb: &[u8], size: usize) -> Result<Vec<f32>> {
+        if rgb.len() != size * size * 3 {
+            return Err(Error::invalid(format!(
+                "expected {size} × {size} RGB pixels, got {} bytes",
+                rgb.len()
+            )));
+        }
+        let side = u32::try_from(size).map_err(|_| Error::invalid("the picture is too large"))?;
+        // SAFETY: the pixels are copied; their number was checked.
+        let bitmap = unsafe { sys::mtmd_bitmap_init(side, side, rgb.as_ptr()) };
+        let bitmap = Bitmap(NonNull::new(bitmap).expect("mtmd allocates or aborts"));
+        // SAFETY: no arguments.
+        let chunks = unsafe { sys::mtmd_input_chunks_init() };
+        let chunks = Chunks(NonNull::new(chunks).expect("mtmd allocates or aborts"));
+        self.tokenize(&bitmap, &chunks)?;
+        let chunk = chunks.only_image()?;
+        let patches = self.patch_embedding.apply(rgb, size)?;
+        patches.clone_into(&mut self.state.get().patches);
+        // SAFETY: context and chunk are alive.
+        let code = unsafe { sys::mtmd_encode_chunk(self.ptr.0.as_ptr(), chunk) };
+        if let Some(fault) = self.state.get().fault.take() {
+            return Err(fault);
+        }
+        if code != 0 {
+            return Err(backend::failure(
+                "mtmd_encode_chunk",
+                &format!("code {code}"),
+            ));
+        }
+        // SAFETY: the chunk is alive.
+        let n_tokens = unsafe { sys::mtmd_input_chunk_get_n_tokens(chunk) };
+        // SAFETY: the context is alive and has just encoded a chunk.
+        let rows = unsafe { sys::mtmd_get_output_embd(self.ptr.0.as_ptr()) };
+        if rows.is_null() {
+            return Err(backend::failure("mtmd_get_output_embd", "no output"));
+        }
+        // SAFETY: mtmd keeps `n_tokens` rows of the model's width until the next encoding.
+        let rows = unsafe { std::slice::from_raw_parts(rows, n_tokens * self.model.d_model()) };
+        Ok(rows.to_vec())
+    }
+
+    fn tokenize(&self, bitmap: &Bitmap, chunks: &Chunks) -> Result<()> {
+        // SAFETY: returns a static string.
+        let marker = unsafe { sys::mtmd_default_marker() };
+        // SAFETY: it is NUL-terminated.
+        let marker_len = unsafe { CStr::from_ptr(marker) }.count_bytes();
+        let text = sys::mtmd_input_text {
+            text: marker,
+            text_len: marker_len,
+            add_special: false,
+            parse_special: true,
+        };
+        let mut bitmap = bitmap.0.as_ptr().cast_const();
+        // SAFETY: all arguments are alive; there is one marker and one bitmap.
+        let code = unsafe {
+            sys::mtmd_tokenize(
+                self.ptr.0.as_ptr(),
+                chunks.0.as_ptr(),
+                &raw const text,
+                &raw mut bitmap,
+                1,
+            )
+        };
+        match code {
+            0 => Ok(()),
+            code => Err(backend::failure("mtmd_tokenize", &format!("code {code}"))),
+        }
+    }
+}
+
+/// The C context.
+struct VisionPtr(NonNull<sys::mtmd_context>);
+
+impl Drop for VisionPtr {
+    fn drop(&mut self) {
+        // SAFETY: made by `mtmd_init_from_file` and freed once.
+        unsafe { sys::mtmd_free(self.0.as_ptr()) };
+    }
+}
+
+/// A picture as mtmd takes it.
+struct Bitmap(NonNull<sys::mtmd_bitmap>);
+
+impl Drop for Bitmap {
+    fn drop(&mut self) {
+        // SAFETY: made by `mtmd_bitmap_init` and freed once.
+        unsafe { sys::mtmd_bitmap_free(self.0.as_ptr()) };
+    }
+}
+
+/// What mtmd makes of a prompt.
+struct Chunks(NonNull<sys::mtmd_input_chunks>);
+
+impl Chunks {
+    /// The image chunk of a prompt that holds nothing else; it lives as long as `self`.
+    fn only_image(&self) -> Result<*const sys::mtmd_input_chunk> {
+        // SAFETY: the list is alive.
+        let n_chunks = unsafe { sys::mtmd_input_chunks_size(self.0.as_ptr()) };
+        // SAFETY: as above; `get` checks the index.
+        let chunk = unsafe { sys::mtmd_input_chunks_get(self.0.as_ptr(), 0) };
+        if n_chunks == 1 && !chunk.is_null() {
+            // SAFETY: the chunk belongs to the list.
+            let kind = unsafe { sys::mtmd_input_chunk_get_type(chunk) };
+            if kind == sys::MTMD_INPUT_CHUNK_TYPE_IMAGE {
+                return Ok(chunk);
+            }
+        }
+        Err(Error::invalid(
+            "this projector surrounds an image with tokens of its own, which LLaVA's does not",
+        )
+        .with_hint("use the projector of a LLaVA model"))
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        // SAFETY: made by `mtmd_input_chunks_init` and freed once.
+        unsafe { sys::mtmd_input_chunks_free(self.0.as_ptr()) };
+    }
+}
+
+/// What the vision callback needs.
+struct ClsState {
+    cls_order: ClsOrder,
+    patches: Vec<f32>, // [n_patches, width]
+    rows: Vec<f32>,    // [n_patches + 1, width], reused
+    fault: Option<Error>,
+}
+
+impl ClsState {
+    /// Replaces the rows `[patches, class]` by `[class, exact patches]`.
+    fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
+        let width = usize::try_from(tensor.ne[0]).expect("ggml's sizes are not negative");
+        let n_rows = n_rows(tensor, width)?;
+        if self.patches.len() + width != n_rows * width {
+            return Err(Error::invalid(format!(
+                "the vision encoder has {n_rows} rows of {width}, and the picture {} values",
+                self.patches.len()
+            )));
+        }
+        self.rows.resize(n_rows * width, 0.0);
+        read_rows(tensor, &mut self.rows);
+        self.rows.rotate_right(width);
+        self.rows[width..].copy_from_slice(&self.patches);
+        write_rows(tensor, &self.rows);
+        Ok(())
+    }
+}
+
+/// The callback for mtmd's `cb_eval`; `user_data` is a [`ClsState`].
+unsafe extern "C" fn on_eval(
+    tensor: *mut sys::ggml_tensor,
+    ask: bool,
+    user_data: *mut c_void,
+) -> bool {
+    // SAFETY: `Vision` gave this pointer and touches it only between encodings.
+    let state = unsafe { &mut *user_data.cast::<ClsState>() };
+    // SAFETY: ggml passes a node of the graph that it is computing.
+    let tensor = unsafe { &mut *tensor };
+    if ask {
+        return state.cls_order == ClsOrder::First && appends_class_embedding(tensor);
+    }
+    match catch_panic(|| state.put_right(tensor)) {
+        Ok(()) => true,
+        Err(error) => {
+            state.fault = Some(error);
+            false
+        }
+    }
+}
+
+/// Whether this node is the concatenation with the class embedding **behind**. Should llama.cpp put
+/// it in front one day, it will be `src[0]`, and the cure switches itself off.
+fn appends_class_embedding(tensor: &sys::ggml_tensor) -> bool {
+    const NAME: &CStr = c"v.class_embd";
+    if tensor.op != sys::GGML_OP_CONCAT || tensor.src[1].is_null() {
+        return false;
+    }
+    // SAFETY: a node's sources live as long as its graph.
+    let source = unsafe { &*tensor.src[1] };
+    let name = source.name.map(|c| c as u8);
+    name.starts_with(NAME.to_bytes_with_nul())
+}

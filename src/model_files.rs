@@ -1,0 +1,194 @@
+//! The three GGUF files of a model, and the proof that they fit together.
+//!
+//! llama.cpp aborts the process on many malformed or foreign files, so everything that can be
+//! known from the headers is checked here, before llama.cpp sees a path.
+
+use std::path::{Path, PathBuf};
+
+use gguf_tools::gguf::Gguf;
+use gguf_tools::sae::SaeFile;
+
+use crate::hook_point::HookPoint;
+use crate::{Error, Result};
+
+/// Paths of a language model, its projector and its SAE.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// The language model.
+    pub model: PathBuf,
+    /// The vision encoder and projector; needed for images only.
+    pub mmproj: Option<PathBuf>,
+    /// The SAE.
+    pub sae: PathBuf,
+}
+
+impl ModelFiles {
+    /// Takes the files that are named, and the others from `dir`, a folder that `convert` wrote:
+    /// one `model*.gguf`, one `sae*.gguf`, and at most one `mmproj*.gguf`.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, or a role with several files or, but for the projector, none.
+    pub fn find(
+        dir: Option<&Path>,
+        model: Option<PathBuf>,
+        mmproj: Option<PathBuf>,
+        sae: Option<PathBuf>,
+    ) -> Result<Self> {
+        let choose = |given: Option<PathBuf>, role| match (given, dir) {
+            (Some(path), _) => Ok(Some(path)),
+            (None, Some(dir)) => find_role(dir, role),
+            (None, None) => Ok(None),
+        };
+        let require = |given, role: &'static str| {
+            choose(given, role)?.ok_or_else(|| match dir {
+                Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
+                    .with_hint("make such a folder with `llava-sae-cpp convert`"),
+                None => Error::invalid(format!("`--{role} FILE` is missing"))
+                    .with_hint("name a model, a projector and an SAE, or a folder with `-d DIR`"),
+            })
+        };
+        Ok(Self {
+            model: require(model, "model")?,
+            mmproj: choose(mmproj, "mmproj")?,
+            sae: require(sae, "sae")?,
+        })
+    }
+}
+
+fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
+    let entries = std::fs::read_dir(dir).map_err(gguf_tools::Error::io("read", dir))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(gguf_tools::Error::io("read", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(role) && name.ends_with(".gguf") {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    if found.len() > 1 {
+        let names: Vec<_> = found
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        return Err(Error::invalid(format!(
+            "several `{role}*.gguf` in `{}`: {}",
+            dir.display(),
+            names.join(", ")
+        ))
+        .with_hint(format!("say which with `--{role} FILE`")));
+    }
+    Ok(found.pop())
+}
+
+/// What the headers of matching files say.
+pub(crate) struct CheckedFiles {
+    pub(crate) sae: SaeFile,
+    /// The vision encoder's picture size and grid, where there is a projector.
+    pub(crate) vision: Option<VisionShape>,
+}
+
+/// The shape of a vision encoder's input and output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VisionShape {
+    /// Pixels a side.
+    pub(crate) image_size: u32,
+    /// Patches a side.
+    pub(crate) grid: usize,
+}
+
+/// Reads the headers and checks that the files are what they should be and fit together.
+pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
+    let model = Gguf::open(&files.model)?;
+    let arch = model.require_str("general.architecture")?.to_owned();
+    if matches!(&*arch, "clip" | "sae" | "controlvector") {
+        return Err(wrong_role(&files.model, "a language model", &arch));
+    }
+    model.require_str("tokenizer.ggml.model")?;
+    let d_model = u64::from(model.require_u32(&format!("{arch}.embedding_length"))?);
+    let n_layers = model.require_u32(&format!("{arch}.block_count"))? as usize;
+    if let Some(embedding) = model.tensor("token_embd.weight") {
+        if embedding.dims.first() != Some(&d_model) {
+            return Err(Error::invalid(format!(
+                "`token_embd.weight` in `{}` has shape {:?}, but `{arch}.embedding_length` is {d_model}",
+                files.model.display(),
+                embedding.dims
+            )));
+        }
+    } else {
+        return Err(Error::invalid(format!(
+            "no tensor `token_embd.weight` in `{}`",
+            files.model.display()
+        )));
+    }
+    let sae = SaeFile::open(&files.sae)?;
+    if sae.meta.d_in as u64 != d_model {
+        return Err(Error::invalid(format!(
+            "the SAE reads rows of {}, and the model's rows have {d_model}: `{}` and `{}` do not belong together",
+            sae.meta.d_in,
+            files.sae.display(),
+            files.model.display()
+        ))
+        .with_hint("use an SAE that was trained on this language model"));
+    }
+    HookPoint::parse(&sae.meta.hook_name)?.check_layer(n_layers)?;
+    let vision = files
+        .mmproj
+        .as_deref()
+        .map(|path| check_projector(path, d_model))
+        .transpose()?;
+    Ok(CheckedFiles { sae, vision })
+}
+
+fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {
+    let shown = path.display();
+    let mmproj = Gguf::open(path)?;
+    let arch = mmproj.require_str("general.architecture")?;
+    if arch != "clip" {
+        return Err(wrong_role(path, "a projector (mmproj)", arch));
+    }
+    let projector = mmproj.require_str("clip.projector_type")?;
+    if projector != "mlp" {
+        return Err(Error::invalid(format!(
+            "the projector in `{shown}` is of type `{projector}`, and only `mlp` is supported"
+        ))
+        .with_hint("use the projector of a LLaVA model, made by `llava-sae-cpp convert`"));
+    }
+    let image_size = mmproj.require_u32("clip.vision.image_size")?;
+    let patch_size = mmproj.require_u32("clip.vision.patch_size")?;
+    let width = u64::from(mmproj.require_u32("clip.vision.embedding_length")?);
+    if patch_size == 0 || image_size == 0 || image_size % patch_size != 0 || image_size > 4096 {
+        return Err(Error::invalid(format!(
+            "`{shown}` asks for pictures of {image_size} pixels in patches of {patch_size}"
+        )));
+    }
+    let grid = image_size / patch_size;
+    let n_positions = u64::from(grid) * u64::from(grid) + 1;
+    mmproj.require_tensor("v.class_embd", &[width])?;
+    mmproj.require_tensor("v.position_embd.weight", &[width, n_positions])?;
+    let size = u64::from(patch_size);
+    mmproj.require_tensor("v.patch_embd.weight", &[size, size, 3, width])?;
+    let n_out = mmproj
+        .tensor("mm.2.weight")
+        .and_then(|tensor| tensor.dims.get(1).copied())
+        .ok_or_else(|| Error::invalid(format!("no matrix `mm.2.weight` in `{shown}`")))?;
+    if n_out != d_model {
+        return Err(Error::invalid(format!(
+            "the projector makes rows of {n_out}, and the model's rows have {d_model}: `{shown}` belongs to another model"
+        ))
+        .with_hint("convert model and projector from the same checkpoint"));
+    }
+    Ok(VisionShape {
+        image_size,
+        grid: grid as usize,
+    })
+}
+
+fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {
+    Error::invalid(format!(
+        "`{}` should be {expected}, but its architecture is `{arch}`",
+        path.display()
+    ))
+    .with_hint("check which file goes with which option: `--model`, `--mmproj`, `--sae`")
+}

@@ -1,0 +1,178 @@
+//! Pictures: reading them, and making them the square that the vision encoder takes.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+
+use crate::{Error, Result};
+
+/// Pixels of the largest picture that is read: 100 megapixels take 300 MB as RGB.
+const MAX_PIXELS: u64 = 100_000_000;
+/// Bytes of the largest file that is read.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// The longest side over the shortest, at most; a longer strip holds nothing a model could see.
+const MAX_ASPECT_RATIO: u32 = 64;
+/// CLIP's mean colour, with which LLaVA pads (`expand2square` in `llava/mm_utils.py`).
+const PAD_COLOUR: [u8; 3] = [122, 116, 104];
+
+/// How a picture that is not square becomes square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImagePrep {
+    /// The shortest side is scaled and the centre cut out: transformers' `CLIPImageProcessor`.
+    Crop,
+    /// Padded with CLIP's mean colour, then scaled: as LLaVA was trained.
+    Pad,
+}
+
+/// A picture as RGB, upright.
+pub struct Picture {
+    rgb: RgbImage,
+    path: String,
+}
+
+impl Picture {
+    /// Reads a PNG, JPEG, GIF, WebP, BMP or TIFF file. As in transformers, EXIF rotation is
+    /// applied, transparency is dropped and the first frame of an animation is taken; the last
+    /// two are logged as warnings.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no picture, is damaged, or is too large.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display().to_string();
+        let invalid = |error: &dyn std::fmt::Display| {
+            Error::invalid(format!("cannot read the picture `{shown}`: {error}"))
+                .with_hint("use a PNG, JPEG, GIF, WebP, BMP or TIFF file")
+        };
+        let read_error = |error| gguf_tools::Error::io("read", path)(error);
+        let metadata = std::fs::metadata(path).map_err(read_error)?;
+        if !metadata.is_file() {
+            return Err(invalid(&"it is no file"));
+        }
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(invalid(&format!(
+                "the file is larger than {MAX_FILE_BYTES} bytes"
+            )));
+        }
+        let bytes = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
+        if bytes.is_empty() {
+            return Err(invalid(&"the file is empty"));
+        }
+        let reader = ImageReader::new(Cursor::new(&bytes))
+            .with_guessed_format()
+            .map_err(|error| invalid(&error))?;
+        let format = reader.format();
+        let mut decoder = reader.into_decoder().map_err(|error| invalid(&error))?;
+        let (width, height) = decoder.dimensions();
+        check_size(&shown, width, height)?;
+        let orientation = decoder.orientation().map_err(|error| invalid(&error))?;
+        let mut image = DynamicImage::from_decoder(decoder).map_err(|error| invalid(&error))?;
+        image.apply_orientation(orientation);
+        if format.is_some_and(|format| is_animated(format, &bytes)) {
+            log::warn!("`{shown}` is animated: its first frame is used");
+        }
+        if is_transparent(&image) {
+            log::warn!(
+                "`{shown}` is transparent: its alpha channel is ignored, as in transformers"
+            );
+        }
+        Ok(Self {
+            rgb: image.into_rgb8(),
+            path: shown,
+        })
+    }
+
+    /// A picture from RGB pixels, for those who have no file.
+    pub fn from_rgb(rgb: RgbImage) -> Self {
+        Self {
+            rgb,
+            path: "picture".to_owned(),
+        }
+    }
+
+    /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`. Scaling is Pillow's bicubic
+    /// filter, as in transformers; a picture of that size stays as it is.
+    ///
+    /// # Errors
+    /// A picture that is too long and narrow.
+    pub fn prepare(&self, size: u32, prep: ImagePrep) -> Result<Vec<u8>> {
+        let (width, height) = self.rgb.dimensions();
+        if (width, height) == (size, size) {
+            return Ok(self.rgb.as_raw().clone());
+        }
+        let (short, long) = (width.min(height), width.max(height));
+        if long > short.saturating_mul(MAX_ASPECT_RATIO) {
+            return Err(Error::invalid(format!(
+                "`{}` is {width} × {height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide",
+                self.path
+            ))
+            .with_hint("cut out the part that matters"));
+        }
+        match prep {
+            ImagePrep::Crop => {
+                // transformers' `get_resize_output_image_size` and `center_crop`, rounding included.
+                let scaled = |side: u32| {
+                    let side = u64::from(size) * u64::from(side) / u64::from(short);
+                    u32::try_from(side).expect("bounded by the aspect ratio")
+                };
+                let resized = resize(&self.rgb, scaled(width), scaled(height));
+                let left = (resized.width() - size) / 2;
+                let top = (resized.height() - size) / 2;
+                let crop = image::imageops::crop_imm(&resized, left, top, size, size);
+                Ok(crop.to_image().into_raw())
+            }
+            ImagePrep::Pad => {
+                check_size(&self.path, long, long)?;
+                let mut square = RgbImage::from_pixel(long, long, image::Rgb(PAD_COLOUR));
+                let (left, top) = ((long - width) / 2, (long - height) / 2);
+                image::imageops::replace(&mut square, &self.rgb, left.into(), top.into());
+                Ok(resize(&square, size, size).into_raw())
+            }
+        }
+    }
+}
+
+fn check_size(path: &str, width: u32, height: u32) -> Result<()> {
+    let n_pixels = u64::from(width) * u64::from(height);
+    if n_pixels <= MAX_PIXELS {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "`{path}` needs {width} × {height} pixels: more than {} megapixels",
+        MAX_PIXELS / 1_000_000
+    ))
+    .with_hint("scale it down first; the model sees a few hundred pixels a side"))
+}
+
+/// Scales with Pillow's antialiased bicubic filter (a = −0.5).
+fn resize(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let source = ImageRef::new(rgb.width(), rgb.height(), rgb.as_raw(), PixelType::U8x3)
+        .expect("the buffer of an RGB image has its size");
+    let mut target = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    Resizer::new()
+        .resize(&source, &mut target, &options)
+        .expect("both images have the same pixel type");
+    RgbImage::from_raw(width, height, target.into_vec()).expect("the resizer fills its target")
+}
+
+fn is_transparent(image: &DynamicImage) -> bool {
+    image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel[3] != u8::MAX)
+}
+
+fn is_animated(format: ImageFormat, bytes: &[u8]) -> bool {
+    let bytes = Cursor::new(bytes);
+    match format {
+        ImageFormat::Gif => {
+            GifDecoder::new(bytes).is_ok_and(|decoder| decoder.into_frames().take(2).count() > 1)
+        }
+        ImageFormat::Png => {
+            PngDecoder::new(bytes).is_ok_and(|decoder| decoder.is_apng().unwrap_or(false))
+        }
+        ImageFormat::WebP => WebPDecoder::new(bytes).is_ok_and(|decoder| decoder.has_animation()),
+        _ => false,
+    }
+}

@@ -1,0 +1,121 @@
+//! Prompts: a text and an image become token ids and image rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::llama::{AddBos, Model};
+use crate::tokens::{Token, TokenKind};
+use crate::{Error, Result};
+
+/// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
+/// character.
+const IMAGE_MARK: char = '\u{fffc}';
+/// How a raw prompt says where the image goes, as in transformers.
+const IMAGE_TOKEN: &str = "<image>";
+
+/// An image as the projector gives it, encoded once for any number of runs.
+#[derive(Clone)]
+pub struct ImageEmbeddings {
+    /// `[n_image_tokens, d_model]`, not scaled.
+    pub rows: Arc<[f32]>,
+    /// Patches in a column and in a row.
+    pub grid: [usize; 2],
+    /// The time that it took.
+    pub time: Duration,
+}
+
+/// How a prompt's text is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptForm {
+    /// The user's turn of the model's chat template: the image, a newline, the text.
+    Chat,
+    /// The text as it stands, `<image>` where the image goes. The beginning-of-sequence token is
+    /// added unless the text starts with `<bos>`.
+    Raw,
+}
+
+/// A prompt, cut into token ids and image rows.
+#[derive(Clone)]
+pub struct Prompt {
+    segments: Vec<Segment>,
+    tokens: Vec<Token>,
+}
+
+/// Rows of one kind.
+#[derive(Clone)]
+pub(crate) enum Segment {
+    Text(Vec<i32>),
+    Image(Arc<[f32]>),
+}
+
+impl Prompt {
+    /// Builds a prompt of a text and at most one image.
+    pub(crate) fn new(
+        model: &Model,
+        text: &str,
+        form: PromptForm,
+        image: Option<&ImageEmbeddings>,
+    ) -> Result<Self> {
+        let n_marks = text.matches(IMAGE_TOKEN).count();
+        let (full_text, mark) = match form {
+            PromptForm::Chat if n_marks > 0 => {
+                return Err(Error::invalid(format!("the prompt holds `{IMAGE_TOKEN}`"))
+                    .with_hint("leave it out: the image goes first; or use `--raw-prompt`"));
+            }
+            PromptForm::Chat => {
+                let mark = image.map(|_| format!("{IMAGE_MARK}\n")).unwrap_or_default();
+                let full_text = model.apply_chat_template(&format!("{mark}{text}"))?;
+                (full_text, IMAGE_MARK.to_string())
+            }
+            PromptForm::Raw if n_marks != usize::from(image.is_some()) => {
+                let expected = if image.is_some() { "one" } else { "none" };
+                return Err(Error::invalid(format!(
+                    "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and {expected} was expected"
+                ))
+                .with_hint(format!("put `{IMAGE_TOKEN}` where the image goes, once for an image")));
+            }
+            PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
+        };
+        let add_bos = if full_text.starts_with("<bos>") {
+            AddBos::No
+        } else {
+            AddBos::Yes
+        };
+        let mut segments = Vec::new();
+        match (image, full_text.split_once(&mark)) {
+            (Some(image), Some((before, after))) => {
+                segments.push(Segment::Text(model.tokenize(before, add_bos)?));
+                segments.push(Segment::Image(Arc::clone(&image.rows)));
+                segments.push(Segment::Text(model.tokenize(after, AddBos::No)?));
+            }
+            (Some(_), None) => {
+                return Err(Error::invalid("the model's chat template drops the image")
+                    .with_hint("use `--raw-prompt`, with `<image>` where the image goes"));
+            }
+            (None, _) => segments.push(Segment::Text(model.tokenize(&full_text, add_bos)?)),
+        }
+        let d_model = model.d_model();
+        let tokens: Vec<Token> = segments
+            .iter()
+            .flat_map(|segment| match segment {
+                Segment::Text(ids) => ids.iter().map(|&id| Token::text(id)).collect(),
+                Segment::Image(rows) => vec![Token::image(); rows.len() / d_model],
+            })
+            .collect();
+        match tokens.last().map(|token| token.kind) {
+            Some(TokenKind::Text) => Ok(Self { segments, tokens }),
+            _ => Err(Error::invalid("the prompt has no text after the image")
+                .with_hint("the model needs a token to answer: add some text, or a newline")),
+        }
+    }
+
+    /// Its pieces, in order.
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// What each row is.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+}

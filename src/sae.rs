@@ -1,0 +1,226 @@
+//! A sparse autoencoder (SAE) at run time: features of rows, decoder directions, labels.
+
+use std::path::Path;
+
+use gguf_tools::sae::{SaeFile, SaeMeta};
+
+use crate::hook_point::HookPoint;
+use crate::llama::MatrixProduct;
+use crate::{Error, Result};
+
+/// Candidates that an error about an ambiguous label lists.
+const MAX_CANDIDATES: usize = 8;
+
+/// The active features of some rows, row by row (compressed sparse rows).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Activations {
+    offsets: Vec<usize>, // [n_rows]: where each row ends
+    features: Vec<u32>,  // [n_active], rising within a row
+    values: Vec<f32>,    // [n_active], above 0
+}
+
+impl Activations {
+    /// The number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// A row's active features, by rising index, with their activations.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, row_idx: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+        let start = row_idx
+            .checked_sub(1)
+            .map_or(0, |before| self.offsets[before]);
+        let range = start..self.offsets[row_idx];
+        let features = &self.features[range.clone()];
+        let values = &self.values[range];
+        features
+            .iter()
+            .map(|&feature| feature as usize)
+            .zip(values.iter().copied())
+    }
+
+    fn push(&mut self, feature: usize, value: f32) {
+        let feature = u32::try_from(feature).expect("an SAE's width is counted in 32 bits");
+        self.features.push(feature);
+        self.values.push(value);
+    }
+
+    fn finish_row(&mut self) {
+        self.offsets.push(self.features.len());
+    }
+}
+
+/// An SAE, ready to encode.
+pub struct Sae {
+    file: SaeFile,
+    hook_point: HookPoint,
+    encoder: MatrixProduct,
+    b_enc: Vec<f32>,     // [d_sae]
+    threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
+    b_dec: Vec<f32>,     // [d_model]; empty where it is not subtracted from the input
+    centred: Vec<f32>,   // [n_rows, d_model], reused
+}
+
+impl Sae {
+    /// Makes an SAE of a checked file. Its encoder runs on the first device if `use_gpu` and there
+    /// is one, else on `threads` threads of the processor.
+    ///
+    /// # Errors
+    /// An unsupported hook point, or a file that cannot be read.
+    pub fn new(file: SaeFile, use_gpu: bool, threads: usize) -> Result<Self> {
+        let hook_point = HookPoint::parse(&file.meta.hook_name)?;
+        let encoder = MatrixProduct::load(file.path(), file.w_enc(), use_gpu, threads)?;
+        let b_enc = file.b_enc()?;
+        // JumpReLU (Rajamanoharan et al. 2024, eq. 3) keeps h where h > threshold; a ReLU is the
+        // same with a threshold of 0. SAELens applies the ReLU before the threshold.
+        let threshold = match file.threshold()? {
+            Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
+            None => vec![0.0; file.meta.d_sae],
+        };
+        let b_dec = if file.meta.apply_b_dec_to_input {
+            file.b_dec()?
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            file,
+            hook_point,
+            encoder,
+            b_enc,
+            threshold,
+            b_dec,
+            centred: Vec::new(),
+        })
+    }
+
+    /// What the file says about the SAE.
+    pub fn meta(&self) -> &SaeMeta {
+        &self.file.meta
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Where in the model it reads.
+    pub fn hook_point(&self) -> HookPoint {
+        self.hook_point
+    }
+
+    /// What a feature's `h` must exceed to be active, `[d_sae]`: zeros for a ReLU.
+    pub fn threshold(&self) -> &[f32] {
+        &self.threshold
+    }
+
+    /// Appends the active features of `rows`, `[n_rows, d_model]`, to `out`:
+    /// `h = (x − b_dec) · W_enc + b_enc`, active where `h > threshold` (`SAELens`, `saes/*_sae.py`).
+    ///
+    /// # Errors
+    /// When ggml fails.
+    pub fn encode(&mut self, rows: &[f32], out: &mut Activations) -> Result<()> {
+        let products = if self.b_dec.is_empty() {
+            self.encoder.apply(rows)?
+        } else {
+            self.centred.clear();
+            for row in rows.chunks_exact(self.b_dec.len()) {
+                self.centred
+                    .extend(row.iter().zip(&self.b_dec).map(|(x, b)| x - b));
+            }
+            self.encoder.apply(&self.centred)?
+        };
+        for row in products.chunks_exact(self.b_enc.len()) {
+            let biased = row
+                .iter()
+                .zip(&self.b_enc)
+                .map(|(product, bias)| product + bias);
+            for (feature, (h, &threshold)) in biased.zip(&self.threshold).enumerate() {
+                if h > threshold {
+                    out.push(feature, h);
+                }
+            }
+            out.finish_row();
+        }
+        Ok(())
+    }
+
+    /// Fills `row`, `[d_model]`, with `W_dec[feature]`.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn decoder_direction(&self, feature: usize, row: &mut [f32]) -> Result<()> {
+        self.check_feature(feature)?;
+        Ok(self.file.decoder_row(feature, row)?)
+    }
+
+    /// A feature's label, where it has one.
+    pub fn label(&self, feature: usize) -> Option<&str> {
+        let label = self.meta().labels.get(feature)?;
+        (!label.is_empty()).then_some(label)
+    }
+
+    /// The feature that `name` means: an index, a label, or a text that is part of exactly one
+    /// label (in upper or lower case).
+    ///
+    /// # Errors
+    /// An index out of range, a text that no label holds, or one that several hold.
+    pub fn find_feature(&self, name: &str) -> Result<usize> {
+        if let Ok(feature) = name.parse() {
+            self.check_feature(feature)?;
+            return Ok(feature);
+        }
+        if self.meta().labels.is_empty() {
+            return Err(Error::invalid(format!(
+                "cannot find feature `{name}`: this SAE has no labels"
+            ))
+            .with_hint("use an index, or convert the SAE with `--labels`"));
+        }
+        let wanted = name.to_lowercase();
+        let search = |matches: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let labels = self.meta().labels.iter().enumerate();
+            labels
+                .filter(|(_, label)| matches(label))
+                .map(|(feature, _)| feature)
+                .collect()
+        };
+        let mut found = search(&|label| label == name);
+        if found.is_empty() {
+            found = search(&|label| label.to_lowercase().contains(&wanted));
+        }
+        match found[..] {
+            [feature] => Ok(feature),
+            [] => Err(Error::invalid(format!("no label holds `{name}`"))
+                .with_hint("use an index, or a text that is part of a label")),
+            _ => Err(self.ambiguous(name, &found)),
+        }
+    }
+
+    fn check_feature(&self, feature: usize) -> Result<()> {
+        let d_sae = self.meta().d_sae;
+        if feature < d_sae {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "no feature `{feature}`: this SAE has {d_sae} features"
+        ))
+        .with_hint(format!("valid indices are 0 to {}", d_sae - 1)))
+    }
+
+    fn ambiguous(&self, name: &str, found: &[usize]) -> Error {
+        let mut candidates: Vec<String> = found
+            .iter()
+            .take(MAX_CANDIDATES)
+            .map(|&feature| format!("{feature} `{}`", self.meta().labels[feature]))
+            .collect();
+        if found.len() > MAX_CANDIDATES {
+            candidates.push(format!("{} more", found.len() - MAX_CANDIDATES));
+        }
+        Error::invalid(format!("`{name}` is part of {} labels", found.len())).with_hint(format!(
+            "use one of these indices: {}",
+            candidates.join(", ")
+        ))
+    }
+}

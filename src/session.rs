@@ -1,0 +1,266 @@
+//! Model, vision, SAE and steering together: the one place where they meet.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use crate::hook_point::HookPoint;
+use crate::llama::{
+    ClsOrder, Context, ContextOptions, FlashAttention, KvType, Model, ModelOptions, Special,
+    Vision, VisionOptions,
+};
+use crate::model_files::{self, ModelFiles, VisionShape};
+use crate::picture::{ImagePrep, Picture};
+use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
+use crate::run::{self, Run, RunOptions, Tap};
+use crate::sae::Sae;
+use crate::tokens::Token;
+use crate::{Error, Result};
+
+/// How a session computes.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Processor threads.
+    pub threads: usize,
+    /// Layers kept on a device; negative means all of them, 0 none (the SAE and the vision encoder
+    /// follow).
+    pub gpu_layers: i32,
+    /// Whether quantised weights are repacked for the processor.
+    pub repack: bool,
+    /// The KV cache's number type.
+    pub kv_type: KvType,
+    /// Whether to use flash attention.
+    pub flash_attention: FlashAttention,
+    /// Rows of one graph.
+    pub n_ubatch: usize,
+    /// The context's length in tokens; 0 is enough for each run.
+    pub context_size: usize,
+    /// How a picture becomes square.
+    pub image_prep: ImagePrep,
+    /// Whether llama.cpp's order of vision rows is put right.
+    pub cls_order: ClsOrder,
+    /// Set from elsewhere, it stops what is running.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            gpu_layers: -1,
+            repack: true,
+            kv_type: KvType::F16,
+            flash_attention: FlashAttention::Auto,
+            n_ubatch: 512,
+            context_size: 0,
+            image_prep: ImagePrep::Crop,
+            cls_order: ClsOrder::First,
+            interrupt: Arc::default(),
+        }
+    }
+}
+
+/// A loaded model with its SAE.
+pub struct Session {
+    model: Arc<Model>,
+    vision: Option<(Vision, VisionShape)>,
+    options: SessionOptions,
+    node_name: String,
+    // One of the two holds the hook: a context is made when the first run says how long it is.
+    context: Option<Context<Tap>>,
+    tap: Option<Tap>,
+}
+
+impl Session {
+    /// Checks that the files belong together and loads them.
+    ///
+    /// # Errors
+    /// Files that are missing, malformed, foreign or do not fit, each with what to do.
+    pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Self> {
+        let checked = model_files::check(files)?;
+        let use_gpu = options.gpu_layers != 0;
+        let sae = Sae::new(checked.sae, use_gpu, options.threads)?;
+        let model = Arc::new(Model::load(
+            &files.model,
+            ModelOptions {
+                gpu_layers: options.gpu_layers,
+                repack: options.repack,
+            },
+        )?);
+        let vision = match (&files.mmproj, checked.vision) {
+            (Some(path), Some(shape)) => {
+                let vision_options = VisionOptions {
+                    use_gpu,
+                    threads: options.threads,
+                    flash_attention: options.flash_attention,
+                    cls_order: options.cls_order,
+                };
+                Some((
+                    Vision::load(path, Arc::clone(&model), vision_options)?,
+                    shape,
+                ))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            node_name: sae.hook_point().node_name(),
+            tap: Some(Tap::new(sae)),
+            model,
+            vision,
+            options,
+            context: None,
+        })
+    }
+
+    /// The language model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The SAE.
+    pub fn sae(&mut self) -> &mut Sae {
+        &mut self.tap().sae
+    }
+
+    /// Where the SAE reads.
+    pub fn hook_point(&mut self) -> HookPoint {
+        self.sae().hook_point()
+    }
+
+    fn tap(&mut self) -> &mut Tap {
+        match (&mut self.context, &mut self.tap) {
+            (Some(context), _) => context.hook(),
+            (None, Some(tap)) => tap,
+            (None, None) => unreachable!("the hook is in the context or beside it"),
+        }
+    }
+
+    /// Prepares and encodes a picture.
+    ///
+    /// # Errors
+    /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
+    pub fn encode_image(&mut self, picture: &Picture) -> Result<ImageEmbeddings> {
+        let prep = self.options.image_prep;
+        let (vision, shape) = self.vision.as_mut().ok_or_else(|| {
+            Error::invalid("this model has no projector, so it cannot see images")
+                .with_hint("give the projector's file with `--mmproj`")
+        })?;
+        let pixels = picture.prepare(shape.image_size, prep)?;
+        let start = Instant::now();
+        let rows = vision.encode(&pixels, shape.image_size as usize)?;
+        Ok(ImageEmbeddings {
+            rows: rows.into(),
+            grid: [shape.grid; 2],
+            time: start.elapsed(),
+        })
+    }
+
+    /// Builds a prompt of a text and at most one image.
+    ///
+    /// # Errors
+    /// A raw prompt whose `<image>` marks do not match the image, a chat prompt that holds one, a
+    /// model without a chat template.
+    pub fn prompt(
+        &self,
+        text: &str,
+        form: PromptForm,
+        image: Option<&ImageEmbeddings>,
+    ) -> Result<Prompt> {
+        Prompt::new(&self.model, text, form, image)
+    }
+
+    /// The text of a token, control tokens by name; an image row has none.
+    pub fn token_text(&self, token: Token) -> Option<String> {
+        let mut bytes = Vec::new();
+        self.model
+            .append_piece(token.id?, Special::Show, &mut bytes);
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Sets llama.cpp's own control vector, `[d_model]`, at the SAE's layer for the runs of this
+    /// prompt and length that follow, or removes it where it is empty: an independent
+    /// implementation of steering everywhere, for comparison.
+    ///
+    /// # Errors
+    /// When llama.cpp refuses; layer 0 has no control vector.
+    pub fn set_control_vector(
+        &mut self,
+        prompt: &Prompt,
+        max_tokens: usize,
+        direction: &[f32],
+    ) -> Result<()> {
+        let layer = self.hook_point().layer();
+        self.context_for(prompt, max_tokens)?
+            .set_control_vector(layer, direction)
+    }
+
+    /// Runs a prompt and generates. `on_text` gets the text as it comes, in whole characters.
+    ///
+    /// # Errors
+    /// A prompt that is longer than the context, an interruption before the first token, an error
+    /// in the hook, a failure of llama.cpp. An interrupted generation is no error: it returns what
+    /// there is.
+    pub fn run(
+        &mut self,
+        prompt: &Prompt,
+        options: RunOptions<'_>,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Run> {
+        let model = Arc::clone(&self.model);
+        let node_name = self.node_name.clone();
+        let interrupt = Arc::clone(&self.options.interrupt);
+        let context = self.context_for(prompt, options.max_tokens)?;
+        run::run(
+            context, &node_name, &model, &interrupt, prompt, options, on_text,
+        )
+    }
+
+    /// The context, made anew where the last one is too short.
+    fn context_for(&mut self, prompt: &Prompt, max_tokens: usize) -> Result<&mut Context<Tap>> {
+        let n_prompt = prompt.tokens().len();
+        let fixed = self.options.context_size;
+        if fixed > 0 && n_prompt + usize::from(max_tokens > 0) > fixed {
+            return Err(Error::invalid(format!(
+                "the prompt has {n_prompt} tokens, and the context holds {fixed}"
+            ))
+            .with_hint("give a larger `--ctx-size`, or 0 for enough"));
+        }
+        let needed = if fixed > 0 {
+            fixed
+        } else {
+            n_prompt.saturating_add(max_tokens)
+        };
+        let trained = self.model.trained_context();
+        if needed > trained {
+            log::warn!("{needed} tokens are more than the {trained} that the model was trained on");
+        }
+        if self
+            .context
+            .as_ref()
+            .is_none_or(|context| context.capacity() < needed)
+        {
+            let tap = match self.context.take() {
+                Some(context) => context.into_hook(),
+                None => self
+                    .tap
+                    .take()
+                    .expect("the hook is in the context or beside it"),
+            };
+            let options = ContextOptions {
+                n_tokens: needed,
+                n_ubatch: self.options.n_ubatch,
+                threads: self.options.threads,
+                kv_type: self.options.kv_type,
+                flash_attention: self.options.flash_attention,
+                interrupt: Arc::clone(&self.options.interrupt),
+            };
+            self.context = Some(Context::new(
+                Arc::clone(&self.model),
+                options,
+                &self.node_name,
+                tap,
+            )?);
+        }
+        Ok(self.context.as_mut().expect("made above"))
+    }
+}

@@ -1,0 +1,132 @@
+//! What each row of the residual stream is, and a cursor that follows the rows as llama.cpp
+//! hands them out.
+
+use crate::{Error, Result};
+
+/// What a row of the residual stream stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenKind {
+    /// A text token of the prompt.
+    Text,
+    /// A patch of the image.
+    Image,
+    /// A token that the model generated.
+    Generated,
+}
+
+/// One position of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// What it is.
+    pub kind: TokenKind,
+    /// The id in the vocabulary; an image row has none.
+    pub id: Option<i32>,
+}
+
+impl Token {
+    /// A text token of the prompt.
+    pub fn text(id: i32) -> Self {
+        Self {
+            kind: TokenKind::Text,
+            id: Some(id),
+        }
+    }
+
+    /// An image row.
+    pub fn image() -> Self {
+        Self {
+            kind: TokenKind::Image,
+            id: None,
+        }
+    }
+
+    /// A generated token.
+    pub fn generated(id: i32) -> Self {
+        Self {
+            kind: TokenKind::Generated,
+            id: Some(id),
+        }
+    }
+}
+
+/// Follows a run's rows: submitted in batches, seen by the hook in ubatches of any size.
+///
+/// llama.cpp does not say which rows a ubatch holds. With one sequence it keeps their order, so
+/// counting is enough, and [`Cursor::finish_decode`] proves after each decode that nothing was
+/// missed or seen twice.
+#[derive(Debug, Default)]
+pub(crate) struct Cursor {
+    tokens: Vec<Token>,
+    n_seen: usize,
+}
+
+impl Cursor {
+    /// Announces the rows of the next decode.
+    pub(crate) fn submit(&mut self, tokens: impl IntoIterator<Item = Token>) {
+        self.tokens.extend(tokens);
+    }
+
+    /// Takes the next `n_rows` rows: what each is.
+    ///
+    /// # Errors
+    /// When more rows come than were announced.
+    pub(crate) fn advance(&mut self, n_rows: usize) -> Result<&[Token]> {
+        let start = self.n_seen;
+        let end = start + n_rows;
+        if end > self.tokens.len() {
+            return Err(Error::invalid(format!(
+                "the hook saw row {} of {} submitted rows",
+                end - 1,
+                self.tokens.len()
+            )));
+        }
+        self.n_seen = end;
+        Ok(&self.tokens[start..end])
+    }
+
+    /// Checks that every announced row was seen.
+    ///
+    /// # Errors
+    /// When rows are missing: the graph has no such node, or llama.cpp left rows out.
+    pub(crate) fn finish_decode(&self, node_name: &str) -> Result<()> {
+        if self.n_seen == self.tokens.len() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the hook at `{node_name}` saw {} of {} submitted rows",
+            self.n_seen,
+            self.tokens.len()
+        ))
+        .with_hint("this model's graph does not show its residual stream under that name"))
+    }
+
+    /// Every row that was seen.
+    pub(crate) fn seen(&self) -> &[Token] {
+        &self.tokens[..self.n_seen]
+    }
+
+    /// Forgets everything, for a new run.
+    pub(crate) fn clear(&mut self) {
+        self.tokens.clear();
+        self.n_seen = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cursor, Token};
+
+    #[test]
+    fn rows_are_followed_across_ubatches() {
+        let mut cursor = Cursor::default();
+        cursor.submit([Token::text(2), Token::image(), Token::image()]);
+        assert_eq!(cursor.advance(1).expect("a row is left"), [Token::text(2)]);
+        assert!(cursor.finish_decode("l_out-0").is_err());
+        assert_eq!(
+            cursor.advance(2).expect("two rows are left"),
+            [Token::image(); 2]
+        );
+        assert!(cursor.finish_decode("l_out-0").is_ok());
+        assert!(cursor.advance(1).is_err());
+    }
+}
