@@ -1,0 +1,462 @@
+//! Bad input: a clear error, what to do, a non-zero exit code, nothing left behind.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use gguf_tools::gguf::TensorType;
+use image::{Rgb, RgbImage, Rgba, RgbaImage};
+
+use crate::command_line::{names, program, run};
+use crate::fixture::{Fixture, temporary_root};
+
+const DOG: &str = "assets/pictures/dog.png";
+
+/// Runs the program, which must fail with `code` and say all of `words`.
+fn check(args: &[&str], code: i32, words: &[&str]) {
+    let output = run(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(stderr.contains("error: "), "{args:?}: {stderr}");
+    for word in words {
+        assert!(
+            stderr.contains(word),
+            "{args:?} should say `{word}`: {stderr}"
+        );
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let dir = temporary_root().join("bad").join(name);
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    dir
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// The three files of the demo model.
+fn good_files() -> [(&'static str, PathBuf); 3] {
+    let dir = Fixture::Demo.converted(TensorType::F32);
+    [
+        ("--model", dir.join("model-f32.gguf")),
+        ("--mmproj", dir.join("mmproj-f32.gguf")),
+        ("--sae", dir.join("sae.gguf")),
+    ]
+}
+
+/// Runs with one of the three files exchanged.
+fn check_file(role: &str, bad: &Path, words: &[&str]) {
+    let mut args = vec![DOG];
+    let files = good_files();
+    for (option, good) in &files {
+        args.extend([*option, text(if *option == role { bad } else { good })]);
+    }
+    check(&args, 1, words);
+}
+
+#[test]
+fn missing_empty_truncated_and_foreign_files() {
+    let dir = folder("files");
+    for (role, good) in good_files() {
+        check_file(role, &dir.join("no-such-file"), &["no-such-file"]);
+        let bytes = std::fs::read(&good).expect("converted");
+        let bad = dir.join("bad.gguf");
+        for n_bytes in [0, 3, 20, 500, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&bad, &bytes[..n_bytes]).expect("a file of our own");
+            check_file(role, &bad, &["bad.gguf"]);
+        }
+        std::fs::copy(DOG, &bad).expect("a file of our own");
+        check_file(role, &bad, &["bad.gguf"]);
+        for (other_role, other) in good_files() {
+            if other_role != role {
+                check_file(role, &other, &["gguf", "hint: "]);
+            }
+        }
+    }
+}
+
+#[test]
+fn files_of_another_model() {
+    let dir = Fixture::Tiny.converted(TensorType::F32);
+    check_file(
+        "--sae",
+        &dir.join("sae.gguf"),
+        &["rows of 48", "160", "hint: "],
+    );
+    check_file(
+        "--mmproj",
+        &dir.join("mmproj-f32.gguf"),
+        &["rows of 48", "160", "hint: "],
+    );
+    check_file(
+        "--model",
+        &dir.join("model-f32.gguf"),
+        &["do not belong together"],
+    );
+}
+
+/// An SAE of a layer that the model does not have, or of its last one.
+#[test]
+fn saes_of_impossible_layers() {
+    let dir = folder("layers");
+    let source = Fixture::Demo.dir().join("sae");
+    for (layer, words) in [
+        (5, "the model's last layer"),
+        (6, "has 6 layers"),
+        (60, "has 6 layers"),
+    ] {
+        let changed = folder(&format!("layers/{layer}"));
+        let weights = "sae_weights.safetensors";
+        std::fs::copy(source.join(weights), changed.join(weights)).expect("a copy");
+        let config = std::fs::read_to_string(source.join("cfg.json")).expect("a committed file");
+        let config = config
+            .replace("blocks.3.", &format!("blocks.{layer}."))
+            .replace("\"hook_layer\": 3", &format!("\"hook_layer\": {layer}"));
+        std::fs::write(changed.join("cfg.json"), config).expect("a file of our own");
+        let out = dir.join(format!("out-{layer}"));
+        let output = run(&["convert", "--sae", text(&changed), "-o", text(&out)]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        check_file("--sae", &out.join("sae-f16.gguf"), &[words, "hint: "]);
+    }
+}
+
+#[test]
+fn features_and_strengths() {
+    check(
+        &["--steer", "1024:-6", DOG],
+        1,
+        &["1024 features", "hint: valid indices are 0 to 1023"],
+    );
+    check(
+        &["--steer", "cow, :-6", DOG],
+        1,
+        &["part of", "hint: use one of these indices: "],
+    );
+    check(&["--steer", "unicorn:-6", DOG], 1, &["`unicorn`", "hint: "]);
+    for malformed in [
+        "dog", "dog:", ":3", "dog:nan", "dog:inf", "dog:-inf", "dog:1,", "",
+    ] {
+        check(&["--steer", malformed, DOG], 2, &["--steer"]);
+    }
+    check(
+        &["--steer", "dog:3e38,999:3e38", DOG],
+        1,
+        &["strengths add up", "hint: "],
+    );
+    check(&["--steer", "dog:1", "--at", "images", DOG], 2, &["--at"]);
+    check(&["--compare", DOG], 2, &["--steer"]);
+    check(&[], 2, &[]);
+    check(&["--temp=-1", DOG], 2, &["--temp"]);
+    check(
+        &["features", "--over", "82", DOG],
+        1,
+        &["82 rows", "hint: use -82 to 81"],
+    );
+}
+
+#[test]
+fn prompts() {
+    check(&["-c", "16", DOG], 1, &["82 tokens", "16", "hint: "]);
+    check(
+        &["--raw-prompt", "-p", "no mark", DOG],
+        1,
+        &["<image>", "hint: "],
+    );
+    check(
+        &["--raw-prompt", "-p", "<image><image> two", DOG],
+        1,
+        &["2 times", "hint: "],
+    );
+    check(
+        &["--raw-prompt", "-p", "<image>", DOG],
+        1,
+        &["no text after the image", "hint: "],
+    );
+    check(&["-p", "an <image>", DOG], 1, &["<image>", "hint: "]);
+    check(
+        &["--kv-type", "q8_0", "-fa", "off", DOG],
+        1,
+        &["flash attention", "hint: "],
+    );
+}
+
+#[test]
+fn folders() {
+    let dir = folder("empty");
+    check(&["-d", text(&dir), DOG], 1, &["model*.gguf", "hint: "]);
+    check(&["-d", "/no/such/folder", DOG], 1, &["/no/such/folder"]);
+    check(&["-m", "model.gguf", DOG], 1, &["--sae", "hint: "]);
+}
+
+#[test]
+fn pictures_that_are_refused() {
+    let dir = folder("pictures");
+    check(&["/no/such/picture.png"], 1, &["/no/such/picture.png"]);
+    check(&[text(&dir)], 1, &["no file"]);
+    let bad = dir.join("bad.png");
+    let bytes = std::fs::read(DOG).expect("a committed file");
+    for n_bytes in [0, 5, 40, bytes.len() / 2] {
+        std::fs::write(&bad, &bytes[..n_bytes]).expect("a file of our own");
+        check(&[text(&bad)], 1, &["bad.png", "hint: "]);
+    }
+    std::fs::write(&bad, "not a picture").expect("a file of our own");
+    check(&[text(&bad)], 1, &["bad.png", "hint: "]);
+    // The size stands in the header, and is believed before any pixel is.
+    let huge = dir.join("huge.png");
+    let mut header = bytes.clone();
+    header[16..24].copy_from_slice(&[0, 0, 0x4e, 0x20, 0, 0, 0x4e, 0x20]);
+    let crc = crc32(&header[12..29]);
+    header[29..33].copy_from_slice(&crc.to_be_bytes());
+    std::fs::write(&huge, header).expect("a file of our own");
+    check(
+        &[text(&huge)],
+        1,
+        &["20000 × 20000", "megapixels", "hint: "],
+    );
+    let strip = dir.join("strip.png");
+    RgbImage::new(2, 400)
+        .save(&strip)
+        .expect("a file of our own");
+    check(&[text(&strip)], 1, &["2 × 400", "hint: "]);
+}
+
+/// The checksum of PNG chunks (ISO 3309).
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// Odd pictures that work, with a warning where something is ignored.
+#[test]
+fn odd_pictures_work() {
+    let dir = folder("odd");
+    let check = |name: &str, warning: &str| {
+        let output = run(&["-n", "2", text(&dir.join(name))]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {stderr}");
+        assert!(stderr.contains(warning), "{name}: {stderr}");
+        assert_eq!(
+            stderr.contains("warning: "),
+            !warning.is_empty(),
+            "{name}: {stderr}"
+        );
+    };
+    let dog = image::open(DOG).expect("a committed file");
+    RgbImage::from_pixel(1, 1, Rgb([9, 200, 30]))
+        .save(dir.join("1x1.png"))
+        .expect("saved");
+    check("1x1.png", "");
+    dog.to_luma8().save(dir.join("grey.png")).expect("saved");
+    check("grey.png", "");
+    dog.to_rgb16().save(dir.join("16-bit.png")).expect("saved");
+    check("16-bit.png", "");
+    RgbaImage::from_pixel(9, 9, Rgba([1, 2, 3, 4]))
+        .save(dir.join("clear.png"))
+        .expect("saved");
+    check("clear.png", "warning: ");
+    let file = std::fs::File::create(dir.join("moving.gif")).expect("a file of our own");
+    let mut gif = image::codecs::gif::GifEncoder::new(file);
+    let frame = || image::Frame::new(dog.to_rgba8());
+    gif.encode_frames([frame(), frame()]).expect("saved");
+    drop(gif);
+    check("moving.gif", "first frame");
+}
+
+/// A JPEG with an EXIF orientation shows the same as the upright picture.
+#[test]
+fn exif_rotation_is_applied() {
+    let dir = folder("exif");
+    let save = |image: &image::DynamicImage, name: &str| {
+        image.save(dir.join(name)).expect("saved");
+        std::fs::read(dir.join(name)).expect("saved")
+    };
+    // A left half and a right half of flat colours survive JPEG unchanged in either direction.
+    let half = RgbImage::from_fn(112, 112, |x, _| {
+        Rgb(if x < 56 { [250, 10, 10] } else { [10, 10, 250] })
+    });
+    let half = image::DynamicImage::from(half);
+    let upright = save(&half, "upright.jpg");
+    let turned = save(&half.rotate270(), "turned.jpg");
+    // Orientation 6: turn clockwise by a quarter to see it upright.
+    let exif: &[u8] = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let tagged = [&turned[..2], exif, &turned[2..]].concat();
+    let pixels = |bytes: &[u8]| {
+        let path = dir.join("picture.jpg");
+        std::fs::write(&path, bytes).expect("a file of our own");
+        let picture = llava_sae_cpp::Picture::open(&path).expect("a valid file");
+        picture
+            .prepare(112, llava_sae_cpp::ImagePrep::Crop)
+            .expect("an ordinary picture")
+    };
+    let (upright, tagged, turned) = (pixels(&upright), pixels(&tagged), pixels(&turned));
+    let worst = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(
+        worst(&upright, &tagged) <= Some(4),
+        "only JPEG's rounding: {:?}",
+        worst(&upright, &tagged)
+    );
+    assert!(worst(&upright, &turned) > Some(200));
+}
+
+#[test]
+fn conversions_that_are_refused() {
+    let dir = folder("conversions");
+    let out = dir.join("out");
+    for (key, from, to) in [
+        ("architecture", "\"jumprelu\"", "\"wavelet\""),
+        ("normalize_activations", "\"none\"", "\"sideways\""),
+    ] {
+        let changed = folder(&format!("conversions/{key}"));
+        let source = Fixture::Demo.dir().join("sae");
+        let weights = "sae_weights.safetensors";
+        std::fs::copy(source.join(weights), changed.join(weights)).expect("a copy");
+        let config = std::fs::read_to_string(source.join("cfg.json")).expect("a committed file");
+        std::fs::write(changed.join("cfg.json"), config.replace(from, to)).expect("our own");
+        check(
+            &["convert", "--sae", text(&changed), "-o", text(&out)],
+            1,
+            &[key, "hint: "],
+        );
+    }
+    let sae = "tests/fixtures/tiny/sae";
+    check(
+        &["convert", "--sae", sae, "-o", text(&out)],
+        1,
+        &["hint: ", "--norm-factor"],
+    );
+    check(
+        &["convert", "--llava", "/no/such", "-o", text(&out)],
+        1,
+        &["/no/such"],
+    );
+    check(&["convert", "-o", text(&out)], 2, &["--llava"]);
+    let below_a_file = dir.join("file/out");
+    std::fs::write(dir.join("file"), "").expect("a file of our own");
+    check(
+        &[
+            "convert",
+            "--sae",
+            "tests/fixtures/demo/sae",
+            "-o",
+            text(&below_a_file),
+        ],
+        1,
+        &["file"],
+    );
+    assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let out = folder("overwrite");
+    let convert = |args: &[&str]| {
+        let fixed = [
+            "convert",
+            "--llava",
+            "tests/fixtures/tiny/llava",
+            "-o",
+            text(&out),
+        ];
+        run(&[&fixed, args].concat()).status.code()
+    };
+    for model_type in ["f16", "q4_k_m"] {
+        assert_eq!(convert(&["--type", model_type, "--force"]), Some(0));
+        let model = out.join(format!("model-{model_type}.gguf"));
+        std::fs::write(&model, "mine").expect("a file of our own");
+        assert_eq!(convert(&["--type", model_type]), Some(1));
+        assert_eq!(std::fs::read(&model).expect("still there"), b"mine");
+    }
+    assert_eq!(
+        names(&out),
+        ["mmproj-f16.gguf", "model-f16.gguf", "model-q4_k_m.gguf"]
+    );
+}
+
+#[test]
+fn an_unwritable_capture_leaves_nothing() {
+    let dir = folder("capture");
+    check(
+        &[
+            "capture",
+            "-n",
+            "0",
+            "-o",
+            text(&dir.join("no/such/file")),
+            DOG,
+        ],
+        1,
+        &["no/such"],
+    );
+    check(
+        &["capture", "-n", "0", "-o", text(&dir), DOG],
+        1,
+        &["capture"],
+    );
+    assert!(names(&dir).is_empty());
+}
+
+/// A full disk, played by a limit on file sizes, as the shell sets it (in blocks of 512 bytes).
+#[cfg(unix)]
+#[test]
+fn no_room_on_the_disk() {
+    let out = folder("full");
+    let command = format!(
+        "trap '' XFSZ; ulimit -f 100; exec '{}' convert --llava tests/fixtures/demo/llava -o '{}'",
+        env!("CARGO_BIN_EXE_llava-sae-cpp"),
+        out.display()
+    );
+    let output = std::process::Command::new("sh")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["-c", &command])
+        .output()
+        .expect("a shell");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: "), "{stderr}");
+    assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));
+}
+
+/// Ctrl-C stops the generation, prints what there is, and exits with 130. The random model never
+/// stops by itself.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_prints_what_there_is() {
+    let dir = Fixture::Tiny.converted(TensorType::F32);
+    let mut child = program()
+        .args([
+            "-d",
+            text(&dir),
+            "-n",
+            "1000000",
+            "-c",
+            "100000",
+            "tests/fixtures/tiny/pictures/00.png",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut first = [0];
+    let stdout = child.stdout.as_mut().expect("a pipe");
+    stdout.read_exact(&mut first).expect("the text has begun");
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.expect("kill is there").success());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(
+        output.status.code(),
+        Some(130),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.stdout.ends_with(b"\n"));
+}

@@ -1,0 +1,223 @@
+//! The command line as a user sees it: exit code, stdout, stderr.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::fixture::temporary_root;
+
+pub(crate) fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_llava-sae-cpp"));
+    program.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // Tests run side by side: threads that wait for each other must not spin.
+    program.env("OMP_WAIT_POLICY", "passive");
+    // The demo's files go to a cache of this test run.
+    program.env("XDG_CACHE_HOME", temporary_root().join("cache"));
+    program
+}
+
+pub(crate) fn run(args: &[&str]) -> Output {
+    program().args(args).output().expect("the program starts")
+}
+
+/// The stdout of a run that succeeds.
+fn stdout(args: &[&str]) -> String {
+    let output = run(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&stdout(args)).expect("one JSON object")
+}
+
+const DOG: &str = "assets/pictures/dog.png";
+const ORIGINAL: &str = "The image features a dog in the center on a pink background.";
+const STEERED: &str = "The image features a snail in the center on a pink background.";
+
+#[test]
+fn the_main_job() {
+    assert_eq!(stdout(&[DOG]), format!("{ORIGINAL}\n"));
+    assert_eq!(stdout(&["--steer", "dog:-8", DOG]), format!("{STEERED}\n"));
+    let text = stdout(&["--steer", "999:-8", "--compare", "--top", "2", DOG]);
+    let expected = format!(
+        "Original output:\n{ORIGINAL}\n\nOutput after intervention:\n{STEERED}\n\nFeatures that the image fired most"
+    );
+    assert!(text.starts_with(&expected), "{text}");
+    assert_eq!(
+        text.lines()
+            .filter(|line| line.starts_with("     "))
+            .count(),
+        2,
+        "{text}"
+    );
+}
+
+#[test]
+fn the_demo_says_so_unless_it_is_quiet() {
+    let noisy = run(&[DOG]).stderr;
+    assert_eq!(String::from_utf8_lossy(&noisy).lines().count(), 1);
+    assert!(run(&["-q", DOG]).stderr.is_empty());
+}
+
+#[test]
+fn json_of_the_main_command() {
+    let report = json(&[
+        "--json",
+        "--steer",
+        "dog:-8",
+        "--compare",
+        "--top",
+        "3",
+        DOG,
+    ]);
+    assert_eq!(report["original"]["text"], ORIGINAL);
+    assert_eq!(report["steered"]["text"], STEERED);
+    assert_eq!(report["steered"]["stop"], "end");
+    assert_eq!(report["interventions"][0]["feature"], 999);
+    assert_eq!(report["interventions"][0]["label"], "dog");
+    assert_eq!(report["features"].as_array().expect("a list").len(), 3);
+    assert_eq!(report["n_prompt_tokens"], 82);
+    assert_eq!(report["n_image_tokens"], 64);
+    let plain = json(&["--json", "-n", "3", DOG]);
+    assert!(plain["steered"].is_null());
+    assert_eq!(plain["original"]["stop"], "length");
+    assert_eq!(
+        plain["original"]["token_ids"]
+            .as_array()
+            .expect("a list")
+            .len(),
+        3
+    );
+}
+
+#[test]
+fn features_pool_and_locate() {
+    let report = json(&["features", "--json", "--top", "4", DOG]);
+    assert_eq!(report["grid"], serde_json::json!([8, 8]));
+    assert_eq!(report["tokens"].as_array().expect("a list").len(), 82);
+    let features = report["features"].as_array().expect("a list");
+    assert_eq!(features.len(), 4);
+    for feature in features {
+        let patches = feature["patches"].as_array().expect("a list");
+        assert_eq!(patches.len(), 64);
+        let largest = patches
+            .iter()
+            .filter_map(serde_json::Value::as_f64)
+            .fold(0.0, f64::max);
+        assert_eq!(Some(largest), feature["max"].as_f64());
+        assert_eq!(feature["score"], feature["max"], "max is the default");
+        let n_active = patches
+            .iter()
+            .filter(|value| value.as_f64() > Some(0.0))
+            .count();
+        assert_eq!(feature["n_tokens"], n_active);
+    }
+    let by = |pool| json(&["features", "--json", "--top", "1", "--pool", pool, DOG]);
+    let (sum, mean) = (by("sum"), by("mean"));
+    let score = |report: &serde_json::Value| report["features"][0]["score"].as_f64();
+    let ratio = score(&sum).expect("a number") / score(&mean).expect("a number");
+    assert!((ratio - 64.0).abs() < 1e-3, "a mean over 64 patches");
+    let last = json(&["features", "--json", "--over", "-1", DOG]);
+    assert_eq!(last["features"][0]["argmax_position"], 81);
+}
+
+#[test]
+fn capture_holds_what_the_hook_saw() {
+    let path = temporary_root().join("capture.safetensors");
+    let path = path.to_str().expect("a plain path");
+    stdout(&["capture", "-o", path, "-n", "4", "--steer", "dog:-8", DOG]);
+    let bytes = std::fs::read(path).expect("it was written");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a valid file");
+    let shape = |name: &str| tensors.tensor(name).expect("present").shape().to_vec();
+    let n_rows = 82 + 3; // the fourth token is sampled, but not decoded
+    assert_eq!(shape("token_ids"), [n_rows]);
+    assert_eq!(shape("kinds"), [n_rows]);
+    assert_eq!(shape("resid"), [n_rows, 160]);
+    assert_eq!(shape("resid_steered"), [n_rows, 160]);
+    assert_eq!(shape("feature_offsets"), [n_rows + 1]);
+    assert_eq!(shape("feature_ids"), shape("feature_values"));
+    assert_eq!(shape("image_embeddings"), [64, 160]);
+    assert_eq!(shape("logits"), [2048]);
+}
+
+#[test]
+fn convert_makes_a_folder_to_run() {
+    let dir = temporary_root().join("converted-by-command");
+    let dir = dir.to_str().expect("a plain path");
+    let convert = |type_name| {
+        let (llava, sae) = ("tests/fixtures/demo/llava", "tests/fixtures/demo/sae");
+        stdout(&[
+            "convert", "--llava", llava, "--sae", sae, "-o", dir, "--type", type_name, "--force",
+        ])
+    };
+    convert("q4_k_m");
+    assert!(stdout(&["-d", dir, DOG]).starts_with("The image features a"));
+    assert_eq!(
+        names(Path::new(dir)),
+        ["mmproj-f16.gguf", "model-q4_k_m.gguf", "sae-f16.gguf"]
+    );
+    convert("f16");
+    let ambiguous = run(&["-d", dir, DOG]);
+    assert_eq!(ambiguous.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&ambiguous.stderr).contains("hint: say which with `--model FILE`")
+    );
+    let model = Path::new(dir).join("model-f16.gguf");
+    let model = model.to_str().expect("a plain path");
+    assert_eq!(
+        stdout(&["-d", dir, "-m", model, DOG]),
+        format!("{ORIGINAL}\n")
+    );
+}
+
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).expect("a folder");
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry
+            .expect("readable")
+            .file_name()
+            .into_string()
+            .expect("a plain name")
+    };
+    let mut names: Vec<_> = entries.map(name).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn help_has_examples() {
+    let help = stdout(&["--help"]);
+    assert!(
+        help.contains("Examples:") && help.contains("--steer"),
+        "{help}"
+    );
+    for command in ["features", "capture", "convert"] {
+        assert!(help.contains(command), "{command}");
+        assert!(!stdout(&[command, "--help"]).is_empty());
+    }
+    assert!(stdout(&["completions", "bash"]).contains("llava-sae-cpp"));
+    assert!(stdout(&["man"]).contains(".TH"));
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let mut child = program()
+        .args(["features", "-q", "--json", DOG])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn the_demo_runs_from_any_folder() {
+    let picture: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join(DOG);
+    let output = program()
+        .current_dir("/")
+        .arg(picture)
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.stdout, format!("{ORIGINAL}\n").into_bytes());
+}

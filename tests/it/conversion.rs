@@ -1,0 +1,153 @@
+//! Other number types than f32: the captions stay, and llama.cpp's own quantiser agrees.
+
+use std::path::Path;
+
+use gguf_tools::gguf::{Gguf, TensorType};
+use llava_sae_cpp::llama::{Quant, quantize};
+use llava_sae_cpp::{Keep, ModelFiles, RunOptions, Sampling, Session, SessionOptions, demo};
+
+use crate::fixture::{Fixture, prompt, temporary_root};
+
+/// Pictures that come with the program, by their names in the fixture.
+const SHIPPED: [(&str, &str); 5] = [
+    ("04.png", "doughnut.png"),
+    ("07.png", "banana.png"),
+    ("09.png", "whale.png"),
+    ("12.png", "car.png"),
+    ("15.png", "dog.png"),
+];
+
+fn caption(session: &mut Session, picture: &str) -> String {
+    let prompt = prompt(session, Fixture::Demo, picture);
+    let options = RunOptions {
+        steering: None,
+        keep: Keep::default(),
+        max_tokens: 48,
+        sampling: Sampling::Greedy,
+    };
+    session
+        .run(&prompt, options, &mut |_| {})
+        .expect("the run succeeds")
+        .text
+}
+
+#[test]
+fn f16_and_q8_0_give_the_references_captions() {
+    let oracle = Fixture::Demo.oracle();
+    for tensor_type in [TensorType::F16, TensorType::Q8_0] {
+        let mut session = Fixture::Demo.session(tensor_type, SessionOptions::default());
+        for (picture, _) in SHIPPED {
+            let expected = oracle.caption(picture);
+            assert_eq!(
+                caption(&mut session, picture),
+                expected,
+                "{} {picture}",
+                tensor_type.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_embedded_demo_gives_the_references_captions() {
+    let files = demo::files_in(&temporary_root().join("embedded")).expect("a folder of our own");
+    let mut session = Session::open(&files, SessionOptions::default()).expect("the demo loads");
+    for (picture, asset) in SHIPPED {
+        assert_eq!(
+            caption(&mut session, picture),
+            Fixture::Demo.oracle().caption(picture)
+        );
+        let asset = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("assets/pictures")
+            .join(asset);
+        let read = |path: &Path| std::fs::read(path).expect("a committed file");
+        assert!(
+            read(&asset) == read(&Fixture::Demo.picture(picture)),
+            "{picture} is the same"
+        );
+    }
+}
+
+/// Two processes may start at once, and a damaged file is replaced.
+#[test]
+fn the_embedded_demo_is_written_whole() {
+    let dir = temporary_root().join("embedded-twice");
+    let write = || demo::files_in(&dir).expect("a folder of our own");
+    let files = std::thread::scope(|scope| {
+        let other = scope.spawn(write);
+        write();
+        other.join().expect("no panic")
+    });
+    let whole = std::fs::read(&files.model).expect("it was written");
+    std::fs::write(&files.model, &whole[..whole.len() / 2]).expect("a file of our own");
+    write();
+    assert_eq!(std::fs::read(&files.model).expect("it was written"), whole);
+    assert_eq!(
+        std::fs::read_dir(&dir).expect("a folder").count(),
+        3,
+        "nothing else is left"
+    );
+}
+
+/// The demo's files are what the converter makes of the fixture today.
+#[test]
+fn the_embedded_demo_is_up_to_date() {
+    let converted = Fixture::Demo.converted(TensorType::F16);
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    for name in ["model-f16.gguf", "mmproj-f16.gguf"] {
+        let read = |dir: &Path| std::fs::read(dir.join(name)).expect("a file");
+        assert!(
+            read(&converted) == read(&assets),
+            "{name}: run scripts/make-assets.sh"
+        );
+    }
+}
+
+/// Each of llama.cpp's K-quantisations of the model loads and describes.
+#[test]
+fn k_quants_run() {
+    let source = Fixture::Demo.converted(TensorType::F32);
+    for (k_quant, name) in [
+        (Quant::Q6K, "q6_k"),
+        (Quant::Q5KM, "q5_k_m"),
+        (Quant::Q4KM, "q4_k_m"),
+    ] {
+        let model = temporary_root().join(format!("model-{name}.gguf"));
+        quantize(&source.join("model-f32.gguf"), &model, k_quant, 2).expect("it quantises");
+        let files =
+            ModelFiles::find(Some(&source), Some(model), None, None).expect("all are there");
+        let mut session = Session::open(&files, SessionOptions::default()).expect("it loads");
+        let caption = caption(&mut session, "04.png");
+        assert!(
+            caption.starts_with("The image features a"),
+            "{name}: {caption}"
+        );
+    }
+}
+
+/// Our q8_0 is ggml's, block by block: the same tensors as llama.cpp's quantiser makes of f32.
+#[test]
+fn q8_0_is_llama_cpps() {
+    let ours = Fixture::Demo
+        .converted(TensorType::Q8_0)
+        .join("model-q8_0.gguf");
+    let source = Fixture::Demo
+        .converted(TensorType::F32)
+        .join("model-f32.gguf");
+    let theirs = temporary_root().join("llama-cpp-q8_0.gguf");
+    quantize(&source, &theirs, Quant::Q8_0, 2).expect("it quantises");
+    let (ours, theirs) = (
+        Gguf::open(&ours).expect("valid"),
+        Gguf::open(&theirs).expect("valid"),
+    );
+    assert_eq!(ours.tensors().len(), theirs.tensors().len());
+    for tensor in theirs.tensors() {
+        let same = ours.tensor(&tensor.name).expect("the same tensors");
+        assert_eq!(same.tensor_type, tensor.tensor_type, "{}", tensor.name);
+        assert!(
+            ours.read_f32(same).expect("readable") == theirs.read_f32(tensor).expect("readable"),
+            "{}",
+            tensor.name
+        );
+    }
+}

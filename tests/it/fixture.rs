@@ -1,0 +1,262 @@
+//! The two fixture checkpoints, converted, and the numbers that transformers gives for them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+
+use gguf_tools::gguf::{Overwrite, TensorType};
+use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::sae::{self, SaeOptions};
+use image::RgbImage;
+use llava_sae_cpp::steering::{Intervention, Positions, Steering};
+use llava_sae_cpp::{
+    FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session, SessionOptions,
+};
+use safetensors::SafeTensors;
+
+/// A fixture checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Fixture {
+    /// Trained, small.
+    Demo,
+    /// Random, of other shapes.
+    Tiny,
+}
+
+impl Fixture {
+    pub(crate) fn dir(self) -> PathBuf {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        root.join(match self {
+            Self::Demo => "demo",
+            Self::Tiny => "tiny",
+        })
+    }
+
+    pub(crate) fn picture(self, name: &str) -> PathBuf {
+        self.dir().join("pictures").join(name)
+    }
+
+    /// A picture as the reference's model saw it: `02.png` of `Tiny` is resized, by Pillow there and
+    /// by another library here, so the model gets the reference's pixels, and
+    /// `preprocessing_agrees_with_transformers` compares the resizing.
+    pub(crate) fn open_picture(self, name: &str) -> Picture {
+        if (self, name) == (Self::Tiny, "02.png") {
+            let pixels = self.oracle().u8("02.png/pixels");
+            return Picture::from_rgb(RgbImage::from_raw(40, 40, pixels).expect("40 × 40 pixels"));
+        }
+        Picture::open(&self.picture(name)).expect("a committed file")
+    }
+
+    pub(crate) fn picture_names(self) -> Vec<String> {
+        let n_pictures = match self {
+            Self::Demo => 16,
+            Self::Tiny => 3,
+        };
+        (0..n_pictures).map(|i| format!("{i:02}.png")).collect()
+    }
+
+    /// A folder of GGUF files of this number type, converted once a test run.
+    pub(crate) fn converted(self, tensor_type: TensorType) -> PathBuf {
+        static CONVERTED: Mutex<Option<HashMap<(Fixture, TensorType), PathBuf>>> = Mutex::new(None);
+        let mut converted = CONVERTED.lock().expect("no conversion panicked");
+        let converted = converted.get_or_insert_default();
+        let make = || {
+            let dir = temporary_root().join(format!("{self:?}-{}", tensor_type.name()));
+            self.convert_to(&dir, tensor_type);
+            dir
+        };
+        converted
+            .entry((self, tensor_type))
+            .or_insert_with(make)
+            .clone()
+    }
+
+    fn convert_to(self, dir: &Path, tensor_type: TensorType) {
+        let progress = &mut |_, _| std::ops::ControlFlow::Continue(());
+        let llava_options = LlavaOptions {
+            model_type: tensor_type,
+            mmproj_type: tensor_type,
+            overwrite: Overwrite::Replace,
+        };
+        llava::convert(&self.dir().join("llava"), dir, &llava_options, progress)
+            .expect("the fixture converts");
+        let sae_options = SaeOptions {
+            weight_type: tensor_type,
+            norm_factor: (self == Self::Tiny).then_some(0.11), // `norm_factor` in its oracle.json
+            labels: match self {
+                Self::Demo => vec![self.dir().join("labels.json")],
+                Self::Tiny => Vec::new(),
+            },
+            overwrite: Overwrite::Replace,
+        };
+        let target = dir.join("sae.gguf");
+        sae::convert(&self.dir().join("sae"), &target, &sae_options, progress)
+            .expect("the fixture converts");
+    }
+
+    /// The model in f32, computed as the reference was.
+    pub(crate) fn exact_session(self) -> Session {
+        self.session(TensorType::F32, exact_options())
+    }
+
+    pub(crate) fn session(self, tensor_type: TensorType, options: SessionOptions) -> Session {
+        let dir = self.converted(tensor_type);
+        let files = ModelFiles::find(Some(&dir), None, None, None).expect("all files are there");
+        Session::open(&files, options).expect("the fixture loads")
+    }
+
+    pub(crate) fn oracle(self) -> Oracle {
+        Oracle::read(self)
+    }
+}
+
+/// f32 KV cache, no flash attention, no repacking: what an f32 reference is compared with.
+pub(crate) fn exact_options() -> SessionOptions {
+    SessionOptions {
+        kv_type: KvType::F32,
+        flash_attention: FlashAttention::Off,
+        repack: false,
+        threads: 1, // tests run side by side, and threads that wait for each other spin
+        ..SessionOptions::default()
+    }
+}
+
+/// A folder for this test run, under cargo's own.
+pub(crate) fn temporary_root() -> PathBuf {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("it");
+        let _ = std::fs::remove_dir_all(&root); // what an earlier run left
+        std::fs::create_dir_all(&root).expect("cargo's folder can be written");
+        root
+    })
+    .clone()
+}
+
+/// The prompt of all reference runs, on a picture.
+pub(crate) fn prompt(session: &mut Session, fixture: Fixture, picture: &str) -> Prompt {
+    let picture = fixture.open_picture(picture);
+    let image = session
+        .encode_image(&picture)
+        .expect("the picture is encoded");
+    session
+        .prompt("Describe the image.", PromptForm::Chat, Some(&image))
+        .expect("the prompt is tokenised")
+}
+
+/// One feature added everywhere.
+pub(crate) fn steering(
+    session: &mut Session,
+    feature: usize,
+    strength: f32,
+    at: Positions,
+) -> Steering {
+    let sae = session.sae();
+    let add = Intervention::Add { feature, strength };
+    Steering::new(vec![add], at, sae.meta().d_in, |feature, row| {
+        sae.decoder_direction(feature, row)
+    })
+    .expect("the feature exists")
+}
+
+/// `oracle.safetensors` and `oracle.json`.
+pub(crate) struct Oracle {
+    bytes: Vec<u8>,
+    /// `oracle.json`.
+    pub(crate) json: serde_json::Value,
+}
+
+impl Oracle {
+    fn read(fixture: Fixture) -> Self {
+        let read = |name: &str| std::fs::read(fixture.dir().join(name)).expect("a committed file");
+        Self {
+            bytes: read("oracle.safetensors"),
+            json: serde_json::from_slice(&read("oracle.json")).expect("valid JSON"),
+        }
+    }
+
+    pub(crate) fn f32(&self, name: &str) -> Vec<f32> {
+        self.data(name)
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")))
+            .collect()
+    }
+
+    /// Token ids, stored as I64 or I32.
+    pub(crate) fn ids(&self, name: &str) -> Vec<i32> {
+        let data = self.data(name);
+        let width = data.len() / self.tensors().tensor(name).expect("known").shape()[0];
+        let low_bytes = data.chunks_exact(width).map(|bytes| &bytes[..4]);
+        low_bytes
+            .map(|bytes| i32::from_le_bytes(bytes.try_into().expect("four bytes")))
+            .collect()
+    }
+
+    pub(crate) fn u8(&self, name: &str) -> Vec<u8> {
+        self.data(name)
+    }
+
+    pub(crate) fn caption(&self, picture: &str) -> String {
+        self.picture(picture)["caption"]
+            .as_str()
+            .expect("a text")
+            .to_owned()
+    }
+
+    /// A picture's steered runs: feature, strength, caption.
+    pub(crate) fn steered(&self, picture: &str) -> Vec<(usize, f32, String)> {
+        let entry = self.picture(picture);
+        let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        let index = |value: &serde_json::Value| value.as_u64().expect("an index") as usize;
+        match &entry["steered"] {
+            serde_json::Value::Object(runs) => runs
+                .iter()
+                .map(|(strength, caption)| {
+                    let strength = strength.parse().expect("a number");
+                    (index(&entry["feature"]), strength, text(caption))
+                })
+                .collect(),
+            runs => runs
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|run| {
+                    let strength = run["strength"].as_f64().expect("a number") as f32;
+                    (index(&run["feature"]), strength, text(&run["caption"]))
+                })
+                .collect(),
+        }
+    }
+
+    fn picture(&self, name: &str) -> &serde_json::Value {
+        let pictures = self.json["pictures"].as_array().expect("a list");
+        let found = pictures.iter().find(|picture| picture["picture"] == name);
+        found.expect("the oracle knows the picture")
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).expect("a valid file")
+    }
+
+    fn data(&self, name: &str) -> Vec<u8> {
+        let tensors = self.tensors();
+        tensors
+            .tensor(name)
+            .unwrap_or_else(|_| panic!("no `{name}`"))
+            .data()
+            .to_vec()
+    }
+}
+
+/// `‖a − b‖ / ‖b‖` in f64.
+pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| square(f64::from(a) - f64::from(b)))
+        .sum();
+    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
+    (difference / norm).sqrt()
+}

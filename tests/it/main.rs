@@ -1,0 +1,11 @@
+//! Integration tests: one binary, so that llama.cpp is linked once.
+//!
+//! Answers come from transformers (`tests/fixtures/README.md`) or from llama.cpp itself.
+
+mod bad_input;
+mod command_line;
+mod conversion;
+mod fixture;
+mod hook;
+mod oracle;
+mod vision;

@@ -1,0 +1,34 @@
+//! llama.cpp's order of vision rows: the defect, and the cure.
+
+use gguf_tools::gguf::TensorType;
+use llava_sae_cpp::{ClsOrder, SessionOptions};
+
+use crate::fixture::{Fixture, exact_options, relative_error};
+
+fn error(fixture: Fixture, name: &str, cls_order: ClsOrder) -> f64 {
+    let options = SessionOptions {
+        cls_order,
+        ..exact_options()
+    };
+    let mut session = fixture.session(TensorType::F32, options);
+    let image = session
+        .encode_image(&fixture.open_picture(name))
+        .expect("the picture is encoded");
+    relative_error(
+        &image.rows,
+        &fixture.oracle().f32(&format!("{name}/image_embeddings")),
+    )
+}
+
+/// If this fails for `AsLlamaCpp`, llama.cpp has put its order right, and the cure can go.
+#[test]
+fn the_class_row_is_put_right() {
+    for fixture in [Fixture::Demo, Fixture::Tiny] {
+        for name in ["00.png", "01.png"] {
+            let cured = error(fixture, name, ClsOrder::First);
+            let as_it_is = error(fixture, name, ClsOrder::AsLlamaCpp);
+            assert!(cured < 1e-3, "{fixture:?} {name}: {cured:.2e}");
+            assert!(as_it_is > 0.5, "{fixture:?} {name}: {as_it_is:.2e}");
+        }
+    }
+}
