@@ -1,0 +1,7 @@
+#!/bin/sh
+# Builds the program, describes a picture, lists the features that it fires, and subtracts one.
+set -eu
+. "$(dirname "$0")/setup.sh"
+echo "building (llama.cpp takes some minutes the first time)" >&2
+cargo build --release --quiet --locked
+exec target/release/llava-sae-cpp --steer dog:-8 --compare --top 5 "$@" assets/pictures/dog.png
