@@ -169,6 +169,7 @@ fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {
     mmproj.require_tensor("v.position_embd.weight", &[width, n_positions])?;
     let size = u64::from(patch_size);
     mmproj.require_tensor("v.patch_embd.weight", &[size, size, 3, width])?;
+    check_blocks(&mmproj, width)?;
     let n_out = mmproj
         .tensor("mm.2.weight")
         .and_then(|tensor| tensor.dims.get(1).copied())
@@ -179,10 +180,55 @@ fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {
         ))
         .with_hint("convert model and projector from the same checkpoint"));
     }
+    let n_hidden = match mmproj.tensor("mm.0.bias").map(|bias| &bias.dims[..]) {
+        Some(&[n_hidden]) => n_hidden,
+        _ => {
+            return Err(Error::invalid(format!(
+                "no vector `mm.0.bias` in `{shown}`"
+            )));
+        }
+    };
+    mmproj.require_tensor("mm.0.weight", &[width, n_hidden])?;
+    mmproj.require_tensor("mm.2.weight", &[n_hidden, d_model])?;
+    mmproj.require_tensor("mm.2.bias", &[d_model])?;
     Ok(VisionShape {
         image_size,
         grid: grid as usize,
     })
+}
+
+/// Checks the encoder's blocks: llama.cpp takes their shapes as they come and aborts on the first
+/// product that does not fit.
+fn check_blocks(mmproj: &Gguf, width: u64) -> Result<()> {
+    let d_ffn = u64::from(mmproj.require_u32("clip.vision.feed_forward_length")?);
+    let n_heads = u64::from(mmproj.require_u32("clip.vision.attention.head_count")?);
+    if n_heads == 0 || width % n_heads != 0 {
+        return Err(Error::invalid(format!(
+            "`{}` asks for {n_heads} attention heads of a width of {width}",
+            mmproj.path().display()
+        )));
+    }
+    for block_idx in 0..mmproj.require_u32("clip.vision.block_count")? {
+        let linear_layers = [
+            ("attn_q", width, width),
+            ("attn_k", width, width),
+            ("attn_v", width, width),
+            ("attn_out", width, width),
+            ("ffn_up", width, d_ffn),
+            ("ffn_down", d_ffn, width),
+        ];
+        for (part, n_in, n_out) in linear_layers {
+            mmproj.require_tensor(&format!("v.blk.{block_idx}.{part}.weight"), &[n_in, n_out])?;
+            mmproj.require_tensor(&format!("v.blk.{block_idx}.{part}.bias"), &[n_out])?;
+        }
+        for part in ["ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias"] {
+            mmproj.require_tensor(&format!("v.blk.{block_idx}.{part}"), &[width])?;
+        }
+    }
+    for part in ["v.pre_ln.weight", "v.pre_ln.bias"] {
+        mmproj.require_tensor(part, &[width])?;
+    }
+    Ok(())
 }
 
 fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {

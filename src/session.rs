@@ -33,7 +33,8 @@ pub struct SessionOptions {
     pub flash_attention: FlashAttention,
     /// Rows of one graph.
     pub n_ubatch: usize,
-    /// The context's length in tokens; 0 is enough for each run.
+    /// The context's length in tokens; 0 is enough for each run, up to the length that the model
+    /// was trained on.
     pub context_size: usize,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
@@ -225,12 +226,12 @@ impl Session {
             ))
             .with_hint("give a larger `--ctx-size`, or 0 for enough"));
         }
-        let needed = if fixed > 0 {
-            fixed
-        } else {
-            n_prompt.saturating_add(max_tokens)
-        };
+        // Room for every token that was asked for, but none beyond what the model was trained on.
         let trained = self.model.trained_context();
+        let needed = match fixed {
+            0 => n_prompt.max(trained.min(n_prompt.saturating_add(max_tokens))),
+            fixed => fixed,
+        };
         if needed > trained {
             log::warn!("{needed} tokens are more than the {trained} that the model was trained on");
         }
@@ -254,12 +255,14 @@ impl Session {
                 flash_attention: self.options.flash_attention,
                 interrupt: Arc::clone(&self.options.interrupt),
             };
-            self.context = Some(Context::new(
-                Arc::clone(&self.model),
-                options,
-                &self.node_name,
-                tap,
-            )?);
+            let made = Context::new(Arc::clone(&self.model), options, &self.node_name, tap);
+            self.context = match made {
+                Ok(context) => Some(context),
+                Err((error, tap)) => {
+                    self.tap = Some(tap);
+                    return Err(error);
+                }
+            };
         }
         Ok(self.context.as_mut().expect("made above"))
     }

@@ -71,6 +71,9 @@ pub(super) fn run(
     let spinner = Spinner::start("running the model", verbosity);
     let run = session.run(&prompt, options, &mut |_| {})?;
     spinner.finish();
+    if run.stop == Stop::Interrupted {
+        return Err(Error::Interrupted.into());
+    }
 
     let d_model = session.sae().meta().d_in;
     let mut tensors = Tensors::of_run(&run, d_model);
@@ -99,9 +102,6 @@ pub(super) fn run(
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
     tensors.write(&args.output, metadata)?;
-    if run.stop == Stop::Interrupted {
-        return Ok(Outcome::Interrupted);
-    }
     Ok(Outcome::Done)
 }
 

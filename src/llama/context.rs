@@ -97,59 +97,24 @@ impl<H: RowHook> Context<H> {
     ///
     /// # Errors
     /// When llama.cpp refuses, for want of memory or because of a combination it does not support.
+    /// The hook comes back with the error.
     pub fn new(
         model: Arc<Model>,
         options: ContextOptions,
         node_name: &str,
         hook: H,
-    ) -> Result<Self> {
-        if options.kv_type == KvType::Q8_0 && options.flash_attention == FlashAttention::Off {
-            return Err(
-                Error::invalid("a q8_0 KV cache needs flash attention, which is off")
-                    .with_hint("use `--kv-type f16`, or leave out `-fa off`"),
-            );
-        }
-        let in_u32 = |n: usize| {
-            u32::try_from(n).map_err(|_| Error::invalid(format!("a context of {n} is too large")))
-        };
-        let threads = i32::try_from(options.threads)
-            .map_err(|_| Error::invalid(format!("{} threads are too many", options.threads)))?;
+    ) -> std::result::Result<Self, (Error, H)> {
         let hook = CallbackState::new(EvalHook::new(hook, node_name, model.d_model()));
-        // SAFETY: returns a plain struct by value.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        let kv_type = match options.kv_type {
-            KvType::F32 => sys::GGML_TYPE_F32,
-            KvType::F16 => sys::GGML_TYPE_F16,
-            KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
-        };
-        params.n_ctx = in_u32(options.n_tokens)?;
-        params.n_batch = in_u32(options.n_ubatch.max(MIN_BATCH))?;
-        params.n_ubatch = in_u32(options.n_ubatch)?;
-        params.n_seq_max = 1;
-        params.n_threads = threads;
-        params.n_threads_batch = threads;
-        params.flash_attn_type = options.flash_attention.to_c();
-        params.type_k = kv_type;
-        params.type_v = kv_type;
-        params.cb_eval = Some(on_eval::<H>);
-        params.cb_eval_user_data = hook.as_c();
-        params.abort_callback = Some(is_interrupted);
-        params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
-        // SAFETY: the model is alive, and hook and flag live until after `llama_free`.
-        let ptr = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
-        let ptr = NonNull::new(ptr).map(ContextPtr).ok_or_else(|| {
-            backend::failure(
-                "llama_init_from_model",
-                "not enough memory, or an unsupported combination of options",
-            )
-        })?;
-        Ok(Self {
-            ptr,
-            hook,
-            model,
-            options,
-            n_past: 0,
-        })
+        match init(&model, &options, on_eval::<H>, hook.as_c()) {
+            Ok(ptr) => Ok(Self {
+                ptr,
+                hook,
+                model,
+                options,
+                n_past: 0,
+            }),
+            Err(error) => Err((error, hook.into_inner().hook)),
+        }
     }
 
     /// The hook.
@@ -334,6 +299,54 @@ impl<H: RowHook> Context<H> {
     pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
         self.ptr.0.as_ptr()
     }
+}
+
+/// Makes the C context. `user_data`, which `on_eval` gets, and the options' flag must outlive it.
+fn init(
+    model: &Model,
+    options: &ContextOptions,
+    on_eval: unsafe extern "C" fn(*mut sys::ggml_tensor, bool, *mut c_void) -> bool,
+    user_data: *mut c_void,
+) -> Result<ContextPtr> {
+    if options.kv_type == KvType::Q8_0 && options.flash_attention == FlashAttention::Off {
+        return Err(
+            Error::invalid("a q8_0 KV cache needs flash attention, which is off")
+                .with_hint("use `--kv-type f16`, or leave out `-fa off`"),
+        );
+    }
+    let in_u32 = |n: usize| {
+        u32::try_from(n).map_err(|_| Error::invalid(format!("a context of {n} is too large")))
+    };
+    let threads = i32::try_from(options.threads)
+        .map_err(|_| Error::invalid(format!("{} threads are too many", options.threads)))?;
+    let kv_type = match options.kv_type {
+        KvType::F32 => sys::GGML_TYPE_F32,
+        KvType::F16 => sys::GGML_TYPE_F16,
+        KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
+    };
+    // SAFETY: returns a plain struct by value.
+    let mut params = unsafe { sys::llama_context_default_params() };
+    params.n_ctx = in_u32(options.n_tokens)?;
+    params.n_batch = in_u32(options.n_ubatch.max(MIN_BATCH))?;
+    params.n_ubatch = in_u32(options.n_ubatch)?;
+    params.n_seq_max = 1;
+    params.n_threads = threads;
+    params.n_threads_batch = threads;
+    params.flash_attn_type = options.flash_attention.to_c();
+    params.type_k = kv_type;
+    params.type_v = kv_type;
+    params.cb_eval = Some(on_eval);
+    params.cb_eval_user_data = user_data;
+    params.abort_callback = Some(is_interrupted);
+    params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
+    // SAFETY: the model is alive, and the caller keeps `user_data` and the flag.
+    let ptr = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
+    NonNull::new(ptr).map(ContextPtr).ok_or_else(|| {
+        backend::failure(
+            "llama_init_from_model",
+            "not enough memory, or an unsupported combination of options",
+        )
+    })
 }
 
 /// The C context.

@@ -15,6 +15,7 @@ pub struct ModelOptions {
     /// Layers kept on a device; negative means all of them.
     pub gpu_layers: i32,
     /// Whether quantised weights are repacked for the processor: faster prompts, slower loading.
+    /// They never are where llama.cpp was compiled for AMX, whose kernels crash.
     pub repack: bool,
 }
 
@@ -41,7 +42,7 @@ impl Model {
         // SAFETY: returns a plain struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = options.gpu_layers;
-        params.use_extra_bufts = options.repack;
+        params.use_extra_bufts = options.repack && !has_amx();
         // SAFETY: the path is NUL-terminated and lives for the call.
         let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
         let ptr = NonNull::new(ptr)
@@ -210,6 +211,15 @@ impl Model {
         let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
         Some(text.to_string_lossy().into_owned())
     }
+}
+
+/// Whether llama.cpp was compiled for AMX, whose kernels crash with what GCC makes of them: its
+/// `_tile_loadconfig` (`amxtileintrin.h`, seen in GCC 12.2) shows the optimiser 8 of the 64 bytes
+/// that it reads, so the others are never written (ggml-org/llama.cpp #20824, #26954). The kernels
+/// run on repacked weights only.
+fn has_amx() -> bool {
+    // SAFETY: no arguments; it tells what the compiler was told.
+    unsafe { sys::ggml_cpu_has_amx_int8() != 0 }
 }
 
 fn apply_template(

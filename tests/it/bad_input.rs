@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::TensorType;
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
+use llava_sae_cpp::{Keep, KvType, PromptForm, RunOptions, Sampling, SessionOptions};
 
 use crate::command_line::{names, program, run};
-use crate::fixture::{Fixture, temporary_root};
+use crate::fixture::{Fixture, exact_options, temporary_root};
 
 const DOG: &str = "assets/pictures/dog.png";
 
@@ -74,6 +75,35 @@ fn missing_empty_truncated_and_foreign_files() {
             }
         }
     }
+}
+
+/// A projector file whose blocks do not fit: llama.cpp would abort on the first product.
+#[test]
+fn projectors_with_wrong_blocks() {
+    let bad = folder("blocks").join("bad.gguf");
+    let [_, (_, good), _] = good_files();
+    let bytes = std::fs::read(good).expect("converted");
+    let check = |name: &str, change: &dyn Fn(&mut [u8]), words: &[&str]| {
+        let mut changed = bytes.clone();
+        let mut windows = changed.windows(name.len());
+        let start = windows.position(|window| window == name.as_bytes());
+        change(&mut changed[start.expect("the name is there")..]);
+        std::fs::write(&bad, changed).expect("a file of our own");
+        check_file("--mmproj", &bad, words);
+    };
+    // Behind a tensor's name stand the number of dimensions as u32 and each dimension as u64.
+    for name in ["v.blk.0.ffn_up.weight", "mm.0.weight"] {
+        let transpose = |entry: &mut [u8]| entry[name.len() + 4..][..16].rotate_left(8);
+        check(name, &transpose, &[name, "bad.gguf"]);
+    }
+    for name in ["v.blk.3.attn_q.weight", "v.blk.0.ln2.bias", "mm.2.bias"] {
+        let rename = |entry: &mut [u8]| entry[0] = b'x';
+        check(name, &rename, &[name, "bad.gguf"]);
+    }
+    // Behind a key stand its type as u32 and its value.
+    let key = "clip.vision.attention.head_count";
+    let change = |entry: &mut [u8]| entry[key.len() + 4] = 3;
+    check(key, &change, &["3 attention heads", "bad.gguf"]);
 }
 
 #[test]
@@ -183,6 +213,30 @@ fn prompts() {
         1,
         &["flash attention", "hint: "],
     );
+}
+
+/// A context that cannot be made is an error each time, and the session goes on.
+#[test]
+fn a_refused_context_can_be_asked_for_again() {
+    let options = SessionOptions {
+        kv_type: KvType::Q8_0,
+        ..exact_options()
+    };
+    let mut session = Fixture::Demo.session(TensorType::F32, options);
+    let prompt = session
+        .prompt("Describe the image.", PromptForm::Chat, None)
+        .expect("a text");
+    for _ in 0..2 {
+        let run = RunOptions {
+            steering: None,
+            keep: Keep::default(),
+            max_tokens: 1,
+            sampling: Sampling::Greedy,
+        };
+        let error = session.run(&prompt, run, &mut |_| {}).expect_err("refused");
+        assert!(error.to_string().contains("flash attention"), "{error}");
+        assert_eq!(session.sae().meta().d_in, 160);
+    }
 }
 
 #[test]
@@ -424,6 +478,73 @@ fn no_room_on_the_disk() {
     assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));
 }
 
+/// Sends what Ctrl-C sends.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.expect("kill is there").success());
+}
+
+/// Ctrl-C during a conversion leaves nothing. The SAE is large, and a hole in a sparse file.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_half_conversion() {
+    const D_IN: usize = 2048;
+    const D_SAE: usize = 1 << 18;
+    let source = folder("interrupted/sae");
+    let out = folder("interrupted/out");
+    std::fs::copy(
+        Fixture::Demo.dir().join("sae/cfg.json"),
+        source.join("cfg.json"),
+    )
+    .expect("a copy");
+    let config = std::fs::read_to_string(source.join("cfg.json")).expect("just copied");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("valid JSON");
+    config["d_in"] = D_IN.into();
+    config["d_sae"] = D_SAE.into();
+    std::fs::write(source.join("cfg.json"), config.to_string()).expect("a file of our own");
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in [
+        ("W_enc", vec![D_IN, D_SAE]),
+        ("W_dec", vec![D_SAE, D_IN]),
+        ("b_enc", vec![D_SAE]),
+        ("b_dec", vec![D_IN]),
+        ("threshold", vec![D_SAE]),
+    ] {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let entry =
+            serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.to_owned(), entry);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let path = source.join("sae_weights.safetensors");
+    let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    std::fs::write(&path, &start).expect("a file of our own");
+    let file = std::fs::OpenOptions::new().write(true).open(&path);
+    let size = (start.len() + end) as u64;
+    file.and_then(|file| file.set_len(size)).expect("a hole");
+
+    let mut child = program()
+        .args(["convert", "--sae", text(&source), "-o", text(&out)])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    while names(&out).is_empty() {
+        let ended = child.try_wait().expect("it is our child");
+        assert!(ended.is_none(), "it ended before it wrote anything");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(names(&out).is_empty(), "{:?}", names(&out));
+}
+
 /// Ctrl-C stops the generation, prints what there is, and exits with 130. The random model never
 /// stops by itself.
 #[cfg(unix)]
@@ -447,10 +568,7 @@ fn ctrl_c_prints_what_there_is() {
     let mut first = [0];
     let stdout = child.stdout.as_mut().expect("a pipe");
     stdout.read_exact(&mut first).expect("the text has begun");
-    let killed = std::process::Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(killed.expect("kill is there").success());
+    interrupt(&child);
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(
         output.status.code(),
