@@ -1,6 +1,7 @@
 //! `features`: the features that images fire.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,8 +22,8 @@ pub(super) struct FeaturesArgs {
     #[arg(required = true)]
     image: Vec<PathBuf>,
     /// How many features
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    top: usize,
+    #[arg(long, value_name = "N", default_value = "10")]
+    top: NonZeroUsize,
     /// The positions pooled: image, prompt, all, or one position (negative: from the prompt's end)
     #[arg(long, value_name = "WHERE", default_value = "image", value_parser = parse_over, allow_hyphen_values = true)]
     over: Over,
@@ -114,7 +115,7 @@ fn show(
     spinner.finish();
     let d_sae = session.sae().meta().d_sae;
     let mut scores = features::rank(&run.trace.activations, &positions, d_sae, pool);
-    scores.truncate(args.top);
+    scores.truncate(args.top.get());
 
     let shown = path.display();
     if !args.json {

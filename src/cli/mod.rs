@@ -14,7 +14,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use llava_sae_cpp::Error;
 
 use args::{DescribeArgs, Verbosity};
@@ -23,7 +25,7 @@ use args::{DescribeArgs, Verbosity};
 /// model, and steer the model by them.
 #[derive(Parser)]
 #[command(name = "llava-sae-cpp", version, about, after_long_help = EXAMPLES)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true, override_usage = USAGE)]
 struct Cli {
     #[command(flatten)]
     describe: DescribeArgs,
@@ -46,6 +48,8 @@ enum Command {
     /// Print the man page
     Man,
 }
+
+const USAGE: &str = "llava-sae-cpp [OPTIONS] [IMAGE]\n       llava-sae-cpp <COMMAND>";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,7 +95,7 @@ const INTERRUPTED: u8 = 130;
 
 /// Parses the arguments, runs the command, and turns its result into an exit code.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse_from(args::with_long_names(std::env::args_os()));
+    let cli = parse().unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
     let interrupt = stop_on_ctrl_c();
     let result = match cli.command {
@@ -107,6 +111,26 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Man) => print(|out| clap_mangen::Man::new(Cli::command()).render(out)),
     };
     exit_code(result)
+}
+
+/// Reads the command line. The main command's options in front of a subcommand would be lost, so
+/// they are refused there, but for `-v` and `-q`, which every command has.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let args = args::with_long_names(std::env::args_os());
+    let matches = command.try_get_matches_from_mut(args)?;
+    if let Some(subcommand) = matches.subcommand_name() {
+        let misplaced = command.get_arguments().find(|argument| {
+            let id = argument.get_id().as_str();
+            let given = matches.value_source(id) == Some(ValueSource::CommandLine);
+            given && !argument.is_global_set()
+        });
+        if let Some(argument) = misplaced {
+            let reason = format!("`{argument}` belongs behind `{subcommand}`");
+            return Err(command.error(ErrorKind::ArgumentConflict, reason));
+        }
+    }
+    Cli::from_arg_matches(&matches)
 }
 
 fn exit_code(result: CommandResult) -> ExitCode {

@@ -180,6 +180,13 @@ fn features_and_strengths() {
     );
     check(&["--steer", "dog:1", "--at", "images", DOG], 2, &["--at"]);
     check(&["--compare", DOG], 2, &["--steer"]);
+    check(
+        &["--top", "3", "features", DOG],
+        2,
+        &["--top <N>", "behind `features`"],
+    );
+    check(&["features", "--top", "0", DOG], 2, &["--top <N>"]);
+    check(&[DOG, DOG], 2, &[DOG]);
     check(&[], 2, &[]);
     check(&["--temp=-1", DOG], 2, &["--temp"]);
     check(
