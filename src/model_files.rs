@@ -158,7 +158,11 @@ fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {
     let image_size = mmproj.require_u32("clip.vision.image_size")?;
     let patch_size = mmproj.require_u32("clip.vision.patch_size")?;
     let width = u64::from(mmproj.require_u32("clip.vision.embedding_length")?);
-    if patch_size == 0 || image_size == 0 || image_size % patch_size != 0 || image_size > 4096 {
+    if patch_size == 0
+        || image_size == 0
+        || !image_size.is_multiple_of(patch_size)
+        || image_size > 4096
+    {
         return Err(Error::invalid(format!(
             "`{shown}` asks for pictures of {image_size} pixels in patches of {patch_size}"
         )));
@@ -202,7 +206,7 @@ fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {
 fn check_blocks(mmproj: &Gguf, width: u64) -> Result<()> {
     let d_ffn = u64::from(mmproj.require_u32("clip.vision.feed_forward_length")?);
     let n_heads = u64::from(mmproj.require_u32("clip.vision.attention.head_count")?);
-    if n_heads == 0 || width % n_heads != 0 {
+    if n_heads == 0 || !width.is_multiple_of(n_heads) {
         return Err(Error::invalid(format!(
             "`{}` asks for {n_heads} attention heads of a width of {width}",
             mmproj.path().display()
