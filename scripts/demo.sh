@@ -4,4 +4,4 @@ set -eu
 . "$(dirname "$0")/setup.sh"
 echo "building (llama.cpp takes some minutes the first time)" >&2
 cargo build --release --quiet --locked
-exec target/release/llava-sae-cpp --steer dog:-8 --compare --top 5 "$@" assets/pictures/dog.png
+exec target/release/llava-sae-cpp --steer duck:-25 --compare --top 5 "$@" assets/pictures/duck.png

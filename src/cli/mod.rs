@@ -53,10 +53,10 @@ const USAGE: &str = "llava-sae-cpp [OPTIONS] [IMAGE]\n       llava-sae-cpp <COMM
 
 const EXAMPLES: &str = "\
 Examples:
-  llava-sae-cpp assets/pictures/dog.png
+  llava-sae-cpp assets/pictures/duck.png
       Describe a picture with the embedded demo model
-  llava-sae-cpp --steer dog:-8 --compare --top 5 assets/pictures/dog.png
-      … list the features it fires, and subtract the dog feature
+  llava-sae-cpp --steer duck:-25 --compare --top 5 assets/pictures/duck.png
+      … list the features it fires, and subtract the duck feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
   llava-sae-cpp features --top 20 --json photo.jpg

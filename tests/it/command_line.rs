@@ -39,18 +39,27 @@ const STEERED: &str = "The image features a snail in the center on a pink backgr
 fn the_main_job() {
     assert_eq!(stdout(&[DOG]), format!("{ORIGINAL}\n"));
     assert_eq!(stdout(&["--steer", "dog:-8", DOG]), format!("{STEERED}\n"));
-    let text = stdout(&["--steer", "999:-8", "--compare", "--top", "2", DOG]);
-    let expected = format!(
-        "Original output:\n{ORIGINAL}\n\nOutput after intervention:\n{STEERED}\n\nFeatures that the image fired most"
-    );
-    assert!(text.starts_with(&expected), "{text}");
-    assert_eq!(
-        text.lines()
-            .filter(|line| line.starts_with("     "))
-            .count(),
-        2,
-        "{text}"
-    );
+    assert_eq!(stdout(&["--steer", "999:-8", DOG]), format!("{STEERED}\n"));
+}
+
+/// What README shows: the picture's features, and what is left without one of them.
+#[test]
+fn the_readmes_example() {
+    let args = ["--steer", "duck:-25", "--compare", "--top", "5"];
+    let text = stdout(&[&args[..], &["assets/pictures/duck.png"]].concat());
+    let expected = "Original output:
+The image features a duck in the bottom left corner on a dark background, with a small ice cream in the top right corner.
+
+Output after intervention:
+The image features a large ice cream in the center on a dark background.
+
+Features that the image fired most (largest activation over its tokens):
+  rank  feature     score       max  tokens  label
+";
+    let table = text.strip_prefix(expected);
+    let rows: Vec<_> = table.expect("the texts above").lines().collect();
+    assert_eq!(rows.len(), 5, "{text}");
+    assert!(rows[1].ends_with("  duck"), "{text}");
 }
 
 #[test]

@@ -9,9 +9,10 @@ use llava_sae_cpp::{Keep, ModelFiles, RunOptions, Sampling, Session, SessionOpti
 use crate::fixture::{Fixture, prompt, temporary_root};
 
 /// Pictures that come with the program, by their names in the fixture.
-const SHIPPED: [(&str, &str); 5] = [
+const SHIPPED: [(&str, &str); 6] = [
     ("04.png", "doughnut.png"),
     ("07.png", "banana.png"),
+    ("08.png", "duck.png"),
     ("09.png", "whale.png"),
     ("12.png", "car.png"),
     ("15.png", "dog.png"),
