@@ -33,8 +33,8 @@ pub struct SessionOptions {
     pub flash_attention: FlashAttention,
     /// Rows of one graph.
     pub n_ubatch: usize,
-    /// The context's length in tokens; 0 is enough for each run, up to the length that the model
-    /// was trained on.
+    /// The context's length in tokens; 0 is enough for each run, up to an answer of the length
+    /// that the model was trained on.
     pub context_size: usize,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
@@ -226,10 +226,10 @@ impl Session {
             ))
             .with_hint("give a larger `--ctx-size`, or 0 for enough"));
         }
-        // Room for every token that was asked for, but none beyond what the model was trained on.
+        // However many tokens are asked for, an answer has room for a whole trained context.
         let trained = self.model.trained_context();
         let needed = match fixed {
-            0 => n_prompt.max(trained.min(n_prompt.saturating_add(max_tokens))),
+            0 => n_prompt.saturating_add(max_tokens.min(trained)),
             fixed => fixed,
         };
         if needed > trained {
