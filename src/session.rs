@@ -232,14 +232,16 @@ impl Session {
             0 => n_prompt.saturating_add(max_tokens.min(trained)),
             fixed => fixed,
         };
-        if needed > trained {
-            log::warn!("{needed} tokens are more than the {trained} that the model was trained on");
-        }
         if self
             .context
             .as_ref()
             .is_none_or(|context| context.capacity() < needed)
         {
+            if needed > trained {
+                log::warn!(
+                    "{needed} tokens are more than the {trained} that the model was trained on"
+                );
+            }
             let tap = match self.context.take() {
                 Some(context) => context.into_hook(),
                 None => self
