@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::gguf::TensorType;
+use crate::input_file::{LFS_POINTER_START, lfs_pointer_error};
 use crate::{Error, Result};
 
 /// Numbers read from a file at once, at most, unless one row has more.
@@ -52,11 +53,8 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
     }
     file.read_exact(&mut length)
         .map_err(Error::io("read", path))?;
-    if length == *b"version " {
-        return Err(
-            malformed("it is a Git LFS pointer, not the weights".to_owned())
-                .with_hint("fetch the weights with `git lfs pull`"),
-        );
+    if length == LFS_POINTER_START {
+        return Err(lfs_pointer_error(path));
     }
     let n_header_bytes = u64::from_le_bytes(length);
     if n_header_bytes > MAX_HEADER_BYTES.min(n_file_bytes - 8) {
@@ -71,6 +69,7 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
         .map_err(|error| malformed(format!("its header is malformed: {error}")))?;
 
     let start = 8 + n_header_bytes;
+    // `Metadata` has checked that the data's bits can be counted in 64 bits: this cannot overflow.
     let n_expected_bytes = start + metadata.data_len() as u64;
     if n_file_bytes != n_expected_bytes {
         return Err(malformed(format!(
@@ -108,6 +107,11 @@ impl StoredTensor {
             Dtype::BF16 => Some(TensorType::Bf16),
             _ => None,
         }
+    }
+
+    /// The file that holds it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// As the file spells it.
@@ -162,6 +166,33 @@ impl StoredTensor {
             file: File::open(&self.path).map_err(Error::io("open", &self.path))?,
             bytes: Vec::new(),
         })
+    }
+
+    /// All values of a tensor that passed [`StoredTensor::check`], of which there are few.
+    ///
+    /// # Errors
+    /// The operating system's, and a value that is NaN or infinite.
+    pub(crate) fn read_all(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.shape.iter().product()];
+        self.open()?.read_at(0, &mut values)?;
+        self.check_finite(&values, 0)?;
+        Ok(values)
+    }
+
+    fn check_finite(&self, values: &[f32], first_idx: usize) -> Result<()> {
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(idx) => Err(self.not_finite(values[idx], &format!("index {}", first_idx + idx))),
+        }
+    }
+
+    /// The error for a `value` that is NaN or infinite.
+    pub(crate) fn not_finite(&self, value: f32, place: &str) -> Error {
+        Error::invalid(format!(
+            "{} holds {value} at {place}, expected finite numbers",
+            self.describe()
+        ))
+        .with_hint("the file is damaged, or its training diverged")
     }
 
     /// Opens a tensor that passed [`StoredTensor::check`], to be read from its start in blocks of
@@ -240,15 +271,10 @@ impl Blocks<'_> {
             return Ok(None);
         }
         self.values.resize(n_values, 0.0);
-        let n_bytes = self.open.read_at(self.n_done, &mut self.values)?;
+        let first_idx = self.n_done;
+        let n_bytes = self.open.read_at(first_idx, &mut self.values)?;
         self.n_done += n_values;
-        if let Some(value) = self.values.iter().find(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!(
-                "{} holds {value}, expected finite numbers",
-                self.open.tensor.describe()
-            ))
-            .with_hint("the checkpoint is damaged, or its training diverged"));
-        }
+        self.open.tensor.check_finite(&self.values, first_idx)?;
         Ok(Some((&mut self.values, n_bytes)))
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct ConvertArgs {
     /// A Hugging Face LLaVA-Gemma folder
     #[arg(long, value_name = "DIR", required_unless_present = "sae")]
     llava: Option<PathBuf>,
-    /// An SAELens folder
+    /// An SAELens folder, or its `cfg.json` or weights file
     #[arg(long, value_name = "DIR|FILE")]
     sae: Option<PathBuf>,
     /// The folder to write to
@@ -137,9 +137,11 @@ fn convert_llava(
         return Ok(());
     };
     let target = args.output.join(format!("model-{name}.gguf"));
-    if overwrite == Overwrite::Refuse && target.exists() {
-        return Err(Error::invalid(format!("`{}` exists", target.display()))
-            .with_hint("use `--force` to overwrite it"));
+    let mmproj = args
+        .output
+        .join(format!("mmproj-{}.gguf", options.mmproj_type.name()));
+    for path in [&target, &mmproj] {
+        overwrite.check(path)?;
     }
     // Everything is made in a folder beside the targets and renamed, so nothing half-made stays.
     let work = tempfile::Builder::new()
@@ -152,11 +154,6 @@ fn convert_llava(
     let spinner = Spinner::start("quantising", verbosity);
     quantize_or_stop(&made.model, &quantized, k_quant, &interrupt)?;
     spinner.finish();
-    let mmproj = args.output.join(
-        made.mmproj
-            .file_name()
-            .expect("the converter names its files"),
-    );
     for (from, to) in [(&quantized, &target), (&made.mmproj, &mmproj)] {
         std::fs::rename(from, to).map_err(gguf_tools::Error::io("write", to))?;
     }

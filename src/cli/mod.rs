@@ -168,7 +168,7 @@ fn print(printer: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResul
     Ok(Outcome::Done)
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+/// A flag that Ctrl-C and `kill` set; the second time, the process ends at once.
 fn stop_on_ctrl_c() -> Arc<AtomicBool> {
     let interrupt = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupt);

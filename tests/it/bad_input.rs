@@ -429,16 +429,29 @@ fn nothing_is_overwritten_unasked() {
         run(&[&fixed, args].concat()).status.code()
     };
     for model_type in ["f16", "q4_k_m"] {
-        assert_eq!(convert(&["--type", model_type, "--force"]), Some(0));
-        let model = out.join(format!("model-{model_type}.gguf"));
-        std::fs::write(&model, "mine").expect("a file of our own");
-        assert_eq!(convert(&["--type", model_type]), Some(1));
-        assert_eq!(std::fs::read(&model).expect("still there"), b"mine");
+        for name in [
+            format!("model-{model_type}.gguf"),
+            "mmproj-f16.gguf".to_owned(),
+        ] {
+            assert_eq!(convert(&["--type", model_type, "--force"]), Some(0));
+            let expected = ["mmproj-f16.gguf", &format!("model-{model_type}.gguf")[..]];
+            assert!(
+                expected
+                    .iter()
+                    .all(|name| names(&out).iter().any(|found| found == name))
+            );
+            for file in names(&out) {
+                std::fs::remove_file(out.join(file)).expect("our own");
+            }
+            std::fs::write(out.join(&name), "mine").expect("a file of our own");
+            assert_eq!(convert(&["--type", model_type]), Some(1), "{name}");
+            assert_eq!(names(&out), [name.clone()]);
+            assert_eq!(
+                std::fs::read(out.join(&name)).expect("still there"),
+                b"mine"
+            );
+        }
     }
-    assert_eq!(
-        names(&out),
-        ["mmproj-f16.gguf", "model-f16.gguf", "model-q4_k_m.gguf"]
-    );
 }
 
 #[test]
@@ -485,16 +498,16 @@ fn no_room_on_the_disk() {
     assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));
 }
 
-/// Sends what Ctrl-C sends.
+/// Sends a signal: `INT` as Ctrl-C, `TERM` as `kill`.
 #[cfg(unix)]
-fn interrupt(child: &std::process::Child) {
+fn send(signal: &str, child: &std::process::Child) {
     let killed = std::process::Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
+        .args([format!("-{signal}"), child.id().to_string()])
         .status();
     assert!(killed.expect("kill is there").success());
 }
 
-/// Ctrl-C during a conversion leaves nothing. The SAE is large, and a hole in a sparse file.
+/// Ctrl-C, or `kill`, during a conversion leaves nothing. The SAE is large, and a hole in a sparse file.
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_no_half_conversion() {
@@ -535,21 +548,23 @@ fn ctrl_c_leaves_no_half_conversion() {
     let size = (start.len() + end) as u64;
     file.and_then(|file| file.set_len(size)).expect("a hole");
 
-    let mut child = program()
-        .args(["convert", "--sae", text(&source), "-o", text(&out)])
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    while names(&out).is_empty() {
-        let ended = child.try_wait().expect("it is our child");
-        assert!(ended.is_none(), "it ended before it wrote anything");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    for signal in ["INT", "TERM"] {
+        let mut child = program()
+            .args(["convert", "--sae", text(&source), "-o", text(&out)])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        while names(&out).is_empty() {
+            let ended = child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "it ended before it wrote anything");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        send(signal, &child);
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{signal}: {stderr}");
+        assert!(names(&out).is_empty(), "{signal}: {:?}", names(&out));
     }
-    interrupt(&child);
-    let output = child.wait_with_output().expect("it ends");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(names(&out).is_empty(), "{:?}", names(&out));
 }
 
 /// Ctrl-C stops the generation, prints what there is, and exits with 130. The random model never
@@ -575,7 +590,7 @@ fn ctrl_c_prints_what_there_is() {
     let mut first = [0];
     let stdout = child.stdout.as_mut().expect("a pipe");
     stdout.read_exact(&mut first).expect("the text has begun");
-    interrupt(&child);
+    send("INT", &child);
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(
         output.status.code(),

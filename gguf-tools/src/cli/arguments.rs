@@ -55,7 +55,7 @@ pub(super) struct LlavaArguments {
   gguf-tools sae my-sae/ -o models/sae-q8_0.gguf --type q8_0 --labels batch-0.jsonl.gz batch-1.jsonl.gz
   gguf-tools sae my-sae/ -o models/sae-f16.gguf --norm-factor 0.25")]
 pub(super) struct SaeArguments {
-    /// A SAELens folder with `cfg.json` and `sae_weights.safetensors`
+    /// A SAELens folder with `cfg.json` and `sae_weights.safetensors`, or one of these files
     #[arg(value_name = "DIR|FILE")]
     pub(super) source: PathBuf,
     /// The file to write
@@ -64,7 +64,7 @@ pub(super) struct SaeArguments {
     /// The number type of encoder and decoder
     #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
     pub(super) weight_type: WeightType,
-    /// Neuronpedia's labels: a JSON array or JSON lines, plain or `.gz`; of several for one feature
+    /// Neuronpedia's labels: a JSON array or JSON lines, plain or gzipped; of several for one feature
     /// the first counts
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(super) labels: Vec<PathBuf>,

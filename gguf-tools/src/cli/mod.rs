@@ -16,7 +16,7 @@ use gguf_tools::{Error, Result};
 use self::arguments::{Arguments, Command, LlavaArguments, SaeArguments};
 use self::progress_bar::ProgressBar;
 
-/// The exit code for Ctrl-C: 128 and the number of SIGINT.
+/// The exit code for Ctrl-C, and for `kill`: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// Runs the program.

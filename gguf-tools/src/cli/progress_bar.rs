@@ -1,4 +1,4 @@
-//! Progress on stderr, where that is a terminal, and Ctrl-C.
+//! Progress on stderr, where that is a terminal, and Ctrl-C or `kill`.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::ProgressStyle;
 
-/// The bar of one conversion. Ctrl-C ends the conversion at its next step, so that it can clean up.
+/// The bar of one conversion. Ctrl-C, `kill` and a closed terminal end the conversion at its next
+/// step, so that it can clean up.
 pub(super) struct ProgressBar {
     bar: indicatif::ProgressBar,
     is_interrupted: Arc<AtomicBool>,
 }
 
 impl ProgressBar {
-    /// Shows an empty bar and catches Ctrl-C from now on.
+    /// Shows an empty bar and catches the signals from now on.
     pub(super) fn start() -> Self {
         let is_interrupted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_interrupted);
@@ -34,7 +35,7 @@ impl ProgressBar {
         }
     }
 
-    /// Moves the bar; breaks after Ctrl-C.
+    /// Moves the bar; breaks after a signal.
     pub(super) fn update(&self, n_done: u64, n_in_all: u64) -> ControlFlow<()> {
         self.bar.set_length(n_in_all);
         self.bar.set_position(n_done);

@@ -13,6 +13,7 @@ mod writer;
 pub use reader::{Gguf, TensorInfo};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
+pub(crate) use writer::CompleteFile;
 pub use writer::{Overwrite, TensorWriter, Writer};
 
 const MAGIC: [u8; 4] = *b"GGUF";

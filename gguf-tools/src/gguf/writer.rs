@@ -1,10 +1,11 @@
 //! Writes GGUF files, tensor by tensor.
 
 use std::collections::HashSet;
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 use super::value::Scalar;
 use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorType, Value, tensor_bytes};
@@ -22,13 +23,35 @@ pub enum Overwrite {
     Replace,
 }
 
+impl Overwrite {
+    /// Checks that a file may take the place of `target`.
+    ///
+    /// # Errors
+    /// When `target` is a folder, or exists and must not be replaced.
+    pub fn check(self, target: &Path) -> Result<()> {
+        if target.is_dir() {
+            return Err(Error::invalid(format!(
+                "cannot write `{}`: it is a folder",
+                target.display()
+            ))
+            .with_hint("give another output"));
+        }
+        // Unlike `exists`, this sees a link that leads nowhere.
+        if self == Self::Refuse && target.symlink_metadata().is_ok() {
+            return Err(exists_already(target));
+        }
+        Ok(())
+    }
+}
+
 /// A GGUF file whose header is being put together.
 ///
 /// The file is written beside its target and renamed by [`TensorWriter::finish`]; until then the
 /// target is untouched, and dropping either writer leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
-    file: NamedTempFile,
+    file: File,
+    path: TempPath,
     target: PathBuf,
     overwrite: Overwrite,
     metadata: Vec<(String, Value)>,
@@ -49,29 +72,22 @@ impl Writer {
     /// # Errors
     /// When the target exists and must not be replaced, or its folder cannot be written to.
     pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self> {
-        if overwrite == Overwrite::Refuse && target.exists() {
-            return Err(already_exists(target));
-        }
-        if target.is_dir() {
-            return Err(Error::invalid(format!(
-                "cannot write `{}`: it is a folder",
-                target.display()
-            )));
-        }
+        overwrite.check(target)?;
         let folder = match target.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".gguf-tools-").suffix(".partial");
-        // Temporary files are private by default, but this one becomes an ordinary file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder
-            .tempfile_in(folder)
-            .map_err(Error::io("create", target))?;
+        // Not tempfile's own way to create and write the file: its files are private, and its errors
+        // name them.
+        let (file, path) = tempfile::Builder::new()
+            .prefix(".gguf-tools-")
+            .suffix(".partial")
+            .make_in(folder, |path| File::create_new(path))
+            .map_err(Error::io("create", target))?
+            .into_parts();
         Ok(Self {
             file,
+            path,
             target: target.to_owned(),
             overwrite,
             metadata: Vec::new(),
@@ -152,6 +168,7 @@ impl Writer {
 
         let mut writer = TensorWriter {
             file: BufWriter::with_capacity(1 << 20, self.file),
+            path: self.path,
             target: self.target,
             overwrite: self.overwrite,
             tensors: planned,
@@ -171,7 +188,8 @@ impl Writer {
 /// A GGUF file whose header stands and whose tensors are being written.
 #[derive(Debug)]
 pub struct TensorWriter {
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<File>,
+    path: TempPath,
     target: PathBuf,
     overwrite: Overwrite,
     tensors: Vec<Planned>,
@@ -230,12 +248,8 @@ impl TensorWriter {
         Ok(())
     }
 
-    /// Appends bytes that are already in the current tensor's type.
-    ///
-    /// # Errors
-    /// When they are too many for the current tensor, or the file cannot be written.
-    pub fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
-        self.check_room(bytes.len())?;
+    /// Appends bytes that are already in the current tensor's type and for which there is room.
+    fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)?;
         self.n_written += bytes.len() as u64;
         let n_bytes = self.current()?.n_bytes;
@@ -270,7 +284,15 @@ impl TensorWriter {
     /// # Errors
     /// When values are missing, the disk is full, or the target has come into being meanwhile and
     /// must not be replaced.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.complete()?.publish()
+    }
+
+    /// Completes the file, which still has to be put in its target's place.
+    ///
+    /// # Errors
+    /// When values are missing, or the disk is full.
+    pub(crate) fn complete(mut self) -> Result<CompleteFile> {
         if let Some(tensor) = self.tensors.get(self.current_idx) {
             return Err(self.refused(format!("tensor `{}` is incomplete", tensor.name)));
         }
@@ -280,18 +302,12 @@ impl TensorWriter {
             .file
             .into_inner()
             .map_err(|error| failed(error.into_error()))?;
-        file.as_file().sync_all().map_err(failed)?;
-        let persisted = match self.overwrite {
-            Overwrite::Replace => file.persist(&self.target),
-            Overwrite::Refuse => file.persist_noclobber(&self.target),
-        };
-        match persisted {
-            Ok(_) => Ok(()),
-            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(already_exists(&self.target))
-            }
-            Err(error) => Err(failed(error.error)),
-        }
+        file.sync_all().map_err(failed)?;
+        Ok(CompleteFile {
+            path: self.path,
+            target: self.target,
+            overwrite: self.overwrite,
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -305,7 +321,36 @@ impl TensorWriter {
     }
 }
 
-fn already_exists(target: &Path) -> Error {
-    Error::invalid(format!("`{}` exists already", target.display()))
-        .with_hint("give another output, or `--force` to overwrite it")
+/// A GGUF file that is complete and not yet in its target's place; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct CompleteFile {
+    path: TempPath,
+    target: PathBuf,
+    overwrite: Overwrite,
+}
+
+impl CompleteFile {
+    /// Puts the file in its target's place.
+    ///
+    /// # Errors
+    /// When the target has come into being meanwhile and must not be replaced, and the operating
+    /// system's.
+    pub(crate) fn publish(self) -> Result<()> {
+        let published = match self.overwrite {
+            Overwrite::Replace => self.path.persist(&self.target),
+            Overwrite::Refuse => self.path.persist_noclobber(&self.target),
+        };
+        published.map_err(|error| match error.error.kind() {
+            ErrorKind::AlreadyExists => exists_already(&self.target),
+            _ => Error::io("write", &self.target)(error.error),
+        })
+    }
+}
+
+fn exists_already(target: &Path) -> Error {
+    Error::invalid(format!(
+        "cannot write `{}`: it exists already",
+        target.display()
+    ))
+    .with_hint("give another output, or `--force` to overwrite it")
 }

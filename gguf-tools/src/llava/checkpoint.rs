@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::config::read_json;
+use crate::input_file::read_json;
 use crate::weights::{StoredTensor, read_header};
 use crate::{Error, Result};
 
@@ -16,11 +16,14 @@ pub(super) struct Checkpoint {
     tensors: BTreeMap<String, StoredTensor>,
 }
 
-/// `model.safetensors.index.json`: which file holds which tensor.
+/// Which file holds which tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
+
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const SINGLE_FILE: &str = "model.safetensors";
 
 impl Checkpoint {
     /// Reads the headers of `dir`'s weights: those of the files that `model.safetensors.index.json`
@@ -30,8 +33,8 @@ impl Checkpoint {
     /// # Errors
     /// Missing or malformed files, and names that the index and the files do not agree on.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        let index_path = dir.join("model.safetensors.index.json");
-        let single_path = dir.join("model.safetensors");
+        let index_path = dir.join(INDEX_FILE);
+        let single_path = dir.join(SINGLE_FILE);
         let mut stored = Vec::new();
         if index_path.exists() {
             let index: Index = read_json(&index_path)?;
@@ -57,7 +60,7 @@ impl Checkpoint {
             stored.extend(read_header(&single_path)?.into_values());
         } else {
             return Err(Error::invalid(format!(
-                "`{}` has neither `model.safetensors.index.json` nor `model.safetensors`",
+                "`{}` has neither `{INDEX_FILE}` nor `{SINGLE_FILE}`",
                 dir.display()
             ))
             .with_hint(
@@ -79,6 +82,17 @@ impl Checkpoint {
             dir: dir.to_path_buf(),
             tensors,
         })
+    }
+
+    /// Warns where there is a `model.safetensors` beside the files that the index names.
+    pub(super) fn warn_of_unused_file(&self) {
+        let path = self.dir.join(SINGLE_FILE);
+        if path.exists() && self.tensors.values().all(|tensor| tensor.path() != path) {
+            log::warn!(
+                "`{}` is not used: the weights are in the files that `{INDEX_FILE}` names",
+                path.display()
+            );
+        }
     }
 
     /// The tensor of that plain name, if there is one.

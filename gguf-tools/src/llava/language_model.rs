@@ -1,13 +1,17 @@
 //! The language model's file: what llama.cpp's `gemma` architecture reads.
 //!
 //! Keys and names follow `src/llama-arch.cpp`, `src/llama-model.cpp` and `src/models/gemma.cpp` of
-//! llama.cpp. The output matrix is not stored: the graph uses the embedding for it.
+//! llama.cpp. The output matrix is not stored: the graph uses the embedding for it, as transformers
+//! does unless the config says otherwise.
 
 use super::checkpoint::Checkpoint;
-use super::config::TextConfig;
+use super::config::{OutputMatrix, TextConfig};
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 use crate::{Error, Result};
+
+/// The output matrix in a checkpoint that has one.
+pub(super) const OUTPUT: &str = "lm_head.weight";
 
 /// Writes Gemma's hyperparameters; the tokenizer writes its own keys.
 pub(super) fn write_metadata(config: &TextConfig, writer: &mut Writer) {
@@ -89,12 +93,16 @@ pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTe
     tensors
 }
 
-/// Checks that an output matrix, where the checkpoint has one, equals the embedding.
+/// Checks that an output matrix equals the embedding, where transformers would use it.
 ///
 /// # Errors
 /// One that differs; llama.cpp's graph has no place for it.
-pub(super) fn check_tied_output(config: &TextConfig, checkpoint: &Checkpoint) -> Result<()> {
-    let Some(output) = checkpoint.get("lm_head.weight") else {
+pub(super) fn check_output(config: &TextConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let output = match config.output {
+        OutputMatrix::Embedding => None,
+        OutputMatrix::Stored => checkpoint.get(OUTPUT),
+    };
+    let Some(output) = output else {
         return Ok(());
     };
     output.check(&[config.vocab_size, config.d_model])?;
@@ -106,7 +114,8 @@ pub(super) fn check_tied_output(config: &TextConfig, checkpoint: &Checkpoint) ->
     {
         if output_values != embedding_values {
             return Err(Error::invalid(format!(
-                "{} differs from the embedding, but llama.cpp's Gemma uses the embedding for both",
+                "{} differs from the embedding and `tie_word_embeddings` is false, \
+                 but llama.cpp's Gemma uses the embedding for both",
                 output.describe()
             )));
         }

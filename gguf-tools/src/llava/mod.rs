@@ -24,7 +24,8 @@ use self::checkpoint::Checkpoint;
 use self::config::Config;
 use self::output::OutputTensor;
 use self::tokenizer::Tokenizer;
-use crate::gguf::{Overwrite, TensorType, Writer};
+use crate::gguf::{CompleteFile, Overwrite, TensorType, Writer};
+use crate::output_dir::OutputDir;
 use crate::progress::{Meter, Progress};
 use crate::{Error, Result};
 
@@ -58,7 +59,8 @@ pub struct LlavaFiles {
 /// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file
 /// that exists; everything that reading and writing can meet; [`Error::Interrupted`] where
 /// `progress` asks for it. Nothing is left behind then: the files get their names when both are
-/// complete.
+/// complete, and the first loses it again where the second cannot have its own. Only then is a file
+/// lost that the first was to replace.
 pub fn convert(
     dir: &Path,
     out_dir: &Path,
@@ -70,13 +72,14 @@ pub fn convert(
         mmproj: out_dir.join(format!("mmproj-{}.gguf", options.mmproj_type.name())),
     };
     for path in [&files.model, &files.mmproj] {
-        check_target(path, options.overwrite)?;
+        options.overwrite.check(path)?;
     }
     let model_file_type = file_type(options.model_type)?;
     let mmproj_file_type = file_type(options.mmproj_type)?;
 
     let config = Config::read(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
+    checkpoint.warn_of_unused_file();
     let model_tensors = language_model::tensors(&config.text, options.model_type);
     let mmproj_tensors = vision::tensors(&config, options.mmproj_type);
     check_tensors(
@@ -85,17 +88,19 @@ pub fn convert(
         model_tensors.iter().chain(&mmproj_tensors),
     )?;
     let tokenizer = Tokenizer::read(dir, &config)?;
-    language_model::check_tied_output(&config.text, &checkpoint)?;
+    language_model::check_output(&config.text, &checkpoint)?;
+    output::warn_of_fallback(&files.model, &model_tensors, options.model_type);
+    output::warn_of_fallback(&files.mmproj, &mmproj_tensors, options.mmproj_type);
 
-    let staging = Staging::create(out_dir)?;
-    let mut model = Writer::create(&staging.path(&files.model), Overwrite::Refuse)?;
+    let _out_dir = OutputDir::create(out_dir)?;
+    let mut model = Writer::create(&files.model, options.overwrite)?;
     model.set("general.architecture", "gemma");
     model.set("general.type", "model");
     write_general(dir, model_file_type, &mut model);
     language_model::write_metadata(&config.text, &mut model);
     tokenizer.write_metadata(&mut model);
 
-    let mut mmproj = Writer::create(&staging.path(&files.mmproj), Overwrite::Refuse)?;
+    let mut mmproj = Writer::create(&files.mmproj, options.overwrite)?;
     mmproj.set("general.architecture", "clip");
     mmproj.set("general.type", "mmproj");
     write_general(dir, mmproj_file_type, &mut mmproj);
@@ -106,21 +111,29 @@ pub fn convert(
         .map(|tensor| tensor.n_source_bytes(&checkpoint))
         .sum();
     let mut meter = Meter::new(progress, n_bytes);
-    write_tensors(model, &model_tensors, &checkpoint, &mut meter)?;
-    write_tensors(mmproj, &mmproj_tensors, &checkpoint, &mut meter)?;
-    staging.publish([&files.model, &files.mmproj])?;
+    let model = write_tensors(model, &model_tensors, &checkpoint, &mut meter)?;
+    let mmproj = write_tensors(mmproj, &mmproj_tensors, &checkpoint, &mut meter)?;
+    model.publish()?;
+    if let Err(error) = mmproj.publish() {
+        // What is left if this fails too is a whole file, and the first error is the one to tell.
+        let _ = fs::remove_file(&files.model);
+        return Err(error);
+    }
     Ok(files)
 }
 
-/// The number type of the checkpoint's weights: the smallest that holds all of them exactly.
+/// The number type of the checkpoint's weights: the smallest that holds all of them exactly. Tensors
+/// of integers, such as `position_ids`, do not count.
 ///
 /// # Errors
 /// Weights that cannot be found or read.
 pub fn weight_type(dir: &Path) -> Result<TensorType> {
     let checkpoint = Checkpoint::open(dir)?;
-    let mut types = checkpoint.iter().map(|(_, tensor)| tensor.tensor_type());
-    let first = types.next().flatten().unwrap_or(TensorType::F32);
-    Ok(if types.all(|tensor_type| tensor_type == Some(first)) {
+    let mut types = checkpoint
+        .iter()
+        .filter_map(|(_, tensor)| tensor.tensor_type());
+    let first = types.next().unwrap_or(TensorType::F32);
+    Ok(if types.all(|tensor_type| tensor_type == first) {
         first
     } else {
         TensorType::F32
@@ -132,7 +145,7 @@ fn write_tensors(
     tensors: &[OutputTensor],
     checkpoint: &Checkpoint,
     meter: &mut Meter,
-) -> Result<()> {
+) -> Result<CompleteFile> {
     for tensor in tensors {
         tensor.declare(&mut writer);
     }
@@ -140,20 +153,7 @@ fn write_tensors(
     for tensor in tensors {
         tensor.write(checkpoint, &mut writer, meter)?;
     }
-    writer.finish()
-}
-
-fn check_target(path: &Path, overwrite: Overwrite) -> Result<()> {
-    let what = match fs::symlink_metadata(path) {
-        Err(_) => return Ok(()),
-        Ok(metadata) if metadata.is_dir() => "is a folder",
-        Ok(_) if overwrite == Overwrite::Refuse => "exists",
-        Ok(_) => return Ok(()),
-    };
-    Err(
-        Error::invalid(format!("cannot write `{}`: it {what}", path.display()))
-            .with_hint("choose another folder, or overwrite files with `--force`"),
-    )
+    writer.complete()
 }
 
 /// `general.file_type`: `llama_ftype` of llama.cpp.
@@ -203,7 +203,7 @@ fn check_tensors<'a>(
     }
     for (name, stored) in checkpoint.iter() {
         let known = used.contains(name)
-            || name == "lm_head.weight" // compared with the embedding, later
+            || name == language_model::OUTPUT
             || name.ends_with(".rotary_emb.inv_freq") // follows from `rope_theta`
             || vision::is_unused(&config.vision, name);
         if !known {
@@ -215,53 +215,4 @@ fn check_tensors<'a>(
         }
     }
     Ok(())
-}
-
-/// A folder inside the output folder where the files grow. It goes when the value is dropped, with
-/// the folders above it that were made for it and are empty.
-struct Staging {
-    dir: tempfile::TempDir,
-    _made: MadeDirs, // declared last, so dropped last
-}
-
-/// The output folder and those above it that were missing, innermost first.
-struct MadeDirs(Vec<PathBuf>);
-
-impl Drop for MadeDirs {
-    fn drop(&mut self) {
-        for dir in &self.0 {
-            // The system refuses where the folder has something in it.
-            let _ = fs::remove_dir(dir);
-        }
-    }
-}
-
-impl Staging {
-    fn create(out_dir: &Path) -> Result<Self> {
-        let missing = out_dir.ancestors().take_while(|dir| !dir.exists());
-        let made = MadeDirs(missing.map(Path::to_path_buf).collect());
-        fs::create_dir_all(out_dir).map_err(Error::io("create", out_dir))?;
-        let dir = tempfile::Builder::new()
-            .prefix(".convert-")
-            .tempdir_in(out_dir)
-            .map_err(Error::io("create a folder in", out_dir))?;
-        Ok(Self { dir, _made: made })
-    }
-
-    /// Where the file grows that is to become `target`.
-    fn path(&self, target: &Path) -> PathBuf {
-        self.dir.path().join(
-            target
-                .file_name()
-                .expect("targets are files of the output folder"),
-        )
-    }
-
-    /// Gives finished files their places.
-    fn publish(self, targets: [&Path; 2]) -> Result<()> {
-        for target in targets {
-            fs::rename(self.path(target), target).map_err(Error::io("write", target))?;
-        }
-        Ok(())
-    }
 }

@@ -1,10 +1,34 @@
 //! The tensors of an output file: what each is made of, checked before anything is written.
 
+use std::path::Path;
+
 use super::checkpoint::Checkpoint;
 use crate::Result;
 use crate::gguf::{TensorType, TensorWriter, Writer};
 use crate::progress::Meter;
 use crate::weights::StoredTensor;
+
+/// The type of matrices whose rows do not fit the wanted one.
+const FALLBACK: TensorType = TensorType::F16;
+
+/// Warns once if there are matrices in `file` that could not have the `wanted` type.
+pub(super) fn warn_of_fallback(file: &Path, tensors: &[OutputTensor], wanted: TensorType) {
+    let mut others = tensors
+        .iter()
+        .filter(|tensor| wanted != FALLBACK && tensor.tensor_type == FALLBACK);
+    if let Some(first) = others.next() {
+        log::warn!(
+            "`{}`: {} matrices are stored as {} because their rows do not fit `{}`, \
+             such as `{}` with rows of {} numbers",
+            file.display(),
+            1 + others.count(),
+            FALLBACK.name(),
+            wanted.name(),
+            first.name,
+            first.shape[1]
+        );
+    }
+}
 
 /// One tensor of an output file.
 #[derive(Debug)]
@@ -54,20 +78,11 @@ impl OutputTensor {
         shape: [usize; 2],
         wanted: TensorType,
     ) -> Self {
-        let fits = wanted.row_bytes(shape[1]).is_some();
-        if !fits {
-            log::warn!(
-                "`{name}` is stored as f16: its rows of {} numbers do not fit `{}`",
-                shape[1],
-                wanted.name()
-            );
-        }
-        Self::new(
-            name,
-            source,
-            &shape,
-            if fits { wanted } else { TensorType::F16 },
-        )
+        let tensor_type = match wanted.row_bytes(shape[1]) {
+            Some(_) => wanted,
+            None => FALLBACK,
+        };
+        Self::new(name, source, &shape, tensor_type)
     }
 
     /// The same with 1 added to every value.

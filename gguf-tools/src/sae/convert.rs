@@ -7,11 +7,13 @@ use super::norm_factor::{self, Published};
 use super::saelens::{self, SaeLens};
 use super::schema::{self, LOG_SPARSITY, MATRIX_TYPES, SaeMeta};
 use crate::gguf::{Overwrite, TensorType, TensorWriter};
+use crate::output_dir::OutputDir;
 use crate::progress::{Meter, Progress};
 use crate::weights::StoredTensor;
 use crate::{Error, Result};
 
-/// Values of a matrix in memory at once: 64 MiB as f32.
+/// Values of a matrix in memory at once: 64 MiB as f32. With the bytes of the source that they come
+/// from, a conversion takes about twice that.
 const BLOCK_VALUES: usize = 16 << 20;
 
 /// Rows of `W_enc` that are transposed together, so that each store fills a cache line.
@@ -35,8 +37,9 @@ pub struct SaeOptions {
     pub overwrite: Overwrite,
 }
 
-/// Converts the SAE at `source`, a SAELens folder, to the GGUF file `target`, and returns what that
-/// says of it. `progress` gets bytes of weights read.
+/// Converts the SAE at `source`, a SAELens folder or its `cfg.json` or weights, to the GGUF file
+/// `target`, whose folder is made if need be, and returns what that says of it. `progress` gets bytes
+/// of weights read.
 ///
 /// Weights pass through in blocks, whatever the SAE's size.
 ///
@@ -51,11 +54,11 @@ pub fn convert(
     options: &SaeOptions,
     progress: Progress,
 ) -> Result<SaeMeta> {
-    let Format::SaeLens = recognize(source)?;
-    let sae = SaeLens::open(source)?;
+    let Format::SaeLens(dir) = recognize(source)?;
+    let sae = SaeLens::open(&dir)?;
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
     let published = Published::find(&sae);
-    let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
+    let norm_factor = norm_factor::choose(&sae, &dir, options.norm_factor, published)?;
     let labels = labels::read(&options.labels, sae.d_sae)?;
 
     let meta = SaeMeta {
@@ -77,6 +80,7 @@ pub fn convert(
     } else {
         &[]
     };
+    let _out_dir = OutputDir::create(target.parent().unwrap_or(Path::new("")))?;
     let mut writer = schema::begin(target, options.overwrite, &meta, weight_type, optional)?;
     let mut meter = Meter::new(progress, sae.w_enc.n_bytes() + sae.w_dec.n_bytes());
     write_tensors(&sae, norm_factor.unwrap_or(1.0), &mut writer, &mut meter)?;
@@ -87,7 +91,7 @@ pub fn convert(
 /// How an SAE is stored.
 enum Format {
     /// A folder with `cfg.json` and `sae_weights.safetensors`.
-    SaeLens,
+    SaeLens(PathBuf),
 }
 
 /// Files by which other formats are known.
@@ -106,27 +110,34 @@ fn recognize(source: &Path) -> Result<Format> {
         saelens::WEIGHTS_FILE
     );
     let kind = std::fs::metadata(source).map_err(Error::io("read", source))?;
-    if !kind.is_dir() {
-        return Err(Error::invalid(format!(
-            "`{}` is a file, not a SAELens folder",
-            source.display()
-        ))
-        .with_hint(hint));
-    }
-    if source.join(saelens::WEIGHTS_FILE).exists() {
-        return Ok(Format::SaeLens);
+    let is_saelens_file = [saelens::CONFIG_FILE, saelens::WEIGHTS_FILE]
+        .iter()
+        .any(|file| source.ends_with(file));
+    let dir = match source.parent() {
+        _ if kind.is_dir() => source.to_owned(),
+        Some(parent) if is_saelens_file => Path::new(".").join(parent),
+        _ => {
+            return Err(Error::invalid(format!(
+                "`{}` is not a SAELens folder, nor a file of one",
+                source.display()
+            ))
+            .with_hint(hint));
+        }
+    };
+    if dir.join(saelens::WEIGHTS_FILE).exists() {
+        return Ok(Format::SaeLens(dir));
     }
     let foreign = FOREIGN_FILES
         .iter()
-        .find(|(file, _)| source.join(file).exists());
+        .find(|(file, _)| dir.join(file).exists());
     Err(match foreign {
         Some((file, name)) => Error::invalid(format!(
             "`{}` has the form of {name} (`{file}`), which is not supported",
-            source.display()
+            dir.display()
         )),
         None => Error::invalid(format!(
             "`{}` has no file `{}`",
-            source.display(),
+            dir.display(),
             saelens::WEIGHTS_FILE
         )),
     }
@@ -174,15 +185,17 @@ fn write_tensors(
         writer,
         meter,
     )?;
-    writer.write_f32(&read_vector(&sae.b_enc)?)?;
-    let b_dec: Vec<f32> = read_vector(&sae.b_dec)?
-        .iter()
-        .map(|value| value / s)
-        .collect();
+    writer.write_f32(&sae.b_enc.read_all()?)?;
+    let mut b_dec = sae.b_dec.read_all()?;
+    b_dec.iter_mut().for_each(|value| *value /= s);
+    check_scaled(&sae.b_dec, &b_dec, s)?;
     writer.write_f32(&b_dec)?;
     writer.write_f32(&decoder_norm)?;
-    for vector in [&sae.threshold, &sae.log_sparsity].into_iter().flatten() {
-        writer.write_f32(&read_vector(vector)?)?;
+    if let Some(threshold) = &sae.threshold {
+        writer.write_f32(&threshold.read_all()?)?;
+    }
+    if let Some(log_sparsity) = &sae.log_sparsity {
+        writer.write_f32(log_sparsity)?;
     }
     Ok(())
 }
@@ -193,7 +206,7 @@ fn scaling_factors(sae: &SaeLens) -> Result<Vec<f32>> {
     let Some(tensor) = &sae.scaling_factor else {
         return Ok(Vec::new());
     };
-    let factors = read_vector(tensor)?;
+    let factors = tensor.read_all()?;
     if factors
         .iter()
         .all(|factor| (factor - 1.0).abs() <= ONES_TOLERANCE)
@@ -230,6 +243,7 @@ fn write_transposed(
             let mut n_bytes = 0;
             for (row_idx, row) in values.chunks_exact_mut(n_features).take(n_rows).enumerate() {
                 n_bytes += open.read_at((first_row + row_idx) * d_sae + first_feature, row)?;
+                check_features(tensor, row, 1, first_feature)?;
             }
             for (feature, row) in rows.chunks_exact_mut(d_in).take(n_features).enumerate() {
                 for (row_idx, value) in row[first_row..first_row + n_rows].iter_mut().enumerate() {
@@ -239,7 +253,7 @@ fn write_transposed(
             meter.advance(n_bytes)?;
         }
         let rows = &rows[..n_features * d_in];
-        check_features(tensor, rows, d_in, first_feature)?;
+        check_scaled(tensor, rows, s)?;
         writer.write_f32(rows)?;
     }
     Ok(())
@@ -263,6 +277,7 @@ fn write_decoder(
         let n_features = n_block.min(d_sae - first_feature);
         let rows = &mut rows[..n_features * d_in];
         let n_bytes = open.read_at(first_feature * d_in, rows)?;
+        check_features(tensor, rows, d_in, first_feature)?;
         for (feature, row) in (first_feature..).zip(rows.chunks_exact_mut(d_in)) {
             let factor = scaling.get(feature).copied().unwrap_or(1.0);
             row.iter_mut()
@@ -270,7 +285,8 @@ fn write_decoder(
             let square: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
             norms.push(square.sqrt() as f32);
         }
-        check_features(tensor, rows, d_in, first_feature)?;
+        check_scaled(tensor, rows, s)?;
+        check_scaled(tensor, &norms[first_feature..], s)?;
         writer.write_f32(rows)?;
         meter.advance(n_bytes)?;
     }
@@ -281,35 +297,35 @@ fn block_rows(d_in: usize) -> usize {
     (BLOCK_VALUES / d_in.max(1)).max(1)
 }
 
+/// Checks what was read of `tensor`: `values_per_feature` for each feature from `first_feature` on.
 fn check_features(
     tensor: &StoredTensor,
-    rows: &[f32],
-    d_in: usize,
+    values: &[f32],
+    values_per_feature: usize,
     first_feature: usize,
 ) -> Result<()> {
-    match rows.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(idx) => Err(not_finite(
-            tensor,
-            &format!("feature {}", first_feature + idx / d_in),
-            rows[idx],
-        )),
-    }
-}
-
-fn read_vector(tensor: &StoredTensor) -> Result<Vec<f32>> {
-    let mut values = vec![0.0; tensor.shape().iter().product()];
-    tensor.open()?.read_at(0, &mut values)?;
     match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(idx) => Err(not_finite(tensor, &format!("index {idx}"), values[idx])),
+        None => Ok(()),
+        Some(idx) => {
+            let feature = first_feature + idx / values_per_feature;
+            Err(tensor.not_finite(values[idx], &format!("feature {feature}")))
+        }
     }
 }
 
-fn not_finite(tensor: &StoredTensor, place: &str, value: f32) -> Error {
-    Error::invalid(format!(
-        "{} holds {value} at {place}, expected finite numbers",
-        tensor.describe()
-    ))
-    .with_hint("the file is damaged, or the SAE's training diverged")
+/// Checks what `tensor`'s numbers have become; they were finite.
+fn check_scaled(tensor: &StoredTensor, values: &[f32], s: f32) -> Result<()> {
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    let tensor = tensor.describe();
+    Err(if s == 1.0 {
+        Error::invalid(format!("{tensor} has numbers too large for f32"))
+            .with_hint("the file is damaged, or its training diverged")
+    } else {
+        Error::invalid(format!(
+            "the norm factor {s:e} makes numbers of {tensor} too large for f32"
+        ))
+        .with_hint("check `--norm-factor`")
+    })
 }

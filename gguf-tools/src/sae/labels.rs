@@ -4,14 +4,13 @@
 //! {"modelId": "gemma-2b", "layer": "12-res-jb", "index": "4501", "description": "loyal companions"}
 //! ```
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 
-use crate::{Error, Result};
+use crate::{Error, Result, input_file};
 
 /// What features stand for, and where that is from.
 #[derive(Debug)]
@@ -112,25 +111,31 @@ fn check_same_sae(sae: &mut Option<String>, explanation: Explanation, path: &Pat
     }
 }
 
+/// How gzip files begin (RFC 1952), whatever their names.
+const GZIP_START: [u8; 2] = [0x1f, 0x8b];
+
+/// The mark that some programs begin a text file with.
+const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
+
 fn read_file(path: &Path) -> Result<Vec<Explanation>> {
     let malformed = |error: serde_json::Error| {
         Error::invalid(format!("cannot read `{}` as labels: {error}", path.display())).with_hint(
             "expected Neuronpedia's form: objects with `index` and `description`, as a JSON array or as JSON lines",
         )
     };
-    let is_gzipped = path.extension().is_some_and(|extension| extension == "gz");
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let reader: Box<dyn Read> = if is_gzipped {
-        Box::new(MultiGzDecoder::new(file))
-    } else {
-        Box::new(file)
-    };
-    let mut reader = BufReader::new(reader);
-    let first_byte = reader.fill_buf().map_err(Error::io("read", path))?.first();
-    if first_byte == Some(&b'[') {
-        return serde_json::from_reader(reader).map_err(malformed);
+    let mut bytes = input_file::read(path)?;
+    if bytes.starts_with(&GZIP_START) {
+        let mut text = Vec::new();
+        MultiGzDecoder::new(&bytes[..])
+            .read_to_end(&mut text)
+            .map_err(Error::io("unpack", path))?;
+        bytes = text;
     }
-    let lines = serde_json::Deserializer::from_reader(reader).into_iter();
+    let text = bytes.strip_prefix(UTF8_BOM).unwrap_or(&bytes);
+    if text.trim_ascii_start().starts_with(b"[") {
+        return serde_json::from_slice(text).map_err(malformed);
+    }
+    let lines = serde_json::Deserializer::from_slice(text).into_iter();
     lines
         .map(|explanation| explanation.map_err(malformed))
         .collect()

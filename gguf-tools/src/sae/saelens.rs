@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::schema::{Architecture, NormalizeActivations};
+use super::schema::{Architecture, LOG_SPARSITY, NormalizeActivations};
+use crate::input_file::read_json;
 use crate::weights::{StoredTensor, read_header};
 use crate::{Error, Result};
 
@@ -48,7 +49,7 @@ pub(super) struct SaeLens {
     /// Whether `cfg.json` says that `scaling_factor` is more than ones.
     pub(super) finetuning_scaling_factor: bool,
     /// `[d_sae]`: log10 of how often each feature fired in training.
-    pub(super) log_sparsity: Option<StoredTensor>,
+    pub(super) log_sparsity: Option<Vec<f32>>,
 }
 
 /// `cfg.json`; keys that make no difference to inference are left out.
@@ -60,23 +61,31 @@ struct Config {
     hook_name: Option<String>,
     /// Before SAELens 3; may hold `{layer}`.
     hook_point: Option<String>,
-    hook_point_layer: Option<usize>,
-    /// SAELens 6 and, in another sense, those before 3.
+    hook_point_layer: Option<LayerIdx>,
+    /// Before SAELens 3, and in what version 6 makes of older files.
     activation_fn: Option<String>,
+    /// SAELens 3 to 5: the same.
     activation_fn_str: Option<String>,
     normalize_activations: Option<BoolOrWord>,
     apply_b_dec_to_input: Option<bool>,
     finetuning_scaling_factor: Option<bool>,
     model_name: Option<String>,
     /// SAELens 6.
-    #[serde(default)]
-    metadata: ConfigMetadata,
+    metadata: Option<ConfigMetadata>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct ConfigMetadata {
     hook_name: Option<String>,
     model_name: Option<String>,
+}
+
+/// An index, or a list with one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum LayerIdx {
+    Plain(usize),
+    Listed([usize; 1]),
 }
 
 #[derive(Deserialize)]
@@ -95,10 +104,7 @@ impl SaeLens {
     /// tensors that are missing, superfluous or of the wrong shape or number type.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let config_path = dir.join(CONFIG_FILE);
-        let text = std::fs::read(&config_path).map_err(Error::io("read", &config_path))?;
-        let config: Config = serde_json::from_slice(&text).map_err(|error| {
-            Error::invalid(format!("cannot read `{}`: {error}", config_path.display()))
-        })?;
+        let config: Config = read_json(&config_path)?;
         let architecture = config.architecture(&config_path)?;
         config.check_activation_fn(&config_path)?;
         let normalize_activations = config.normalization(&config_path)?;
@@ -132,7 +138,10 @@ impl SaeLens {
             hook_name,
             apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(true),
             normalize_activations,
-            model_name: config.metadata.model_name.or(config.model_name),
+            model_name: config
+                .metadata
+                .and_then(|metadata| metadata.model_name)
+                .or(config.model_name),
             w_enc: weights.take_checked("W_enc", &[d_in, d_sae])?,
             b_enc: weights.take_checked("b_enc", &[d_sae])?,
             w_dec,
@@ -147,7 +156,7 @@ impl SaeLens {
                 .map(|name| weights.take_checked(name, &[d_sae]))
                 .transpose()?,
             finetuning_scaling_factor: config.finetuning_scaling_factor.unwrap_or(false),
-            log_sparsity: read_log_sparsity(&dir.join(SPARSITY_FILE), d_sae)?,
+            log_sparsity: read_log_sparsity(&dir.join(SPARSITY_FILE), d_sae),
         };
         weights.check_empty(architecture)?;
         Ok(sae)
@@ -192,7 +201,12 @@ impl Config {
     }
 
     fn hook_name(&self, path: &Path) -> Result<String> {
-        let spellings = [&self.metadata.hook_name, &self.hook_name, &self.hook_point];
+        let metadata = self.metadata.as_ref();
+        let spellings = [
+            metadata.and_then(|metadata| metadata.hook_name.as_ref()),
+            self.hook_name.as_ref(),
+            self.hook_point.as_ref(),
+        ];
         let Some(name) = spellings.into_iter().flatten().next() else {
             return Err(Error::invalid(format!(
                 "`{}` has no key `hook_name`",
@@ -200,7 +214,9 @@ impl Config {
             )));
         };
         Ok(match self.hook_point_layer {
-            Some(layer) => name.replace("{layer}", &layer.to_string()),
+            Some(LayerIdx::Plain(layer) | LayerIdx::Listed([layer])) => {
+                name.replace("{layer}", &layer.to_string())
+            }
             None => name.clone(),
         })
     }
@@ -256,10 +272,14 @@ impl Weights {
     }
 }
 
-fn read_log_sparsity(path: &Path, d_sae: usize) -> Result<Option<StoredTensor>> {
+/// Nothing computes with these numbers, so a file that is not as it should be is left out.
+fn read_log_sparsity(path: &Path, d_sae: usize) -> Option<Vec<f32>> {
     if !path.exists() {
-        return Ok(None);
+        return None;
     }
-    let mut file = Weights::open(path.to_owned())?;
-    file.take_checked("sparsity", &[d_sae]).map(Some)
+    Weights::open(path.to_owned())
+        .and_then(|mut file| file.take_checked("sparsity", &[d_sae]))
+        .and_then(|tensor| tensor.read_all())
+        .inspect_err(|error| log::warn!("`{LOG_SPARSITY}` is left out: {error}"))
+        .ok()
 }

@@ -136,6 +136,94 @@ fn an_sae_is_converted_and_shown() {
 }
 
 #[test]
+fn the_output_folder_is_made_and_goes_again_after_a_failure() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let sae = demo().join("sae");
+    let sae = sae.to_str().expect("UTF-8");
+    let made = ["sae", sae, "-o", "a/b/sae.gguf"];
+    let (code, stdout, stderr) = run(dir.path(), &made);
+    assert_eq!(
+        (code, stdout.as_str(), stderr.as_str()),
+        (Some(0), "a/b/sae.gguf\n", "")
+    );
+    assert_eq!(listing(&dir.path().join("a/b")), ["sae.gguf"]);
+
+    // The demo's first encoder row times this is more than f16 holds.
+    let normalized = dir.path().join("sae");
+    std::fs::create_dir(&normalized).expect("writable");
+    let config = std::fs::read_to_string(demo().join("sae/cfg.json")).expect("readable");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["normalize_activations"] = "expected_average_only_in".into();
+    std::fs::write(normalized.join("cfg.json"), config.to_string()).expect("writable");
+    let weights = "sae_weights.safetensors";
+    std::fs::copy(demo().join("sae").join(weights), normalized.join(weights)).expect("writable");
+    let refused = ["sae", "sae", "-o", "c/d/sae.gguf", "--norm-factor", "1e9"];
+    let (code, _, stderr) = run(dir.path(), &refused);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("f16 cannot hold"), "{stderr}");
+    assert_eq!(listing(dir.path()), ["a", "sae"]);
+}
+
+/// The SAE is large, and a hole in a sparse file.
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (source, out) = (dir.path().join("sae"), dir.path().join("out"));
+    std::fs::create_dir(&source).expect("writable");
+    std::fs::create_dir(&out).expect("writable");
+    let config = r#"{"hook_name": "blocks.0.hook_resid_post"}"#;
+    std::fs::write(source.join("cfg.json"), config).expect("writable");
+    let (d_in, d_sae) = (2048, 65536);
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in [
+        ("W_enc", vec![d_in, d_sae]),
+        ("b_enc", vec![d_sae]),
+        ("W_dec", vec![d_sae, d_in]),
+        ("b_dec", vec![d_in]),
+    ] {
+        let start = end;
+        end += 4 * shape.iter().product::<u64>();
+        let tensor =
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.to_owned(), tensor);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    let weights = source.join("sae_weights.safetensors");
+    std::fs::write(&weights, &start).expect("writable");
+    let file = std::fs::File::options().write(true).open(&weights);
+    file.and_then(|file| file.set_len(start.len() as u64 + end))
+        .expect("a sparse file");
+
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gguf-tools"))
+            .args(["sae", "sae", "-o", "out/sae.gguf"])
+            .current_dir(dir.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program runs");
+        while listing(&out).is_empty() {
+            let ended = child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "it ended before it wrote anything");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(sent.expect("kill is there").success());
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(
+            (output.status.code(), stderr.as_str()),
+            (Some(130), "error: interrupted\n"),
+            "{signal}"
+        );
+        assert_eq!(listing(&out), [""; 0], "{signal}");
+    }
+}
+
+#[test]
 fn a_file_cannot_steer_the_terminal() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut writer =

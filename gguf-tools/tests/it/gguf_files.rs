@@ -143,6 +143,16 @@ fn a_target_is_replaced_only_when_asked() {
 }
 
 #[test]
+fn an_error_names_the_target_and_no_other_file() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("missing/file.gguf");
+    let error = Writer::create(&path, Overwrite::Refuse).expect_err("no folder");
+    let message = error.to_string();
+    assert_eq!(message.matches("file.gguf").count(), 1, "{message}");
+    assert!(!message.contains("partial"), "{message}");
+}
+
+#[test]
 fn a_target_that_comes_into_being_meanwhile_is_kept() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("file.gguf");

@@ -1,16 +1,14 @@
 //! What SAE files hold after conversion.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gguf_tools::gguf::{Gguf, Overwrite, TensorType};
 use gguf_tools::sae::{self, Architecture, NormalizeActivations, SaeFile, SaeOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
-use crate::sae_folder::{D_IN, D_SAE, Folder, write_safetensors};
+use crate::sae_folder::{D_IN, D_SAE, Folder};
 use crate::{demo, random_values};
 
 pub(crate) fn options() -> SaeOptions {
@@ -23,7 +21,7 @@ pub(crate) fn options() -> SaeOptions {
 }
 
 /// Converts the folder in a new temporary folder, which goes with the file.
-fn convert(folder: &Folder, options: &SaeOptions) -> (tempfile::TempDir, SaeFile) {
+pub(crate) fn convert(folder: &Folder, options: &SaeOptions) -> (tempfile::TempDir, SaeFile) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let source = folder.write(dir.path());
     let target = dir.path().join("sae.gguf");
@@ -35,7 +33,7 @@ fn convert(folder: &Folder, options: &SaeOptions) -> (tempfile::TempDir, SaeFile
 }
 
 /// The rows of a matrix, each feature's after another's.
-fn matrix(file: &SaeFile, name: &str) -> Vec<f32> {
+pub(crate) fn matrix(file: &SaeFile, name: &str) -> Vec<f32> {
     let gguf = Gguf::open(file.path()).expect("a right file");
     gguf.read_f32(gguf.tensor(name).expect("a tensor of the schema"))
         .expect("readable")
@@ -363,6 +361,10 @@ fn configurations_of_all_ages_are_read() {
         "metadata": {"sae_lens_version": "6.54.0", "model_name": "m", "hook_name": "blocks.2.hook_resid_post"},
     });
     check(sixth, "blocks.2.hook_resid_post", Some("m"), true);
+    let listed = json!({
+        "hook_point": "blocks.{layer}.hook_resid_pre", "hook_point_layer": [12], "metadata": null,
+    });
+    check(listed, "blocks.12.hook_resid_pre", None, true);
     check(
         json!({"hook_name": "blocks.0.hook_resid_post"}),
         "blocks.0.hook_resid_post",
@@ -372,70 +374,17 @@ fn configurations_of_all_ages_are_read() {
 }
 
 #[test]
-fn sparsity_is_kept_where_it_is_there() {
+fn a_file_of_the_folder_stands_for_it() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let source = Folder::jumprelu().write(dir.path());
-    let sparsity = random_values(11, D_SAE);
-    let tensor = (Dtype::F32, vec![D_SAE], sparsity.clone());
-    let tensors = BTreeMap::from([("sparsity".to_owned(), tensor)]);
-    write_safetensors(&source.join("sparsity.safetensors"), &tensors);
-    let target = dir.path().join("sae.gguf");
-    sae::convert(&source, &target, &options(), &mut |_, _| {
-        ControlFlow::Continue(())
-    })
-    .expect("convertible");
-    let file = SaeFile::open(&target).expect("the schema holds");
-    assert_eq!(matrix(&file, "sae.log_sparsity"), sparsity);
-    assert_eq!(
-        file.threshold().expect("readable").expect("jumprelu"),
-        Folder::jumprelu().values("threshold")
-    );
-}
-
-fn write_labels(dir: &Path, name: &str, text: &str) -> PathBuf {
-    let path = dir.join(name);
-    if name.ends_with(".gz") {
-        let file = std::fs::File::create(&path).expect("writable");
-        let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::default());
-        encoder
-            .write_all(text.as_bytes())
-            .and_then(|()| encoder.try_finish())
-            .expect("writable");
-    } else {
-        std::fs::write(&path, text).expect("writable");
+    let source = Folder::standard().write(dir.path());
+    let convert = |source: &Path, name: &str| {
+        let target = dir.path().join(name);
+        let mut go_on = |_, _| ControlFlow::Continue(());
+        sae::convert(source, &target, &options(), &mut go_on).expect("convertible");
+        std::fs::read(target).expect("there")
+    };
+    let expected = convert(&source, "folder.gguf");
+    for file in ["cfg.json", "sae_weights.safetensors"] {
+        assert!(convert(&source.join(file), file) == expected, "{file}");
     }
-    path
-}
-
-#[test]
-fn labels_merge_and_the_first_one_counts() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let array = r#"[{"index": "3", "description": " dogs\n"}, {"index": 5, "description": null}]"#;
-    let lines = "{\"index\": \"3\", \"description\": \"cats\"}\n{\"index\": \"4\", \"description\": \"é\\u001b[31m\"}\n";
-    let more = r#"{"index": "5", "description": "birds", "modelId": "m", "layer": "4-res"}"#;
-    let labels = vec![
-        write_labels(dir.path(), "labels.json", array),
-        write_labels(dir.path(), "labels.jsonl", lines),
-        write_labels(dir.path(), "more.jsonl.gz", more),
-    ];
-    let (_dir, file) = convert(
-        &Folder::standard(),
-        &SaeOptions {
-            labels,
-            ..options()
-        },
-    );
-    assert_eq!(file.meta.labels.len(), D_SAE);
-    assert_eq!(file.meta.labels[2..7], ["", "dogs", "é [31m", "birds", ""]);
-    assert_eq!(file.meta.labels_source.as_deref(), Some("m/4-res"));
-
-    let labels = vec![write_labels(dir.path(), "mine.json", array)];
-    let (_dir, file) = convert(
-        &Folder::standard(),
-        &SaeOptions {
-            labels,
-            ..options()
-        },
-    );
-    assert_eq!(file.meta.labels_source.as_deref(), Some("mine.json"));
 }

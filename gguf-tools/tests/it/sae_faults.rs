@@ -96,6 +96,19 @@ fn norm_factors() {
     for factor in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         check(&normalized, &with(factor), &["finite and above 0"]);
     }
+    // So large or small that finite weights become infinite.
+    let check = |name: &str, factor, expected: &str| {
+        let mut folder = normalized.clone();
+        folder.values_mut(name)[5] = 1e3;
+        check(
+            &folder,
+            &with(factor),
+            &[expected, name, "too large for f32", "`--norm-factor`"],
+        );
+    };
+    check("W_enc", 1e37, "the norm factor 1e37");
+    check("W_dec", 1e-36, "the norm factor 1e-36");
+    check("b_dec", 1e-36, "the norm factor 1e-36");
 }
 
 #[test]
@@ -220,15 +233,23 @@ fn files() {
     check_source(
         &source.join("params.npz"),
         &options(),
-        &["is a file, not a SAELens folder"],
+        &["params.npz", "not a SAELens folder", "`cfg.json`"],
     );
     check_source(&source.join("nowhere"), &options(), &["nowhere"]);
 
     let source = Folder::standard().write(dir.path());
     std::fs::write(source.join("cfg.json"), "{").expect("writable");
     check_source(&source, &options(), &["cfg.json", "EOF"]);
+    let pointer = "version https://git-lfs.github.com/spec/v1\n";
+    std::fs::write(source.join("cfg.json"), pointer).expect("writable");
+    check_source(
+        &source,
+        &options(),
+        &["cfg.json", "Git LFS pointer", "git lfs pull"],
+    );
     std::fs::remove_file(source.join("cfg.json")).expect("there");
     check_source(&source, &options(), &["cfg.json"]);
+    check_source(&weights, &options(), &["cfg.json"]);
 }
 
 #[test]

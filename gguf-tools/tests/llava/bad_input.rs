@@ -128,19 +128,45 @@ fn settings_that_llama_cpp_cannot_compute() {
         set("/image_token_index", VOCAB_SIZE.into()),
         &["`image_token_index` is 272"],
     );
+    // The last two are infinite and 0 as f32.
+    for number in [0.0, -1.0, 1e39, 1e-60] {
+        for (pointer, key) in [
+            ("/text_config/rms_norm_eps", "`text_config.rms_norm_eps`"),
+            ("/text_config/rope_theta", "`text_config.rope_theta`"),
+            (
+                "/vision_config/layer_norm_eps",
+                "`vision_config.layer_norm_eps`",
+            ),
+        ] {
+            check(set(pointer, number.into()), &[key, "finite", "above 0"]);
+        }
+        check(
+            preprocessor(json!({ "image_std": [0.5, number, 0.5] })),
+            &["preprocessor_config.json", "`image_std`", "above 0"],
+        );
+    }
+    check(
+        preprocessor(json!({ "image_mean": [0.5, -1e39, 0.5] })),
+        &["preprocessor_config.json", "`image_mean`", "-inf", "finite"],
+    );
     check(
         set("/text_config/hidden_size", "wide".into()),
         &["config.json", "wide"],
     );
-    check(
-        |c| {
-            drop(c.files.insert(
-                "preprocessor_config.json",
-                json!({ "crop_size": { "height": 24, "width": 24 } }),
-            ))
-        },
-        &["preprocessor_config.json", "`crop_size` is 24x24", "12"],
-    );
+    for crop_size in [
+        json!(24),
+        json!({ "height": 24, "width": 24 }),
+        json!({ "shortest_edge": 24 }),
+    ] {
+        check(
+            preprocessor(json!({ "crop_size": crop_size })),
+            &["preprocessor_config.json", "`crop_size` is 24x24", "12"],
+        );
+    }
+}
+
+fn preprocessor(config: Value) -> impl FnOnce(&mut Checkpoint) {
+    move |c| drop(c.files.insert("preprocessor_config.json", config))
 }
 
 #[test]
@@ -189,10 +215,16 @@ fn tensors_that_do_not_fit() {
         },
         &["layers.1", "has no place"],
     );
-    check(
-        |c| c.add("language_model.lm_head.weight", &[272, 32]),
-        &["lm_head.weight", "differs from the embedding"],
-    );
+    for (at_the_top, in_text_config) in [(json!(false), json!(null)), (json!(true), json!(false))] {
+        check(
+            |c| {
+                c.config["tie_word_embeddings"] = at_the_top;
+                c.config["text_config"]["tie_word_embeddings"] = in_text_config;
+                c.add("language_model.lm_head.weight", &[272, 32]);
+            },
+            &["lm_head.weight", "differs from the embedding"],
+        );
+    }
     check(
         |c| {
             let twin = c.tensors[Q_PROJ].clone();
@@ -248,10 +280,31 @@ fn files_that_are_missing_or_damaged() {
         write("tokenizer.model", b""),
         &["tokenizer.model", "expected 2 (BPE)"],
     );
-    check_files(write(SHARD, b""), &[SHARD, "0 bytes"]);
+    // The piece `a` with the score NaN, and a trainer specification with the model type 2.
     check_files(
-        write(SHARD, b"version https://git-lfs.github.com/spec/v1\n"),
-        &[SHARD, "git lfs pull"],
+        write(
+            "tokenizer.model",
+            b"\x0a\x08\x0a\x01a\x15\0\0\xc0\x7f\x12\x02\x18\x02",
+        ),
+        &["tokenizer.model", "piece 0 has the score NaN"],
+    );
+    check_files(write(SHARD, b""), &[SHARD, "0 bytes"]);
+    for file in ["config.json", "tokenizer.model", "tokenizer.json", SHARD] {
+        check_files(
+            write(file, b"version https://git-lfs.github.com/spec/v1\n"),
+            &[file, "Git LFS pointer", "git lfs pull"],
+        );
+    }
+    check_files(
+        |dir| {
+            let header = json!({
+                "a": { "dtype": "U8", "shape": [u64::MAX], "data_offsets": [0, u64::MAX] }
+            })
+            .to_string();
+            let length = (header.len() as u64).to_le_bytes();
+            fs::write(dir.join(SHARD), [&length[..], header.as_bytes()].concat()).unwrap();
+        },
+        &[SHARD, "header is malformed", "overflow"],
     );
     check_files(
         write(SHARD, &[0xff; 64]),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::process::Command;
 
 use gguf_tools::Error;
 use gguf_tools::gguf::{Gguf, Overwrite, TensorType};
@@ -75,7 +76,9 @@ fn an_existing_file_is_kept_unless_asked() {
     fs::write(&target, "precious").unwrap();
     let error = convert_quietly(dir.path(), out.path(), TensorType::F32).unwrap_err();
     assert!(
-        error.to_string().ends_with("mmproj-f32.gguf`: it exists"),
+        error
+            .to_string()
+            .ends_with("mmproj-f32.gguf`: it exists already"),
         "{error}"
     );
     assert!(error.hint().unwrap().contains("--force"));
@@ -118,4 +121,77 @@ fn check_interrupted(n_reports: usize) {
 fn an_interrupted_conversion_leaves_nothing() {
     check_interrupted(1);
     check_interrupted(20); // in the second file
+}
+
+/// Checks that `name`, which comes into being when all weights are read, is kept, alone.
+fn check_kept(name: &str) {
+    let (dir, out) = (checkpoint_dir(), tempfile::tempdir().unwrap());
+    let target = out.path().join(name);
+    let error = convert(
+        dir.path(),
+        out.path(),
+        &options(TensorType::F32),
+        &mut |n_done, n_in_all| {
+            if n_done == n_in_all {
+                fs::write(&target, "precious").unwrap();
+            }
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap_err();
+    let expected = format!("{name}`: it exists already");
+    assert!(error.to_string().ends_with(&expected), "{error}");
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert_eq!(names(out.path()), [name]);
+}
+
+#[test]
+fn a_file_that_comes_into_being_meanwhile_is_kept() {
+    check_kept("model-f32.gguf");
+    check_kept("mmproj-f32.gguf");
+}
+
+/// Converts `dir` to q8_0 with the program, and returns what it warns of.
+fn warnings(dir: &Path) -> Vec<String> {
+    let out = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gguf-tools"))
+        .args(["llava", "--mmproj-type", "q8_0", "-o"])
+        .args([out.path(), dir])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    stderr.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn warnings_come_once() {
+    let dir = checkpoint_dir();
+    // Of three layers two are used, with five matrices each that have rows of 24, and one of 40;
+    // another of 24 is the projector's first.
+    let fallback = "mmproj-q8_0.gguf`: 13 matrices are stored as f16";
+    let lines = warnings(dir.path());
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].starts_with("warning: ") && lines[0].contains(fallback),
+        "{lines:?}"
+    );
+
+    Checkpoint::new().write_sharded(dir.path());
+    let lines = warnings(dir.path());
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines[0].contains("model.safetensors` is not used") && lines[0].contains("index.json"),
+        "{lines:?}"
+    );
+
+    // An index of one file is no reason to warn.
+    let weight_map: serde_json::Map<_, _> = Checkpoint::new()
+        .tensors
+        .into_keys()
+        .map(|name| (name, "model.safetensors".into()))
+        .collect();
+    let index = serde_json::json!({ "weight_map": weight_map }).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    assert_eq!(warnings(dir.path()).len(), 1);
 }

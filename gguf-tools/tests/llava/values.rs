@@ -1,4 +1,4 @@
-//! Weights and metadata arrive as they should, whatever the checkpoint's spelling.
+//! Weights and metadata arrive as they should.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use gguf_tools::gguf::{Gguf, TensorType, Value};
 use safetensors::{Dtype, SafeTensors};
 
 use super::checkpoint::Checkpoint;
-use super::{Converted, convert_quietly, converted, fixture, floats, numbers};
+use super::{Converted, converted, fixture, floats, numbers};
 
 /// The name that a tensor of the output has in a checkpoint of transformers up to 4.51.
 fn source_name(name: &str) -> String {
@@ -283,88 +283,6 @@ fn demo_metadata() {
         floats(&mmproj, "clip.vision.image_std"),
         [0.26862954, 0.2613026, 0.2757771]
     );
-}
-
-/// Converts `checkpoint` with one file of weights and with two, and returns the outputs' bytes.
-fn output(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
-    let convert_in = |write: &dyn Fn(&Checkpoint, &Path)| {
-        let dir = tempfile::tempdir().unwrap();
-        // The folder's name becomes the model's.
-        let checkpoint_dir = dir.path().join("checkpoint");
-        fs::create_dir(&checkpoint_dir).unwrap();
-        write(checkpoint, &checkpoint_dir);
-        let files = convert_quietly(&checkpoint_dir, dir.path(), TensorType::F32).unwrap();
-        [
-            fs::read(files.model).unwrap(),
-            fs::read(files.mmproj).unwrap(),
-        ]
-    };
-    let single = convert_in(&Checkpoint::write);
-    assert!(
-        single == convert_in(&Checkpoint::write_sharded),
-        "one file and two differ"
-    );
-    single
-}
-
-/// Checks that `change` makes no difference to the output files.
-fn check_same(change: impl FnOnce(&mut Checkpoint)) {
-    let mut checkpoint = Checkpoint::new();
-    let expected = output(&checkpoint);
-    change(&mut checkpoint);
-    assert!(output(&checkpoint) == expected);
-}
-
-#[test]
-fn spellings_of_names_make_no_difference() {
-    // transformers 4.52 to 4.57
-    check_same(|c| {
-        c.rename(|name| {
-            format!(
-                "model.{}",
-                name.replace("language_model.model.", "language_model.")
-            )
-        })
-    });
-    // transformers 5
-    check_same(|c| {
-        c.rename(|name| {
-            let name = name.replace("language_model.model.", "language_model.");
-            format!("model.{}", name.replace("vision_model.", ""))
-        })
-    });
-}
-
-#[test]
-fn known_leftovers_make_no_difference() {
-    check_same(|c| {
-        let embedding = c.tensors["language_model.model.embed_tokens.weight"].clone();
-        c.tensors
-            .insert("language_model.lm_head.weight".to_owned(), embedding);
-        c.add(
-            "vision_tower.vision_model.embeddings.position_ids",
-            &[1, 10],
-        );
-        c.add(
-            "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
-            &[8],
-        );
-    });
-}
-
-#[test]
-fn spellings_of_settings_make_no_difference() {
-    check_same(|c| {
-        c.config["text_config"]["rope_parameters"] = serde_json::json!({
-            "rope_type": "default", "rope_theta": 10000.0
-        })
-    });
-    check_same(|c| c.config["vision_feature_layer"] = 2.into());
-    check_same(|c| c.config["vision_feature_layer"] = serde_json::json!([-2]));
-    check_same(|c| {
-        let id = c.config["image_token_index"].take();
-        c.config["image_token_id"] = id;
-    });
 }
 
 #[test]

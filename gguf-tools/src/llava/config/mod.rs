@@ -10,13 +10,13 @@ mod vision;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use self::text::RawText;
 use self::vision::{RawVision, read_preprocessor};
+use crate::input_file::read_json;
 use crate::{Error, Result};
 
-pub(super) use self::text::TextConfig;
+pub(super) use self::text::{OutputMatrix, TextConfig};
 pub(super) use self::vision::{VisionActivation, VisionConfig};
 
 /// What a checkpoint says about itself.
@@ -65,7 +65,7 @@ impl Config {
         let text = raw
             .text_config
             .unwrap_or_default()
-            .check()
+            .check(raw.tie_word_embeddings)
             .map_err(refuse)?;
         let mut vision = raw
             .vision_config
@@ -96,28 +96,6 @@ impl Config {
     }
 }
 
-/// Reads one JSON file.
-///
-/// # Errors
-/// A file that cannot be read, or is not JSON of the expected form.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::invalid(format!("cannot read `{}`: {error}", path.display())))
-}
-
-/// As [`read_json`]; `None` if there is no such file.
-///
-/// # Errors
-/// As [`read_json`].
-pub(super) fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if path.exists() {
-        read_json(path).map(Some)
-    } else {
-        Ok(None)
-    }
-}
-
 /// A number or a list of them, where transformers takes either.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -135,8 +113,9 @@ impl OneOrSeveral {
     }
 }
 
-/// The names under which transformers has GELU. llama.cpp computes the tanh form for each of them;
-/// transformers' Gemma does as well, whatever its config says.
+/// The names under which transformers has GELU. llama.cpp computes the tanh form for each of them.
+/// transformers' Gemma follows `hidden_activation`, or has the tanh form without it, up to 4.47; from
+/// 4.48 on it follows `hidden_act`.
 const GELU: [&str; 4] = ["gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"];
 
 /// `LLAMA_MAX_LAYERS` of llama.cpp, which aborts on more.
@@ -153,6 +132,7 @@ struct RawConfig {
     vision_feature_select_strategy: Option<String>,
     image_token_index: Option<usize>,
     image_token_id: Option<usize>,
+    tie_word_embeddings: Option<bool>,
 }
 
 /// Bounds every size of a config, so that products of two fit 64 bits.
@@ -179,6 +159,15 @@ fn in_range(key: &str, value: usize, max: usize) -> std::result::Result<(), Stri
         return Ok(());
     }
     Err(format!("`{key}` is {value}, expected 1 to {max}"))
+}
+
+fn positive(key: &str, value: f32) -> std::result::Result<(), String> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` is {value} as a 32-bit float, expected a finite number above 0"
+    ))
 }
 
 fn multiple(key: &str, value: usize, of_key: &str, of: usize) -> std::result::Result<(), String> {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{GELU, MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple};
+use super::{GELU, MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
 
 /// Gemma 1.
 #[derive(Debug)]
@@ -22,6 +22,16 @@ pub(crate) struct TextConfig {
     pub(crate) bos_token_id: usize,
     pub(crate) eos_token_id: usize,
     pub(crate) pad_token_id: usize,
+    pub(crate) output: OutputMatrix,
+}
+
+/// What turns the last hidden state into logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputMatrix {
+    /// The embedding; transformers ignores an `lm_head` that is stored.
+    Embedding,
+    /// `lm_head`, stored apart from the embedding.
+    Stored,
 }
 
 #[derive(Default, Deserialize)]
@@ -45,18 +55,26 @@ pub(super) struct RawText {
     attention_bias: Option<bool>,
     bos_token_id: Option<usize>,
     eos_token_id: Option<OneOrSeveral>,
-    pad_token_id: Option<usize>,
+    /// -1 where there is none.
+    pad_token_id: Option<i64>,
+    tie_word_embeddings: Option<bool>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
     rope_theta: Option<f32>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Its older name; some files have both.
+    #[serde(rename = "type")]
+    old_rope_type: Option<String>,
 }
 
 impl RawText {
-    pub(super) fn check(self) -> std::result::Result<TextConfig, String> {
+    /// `tie_word_embeddings` is the top level's, which counts where there is none in here.
+    pub(super) fn check(
+        self,
+        tie_word_embeddings: Option<bool>,
+    ) -> std::result::Result<TextConfig, String> {
         // `LlavaConfig` takes a text model without a type for a Llama.
         expect(
             &self.model_type,
@@ -75,7 +93,9 @@ impl RawText {
             return Err("`text_config.attention_bias` is true, only false is supported".to_owned());
         }
         for rope in self.rope_parameters.iter().chain(&self.rope_scaling) {
-            expect(&rope.rope_type, "rope_type", "default", &["default"])?;
+            for rope_type in [&rope.rope_type, &rope.old_rope_type] {
+                expect(rope_type, "rope_type", "default", &["default"])?;
+            }
         }
         let text = TextConfig {
             vocab_size: self.vocab_size.unwrap_or(256_000),
@@ -96,7 +116,14 @@ impl RawText {
                 .eos_token_id
                 .and_then(|ids| usize::try_from(*ids.as_slice().first()?).ok())
                 .unwrap_or(1),
-            pad_token_id: self.pad_token_id.unwrap_or(0),
+            pad_token_id: self
+                .pad_token_id
+                .and_then(|id| usize::try_from(id).ok())
+                .unwrap_or(0),
+            output: match self.tie_word_embeddings.or(tie_word_embeddings) {
+                Some(false) => OutputMatrix::Stored,
+                _ => OutputMatrix::Embedding,
+            },
         };
         for (key, size, max) in [
             ("vocab_size", text.vocab_size, MAX_SIZE),
@@ -110,6 +137,8 @@ impl RawText {
         ] {
             in_range(&format!("text_config.{key}"), size, max)?;
         }
+        positive("text_config.rms_norm_eps", text.rms_norm_eps)?;
+        positive("text_config.rope_theta", text.rope_theta)?;
         multiple(
             "text_config.num_attention_heads",
             text.n_heads,

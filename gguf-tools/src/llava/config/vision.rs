@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, read_optional_json};
+use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
+use crate::input_file::read_optional_json;
 use crate::{Error, Result};
 
 /// A CLIP vision transformer.
@@ -127,6 +128,7 @@ impl RawVision {
         ] {
             multiple(&format!("vision_config.{key}"), size, of_key, of)?;
         }
+        positive("vision_config.layer_norm_eps", vision.layer_norm_eps)?;
         if self.num_channels.is_some_and(|n| n != 3) {
             return Err("`vision_config.num_channels` is not 3".to_owned());
         }
@@ -180,7 +182,14 @@ struct RawPreprocessor {
 #[serde(untagged)]
 enum RawSize {
     Side(usize),
-    Sides { height: usize, width: usize },
+    ShortestEdge {
+        #[serde(rename = "shortest_edge")]
+        side: usize,
+    },
+    Sides {
+        height: usize,
+        width: usize,
+    },
 }
 
 /// `processor_config.json`, where transformers 5 keeps the image processor's settings.
@@ -199,23 +208,25 @@ pub(super) fn read_preprocessor(dir: &Path, vision: &mut VisionConfig) -> Result
     let raw = raw.unwrap_or_default();
     let (height, width) = match raw.crop_size {
         None => (vision.image_size, vision.image_size),
-        Some(RawSize::Side(side)) => (side, side),
+        Some(RawSize::Side(side) | RawSize::ShortestEdge { side }) => (side, side),
         Some(RawSize::Sides { height, width }) => (height, width),
     };
+    let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
     if (height, width) != (vision.image_size, vision.image_size) {
-        return Err(Error::invalid(format!(
-            "`{}`: `crop_size` is {height}x{width}, but `image_size` in `config.json` is {}",
-            path.display(),
+        return Err(refuse(format!(
+            "`crop_size` is {height}x{width}, but `image_size` in `config.json` is {}",
             vision.image_size
         )));
     }
     vision.image_mean = raw.image_mean.unwrap_or(vision.image_mean);
     vision.image_std = raw.image_std.unwrap_or(vision.image_std);
-    if vision.image_std.iter().any(|&std| std <= 0.0) {
-        return Err(Error::invalid(format!(
-            "`{}`: `image_std` is {:?}, expected positive numbers",
-            path.display(),
-            vision.image_std
+    for std in vision.image_std {
+        positive("image_std", std).map_err(refuse)?;
+    }
+    if vision.image_mean.iter().any(|mean| !mean.is_finite()) {
+        return Err(refuse(format!(
+            "`image_mean` is {:?}, expected finite numbers",
+            vision.image_mean
         )));
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{Pieces, Token, TokenKind};
-use crate::llava::config::read_json;
+use crate::input_file::read_json;
 use crate::{Error, Result};
 
 /// The score of what no merge makes: single characters, bytes and markers.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::llava::config::read_optional_json;
+use crate::input_file::read_optional_json;
 use crate::{Error, Result};
 
 /// Gemma's own, for a checkpoint that comes without one.

@@ -11,8 +11,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{Config, OneOrSeveral, read_optional_json};
+use super::config::{Config, OneOrSeveral};
 use crate::gguf::Writer;
+use crate::input_file::read_optional_json;
 use crate::{Error, Result};
 
 /// What llama.cpp needs to know to turn text into ids and back.
@@ -281,8 +282,7 @@ impl AddedToken {
 /// `tokenizer_config.json`.
 #[derive(Default, Deserialize)]
 struct Settings {
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<usize, AddedToken>,
+    added_tokens_decoder: Option<BTreeMap<usize, AddedToken>>,
     /// `bos_token` and its like, and the lists of further special tokens.
     #[serde(flatten)]
     other: BTreeMap<String, Value>,
@@ -339,7 +339,7 @@ fn added_tokens(dir: &Path, settings: &Settings) -> Result<BTreeMap<usize, Added
             },
         );
     }
-    for (&id, token) in &settings.added_tokens_decoder {
+    for (&id, token) in settings.added_tokens_decoder.iter().flatten() {
         added.insert(
             id,
             AddedToken {

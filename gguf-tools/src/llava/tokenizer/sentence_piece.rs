@@ -7,7 +7,7 @@ use std::path::Path;
 use prost::Message;
 
 use super::{Pieces, Token, TokenKind};
-use crate::{Error, Result};
+use crate::{Error, Result, input_file};
 
 #[derive(Clone, PartialEq, Message)]
 struct ModelProto {
@@ -47,9 +47,10 @@ const BPE: i32 = 2;
 /// Reads the pieces with their scores and kinds.
 ///
 /// # Errors
-/// A malformed file, a model that is not BPE, and a piece of an unknown kind.
+/// A malformed file, a model that is not BPE, and a piece of an unknown kind or with a score that is
+/// not finite.
 pub(super) fn read(path: &Path) -> Result<Pieces> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = input_file::read(path)?;
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
     let model = ModelProto::decode(bytes.as_slice())
         .map_err(|error| refuse(format!("not a SentencePiece model: {error}")))?;
@@ -76,9 +77,13 @@ pub(super) fn read(path: &Path) -> Result<Pieces> {
                 6 => TokenKind::Byte,
                 other => return Err(refuse(format!("piece {id} is of the unknown kind {other}"))),
             };
+            let score = piece.score.unwrap_or(0.0);
+            if !score.is_finite() {
+                return Err(refuse(format!("piece {id} has the score {score}")));
+            }
             Ok(Some(Token {
                 piece: piece.piece.unwrap_or_default(),
-                score: piece.score.unwrap_or(0.0),
+                score,
                 kind,
             }))
         })
