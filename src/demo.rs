@@ -23,7 +23,12 @@ pub fn files() -> Result<ModelFiles> {
     let mut outcome = None;
     for dir in cache.into_iter().chain([temporary]) {
         match files_in(&dir) {
-            Ok(files) => return Ok(files),
+            Ok(files) => {
+                if let Some(error) = outcome {
+                    log::warn!("{error}; the demo model is in `{}` instead", dir.display());
+                }
+                return Ok(files);
+            }
             Err(error) => outcome = outcome.or(Some(error)),
         }
     }

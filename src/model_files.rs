@@ -53,6 +53,14 @@ impl ModelFiles {
             sae: require(sae, "sae")?,
         })
     }
+
+    /// Checks that the files are what they should be and fit together, by their headers.
+    ///
+    /// # Errors
+    /// Files that are missing, malformed, foreign or do not fit, each with what to do.
+    pub fn check(&self) -> Result<()> {
+        check(self).map(|_| ())
+    }
 }
 
 fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {

@@ -70,6 +70,10 @@ impl Picture {
         check_size(&shown, width, height)?;
         let orientation = decoder.orientation().map_err(|error| invalid(&error))?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(|error| invalid(&error))?;
+        // The decoder fills what is missing with gray.
+        if format == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
+            return Err(invalid(&"the file is truncated"));
+        }
         image.apply_orientation(orientation);
         if format.is_some_and(|format| is_animated(format, &bytes)) {
             log::warn!("`{shown}` is animated: its first frame is used");
@@ -157,6 +161,29 @@ fn resize(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
         .resize(&source, &mut target, &options)
         .expect("both images have the same pixel type");
     RgbImage::from_raw(width, height, target.into_vec()).expect("the resizer fills its target")
+}
+
+/// Whether a JPEG file reaches its end marker (ITU-T T.81, annex B): segments with lengths, and coded
+/// data that runs to the next marker.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    const END: u8 = 0xd9;
+    let mut rest = &bytes[2..]; // behind the start marker
+    loop {
+        // Coded data escapes 0xff as 0xff00 and holds restart markers; fill bytes may come before any.
+        let marker = rest
+            .windows(2)
+            .position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7 | 0xff));
+        let Some(start) = marker else { return false };
+        if rest[start + 1] == END {
+            return true;
+        }
+        rest = &rest[start + 2..];
+        let Some((length, _)) = rest.split_first_chunk() else {
+            return false;
+        };
+        let length = usize::from(u16::from_be_bytes(*length));
+        rest = rest.get(length..).unwrap_or_default();
+    }
 }
 
 fn is_transparent(image: &DynamicImage) -> bool {

@@ -94,6 +94,10 @@ pub(crate) fn run(
     }
     let prompt_time = start.elapsed();
     let logits = decoder.context.logits().to_vec();
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return Err(Error::invalid("the model's logits are not numbers")
+            .with_hint("use smaller strengths; without steering, convert the model again"));
+    }
     let start = Instant::now();
     let mut sampler = Sampler::new(model, options.sampling);
     let mut text = StreamedText::default();
@@ -114,7 +118,11 @@ pub(crate) fn run(
             |bytes| model.append_piece(id, Special::Hide, bytes),
             on_text,
         );
-        if token_ids.len() == options.max_tokens || decoder.context.is_full() {
+        if token_ids.len() == options.max_tokens {
+            break Stop::Length;
+        }
+        if decoder.context.is_full() {
+            log::warn!("the text ends here because the context is full");
             break Stop::Length;
         }
         match decoder.decode_generated(id) {

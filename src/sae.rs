@@ -168,9 +168,10 @@ impl Sae {
     /// # Errors
     /// An index out of range, a text that no label holds, or one that several hold.
     pub fn find_feature(&self, name: &str) -> Result<usize> {
-        if let Ok(feature) = name.parse() {
-            self.check_feature(feature)?;
-            return Ok(feature);
+        let digits = name.strip_prefix('-').unwrap_or(name);
+        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let feature = name.parse().ok().filter(|&index| index < self.meta().d_sae);
+            return feature.ok_or_else(|| self.no_feature(name));
         }
         if self.meta().labels.is_empty() {
             return Err(Error::invalid(format!(
@@ -203,10 +204,15 @@ impl Sae {
         if feature < d_sae {
             return Ok(());
         }
-        Err(Error::invalid(format!(
-            "no feature `{feature}`: this SAE has {d_sae} features"
+        Err(self.no_feature(&feature.to_string()))
+    }
+
+    fn no_feature(&self, index: &str) -> Error {
+        let d_sae = self.meta().d_sae;
+        Error::invalid(format!(
+            "no feature `{index}`: this SAE has {d_sae} features"
         ))
-        .with_hint(format!("valid indices are 0 to {}", d_sae - 1)))
+        .with_hint(format!("valid indices are 0 to {}", d_sae - 1))
     }
 
     fn ambiguous(&self, name: &str, found: &[usize]) -> Error {

@@ -220,7 +220,7 @@ impl Session {
     fn context_for(&mut self, prompt: &Prompt, max_tokens: usize) -> Result<&mut Context<Tap>> {
         let n_prompt = prompt.tokens().len();
         let fixed = self.options.context_size;
-        if fixed > 0 && n_prompt + usize::from(max_tokens > 0) > fixed {
+        if fixed > 0 && n_prompt > fixed {
             return Err(Error::invalid(format!(
                 "the prompt has {n_prompt} tokens, and the context holds {fixed}"
             ))

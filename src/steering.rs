@@ -127,10 +127,12 @@ impl Steering {
                 *sum += strength * value;
             }
         }
-        if let Some(value) = delta.iter().find(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!(
-                "the strengths add up to `{value}`: they are too large for 32-bit numbers"
-            ))
+        // The next norm squares the row in 32 bits.
+        let squares: f32 = delta.iter().map(|value| value * value).sum();
+        if !squares.is_finite() {
+            return Err(Error::invalid(
+                "the strengths add up to a row that is too large for 32-bit numbers",
+            )
             .with_hint("use smaller strengths"));
         }
         Ok(Self {

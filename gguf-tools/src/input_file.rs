@@ -1,5 +1,7 @@
-//! Files of a download that are read whole; weights are not.
+//! Opening input files, and reading those of a download that are read whole; weights are not.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -10,12 +12,32 @@ use crate::{Error, Result};
 /// safetensors header and no SentencePiece model begins so.
 pub(crate) const LFS_POINTER_START: [u8; 8] = *b"version ";
 
+/// Opens a file for reading.
+///
+/// # Errors
+/// A path that cannot be opened, or is no regular file: a pipe would keep us waiting.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    let metadata = path.metadata().map_err(Error::io("open", path))?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() {
+            "is a folder, not a file"
+        } else {
+            "is no regular file"
+        };
+        return Err(Error::invalid(format!("`{}` {what}", path.display())));
+    }
+    File::open(path).map_err(Error::io("open", path))
+}
+
 /// Reads a file.
 ///
 /// # Errors
 /// A file that cannot be read, or is a Git LFS pointer.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let mut bytes = Vec::new();
+    open(path)?
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
     if bytes.starts_with(&LFS_POINTER_START) {
         return Err(lfs_pointer_error(path));
     }

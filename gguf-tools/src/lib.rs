@@ -14,7 +14,7 @@ pub mod error;
 pub mod gguf;
 mod input_file;
 pub mod llava;
-mod output_dir;
+pub mod output_dir;
 pub mod progress;
 pub mod sae;
 mod weights;

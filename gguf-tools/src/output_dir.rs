@@ -8,14 +8,15 @@ use crate::{Error, Result};
 /// The folders that were made for a conversion, innermost first. They go when the value is dropped,
 /// where they are empty: after a failure. So it must outlive the files being written.
 #[derive(Debug)]
-pub(crate) struct OutputDir(Vec<PathBuf>);
+#[must_use]
+pub struct OutputDir(Vec<PathBuf>);
 
 impl OutputDir {
     /// Makes the folder `dir`, and those above it, if need be.
     ///
     /// # Errors
     /// The operating system's.
-    pub(crate) fn create(dir: &Path) -> Result<Self> {
+    pub fn create(dir: &Path) -> Result<Self> {
         let missing = dir.ancestors().take_while(|dir| !dir.exists());
         let made = Self(missing.map(Path::to_path_buf).collect());
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

@@ -14,7 +14,7 @@ use safetensors::tensor::Metadata;
 
 use crate::gguf::TensorType;
 use crate::input_file::{LFS_POINTER_START, lfs_pointer_error};
-use crate::{Error, Result};
+use crate::{Error, Result, input_file};
 
 /// Numbers read from a file at once, at most, unless one row has more.
 const BLOCK_VALUES: usize = 1 << 20;
@@ -45,7 +45,7 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
             path.display()
         ))
     };
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let mut file = input_file::open(path)?;
     let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
     let mut length = [0; 8];
     if n_file_bytes < length.len() as u64 {
@@ -163,7 +163,7 @@ impl StoredTensor {
     pub(crate) fn open(&self) -> Result<OpenTensor<'_>> {
         Ok(OpenTensor {
             tensor: self,
-            file: File::open(&self.path).map_err(Error::io("open", &self.path))?,
+            file: input_file::open(&self.path)?,
             bytes: Vec::new(),
         })
     }

@@ -22,8 +22,10 @@ pub(super) fn with_long_names(
     args: impl Iterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
     args.map(|arg| {
-        let long = LONG_NAMES.iter().find(|(short, _)| arg == *short);
-        long.map_or(arg, |(_, long)| OsString::from(long))
+        let text = arg.to_str().unwrap_or_default();
+        let (name, value) = text.find('=').map_or((text, ""), |at| text.split_at(at));
+        let long = LONG_NAMES.iter().find(|(short, _)| name == *short);
+        long.map_or_else(|| arg.clone(), |(_, long)| format!("{long}{value}").into())
     })
 }
 
@@ -193,6 +195,17 @@ impl ModelArgs {
         }
     }
 
+    /// The model's files, as far as they are named or lie in the folder.
+    pub(super) fn given_files(&self) -> Vec<PathBuf> {
+        let in_dir = self.model_dir.as_ref().and_then(|dir| dir.read_dir().ok());
+        let in_dir = in_dir.into_iter().flatten().flatten();
+        let named = [&self.model, &self.mmproj, &self.sae].into_iter().flatten();
+        named
+            .cloned()
+            .chain(in_dir.map(|entry| entry.path()))
+            .collect()
+    }
+
     fn files(&self, verbosity: Verbosity) -> llava_sae_cpp::Result<ModelFiles> {
         if self.model_dir.is_none()
             && self.model.is_none()
@@ -220,7 +233,8 @@ pub(super) struct PromptArgs {
     /// `Describe the image.`]
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Take the prompt as it stands, without chat template; `<image>` marks the image
+    /// Take the prompt as it stands, without chat template; `<image>` marks the image, and `<bos>`
+    /// goes first if it is not there
     #[arg(long)]
     raw_prompt: bool,
 }
@@ -266,7 +280,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
     temp: f32,
     /// Seed for a temperature above 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    // llama.cpp takes the largest number for "any".
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..i64::from(u32::MAX)))]
     seed: u32,
 }
 
@@ -297,15 +312,23 @@ pub(super) struct InterventionArgs {
     #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_steer_list, allow_hyphen_values = true)]
     steer: Vec<SteerList>,
     /// Positions that interventions touch: all, image, prompt, generated, or a list of them
-    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions)]
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, requires = "steer")]
     at: Positions,
 }
 
 /// Pairs of a feature's name and a strength.
 type SteerList = Vec<(String, f32)>;
 
+/// An error as clap shows it.
+pub(super) fn with_hint(error: llava_sae_cpp::Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}: {hint}"),
+        None => error.to_string(),
+    }
+}
+
 fn parse_positions(text: &str) -> Result<Positions, String> {
-    Positions::parse(text).map_err(|error| error.to_string())
+    Positions::parse(text).map_err(with_hint)
 }
 
 /// Reads `FEATURE:STRENGTH[,FEATURE:STRENGTH…]`. A label may hold commas and colons, so an item
@@ -382,7 +405,7 @@ impl InterventionArgs {
 /// The main command's arguments.
 #[derive(Args)]
 pub(super) struct DescribeArgs {
-    /// The picture to describe; without one, the prompt is text only
+    /// The picture to describe; without one, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
     pub(super) image: Option<PathBuf>,
     #[command(flatten)]

@@ -1,12 +1,14 @@
 //! `capture`: everything the hook saw, as a safetensors file.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
+use gguf_tools::gguf::Overwrite;
 use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -18,7 +20,7 @@ use super::{CommandResult, Outcome, json};
 #[derive(Args)]
 #[command(after_long_help = TENSORS)]
 pub(super) struct CaptureArgs {
-    /// The picture; without one, the prompt is text only
+    /// The picture; without one, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
     image: Option<PathBuf>,
     /// The safetensors file to write
@@ -35,7 +37,8 @@ pub(super) struct CaptureArgs {
 }
 
 const TENSORS: &str = "\
-Tensors (n rows: the prompt's and, with -n above 0, the generated tokens'):
+Tensors (n rows: the prompt's and the generated tokens', but for the last token, which no run reads
+any more; `-n 0` stops after the prompt):
   token_ids         I32 [n]           -1 for image rows
   kinds             U8  [n]           0 text, 1 image, 2 generated
   resid             F32 [n, d_model]  at the SAE's hook, before interventions
@@ -51,6 +54,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
+    check_target(&args)?;
     let mut session = args.model.open(verbosity, interrupt)?;
     let steering = args.interventions.steering(&mut session)?;
     let image = args
@@ -103,6 +107,25 @@ pub(super) fn run(
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
     tensors.write(&args.output, metadata)?;
     Ok(Outcome::Done)
+}
+
+/// Checks, before any work, that the output can be replaced and is not one of the inputs.
+fn check_target(args: &CaptureArgs) -> llava_sae_cpp::Result<()> {
+    Overwrite::Replace.check(&args.output)?;
+    let Ok(output) = args.output.canonicalize() else {
+        return Ok(());
+    };
+    let mut inputs = args.model.given_files();
+    inputs.extend(args.image.clone());
+    let is_output = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == output);
+    if inputs.iter().any(is_output) {
+        let shown = args.output.display();
+        return Err(
+            Error::invalid(format!("cannot write `{shown}`: it is an input"))
+                .with_hint("give another output"),
+        );
+    }
+    Ok(())
 }
 
 /// Named tensors as little-endian bytes.
@@ -165,7 +188,7 @@ impl Tensors {
         self.add(name, Dtype::F32, shape, bytes);
     }
 
-    /// Writes a temporary file beside `path` and renames it.
+    /// Writes a temporary file beside `path`, which may be replaced, and renames it.
     fn write(&self, path: &Path, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<()> {
         let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
@@ -174,14 +197,18 @@ impl Tensors {
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| {
             Error::invalid(format!("cannot make the safetensors file: {error}"))
         })?;
+        // A link stays, and what it leads to is replaced.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let dir = match path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
         let io = |error| gguf_tools::Error::io("write", path)(error);
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+        // Not tempfile's own way to create the file: its files are private.
+        let file = tempfile::Builder::new().make_in(dir, |path| File::create_new(path));
+        let (mut file, temporary) = file.map_err(io)?.into_parts();
         file.write_all(&bytes).map_err(io)?;
-        file.persist(path).map_err(|error| io(error.error))?;
+        temporary.persist(path).map_err(|error| io(error.error))?;
         Ok(())
     }
 }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::output_dir::OutputDir;
 use gguf_tools::sae::{self, SaeOptions};
-use llava_sae_cpp::Error;
 use llava_sae_cpp::llama::{Quant, quantize};
+use llava_sae_cpp::{Error, ModelFiles};
 
 use super::args::Verbosity;
 use super::progress::{self, Spinner};
@@ -17,9 +18,10 @@ use super::{CommandResult, Outcome};
 
 /// Convert a LLaVA-Gemma checkpoint and an SAE to a model folder
 #[derive(Args)]
+#[command(group = ArgGroup::new("source").args(["llava", "sae"]).required(true).multiple(true))]
 pub(super) struct ConvertArgs {
     /// A Hugging Face LLaVA-Gemma folder
-    #[arg(long, value_name = "DIR", required_unless_present = "sae")]
+    #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
     /// An SAELens folder, or its `cfg.json` or weights file
     #[arg(long, value_name = "DIR|FILE")]
@@ -70,6 +72,21 @@ enum SmallType {
     Q8_0,
 }
 
+impl ModelType {
+    /// As the command line and llama.cpp write it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q6K => "q6_k",
+            Self::Q5KM => "q5_k_m",
+            Self::Q4KM => "q4_k_m",
+        }
+    }
+}
+
 impl SmallType {
     fn tensor_type(self) -> TensorType {
         match self {
@@ -90,29 +107,72 @@ pub(super) fn run(
     } else {
         Overwrite::Refuse
     };
-    std::fs::create_dir_all(&args.output).map_err(gguf_tools::Error::io("create", &args.output))?;
+    let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
+    let sae = in_output("sae", args.sae_type.tensor_type().name());
+    let model = in_output("model", args.model_type.name());
+    let mmproj = in_output("mmproj", args.mmproj_type.tensor_type().name());
+    let targets = [
+        args.sae.as_ref().map(|_| &sae),
+        args.llava.as_ref().map(|_| &model),
+        args.llava.as_ref().map(|_| &mmproj),
+    ];
+    for target in targets.into_iter().flatten() {
+        overwrite.check(target)?;
+    }
+    let _output = OutputDir::create(&args.output)?;
+    // Everything is made in a folder beside the targets and renamed, so nothing half-made stays.
+    let work = tempfile::Builder::new()
+        .prefix(".convert-")
+        .tempdir_in(&args.output)
+        .map_err(|error| gguf_tools::Error::io("write to", &args.output)(error.kind().into()))?;
+    let in_work = |target: &Path| {
+        let name = target.file_name().expect("targets are files");
+        work.path().join(name)
+    };
     // The SAE first: it is small, and its errors come without a long wait.
     if let Some(source) = &args.sae {
-        let name = format!("sae-{}.gguf", args.sae_type.tensor_type().name());
         let options = SaeOptions {
             weight_type: args.sae_type.tensor_type(),
             norm_factor: args.norm_factor,
             labels: args.labels.clone(),
-            overwrite,
+            overwrite: Overwrite::Refuse,
         };
         let mut bar = progress::byte_bar("SAE", verbosity, Arc::clone(&interrupt));
-        sae::convert(source, &args.output.join(name), &options, &mut bar)?;
+        sae::convert(source, &in_work(&sae), &options, &mut bar)?;
     }
     if let Some(source) = &args.llava {
-        convert_llava(source, &args, overwrite, verbosity, interrupt)?;
+        convert_llava(source, &args, &in_work(&model), verbosity, interrupt)?;
+    }
+    if args.sae.is_some() && args.llava.is_some() {
+        let files = ModelFiles {
+            model: in_work(&model),
+            mmproj: Some(in_work(&mmproj)),
+            sae: in_work(&sae),
+        };
+        files.check()?;
+    }
+    for target in targets.into_iter().flatten() {
+        std::fs::rename(in_work(target), target).map_err(gguf_tools::Error::io("write", target))?;
+    }
+    // Files of other types may lie there already.
+    let unless_made = |target| (!targets.contains(&Some(target))).then(|| target.clone());
+    let found = ModelFiles::find(
+        Some(&args.output),
+        unless_made(&model),
+        unless_made(&mmproj),
+        unless_made(&sae),
+    );
+    if let Err(error) = found {
+        log::warn!("{error}");
     }
     Ok(Outcome::Done)
 }
 
+/// Writes the language model to `model`, and the projector beside it.
 fn convert_llava(
     source: &Path,
     args: &ConvertArgs,
-    overwrite: Overwrite,
+    model: &Path,
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> llava_sae_cpp::Result<()> {
@@ -122,40 +182,22 @@ fn convert_llava(
         ModelType::Bf16 => (TensorType::Bf16, None),
         ModelType::Q8_0 => (TensorType::Q8_0, None),
         // llama.cpp's quantiser starts from a file that holds the checkpoint's own precision.
-        ModelType::Q6K => (llava::weight_type(source)?, Some((Quant::Q6K, "q6_k"))),
-        ModelType::Q5KM => (llava::weight_type(source)?, Some((Quant::Q5KM, "q5_k_m"))),
-        ModelType::Q4KM => (llava::weight_type(source)?, Some((Quant::Q4KM, "q4_k_m"))),
+        ModelType::Q6K => (llava::weight_type(source)?, Some(Quant::Q6K)),
+        ModelType::Q5KM => (llava::weight_type(source)?, Some(Quant::Q5KM)),
+        ModelType::Q4KM => (llava::weight_type(source)?, Some(Quant::Q4KM)),
     };
-    let mut options = LlavaOptions {
+    let options = LlavaOptions {
         model_type,
         mmproj_type: args.mmproj_type.tensor_type(),
-        overwrite,
+        overwrite: Overwrite::Refuse,
     };
+    let dir = model.parent().expect("it lies in the output folder");
     let mut bar = progress::byte_bar("model", verbosity, Arc::clone(&interrupt));
-    let Some((k_quant, name)) = k_quant else {
-        llava::convert(source, &args.output, &options, &mut bar)?;
-        return Ok(());
-    };
-    let target = args.output.join(format!("model-{name}.gguf"));
-    let mmproj = args
-        .output
-        .join(format!("mmproj-{}.gguf", options.mmproj_type.name()));
-    for path in [&target, &mmproj] {
-        overwrite.check(path)?;
-    }
-    // Everything is made in a folder beside the targets and renamed, so nothing half-made stays.
-    let work = tempfile::Builder::new()
-        .prefix(".convert-")
-        .tempdir_in(&args.output)
-        .map_err(gguf_tools::Error::io("write to", &args.output))?;
-    options.overwrite = Overwrite::Replace;
-    let made = llava::convert(source, work.path(), &options, &mut bar)?;
-    let quantized = work.path().join("quantized.gguf");
-    let spinner = Spinner::start("quantising", verbosity);
-    quantize_or_stop(&made.model, &quantized, k_quant, &interrupt)?;
-    spinner.finish();
-    for (from, to) in [(&quantized, &target), (&made.mmproj, &mmproj)] {
-        std::fs::rename(from, to).map_err(gguf_tools::Error::io("write", to))?;
+    let made = llava::convert(source, dir, &options, &mut bar)?;
+    if let Some(k_quant) = k_quant {
+        let spinner = Spinner::start("quantising", verbosity);
+        quantize_or_stop(&made.model, model, k_quant, &interrupt)?;
+        spinner.finish();
     }
     Ok(())
 }

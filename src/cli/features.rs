@@ -49,7 +49,7 @@ enum PoolArg {
 }
 
 fn parse_over(word: &str) -> Result<Over, String> {
-    Over::parse(word).map_err(|error| error.to_string())
+    Over::parse(word).map_err(args::with_hint)
 }
 
 /// What `--json` prints for an image.

@@ -45,8 +45,11 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the man page
-    Man,
+    /// Print a man page
+    Man {
+        /// The command that it is about; without one, the program
+        command: Option<String>,
+    },
 }
 
 const USAGE: &str = "llava-sae-cpp [OPTIONS] [IMAGE]\n       llava-sae-cpp <COMMAND>";
@@ -108,7 +111,7 @@ pub(crate) fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);
             out.write_all(&buffer)
         }),
-        Some(Command::Man) => print(|out| clap_mangen::Man::new(Cli::command()).render(out)),
+        Some(Command::Man { command }) => man(command.as_deref()),
     };
     exit_code(result)
 }
@@ -166,6 +169,20 @@ fn print(printer: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResul
         .and_then(|()| stdout.flush())
         .map_err(Failure::Output)?;
     Ok(Outcome::Done)
+}
+
+/// Prints the man page of a command, or of the program.
+fn man(name: Option<&str>) -> CommandResult {
+    let mut program = Cli::command();
+    program.build();
+    let command = match name {
+        None => program,
+        Some(name) => program.find_subcommand(name).cloned().ok_or_else(|| {
+            Error::invalid(format!("no command `{name}`"))
+                .with_hint("`llava-sae-cpp --help` lists them")
+        })?,
+    };
+    print(|out| clap_mangen::Man::new(command).render(out))
 }
 
 /// A flag that Ctrl-C and `kill` set; the second time, the process ends at once.

@@ -13,7 +13,7 @@ pub(super) fn print_features(
     scores: &[FeatureScore],
     sae: &Sae,
 ) -> io::Result<()> {
-    writeln!(out, "{title}")?;
+    writeln!(out, "{}", one_line(title))?;
     if scores.is_empty() {
         return writeln!(out, "  none is active");
     }
@@ -33,7 +33,7 @@ pub(super) fn print_features(
     Ok(())
 }
 
-/// A label without line breaks and other control characters, which could garble a terminal.
+/// A label or title without line breaks and other control characters, which could garble a terminal.
 fn one_line(label: &str) -> String {
     label
         .chars()

@@ -178,7 +178,20 @@ fn features_and_strengths() {
         1,
         &["strengths add up", "hint: "],
     );
-    check(&["--steer", "dog:1", "--at", "images", DOG], 2, &["--at"]);
+    check(&["--steer", "dog:-1e30", DOG], 1, &["too large", "hint: "]);
+    check(&["--steer=-1:1", DOG], 1, &["`-1`", "0 to 1023"]);
+    check(&["--at", "image", DOG], 2, &["--steer"]);
+    check(&["--seed", "4294967295", DOG], 2, &["--seed"]);
+    check(
+        &["features", "--over", "foo", DOG],
+        2,
+        &["`image`, `prompt`"],
+    );
+    check(
+        &["--steer", "dog:1", "--at", "images", DOG],
+        2,
+        &["--at", "`image,generated`"],
+    );
     check(&["--compare", DOG], 2, &["--steer"]);
     check(
         &["--top", "3", "features", DOG],
@@ -264,6 +277,15 @@ fn pictures_that_are_refused() {
     for n_bytes in [0, 5, 40, bytes.len() / 2] {
         std::fs::write(&bad, &bytes[..n_bytes]).expect("a file of our own");
         check(&[text(&bad)], 1, &["bad.png", "hint: "]);
+    }
+    let jpeg = dir.join("bad.jpg");
+    let dog = image::open(DOG).expect("a committed file");
+    dog.save(&jpeg).expect("a file of our own");
+    let whole = std::fs::read(&jpeg).expect("just written");
+    assert!(llava_sae_cpp::Picture::open(&jpeg).is_ok());
+    for n_missing in [whole.len() / 2, 40, 1] {
+        std::fs::write(&jpeg, &whole[..whole.len() - n_missing]).expect("a file of our own");
+        check(&[text(&jpeg)], 1, &["truncated", "bad.jpg", "hint: "]);
     }
     std::fs::write(&bad, "not a picture").expect("a file of our own");
     check(&[text(&bad)], 1, &["bad.png", "hint: "]);
@@ -399,6 +421,13 @@ fn conversions_that_are_refused() {
         &["/no/such"],
     );
     check(&["convert", "-o", text(&out)], 2, &["--llava"]);
+    let llava = "tests/fixtures/tiny/llava";
+    let other_sae = "tests/fixtures/demo/sae";
+    for model_type in ["f16", "q4_k_m"] {
+        let both = ["convert", "--llava", llava, "--sae", other_sae];
+        let more = ["--type", model_type, "-o", text(&out)];
+        check(&[&both[..], &more].concat(), 1, &["do not belong together"]);
+    }
     let below_a_file = dir.join("file/out");
     std::fs::write(dir.join("file"), "").expect("a file of our own");
     check(
@@ -412,7 +441,32 @@ fn conversions_that_are_refused() {
         1,
         &["file"],
     );
-    assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));
+    assert!(!out.exists(), "{:?}", names(&out));
+}
+
+#[test]
+fn a_second_type_in_a_folder_is_pointed_out() {
+    let out = folder("two-types");
+    for (model_type, warning) in [("f16", ""), ("f32", "several `model*.gguf`")] {
+        let output = run(&[
+            "convert",
+            "--llava",
+            "tests/fixtures/tiny/llava",
+            "--type",
+            model_type,
+            "--force",
+            "-o",
+            text(&out),
+        ]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(
+            stderr.contains("warning: several"),
+            !warning.is_empty(),
+            "{stderr}"
+        );
+        assert!(stderr.contains(warning), "{stderr}");
+    }
 }
 
 #[test]
@@ -445,12 +499,39 @@ fn nothing_is_overwritten_unasked() {
             }
             std::fs::write(out.join(&name), "mine").expect("a file of our own");
             assert_eq!(convert(&["--type", model_type]), Some(1), "{name}");
-            assert_eq!(names(&out), [name.clone()]);
+            assert_eq!(names(&out), std::slice::from_ref(&name));
             assert_eq!(
                 std::fs::read(out.join(&name)).expect("still there"),
                 b"mine"
             );
         }
+    }
+}
+
+/// Neither a device nor an input is overwritten; a link stays.
+#[cfg(unix)]
+#[test]
+fn captures_replace_nothing_but_files() {
+    let dir = folder("capture-targets");
+    let capture = |target: &Path, picture: &str| {
+        run(&["capture", "-q", "-n", "0", "-o", text(target), picture])
+    };
+    let pipe = dir.join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo is there").success());
+    assert_eq!(capture(&pipe, DOG).status.code(), Some(1));
+    assert!(!pipe.metadata().expect("still there").is_file());
+    let picture = dir.join("dog.png");
+    std::fs::copy(DOG, &picture).expect("a copy");
+    assert_eq!(capture(&picture, text(&picture)).status.code(), Some(1));
+    assert!(image::open(&picture).is_ok());
+    let (link, target) = (dir.join("link"), dir.join("target"));
+    std::fs::write(&target, "").expect("a file of our own");
+    std::os::unix::fs::symlink(&target, &link).expect("a link of our own");
+    assert_eq!(capture(&link, DOG).status.code(), Some(0));
+    assert!(link.is_symlink() && target.metadata().expect("there").len() > 0);
+    for role in ["--model", "--mmproj", "--sae"] {
+        check_file(role, &pipe, &["no regular file"]);
     }
 }
 

@@ -1,13 +1,12 @@
 //! Reads GGUF headers, and tensors as f32.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::source::Source;
 use super::{DEFAULT_ALIGNMENT, TensorType, Value};
-use crate::{Error, Result};
+use crate::{Error, Result, input_file};
 
 /// A GGUF file whose header has been read and checked; the tensors' data stays in the file.
 #[derive(Debug)]
@@ -249,7 +248,7 @@ impl Gguf {
             tensor.name
         );
 
-        let mut file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        let mut file = input_file::open(&self.path)?;
         file.seek(SeekFrom::Start(tensor.offset + start))
             .map_err(Error::io("read", &self.path))?;
         let mut file = BufReader::with_capacity(1 << 20, file.take(length));

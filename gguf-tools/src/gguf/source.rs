@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::value::Scalar;
 use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorInfo, TensorType, tensor_bytes};
-use crate::{Error, Result};
+use crate::{Error, Result, input_file};
 
 /// The longest string and the longest array that are read: no real file comes near, and a damaged
 /// length cannot exhaust the memory.
@@ -25,14 +25,8 @@ pub(super) struct Source {
 impl Source {
     /// Opens the file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = input_file::open(path)?;
         let metadata = file.metadata().map_err(Error::io("read", path))?;
-        if metadata.is_dir() {
-            return Err(Error::invalid(format!(
-                "`{}` is a folder, not a GGUF file",
-                path.display()
-            )));
-        }
         Ok(Self {
             path: path.to_owned(),
             file: BufReader::new(file),

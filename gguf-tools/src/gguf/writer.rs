@@ -27,11 +27,18 @@ impl Overwrite {
     /// Checks that a file may take the place of `target`.
     ///
     /// # Errors
-    /// When `target` is a folder, or exists and must not be replaced.
+    /// When `target` is a folder, a device or a pipe, or exists and must not be replaced.
     pub fn check(self, target: &Path) -> Result<()> {
-        if target.is_dir() {
+        if let Ok(metadata) = target.metadata()
+            && !metadata.is_file()
+        {
+            let what = if metadata.is_dir() {
+                "a folder"
+            } else {
+                "no regular file"
+            };
             return Err(Error::invalid(format!(
-                "cannot write `{}`: it is a folder",
+                "cannot write `{}`: it is {what}",
                 target.display()
             ))
             .with_hint("give another output"));
@@ -73,6 +80,8 @@ impl Writer {
     /// When the target exists and must not be replaced, or its folder cannot be written to.
     pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self> {
         overwrite.check(target)?;
+        // A link stays, and what it leads to is replaced.
+        let target = &target.canonicalize().unwrap_or_else(|_| target.to_owned());
         let folder = match target.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -88,7 +97,7 @@ impl Writer {
         Ok(Self {
             file,
             path,
-            target: target.to_owned(),
+            target: target.clone(),
             overwrite,
             metadata: Vec::new(),
             tensors: Vec::new(),
