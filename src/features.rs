@@ -1,5 +1,7 @@
 //! Ranking an image's features: pooling activations over positions. Pure arithmetic.
 
+use gguf_tools::sae::Baseline;
+
 use crate::sae::Activations;
 use crate::tokens::{Token, TokenKind};
 use crate::{Error, Result};
@@ -53,8 +55,10 @@ pub enum Pool {
 pub struct FeatureScore {
     /// Its index.
     pub feature: usize,
-    /// The pooled activation, by which features are ranked.
+    /// The pooled activation.
     pub score: f32,
+    /// The largest activation, less the feature's usual one on pictures; where a baseline was given.
+    pub lift: Option<f32>,
     /// The largest activation over the pooled positions.
     pub max: f32,
     /// Where it is, as a position of the prompt.
@@ -104,13 +108,14 @@ pub fn pooled_positions(tokens: &[Token], over: Over) -> Result<Vec<usize>> {
     Ok(positions)
 }
 
-/// Ranks the features that are active at `positions`, best first; equal scores by index.
-/// `activations` has a row for each position of the prompt.
+/// Ranks the features that are active at `positions`, best first, by lift if there is a `baseline`,
+/// else by their score; equal ones by index. `activations` has a row for each position of the prompt.
 pub fn rank(
     activations: &Activations,
     positions: &[usize],
     d_sae: usize,
     pool: Pool,
+    baseline: Option<&Baseline>,
 ) -> Vec<FeatureScore> {
     struct Sums {
         sum: f32,
@@ -150,12 +155,14 @@ pub fn rank(
             Some(FeatureScore {
                 feature,
                 score,
+                lift: baseline.map(|baseline| sums.max - baseline.mean_max[feature]),
                 max: sums.max,
                 argmax_position: sums.argmax_position,
                 n_tokens: sums.n_tokens,
             })
         })
         .collect();
-    ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.feature.cmp(&b.feature)));
+    let key = |score: &FeatureScore| score.lift.unwrap_or(score.score);
+    ranked.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.feature.cmp(&b.feature)));
     ranked
 }

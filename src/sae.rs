@@ -1,8 +1,6 @@
 //! A sparse autoencoder (SAE) at run time: features of rows, decoder directions, labels.
 
-use std::path::Path;
-
-use gguf_tools::sae::{SaeFile, SaeMeta};
+use gguf_tools::sae::{Baseline, SaeFile, SaeMeta};
 
 use crate::hook_point::HookPoint;
 use crate::llama::MatrixProduct;
@@ -61,7 +59,8 @@ pub struct Sae {
     b_enc: Vec<f32>,     // [d_sae]
     threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
     b_dec: Vec<f32>,     // [d_model]; empty where it is not subtracted from the input
-    centred: Vec<f32>,   // [n_rows, d_model], reused
+    baseline: Option<Baseline>,
+    centred: Vec<f32>, // [n_rows, d_model], reused
 }
 
 impl Sae {
@@ -86,6 +85,7 @@ impl Sae {
             Vec::new()
         };
         Ok(Self {
+            baseline: file.baseline()?,
             file,
             hook_point,
             encoder,
@@ -102,8 +102,13 @@ impl Sae {
     }
 
     /// The file it was read from.
-    pub fn path(&self) -> &Path {
-        self.file.path()
+    pub fn file(&self) -> &SaeFile {
+        &self.file
+    }
+
+    /// What its features usually do on pictures, where the file says so.
+    pub fn baseline(&self) -> Option<&Baseline> {
+        self.baseline.as_ref()
     }
 
     /// Where in the model it reads.

@@ -259,15 +259,22 @@ impl PromptArgs {
     }
 }
 
+/// Reads and encodes a picture.
+pub(super) fn encode_quietly(
+    session: &mut Session,
+    path: &Path,
+) -> llava_sae_cpp::Result<ImageEmbeddings> {
+    session.encode_image(&Picture::open(path)?)
+}
+
 /// Reads and encodes a picture, with a spinner.
 pub(super) fn encode_image(
     session: &mut Session,
     path: &Path,
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<ImageEmbeddings> {
-    let picture = Picture::open(path)?;
     let _spinner = Spinner::start("encoding the image", verbosity);
-    session.encode_image(&picture)
+    encode_quietly(session, path)
 }
 
 /// How text is generated.

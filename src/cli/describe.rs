@@ -113,6 +113,9 @@ pub(super) fn run(
         writeln!(io::stdout(), "{report}").map_err(Failure::Output)?;
     } else if args.top > 0 {
         let title = match over {
+            Over::Image if session.sae().baseline().is_some() => {
+                "Features that the image fired most (largest activation over its tokens, less the usual one):"
+            }
             Over::Image => {
                 "Features that the image fired most (largest activation over its tokens):"
             }
@@ -166,8 +169,11 @@ fn top_features(
     top: usize,
 ) -> llava_sae_cpp::Result<Vec<FeatureScore>> {
     let positions = features::pooled_positions(&run.trace.tokens, over)?;
-    let d_sae = session.sae().meta().d_sae;
-    let mut scores = features::rank(&run.trace.activations, &positions, d_sae, Pool::Max);
+    let sae = session.sae();
+    let baseline = sae.baseline().filter(|_| over == Over::Image);
+    let d_sae = sae.meta().d_sae;
+    let acts = &run.trace.activations;
+    let mut scores = features::rank(acts, &positions, d_sae, Pool::Max, baseline);
     scores.truncate(top);
     Ok(scores)
 }

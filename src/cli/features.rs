@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
-use llava_sae_cpp::{Activations, Keep, RunOptions, Sampling, Session, Token, TokenKind};
+use llava_sae_cpp::{Activations, Error, Keep, RunOptions, Sampling, Session, Token, TokenKind};
 use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
@@ -30,6 +30,11 @@ pub(super) struct FeaturesArgs {
     /// How activations of several positions become a score
     #[arg(long, value_name = "HOW", default_value = "max")]
     pool: PoolArg,
+    /// Order: by `lift`, the largest activation less the feature's usual one on pictures, or by
+    /// `activation`, the score [default: lift for the image's maxima where the SAE's file has a
+    /// baseline]
+    #[arg(long, value_name = "ORDER")]
+    rank: Option<RankArg>,
     /// Print one JSON object an image, a line each
     #[arg(long)]
     json: bool,
@@ -37,6 +42,12 @@ pub(super) struct FeaturesArgs {
     prompt: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RankArg {
+    Lift,
+    Activation,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -113,8 +124,17 @@ fn show(
     };
     let run = session.run(&prompt, options, &mut |_| {})?;
     spinner.finish();
-    let d_sae = session.sae().meta().d_sae;
-    let mut scores = features::rank(&run.trace.activations, &positions, d_sae, pool);
+    let sae = session.sae();
+    let baseline = match args.rank {
+        Some(RankArg::Activation) => None,
+        Some(RankArg::Lift) => Some(sae.baseline().ok_or_else(no_baseline)?),
+        None => sae
+            .baseline()
+            .filter(|_| pool == Pool::Max && args.over == Over::Image),
+    };
+    let d_sae = sae.meta().d_sae;
+    let acts = &run.trace.activations;
+    let mut scores = features::rank(acts, &positions, d_sae, pool, baseline);
     scores.truncate(args.top.get());
 
     let shown = path.display();
@@ -138,7 +158,7 @@ fn show(
             .zip(&scores)
             .map(|(standing, score)| FeatureReport {
                 standing,
-                lift: None,
+                lift: score.lift,
                 argmax_position: score.argmax_position,
                 patches: patches(score, prompt.tokens(), &run.trace.activations),
             })
@@ -146,6 +166,11 @@ fn show(
     };
     let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
     writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+}
+
+fn no_baseline() -> Error {
+    Error::invalid("the SAE's file has no baseline, so there is no lift")
+        .with_hint("measure one with `llava-sae-cpp baseline`, or use `--rank activation`")
 }
 
 /// A feature's activation at each image row, in reading order.

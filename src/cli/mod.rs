@@ -1,6 +1,7 @@
 //! The command line: arguments to a session, results to stdout, all else to stderr.
 
 mod args;
+mod baseline;
 mod capture;
 mod convert;
 mod describe;
@@ -40,6 +41,7 @@ enum Command {
     Features(features::FeaturesArgs),
     Capture(capture::CaptureArgs),
     Convert(convert::ConvertArgs),
+    Baseline(baseline::BaselineArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -68,6 +70,8 @@ Examples:
       Everything the hook saw, for a notebook
   llava-sae-cpp convert --llava llava-gemma-2b-hf --sae gemma-2b-res-jb -o llava-gemma-2b
       Make a model folder
+  llava-sae-cpp baseline -d llava-gemma-2b pictures/ -o sae-with-baseline.gguf
+      Measure what features usually do on pictures, so that rankings show what is particular
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
@@ -106,6 +110,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
+        Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);

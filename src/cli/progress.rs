@@ -35,6 +35,29 @@ impl Drop for Spinner {
     }
 }
 
+/// A bar over things to do.
+pub(super) struct Counter(ProgressBar);
+
+impl Counter {
+    pub(super) fn start(message: &'static str, n_things: usize, verbosity: Verbosity) -> Self {
+        if !wanted(verbosity) {
+            return Self(ProgressBar::hidden());
+        }
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+        let style = style.expect("a constant template");
+        let bar = ProgressBar::new(n_things as u64).with_message(message);
+        Self(bar.with_style(style))
+    }
+
+    pub(super) fn advance(&self) {
+        self.0.inc(1);
+    }
+
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// A bar over bytes, as a progress callback of the conversions; it stops them when `interrupt` is
 /// set.
 pub(super) fn byte_bar(

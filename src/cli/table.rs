@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use llava_sae_cpp::Sae;
 use llava_sae_cpp::features::FeatureScore;
 
-/// Prints ranked features under `title`: rank, index, score, largest activation, the number of
+/// Prints ranked features under `title`: rank, index, lift if there is a baseline, score, largest activation, the number of
 /// positions where it is active, label.
 pub(super) fn print_features(
     out: &mut dyn Write,
@@ -17,13 +17,20 @@ pub(super) fn print_features(
     if scores.is_empty() {
         return writeln!(out, "  none is active");
     }
-    writeln!(out, "  rank  feature     score       max  tokens  label")?;
+    let has_lift = scores[0].lift.is_some();
+    let lift_title = if has_lift { "      lift" } else { "" };
+    writeln!(
+        out,
+        "  rank  feature{lift_title}     score       max  tokens  label"
+    )?;
     for (i, score) in scores.iter().enumerate() {
         let label = sae.label(score.feature).map(one_line).unwrap_or_default();
+        let lift = score.lift.map(|lift| format!("  {lift:>8.3}"));
         let line = format!(
-            "{:>6}  {:>7}  {:>8.3}  {:>8.3}  {:>6}  {label}",
+            "{:>6}  {:>7}{}  {:>8.3}  {:>8.3}  {:>6}  {label}",
             i + 1,
             score.feature,
+            lift.unwrap_or_default(),
             score.score,
             score.max,
             score.n_tokens,

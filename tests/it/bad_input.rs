@@ -13,7 +13,7 @@ use crate::fixture::{Fixture, exact_options, temporary_root};
 const DOG: &str = "assets/pictures/dog.png";
 
 /// Runs the program, which must fail with `code` and say all of `words`.
-fn check(args: &[&str], code: i32, words: &[&str]) {
+pub(crate) fn check(args: &[&str], code: i32, words: &[&str]) {
     let output = run(args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");

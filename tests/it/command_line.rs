@@ -20,14 +20,14 @@ pub(crate) fn run(args: &[&str]) -> Output {
 }
 
 /// The stdout of a run that succeeds.
-fn stdout(args: &[&str]) -> String {
+pub(crate) fn stdout(args: &[&str]) -> String {
     let output = run(args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {stderr}");
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-fn json(args: &[&str]) -> serde_json::Value {
+pub(crate) fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&stdout(args)).expect("one JSON object")
 }
 

@@ -3,6 +3,7 @@
 //! Answers come from transformers (`tests/fixtures/README.md`) or from llama.cpp itself.
 
 mod bad_input;
+mod baseline;
 mod command_line;
 mod conversion;
 mod fixture;

@@ -225,6 +225,31 @@ impl Gguf {
         self.read_into(tensor, row_idx, out)
     }
 
+    /// Hands out a tensor's bytes as they lie in the file, block by block.
+    ///
+    /// # Errors
+    /// When the file cannot be read, and those of `take`.
+    pub(crate) fn for_each_block(
+        &self,
+        tensor: &TensorInfo,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        const BLOCK_BYTES: usize = 1 << 20;
+        let mut file = input_file::open(&self.path)?;
+        file.seek(SeekFrom::Start(tensor.offset))
+            .map_err(Error::io("read", &self.path))?;
+        let mut n_left = size(tensor.n_bytes);
+        let mut block = vec![0; BLOCK_BYTES.min(n_left)];
+        while n_left > 0 {
+            let block = &mut block[..BLOCK_BYTES.min(n_left)];
+            file.read_exact(block)
+                .map_err(Error::io("read", &self.path))?;
+            take(block)?;
+            n_left -= block.len();
+        }
+        Ok(())
+    }
+
     /// Reads rows from `first_row` on, as many as `out` holds.
     fn read_into(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
         if !tensor.tensor_type.is_convertible() {

@@ -258,7 +258,7 @@ impl TensorWriter {
     }
 
     /// Appends bytes that are already in the current tensor's type and for which there is room.
-    fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)?;
         self.n_written += bytes.len() as u64;
         let n_bytes = self.current()?.n_bytes;

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use super::baseline::Baseline;
 use super::schema::{
-    Architecture, B_DEC, B_ENC, DECODER_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, refused,
+    Architecture, B_DEC, B_ENC, BASELINE_PICTURES, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
+    SaeMeta, THRESHOLD, W_DEC, W_ENC, refused,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};
@@ -84,6 +86,25 @@ impl SaeFile {
     /// When the file cannot be read, or holds a number that is not finite.
     pub fn decoder_norm(&self) -> Result<Vec<f32>> {
         self.vector(DECODER_NORM)
+    }
+
+    /// What the features usually do on pictures, where that was measured.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn baseline(&self) -> Result<Option<Baseline>> {
+        if self.gguf.tensor(IMAGE_BASELINE).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Baseline {
+            mean_max: self.vector(IMAGE_BASELINE)?,
+            frequency: self.vector(IMAGE_FREQUENCY)?,
+            n_pictures: self.gguf.require_u32(BASELINE_PICTURES)?,
+        }))
+    }
+
+    pub(super) fn gguf(&self) -> &Gguf {
+        &self.gguf
     }
 
     /// The decoder direction of `feature`, into `out` of length `d_in`.

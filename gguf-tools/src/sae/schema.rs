@@ -12,7 +12,10 @@
 //! | `sae.decoder_norm` | `[d_sae]` | L2 norm of each decoder row |
 //! | `sae.threshold` | `[d_sae]` | with architecture `jumprelu` alone |
 //! | `sae.log_sparsity` | `[d_sae]` | optional: log10 of how often a feature fires in training |
-//! | `sae.image_baseline` | `[d_sae]` | optional: usual pooled activation on pictures |
+//! | `sae.image_baseline` | `[d_sae]` | optional: mean over pictures of the largest activation on image rows |
+//! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature fires |
+//!
+//! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of.
 
 use std::path::Path;
 
@@ -29,7 +32,9 @@ pub(super) const B_DEC: &str = "sae.b_dec";
 pub(super) const DECODER_NORM: &str = "sae.decoder_norm";
 pub(super) const THRESHOLD: &str = "sae.threshold";
 pub(super) const LOG_SPARSITY: &str = "sae.log_sparsity";
-const IMAGE_BASELINE: &str = "sae.image_baseline";
+pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
+pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
+pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 
 /// What an SAE is, apart from its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,6 +174,7 @@ impl SaeMeta {
         }
         tensors.push(vector(LOG_SPARSITY, d_sae, false));
         tensors.push(vector(IMAGE_BASELINE, d_sae, false));
+        tensors.push(vector(IMAGE_FREQUENCY, d_sae, false));
         tensors
     }
 
@@ -209,6 +215,13 @@ impl SaeMeta {
                     "tensor `{THRESHOLD}` does not belong to architecture `{}`",
                     self.architecture.name()
                 ),
+            ));
+        }
+        let parts = [IMAGE_BASELINE, IMAGE_FREQUENCY].map(|name| gguf.tensor(name).is_some());
+        if parts[0] != parts[1] {
+            return Err(refused(
+                gguf,
+                &format!("`{IMAGE_BASELINE}` and `{IMAGE_FREQUENCY}` belong together"),
             ));
         }
         Ok(())

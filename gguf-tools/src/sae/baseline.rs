@@ -1,0 +1,66 @@
+//! What an SAE's features usually do on pictures, measured elsewhere and kept in the SAE's file.
+
+use std::path::Path;
+
+use super::file::SaeFile;
+use super::schema::{BASELINE_PICTURES, IMAGE_BASELINE, IMAGE_FREQUENCY};
+use crate::gguf::{Overwrite, TensorType, Value, Writer};
+use crate::{Error, Result};
+
+/// What features usually do on the image rows of pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Baseline {
+    /// Each feature's largest activation on a picture's image rows, as a mean over pictures,
+    /// `[d_sae]`.
+    pub mean_max: Vec<f32>,
+    /// The share of image rows on which each feature fires, `[d_sae]`.
+    pub frequency: Vec<f32>,
+    /// The number of pictures.
+    pub n_pictures: u32,
+}
+
+impl Baseline {
+    /// Writes a copy of `sae`'s file with this baseline, instead of another if it had one.
+    ///
+    /// # Errors
+    /// When the baseline is not of this SAE's width or holds numbers that are not finite, and
+    /// everything that reading and writing can meet. Nothing is left behind then.
+    pub fn write(&self, sae: &SaeFile, target: &Path, overwrite: Overwrite) -> Result<()> {
+        let source = sae.gguf();
+        let d_sae = sae.meta.d_sae;
+        if [&self.mean_max, &self.frequency].map(Vec::len) != [d_sae; 2] {
+            return Err(Error::invalid(format!(
+                "the baseline has {} and {} values, and the SAE {d_sae} features",
+                self.mean_max.len(),
+                self.frequency.len()
+            )));
+        }
+        let mut writer = Writer::create(target, overwrite)?;
+        for (key, value) in source.metadata() {
+            if key != BASELINE_PICTURES {
+                writer.set(key, value.clone());
+            }
+        }
+        writer.set(BASELINE_PICTURES, Value::U32(self.n_pictures));
+        let is_new = |name: &str| matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY);
+        let copied = || {
+            source
+                .tensors()
+                .iter()
+                .filter(|tensor| !is_new(&tensor.name))
+        };
+        for tensor in copied() {
+            writer.declare(&tensor.name, &tensor.dims, tensor.tensor_type);
+        }
+        for name in [IMAGE_BASELINE, IMAGE_FREQUENCY] {
+            writer.declare(name, &[d_sae as u64], TensorType::F32);
+        }
+        let mut writer = writer.begin()?;
+        for tensor in copied() {
+            source.for_each_block(tensor, &mut |bytes| writer.write_raw(bytes))?;
+        }
+        writer.write_f32(&self.mean_max)?;
+        writer.write_f32(&self.frequency)?;
+        writer.finish()
+    }
+}

@@ -1,0 +1,156 @@
+//! `baseline`, and rankings by it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use gguf_tools::sae::SaeFile;
+use llava_sae_cpp::demo;
+
+use crate::bad_input::check;
+use crate::command_line::{json, names, run, stdout};
+use crate::fixture::temporary_root;
+
+const PICTURES: &str = "assets/pictures";
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// The largest activation of each feature that a picture fires, and its lift.
+fn features(args: &[&str], picture: &str) -> HashMap<u64, (f64, Option<f64>)> {
+    let common = ["features", "--json", "--top", "1024", picture];
+    let report = json(&[&common[..], args].concat());
+    let entries = report["features"].as_array().expect("a list").clone();
+    let entry = |entry: &serde_json::Value| {
+        let feature = entry["feature"].as_u64().expect("an index");
+        let max = entry["max"].as_f64().expect("a number");
+        (feature, (max, entry["lift"].as_f64()))
+    };
+    entries.iter().map(entry).collect()
+}
+
+fn files_with(sae: &Path) -> Vec<String> {
+    let demo = demo::files().expect("the cache folder can be written");
+    let mmproj = demo.mmproj.expect("the demo sees");
+    [
+        ("--model", demo.model.as_path()),
+        ("--mmproj", &mmproj),
+        ("--sae", sae),
+    ]
+    .iter()
+    .flat_map(|(option, path)| [(*option).to_owned(), text(path).to_owned()])
+    .collect()
+}
+
+#[test]
+fn a_baseline_is_the_mean_of_the_pictures_maxima() {
+    let dir = temporary_root().join("baseline");
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    let target = dir.join("sae.gguf");
+    stdout(&["baseline", PICTURES, "-o", text(&target)]);
+
+    let pictures: Vec<PathBuf> = names(Path::new(PICTURES))
+        .iter()
+        .map(|name| Path::new(PICTURES).join(name))
+        .collect();
+    let seen: Vec<_> = pictures
+        .iter()
+        .map(|path| features(&["--rank", "activation"], text(path)))
+        .collect();
+    let copy = SaeFile::open(&target).expect("a valid file");
+    let baseline = copy.baseline().expect("readable").expect("present");
+    assert_eq!(baseline.n_pictures as usize, pictures.len());
+    for (feature, &mean) in baseline.mean_max.iter().enumerate() {
+        let max = |features: &HashMap<u64, (f64, Option<f64>)>| {
+            features.get(&(feature as u64)).map_or(0.0, |entry| entry.0)
+        };
+        let expected = seen.iter().map(max).sum::<f64>() / seen.len() as f64;
+        assert!(
+            (f64::from(mean) - expected).abs() < 1e-4,
+            "{feature}: {mean} {expected}"
+        );
+    }
+    assert!(baseline.frequency.iter().any(|&share| share > 0.3));
+    assert!(
+        baseline
+            .frequency
+            .iter()
+            .all(|share| (0.0..=1.0).contains(share))
+    );
+
+    // All else is the original's.
+    let original = SaeFile::open(&demo::files().expect("written").sae).expect("a valid file");
+    assert_eq!(copy.meta, original.meta);
+    let mut rows = [vec![0.0; copy.meta.d_in], vec![0.0; copy.meta.d_in]];
+    for feature in [0, 1, 511, 1023] {
+        copy.decoder_row(feature, &mut rows[0]).expect("readable");
+        original
+            .decoder_row(feature, &mut rows[1])
+            .expect("readable");
+        assert_eq!(rows[0], rows[1]);
+    }
+
+    // Rankings go by lift from then on, unless told otherwise.
+    let files = files_with(&target);
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let duck = "assets/pictures/duck.png";
+    for (feature, (max, lift)) in features(&files, duck) {
+        let usual = f64::from(baseline.mean_max[feature as usize]);
+        let lift = lift.expect("there is a baseline");
+        assert!((lift - (max - usual)).abs() < 1e-4, "{feature}");
+    }
+    let table = stdout(&[&["features", "-q", duck][..], &files].concat());
+    assert!(
+        table
+            .lines()
+            .nth(1)
+            .is_some_and(|line| line.contains("lift"))
+    );
+    let main = stdout(&[&["-q", "--top", "1", duck][..], &files].concat());
+    assert!(main.contains("less the usual one"), "{main}");
+
+    // A copy of a copy has one baseline, the newer one.
+    let again = dir.join("again.gguf");
+    let more = ["baseline", PICTURES, "-o", text(&again)];
+    stdout(&[&more[..], &files].concat());
+    let again = SaeFile::open(&again).expect("a valid file").baseline();
+    assert_eq!(again.expect("readable").as_ref(), Some(&baseline));
+}
+
+#[test]
+fn baselines_that_are_refused() {
+    let dir = temporary_root().join("baseline-bad");
+    std::fs::create_dir_all(dir.join("empty")).expect("a folder of our own");
+    let target = dir.join("sae.gguf");
+    let empty = dir.join("empty");
+    check(
+        &["baseline", text(&empty), "-o", text(&target)],
+        1,
+        &["no picture", "hint: "],
+    );
+    check(
+        &["baseline", "/no/such/folder", "-o", text(&target)],
+        1,
+        &["/no/such/folder"],
+    );
+    std::fs::write(empty.join("notes.txt"), "no picture").expect("a file of our own");
+    check(
+        &["baseline", text(&empty), "-o", text(&target)],
+        1,
+        &["skipped", "no picture"],
+    );
+    assert!(!target.exists());
+    std::fs::write(&target, "mine").expect("a file of our own");
+    assert_eq!(
+        run(&["baseline", PICTURES, "-o", text(&target)])
+            .status
+            .code(),
+        Some(1)
+    );
+    assert_eq!(std::fs::read(&target).expect("still there"), b"mine");
+    check(
+        &["features", "--rank", "lift", "assets/pictures/duck.png"],
+        1,
+        &["no baseline", "hint: "],
+    );
+}
