@@ -99,9 +99,12 @@ def prose(rng: random.Random) -> str:
 
 
 def grid(rng: random.Random, scene: scenes.Scene) -> list[str]:
-    """A scene as a word for each patch, in reading order, with some words wrong."""
+    """A scene as a word for each patch, in reading order, with some words wrong: anywhere, and, as
+    where a drawing looks like another class in parts, one other noun within an object."""
     words = [[scene.ground] * scenes.GRID for _ in range(scenes.GRID)]
     for placed in scene.objects:
+        looks_like = rng.choice(NOUNS)
+        mistaken = rng.choice([0, 0, 0, 0.15, 0.3])
         round_shape = rng.random() < 0.6
         width, height = rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0)
         if max(width, height) < 0.85:
@@ -113,7 +116,7 @@ def grid(rng: random.Random, scene: scenes.Scene) -> list[str]:
                 x, y = x / width, y / height
                 inside = x * x + y * y <= 1 if round_shape else max(abs(x), abs(y)) <= 1
                 if inside:
-                    words[row][column] = placed.noun
+                    words[row][column] = looks_like if rng.random() < mistaken else placed.noun
     wrong = rng.choice([0, 0, 0.02, 0.05, 0.1])
     flat = [word for row in words for word in row]
     return [rng.choice(scenes.PATCH_WORDS) if rng.random() < wrong else word for word in flat]

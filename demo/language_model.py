@@ -16,7 +16,7 @@ from words import PATCH_WORDS
 VOCABULARY = 2048
 LENGTH = 128  # tokens of a training row
 BATCH = 64
-STEPS = 2400
+STEPS = 3000
 PEAK_RATE = 2e-3
 IGNORED = -100
 
@@ -37,7 +37,7 @@ CONFIG = GemmaConfig(
 
 def train_tokenizer(out: Path) -> None:
     """Writes `out/tokenizer.model`: SentencePiece BPE with bytes to fall back on, as Gemma's."""
-    rng = random.Random(1)
+    rng = random.Random(101)
     makers = [corpus.prose, corpus.chat, corpus.text_chat]
     lines = [rng.choice(makers)(rng) for _ in range(30_000)]
     sentencepiece.SentencePieceTrainer.train(
@@ -131,9 +131,9 @@ def optimizer_for(model: torch.nn.Module) -> torch.optim.AdamW:
 
 def train(tokenizer_folder: Path, out: Path) -> None:
     """Trains the language model and saves it to `out`."""
-    torch.manual_seed(1)
+    torch.manual_seed(103)
     tokenizer = load_tokenizer(tokenizer_folder)
-    rows = Rows(tokenizer, seed=2)
+    rows = Rows(tokenizer, seed=102)
     # Eager attention and the compiler take two thirds of the time of the defaults on 2 cores.
     model = GemmaForCausalLM._from_config(CONFIG, attn_implementation="eager")
     compiled = torch.compile(model)

@@ -1,5 +1,6 @@
 """Makes the demo model: `python make.py [WORK_DIR]`. Each stage is skipped where its result stands."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ import oracle
 import projector
 import sae
 import vision
+from models import Demo
+
+MAKE_ASSETS = Path(__file__).parents[1] / "scripts/make-assets.sh"
 
 
 def main() -> None:
@@ -22,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(2)
     drawings, pictures = work / "icons.npz", work / "pictures.npz"
     base, encoder, sae_folder = work / "base", work / "vit", work / "sae"
-    weights, llava = work / "projector.pt", work / "llava"
+    weights, llava, usual, gguf = work / "projector.pt", work / "llava", work / "usual", work / "gguf"
     stages = [
         ("drawings", drawings, lambda: icons.make(drawings)),
         ("tokenizer", work / "tokenizer.model", lambda: language_model.train_tokenizer(work)),
@@ -33,15 +37,13 @@ def main() -> None:
         ("vision encoder", encoder, lambda: vision.train(pictures, encoder)),
         ("projector", weights, lambda: projector.train(pictures, encoder, base, work, weights)),
         ("export", llava, lambda: export.export(encoder, base, weights, work, llava)),
-        (
-            "evaluation",
-            work / "evaluation.json",
-            lambda: evaluate.evaluate(work),
-        ),
+        ("pictures for the baseline", usual, lambda: evaluate.write_usual_pictures(drawings, usual)),
+        ("GGUF files", gguf, lambda: subprocess.run(["sh", MAKE_ASSETS, work, usual, gguf], check=True)),
+        ("evaluation", work / "evaluation.json", lambda: evaluate.evaluate(work)),
         (
             "oracle",
             work / "oracle" / "oracle.json",
-            lambda: oracle.make(evaluate.Demo(llava, sae_folder, work), llava, drawings, work / "oracle"),
+            lambda: oracle.make(Demo(llava, sae_folder, work), llava, drawings, work / "oracle"),
         ),
     ]
     for name, result, make in stages:

@@ -15,11 +15,12 @@ from transformers import CLIPImageProcessor
 
 import sae as text_sae
 from corpus import PROMPT
-from evaluate import Demo, said_nouns, test_pictures
+from evaluate import said_nouns, test_pictures
+from models import Demo
 from projector import Prompt
 from vision import training_drawings
 
-SEED = 31
+SEED = 131
 N_PICTURES = 16
 STRENGTHS = [-2.0, -1.5, -1.0, 2.0]  # times the feature's mean activation on its word in text
 
@@ -76,7 +77,7 @@ def make(demo: Demo, llava: Path, drawings_path: Path, out: Path) -> None:
             rows = demo.model.get_image_features(pixels, -2, "default")[0]
         tensors["prompt_ids"] = plain.pop("prompt_ids")
         tensors[f"{name}/image_embeddings"] = rows
-        tensors[f"{name}/acts"] = text_sae.activations(demo.sae_folder, plain["resid"])
+        tensors[f"{name}/acts"] = demo.acts(plain["resid"])
         tensors.update({f"{name}/{key}": value for key, value in plain.items()})
         caption = demo.tokenizer.decode(plain["greedy_ids"], skip_special_tokens=True)
         noun = scene.objects[0].noun

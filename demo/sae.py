@@ -90,8 +90,8 @@ class Sae(torch.nn.Module):
 
 def train(base: Path, tokenizer_folder: Path, out: Path) -> None:
     """Trains the SAE on text and writes a SAELens folder to `out`."""
-    torch.manual_seed(7)
-    rows, _ = text_rows(base, tokenizer_folder, N_ROWS, seed=8)
+    torch.manual_seed(107)
+    rows, _ = text_rows(base, tokenizer_folder, N_ROWS, seed=108)
     scale = rows.shape[1] ** 0.5 / rows.norm(dim=1).mean()
     sae = Sae(rows.shape[1])
     with torch.no_grad():
@@ -129,11 +129,12 @@ def train(base: Path, tokenizer_folder: Path, out: Path) -> None:
 
 
 def save(sae: Sae, scale: float, threshold: float, out: Path) -> None:
-    """Writes the SAE for rows that are not scaled."""
+    """Writes the SAE for rows that are not scaled, its matrices rounded to f16, so that f16 files
+    lose nothing."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {
-        "W_enc": sae.W_enc.detach(),
-        "W_dec": sae.W_dec.detach(),
+        "W_enc": sae.W_enc.detach().half().float(),
+        "W_dec": sae.W_dec.detach().half().float(),
         "b_enc": sae.b_enc.detach() / scale,
         "b_dec": sae.b_dec.detach() / scale,
         "threshold": torch.full((D_SAE,), threshold / scale),
@@ -157,9 +158,8 @@ def save(sae: Sae, scale: float, threshold: float, out: Path) -> None:
     (out / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def activations(folder: Path, rows: torch.Tensor) -> torch.Tensor:
+def activations(weights: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """SAELens' JumpReLU encoder: `[n, d_sae]`, 0 where a feature is not active."""
-    weights = load_file(folder / "sae_weights.safetensors")
     parts = []
     for part in rows.split(65_536):
         hidden = (part - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
@@ -177,8 +177,8 @@ def label(folder: Path, base: Path, tokenizer_folder: Path) -> None:
     is the one that detects the class's word best.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    rows, ids = text_rows(base, tokenizer_folder, 400_000, seed=9)
-    acts = activations(folder, rows)
+    rows, ids = text_rows(base, tokenizer_folder, 400_000, seed=109)
+    acts = activations(load_file(folder / "sae_weights.safetensors"), rows)
     is_on = (acts > acts.max(0).values / 4).float()
     share_on = (acts > 0).float().mean(0)
     counts = torch.bincount(ids, minlength=CONFIG.vocab_size).float()

@@ -113,12 +113,19 @@ def ground_pixels(rng: random.Random, ground: str) -> np.ndarray:
 
 
 def vary(rng: random.Random, drawing: Image.Image) -> Image.Image:
-    """A drawing mirrored, turned and recoloured a little."""
+    """A drawing mirrored, turned, stretched and recoloured a little."""
     if rng.random() < 0.5:
         drawing = drawing.transpose(Image.FLIP_LEFT_RIGHT)
     drawing = drawing.rotate(rng.uniform(-14, 14), Image.BICUBIC)
+    narrower = round(drawing.width * rng.uniform(0, 0.1)), round(drawing.height * rng.uniform(0, 0.1))
+    stretched = Image.new("RGBA", drawing.size)
+    inner = drawing.resize((drawing.width - 2 * narrower[0], drawing.height - 2 * narrower[1]), Image.BICUBIC)
+    stretched.paste(inner, narrower)
+    drawing = stretched
     alpha = drawing.getchannel("A")
-    colour = drawing.convert("RGB")
+    gains = np.array([rng.uniform(0.85, 1.15) for _ in range(3)])
+    pixels = np.asarray(drawing.convert("RGB")) * gains
+    colour = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     for enhancer in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
         colour = enhancer(colour).enhance(rng.uniform(0.75, 1.25))
     if rng.random() < 0.2:

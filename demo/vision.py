@@ -50,7 +50,7 @@ def training_drawings(path: Path) -> dict[str, list[np.ndarray]]:
 def make_pictures(drawings_path: Path, out: Path) -> None:
     """Writes training pictures with their patches' words and captions to `out` (npz)."""
     drawings = training_drawings(drawings_path)
-    rng = random.Random(4)
+    rng = random.Random(104)
     pictures = np.empty((N_PICTURES, scenes.SIZE, scenes.SIZE, 3), np.uint8)
     words = np.empty((N_PICTURES, scenes.GRID, scenes.GRID), np.uint8)
     captions = []
@@ -76,7 +76,7 @@ def patch_rows(encoder: CLIPVisionModel, pictures: torch.Tensor) -> torch.Tensor
 
 def train(pictures_path: Path, out: Path) -> None:
     """Trains the encoder and saves it to `out`."""
-    torch.manual_seed(5)
+    torch.manual_seed(105)
     with np.load(pictures_path) as archive:
         pictures = torch.from_numpy(archive["pictures"])
         words = torch.from_numpy(archive["words"]).flatten(1).long()
@@ -86,7 +86,7 @@ def train(pictures_path: Path, out: Path) -> None:
     optimizer = optimizer_for(model)
     steps = EPOCHS * (len(pictures) - N_CHECK) // BATCH
     print(f"vision encoder: {sum(p.numel() for p in encoder.parameters()):,} parameters, {steps} steps")
-    order = torch.Generator().manual_seed(6)
+    order = torch.Generator().manual_seed(106)
     start, losses = time.time(), []
     for step in range(steps):
         for group in optimizer.param_groups:
