@@ -94,6 +94,18 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
 }
 
 impl StoredTensor {
+    /// A tensor of f32 that lies in a file of another format, from the byte `offset` on; errors name
+    /// it `name`.
+    pub(crate) fn f32_at(path: PathBuf, name: String, shape: Vec<usize>, offset: u64) -> Self {
+        Self {
+            path,
+            name,
+            dtype: Dtype::F32,
+            shape,
+            offset,
+        }
+    }
+
     /// Names the tensor and its file in an error: `` tensor `W_enc` of `file` ``.
     pub(crate) fn describe(&self) -> String {
         format!("tensor `{}` of `{}`", self.name, self.path.display())

@@ -41,9 +41,12 @@ pub(super) struct ConvertArgs {
     /// Neuronpedia's labels for the SAE: JSON or JSON lines
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "sae")]
     labels: Vec<PathBuf>,
-    /// The factor that SAELens multiplies activations with, where the config asks for one
+    /// The factor that normalises activations, where the SAE asks for one and its files lack it
     #[arg(long, value_name = "X", requires = "sae")]
     norm_factor: Option<f32>,
+    /// The hook point, where the SAE's files do not say it: `blocks.20.hook_resid_post`
+    #[arg(long, value_name = "NAME", requires = "sae")]
+    hook_name: Option<String>,
     /// Overwrite files
     #[arg(long)]
     force: bool,
@@ -134,11 +137,15 @@ pub(super) fn run(
         let options = SaeOptions {
             weight_type: args.sae_type.tensor_type(),
             norm_factor: args.norm_factor,
+            hook_name: args.hook_name.clone(),
             labels: args.labels.clone(),
             overwrite: Overwrite::Refuse,
         };
         let mut bar = progress::byte_bar("SAE", verbosity, Arc::clone(&interrupt));
-        sae::convert(source, &in_work(&sae), &options, &mut bar)?;
+        let meta = sae::convert(source, &in_work(&sae), &options, &mut bar)?;
+        if !verbosity.is_quiet() {
+            eprintln!("read {meta}");
+        }
     }
     if let Some(source) = &args.llava {
         convert_llava(source, &args, &in_work(&model), verbosity, interrupt)?;

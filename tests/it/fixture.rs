@@ -83,6 +83,7 @@ impl Fixture {
         let sae_options = SaeOptions {
             weight_type: tensor_type,
             norm_factor: (self == Self::Tiny).then_some(0.11), // `norm_factor` in its oracle.json
+            hook_name: None,
             labels: match self {
                 Self::Demo => vec![self.dir().join("labels.json")],
                 Self::Tiny => Vec::new(),

@@ -70,17 +70,19 @@ fn convert_sae(arguments: SaeArguments) -> Result<()> {
     let options = SaeOptions {
         weight_type: arguments.weight_type.into(),
         norm_factor: arguments.norm_factor,
+        hook_name: arguments.hook_name,
         labels: arguments.labels,
         overwrite: overwrite(arguments.force),
     };
     let bar = ProgressBar::start();
-    sae::convert(
+    let meta = sae::convert(
         &arguments.source,
         &arguments.target,
         &options,
         &mut |n_done, n_in_all| bar.update(n_done, n_in_all),
     )?;
     bar.finish();
+    let _ = writeln!(io::stderr(), "read {meta}");
     print_line(&arguments.target.display().to_string())
 }
 

@@ -69,13 +69,13 @@ impl SaeFile {
         self.vector(B_DEC)
     }
 
-    /// Where each feature begins to fire, `[d_sae]`; `None` for architecture `standard`.
+    /// Where each feature begins to fire, `[d_sae]`; with architecture `jumprelu` alone.
     ///
     /// # Errors
     /// When the file cannot be read, or holds a number that is not finite.
     pub fn threshold(&self) -> Result<Option<Vec<f32>>> {
         match self.meta.architecture {
-            Architecture::Standard => Ok(None),
+            Architecture::Standard | Architecture::TopK { .. } => Ok(None),
             Architecture::JumpRelu => self.vector(THRESHOLD).map(Some),
         }
     }

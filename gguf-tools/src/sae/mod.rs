@@ -1,9 +1,9 @@
 //! A sparse autoencoder (SAE) becomes one GGUF file: weights, hook point, labels.
 //!
 //! ```text
-//! cfg.json, sae_weights.safetensors ─► saelens ─┐
-//! Neuronpedia's labels              ─► labels  ─┴─► convert ─► schema ─► sae-*.gguf
-//! sae-*.gguf                        ─► schema ─► file: SaeFile, which the runtime reads
+//! a folder ─► recognize ─► saelens, gemma_scope, sparsify, llama_scope ─► Source ─┐
+//! Neuronpedia's labels ─► labels ──────────────────────────────────────────────────┴─► convert ─► sae-*.gguf
+//! sae-*.gguf ─► schema ─► file: SaeFile, which the runtime reads
 //! what the runtime measured on pictures ─► baseline ─► a copy of sae-*.gguf
 //! ```
 //!
@@ -12,12 +12,20 @@
 mod baseline;
 mod convert;
 mod file;
+mod gemma_scope;
 mod labels;
+mod llama_scope;
 mod norm_factor;
+mod npz;
+mod recognize;
 mod saelens;
 mod schema;
+mod source;
+mod sparsify;
+mod tensor_file;
 
 pub use baseline::Baseline;
 pub use convert::{SaeOptions, convert};
 pub use file::SaeFile;
 pub use schema::{Architecture, NormalizeActivations, SaeMeta};
+pub use source::Format;

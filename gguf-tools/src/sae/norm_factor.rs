@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::saelens::{CONFIG_FILE, SaeLens};
 use super::schema::NormalizeActivations;
+use super::source::{Format, Source};
 use crate::{Error, Result};
 
 /// An SAE whose norm factor stands in SAELens' table (`pretrained_saes.yaml`, 6.54), not in its
@@ -32,9 +32,10 @@ const PUBLISHED: [Published; 1] = [Published {
 
 impl Published {
     /// The entry that is this SAE, judged by what its configuration says.
-    pub(super) fn find(sae: &SaeLens) -> Option<&'static Self> {
+    pub(super) fn find(sae: &Source) -> Option<&'static Self> {
         PUBLISHED.iter().find(|published| {
-            sae.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn
+            sae.format == Format::SaeLens
+                && sae.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn
                 && sae.model_name.as_deref() == Some(published.model_name)
                 && sae.hook_name == published.hook_name
                 && (sae.d_in, sae.d_sae) == (published.d_in, published.d_sae)
@@ -42,39 +43,44 @@ impl Published {
     }
 }
 
-/// The factor to fold: the one given, or else the published one.
+/// The factor to fold: the one given, or else the one of the files, or else the published one.
 ///
 /// # Errors
-/// A factor that is not positive, one where the configuration asks for none, and none where it asks
-/// for one.
+/// A factor that is not positive, one where the SAE asks for none, and none where it asks for one.
 pub(super) fn choose(
-    sae: &SaeLens,
-    source: &Path,
+    sae: &Source,
+    path: &Path,
     given: Option<f32>,
     published: Option<&Published>,
 ) -> Result<Option<f32>> {
-    let config_path = source.join(CONFIG_FILE);
+    let shown = path.display();
     if let Some(factor) = given.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
         return Err(Error::invalid(format!(
             "the norm factor must be finite and above 0, got {factor}"
         )));
     }
-    match (sae.normalize_activations, given.or(published.map(|sae| sae.norm_factor))) {
-        (NormalizeActivations::None, None) => Ok(None),
-        (NormalizeActivations::None, Some(_)) => Err(Error::invalid(format!(
-            "`--norm-factor` is given, but by `{}` the SAE was trained on activations as they are",
-            config_path.display()
-        ))
-        .with_hint("leave `--norm-factor` out")),
-        (NormalizeActivations::ExpectedAverageOnlyIn, Some(factor)) => Ok(Some(factor)),
-        (NormalizeActivations::ExpectedAverageOnlyIn, None) => Err(Error::invalid(format!(
-            "`{}`: `normalize_activations` asks for a factor that the files do not hold",
-            config_path.display()
-        ))
-        .with_hint(
-            "give it with `--norm-factor`: `norm_scaling_factor` in SAELens' `pretrained_saes.yaml`, or sqrt(d_in) / the mean norm of the activations",
-        )),
+    if sae.normalize_activations != NormalizeActivations::ExpectedAverageOnlyIn {
+        return match given {
+            None => Ok(None),
+            Some(_) => Err(Error::invalid(format!(
+                "`--norm-factor` is given, but `{shown}` asks for none: its `normalize_activations` is `{}`",
+                sae.normalize_activations.name()
+            ))
+            .with_hint("leave `--norm-factor` out")),
+        };
     }
+    given
+        .or(sae.norm_factor)
+        .or(published.map(|sae| sae.norm_factor))
+        .map(Some)
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "`{shown}`: `normalize_activations` asks for a factor that the files do not hold"
+            ))
+            .with_hint(
+                "give it with `--norm-factor`: `norm_scaling_factor` in SAELens' `pretrained_saes.yaml`, or sqrt(d_in) / the mean norm of the activations",
+            )
+        })
 }
 
 #[cfg(test)]
@@ -82,7 +88,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sae::saelens::WEIGHTS_FILE;
+    use crate::sae::saelens::{self, CONFIG_FILE, WEIGHTS_FILE};
 
     /// Chooses for a folder of the published shape, whose weights are never read.
     fn choose(config: &serde_json::Value, given: Option<f32>) -> Result<Option<f32>> {
@@ -113,7 +119,7 @@ mod tests {
             .expect("a sparse file");
         std::fs::write(dir.path().join(CONFIG_FILE), config.to_string()).expect("writable");
 
-        let sae = SaeLens::open(dir.path()).expect("a right folder");
+        let sae = saelens::open(dir.path()).expect("a right folder");
         super::choose(&sae, dir.path(), given, Published::find(&sae))
     }
 

@@ -4,53 +4,26 @@
 //! The spellings of SAELens 0.x to 6.54 are read, after `handle_pre_6_0_config` and
 //! `read_sae_components_from_disk` in its `loading/pretrained_sae_loaders.py`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
 use super::schema::{Architecture, LOG_SPARSITY, NormalizeActivations};
+use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
+use super::tensor_file::TensorFile;
 use crate::input_file::read_json;
-use crate::weights::{StoredTensor, read_header};
 use crate::{Error, Result};
 
 pub(super) const CONFIG_FILE: &str = "cfg.json";
 pub(super) const WEIGHTS_FILE: &str = "sae_weights.safetensors";
 const SPARSITY_FILE: &str = "sparsity.safetensors";
 
-/// Tensors that every architecture read here has.
-const TENSORS: [&str; 4] = ["W_enc", "b_enc", "W_dec", "b_dec"];
-
 /// The names of the factors on each feature's activation that fine-tuning leaves behind.
 const SCALING_FACTORS: [&str; 2] = ["scaling_factor", "finetuning_scaling_factor"];
 
-/// A SAELens folder, with what it says checked and its tensors' shapes too.
-#[derive(Debug)]
-pub(super) struct SaeLens {
-    pub(super) architecture: Architecture,
-    pub(super) d_in: usize,
-    pub(super) d_sae: usize,
-    pub(super) hook_name: String,
-    pub(super) apply_b_dec_to_input: bool,
-    pub(super) normalize_activations: NormalizeActivations,
-    pub(super) model_name: Option<String>,
-    /// `[d_in, d_sae]`.
-    pub(super) w_enc: StoredTensor,
-    /// `[d_sae]`.
-    pub(super) b_enc: StoredTensor,
-    /// `[d_sae, d_in]`.
-    pub(super) w_dec: StoredTensor,
-    /// `[d_in]`.
-    pub(super) b_dec: StoredTensor,
-    /// `[d_sae]`, with architecture `jumprelu`.
-    pub(super) threshold: Option<StoredTensor>,
-    /// `[d_sae]`: a factor on each activation before it is decoded.
-    pub(super) scaling_factor: Option<StoredTensor>,
-    /// Whether `cfg.json` says that `scaling_factor` is more than ones.
-    pub(super) finetuning_scaling_factor: bool,
-    /// `[d_sae]`: log10 of how often each feature fired in training.
-    pub(super) log_sparsity: Option<Vec<f32>>,
-}
+/// How far a fine-tuning factor may be from 1 to count as none (`torch.allclose`, to which SAELens
+/// leaves this).
+const ONES_TOLERANCE: f32 = 1e-5;
 
 /// `cfg.json`; keys that make no difference to inference are left out.
 #[derive(Deserialize)]
@@ -66,10 +39,18 @@ struct Config {
     activation_fn: Option<String>,
     /// SAELens 3 to 5: the same.
     activation_fn_str: Option<String>,
+    activation_fn_kwargs: Option<ActivationArguments>,
+    /// With architecture `topk`.
+    k: Option<usize>,
+    rescale_acts_by_decoder_norm: Option<bool>,
     normalize_activations: Option<BoolOrWord>,
     apply_b_dec_to_input: Option<bool>,
     finetuning_scaling_factor: Option<bool>,
     model_name: Option<String>,
+    hook_head_index: Option<usize>,
+    hook_point_head_index: Option<usize>,
+    /// Of a transcoder.
+    hook_name_out: Option<String>,
     /// SAELens 6.
     metadata: Option<ConfigMetadata>,
 }
@@ -77,7 +58,14 @@ struct Config {
 #[derive(Deserialize)]
 struct ConfigMetadata {
     hook_name: Option<String>,
+    hook_name_out: Option<String>,
+    hook_head_index: Option<usize>,
     model_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ActivationArguments {
+    k: Option<usize>,
 }
 
 /// An index, or a list with one.
@@ -96,104 +84,237 @@ enum BoolOrWord {
     Word(String),
 }
 
-impl SaeLens {
-    /// Reads the configuration and the weights' header of the folder `dir`.
-    ///
-    /// # Errors
-    /// Files that are missing or malformed, an architecture or normalisation that is not supported,
-    /// tensors that are missing, superfluous or of the wrong shape or number type.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
-        let config_path = dir.join(CONFIG_FILE);
-        let config: Config = read_json(&config_path)?;
-        let architecture = config.architecture(&config_path)?;
-        config.check_activation_fn(&config_path)?;
-        let normalize_activations = config.normalization(&config_path)?;
-        let hook_name = config.hook_name(&config_path)?;
+/// How an SAE of SAELens encodes; a gated one differs in its tensors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Encoder {
+    Plain(Architecture),
+    Gated,
+}
 
-        let mut weights = Weights::open(dir.join(WEIGHTS_FILE))?;
-        let w_dec = weights.take("W_dec")?;
-        let &[d_sae, d_in] = w_dec.shape() else {
+/// Reads the configuration and the weights' header of the folder `dir`.
+///
+/// # Errors
+/// Files that are missing or malformed, an architecture or normalisation that is not supported,
+/// tensors that are missing, superfluous or of the wrong shape or number type.
+pub(super) fn open(dir: &Path) -> Result<Source> {
+    let path = dir.join(CONFIG_FILE);
+    let config: Config = read_json(&path)?;
+    let encoder = config.encoder(&path)?;
+    let normalize_activations = config.normalization(&path)?;
+    let hook_name = config.hook_name(&path)?;
+
+    let mut weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
+    let w_dec = weights.take("W_dec")?;
+    let shape @ [d_sae, d_in] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
+    for (key, said, found) in [("d_in", config.d_in, d_in), ("d_sae", config.d_sae, d_sae)] {
+        if said.is_some_and(|said| said != found) {
             return Err(Error::invalid(format!(
-                "{} has shape {:?}, expected [d_sae, d_in]",
+                "`{}`: `{key}` is {}, but {} has shape {:?}",
+                path.display(),
+                said.unwrap_or_default(),
                 w_dec.describe(),
                 w_dec.shape()
             )));
-        };
-        for (key, said, found) in [("d_in", config.d_in, d_in), ("d_sae", config.d_sae, d_sae)] {
-            if said.is_some_and(|said| said != found) {
-                return Err(Error::invalid(format!(
-                    "`{}`: `{key}` is {}, but {} has shape {:?}",
-                    config_path.display(),
-                    said.unwrap_or_default(),
-                    w_dec.describe(),
-                    w_dec.shape()
-                )));
+        }
+    }
+    let w_dec = FeatureMatrix::new(w_dec, Layout::FeaturesInRows, shape)?;
+    let w_enc = FeatureMatrix::new(weights.take("W_enc")?, Layout::FeaturesInColumns, shape)?;
+    let pre = PreActivations::take(encoder, &mut weights, d_sae)?;
+    let source = Source {
+        format: Format::SaeLens,
+        architecture: match encoder {
+            Encoder::Plain(architecture) => architecture,
+            Encoder::Gated => Architecture::JumpRelu,
+        },
+        d_in,
+        d_sae,
+        hook_name,
+        apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(true),
+        normalize_activations,
+        norm_factor: None,
+        w_enc,
+        w_dec,
+        encoder_factors: pre.factors,
+        decoder_factors: scaling_factors(&mut weights, d_sae, &config)?,
+        rescale_by_decoder_norm: config.rescale_acts_by_decoder_norm == Some(true),
+        b_enc: pre.biases,
+        b_dec: weights.take_vector("b_dec", d_in)?,
+        threshold: pre.thresholds,
+        log_sparsity: read_log_sparsity(&dir.join(SPARSITY_FILE), d_sae),
+        model_name: config
+            .metadata
+            .and_then(|metadata| metadata.model_name)
+            .or(config.model_name),
+    };
+    weights.check_empty(&format!("architecture `{}`", encoder.name()))?;
+    Ok(source)
+}
+
+/// What becomes of the products with the encoder's rows: `h = factor · product + bias`, active above
+/// a threshold.
+struct PreActivations {
+    factors: Vec<f32>,
+    biases: Vec<f32>,
+    thresholds: Option<Vec<f32>>,
+}
+
+impl PreActivations {
+    /// A gated SAE (Rajamanoharan et al. 2024, arXiv:2404.16014; `gated_sae.py` in SAELens) is active
+    /// where `p + b_gate > 0` for the product `p`, with the activation
+    /// `h = exp(r_mag)·p + b_mag` where that is above 0. As `exp(r_mag)` is above 0, the first says
+    /// `h > b_mag − b_gate·exp(r_mag)`: it is a jumprelu SAE with that threshold.
+    fn take(encoder: Encoder, weights: &mut TensorFile, d_sae: usize) -> Result<Self> {
+        let mut vector = |name| weights.take_vector(name, d_sae);
+        match encoder {
+            Encoder::Plain(architecture) => Ok(Self {
+                factors: Vec::new(),
+                biases: vector("b_enc")?,
+                thresholds: match architecture {
+                    Architecture::JumpRelu => Some(vector("threshold")?),
+                    Architecture::Standard | Architecture::TopK { .. } => None,
+                },
+            }),
+            Encoder::Gated => {
+                let mut factors = vector("r_mag")?;
+                factors.iter_mut().for_each(|r_mag| *r_mag = r_mag.exp());
+                let biases = vector("b_mag")?;
+                let gates = vector("b_gate")?;
+                let thresholds = biases.iter().zip(&gates).zip(&factors);
+                Ok(Self {
+                    thresholds: Some(
+                        thresholds
+                            .map(|((b_mag, b_gate), factor)| b_mag - b_gate * factor)
+                            .collect(),
+                    ),
+                    factors,
+                    biases,
+                })
             }
         }
-        w_dec.check(&[d_sae, d_in])?;
-        let sae = Self {
-            architecture,
-            d_in,
-            d_sae,
-            hook_name,
-            apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(true),
-            normalize_activations,
-            model_name: config
-                .metadata
-                .and_then(|metadata| metadata.model_name)
-                .or(config.model_name),
-            w_enc: weights.take_checked("W_enc", &[d_in, d_sae])?,
-            b_enc: weights.take_checked("b_enc", &[d_sae])?,
-            w_dec,
-            b_dec: weights.take_checked("b_dec", &[d_in])?,
-            threshold: match architecture {
-                Architecture::Standard => None,
-                Architecture::JumpRelu => Some(weights.take_checked("threshold", &[d_sae])?),
-            },
-            scaling_factor: SCALING_FACTORS
-                .into_iter()
-                .find(|name| weights.tensors.contains_key(*name))
-                .map(|name| weights.take_checked(name, &[d_sae]))
-                .transpose()?,
-            finetuning_scaling_factor: config.finetuning_scaling_factor.unwrap_or(false),
-            log_sparsity: read_log_sparsity(&dir.join(SPARSITY_FILE), d_sae),
-        };
-        weights.check_empty(architecture)?;
-        Ok(sae)
     }
 }
 
+impl Encoder {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain(architecture) => architecture.name(),
+            Self::Gated => "gated",
+        }
+    }
+}
+
+/// The factor on each decoder row; empty where there is none. SAELens used to write a tensor of
+/// ones, which says nothing.
+fn scaling_factors(weights: &mut TensorFile, d_sae: usize, config: &Config) -> Result<Vec<f32>> {
+    let Some(name) = SCALING_FACTORS.into_iter().find(|name| weights.has(name)) else {
+        return Ok(Vec::new());
+    };
+    let factors = weights.take_vector(name, d_sae)?;
+    if factors
+        .iter()
+        .all(|factor| (factor - 1.0).abs() <= ONES_TOLERANCE)
+    {
+        return Ok(Vec::new());
+    }
+    if config.finetuning_scaling_factor != Some(true) {
+        return Err(Error::invalid(format!(
+            "tensor `{name}` of `{}` holds factors other than 1, but `finetuning_scaling_factor` is false in `{CONFIG_FILE}`",
+            weights.path().display(),
+        )));
+    }
+    Ok(factors)
+}
+
+/// The error for a transcoder, whose features are read in one place and written in another.
+pub(super) fn transcoder(path: &Path, hook_in: &str, hook_out: &str) -> Error {
+    Error::invalid(format!(
+        "`{}`: this is a transcoder from `{hook_in}` to `{hook_out}`, whose features have no direction in what they read",
+        path.display()
+    ))
+    .with_hint("use an SAE, which reads and writes one hook point")
+}
+
 impl Config {
-    fn architecture(&self, path: &Path) -> Result<Architecture> {
+    /// The architecture. Before SAELens 6, a top-k SAE was a standard one whose activation function
+    /// was `topk`.
+    fn encoder(&self, path: &Path) -> Result<Encoder> {
         let word = self.architecture.as_deref().unwrap_or("standard");
-        Architecture::from_name(word)
-            .ok_or_else(|| unsupported(path, "architecture", word, "`standard` and `jumprelu`"))
+        let metadata = self.metadata.as_ref();
+        let hook_out = metadata.and_then(|metadata| metadata.hook_name_out.as_ref());
+        if let Some(out) = hook_out.or(self.hook_name_out.as_ref()) {
+            return Err(transcoder(path, &self.hook_name(path)?, out));
+        }
+        let head = metadata.and_then(|metadata| metadata.hook_head_index);
+        if let Some(head) = head.or(self.hook_head_index).or(self.hook_point_head_index) {
+            return Err(Error::invalid(format!(
+                "`{}`: it reads attention head {head} alone, which is not supported",
+                path.display()
+            ))
+            .with_hint("use an SAE of all heads, or of the residual stream"));
+        }
+        let activation_fn = self
+            .activation_fn
+            .as_ref()
+            .or(self.activation_fn_str.as_ref());
+        let is_topk = match (word, activation_fn.map(String::as_str)) {
+            (_, Some("topk")) | ("topk", _) => true,
+            (_, None | Some("relu")) => false,
+            (_, Some(word)) => {
+                let key = self
+                    .activation_fn
+                    .as_ref()
+                    .map_or("activation_fn_str", |_| "activation_fn");
+                return Err(unsupported(path, key, word, "`relu` and `topk`"));
+            }
+        };
+        match word {
+            "standard" | "topk" if is_topk => {
+                Ok(Encoder::Plain(Architecture::TopK { k: self.k(path)? }))
+            }
+            "standard" => Ok(Encoder::Plain(Architecture::Standard)),
+            "jumprelu" if !is_topk => Ok(Encoder::Plain(Architecture::JumpRelu)),
+            "gated" if !is_topk => Ok(Encoder::Gated),
+            word if word.contains("transcoder") => {
+                Err(transcoder(path, "one hook point", "another"))
+            }
+            word => Err(unsupported(
+                path,
+                "architecture",
+                word,
+                "`standard`, `jumprelu` (which BatchTopK SAEs are saved as), `topk` and `gated`",
+            )),
+        }
     }
 
-    fn check_activation_fn(&self, path: &Path) -> Result<()> {
-        for (key, word) in [
-            ("activation_fn", &self.activation_fn),
-            ("activation_fn_str", &self.activation_fn_str),
-        ] {
-            match word.as_deref() {
-                None | Some("relu") => {}
-                Some(word) => return Err(unsupported(path, key, word, "`relu`")),
-            }
-        }
-        Ok(())
+    fn k(&self, path: &Path) -> Result<usize> {
+        let arguments = self.activation_fn_kwargs.as_ref();
+        let k = arguments.and_then(|arguments| arguments.k).or(self.k);
+        k.ok_or_else(|| {
+            Error::invalid(format!(
+                "`{}` has no key `k`: how many features a top-k SAE keeps",
+                path.display()
+            ))
+        })
     }
 
     fn normalization(&self, path: &Path) -> Result<NormalizeActivations> {
         match &self.normalize_activations {
             None | Some(BoolOrWord::Bool(false)) => Ok(NormalizeActivations::None),
             Some(BoolOrWord::Bool(true)) => Ok(NormalizeActivations::ExpectedAverageOnlyIn),
+            Some(BoolOrWord::Word(word)) if word == "covariance_whitening" => {
+                Err(Error::invalid(format!(
+                    "`{}`: the SAE reads whitened activations (`covariance_whitening`), and the whitening matrix is not in the files",
+                    path.display()
+                ))
+                .with_hint("fold it into the weights with `fold_activation_whitening` of SAELens and save the SAE again"))
+            }
             Some(BoolOrWord::Word(word)) => {
                 NormalizeActivations::from_name(word).ok_or_else(|| {
                     unsupported(
                         path,
                         "normalize_activations",
                         word,
-                        "`none` and `expected_average_only_in`",
+                        "`none`, `expected_average_only_in`, `constant_norm_rescale` and `layer_norm`",
                     )
                 })
             }
@@ -230,56 +351,13 @@ fn unsupported(path: &Path, key: &str, word: &str, supported: &str) -> Error {
     .with_hint(format!("supported: {supported}"))
 }
 
-/// The tensors of a file that are not taken yet.
-struct Weights {
-    path: PathBuf,
-    tensors: BTreeMap<String, StoredTensor>,
-}
-
-impl Weights {
-    fn open(path: PathBuf) -> Result<Self> {
-        let tensors = read_header(&path)?;
-        Ok(Self { path, tensors })
-    }
-
-    fn take(&mut self, name: &str) -> Result<StoredTensor> {
-        self.tensors.remove(name).ok_or_else(|| {
-            Error::invalid(format!("`{}` has no tensor `{name}`", self.path.display()))
-        })
-    }
-
-    fn take_checked(&mut self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
-        let tensor = self.take(name)?;
-        tensor.check(shape)?;
-        Ok(tensor)
-    }
-
-    /// Refuses tensors that are left over: the SAE computes something that this program does not
-    /// know of, whatever its configuration calls it.
-    fn check_empty(&self, architecture: Architecture) -> Result<()> {
-        match self.tensors.values().next() {
-            None => Ok(()),
-            Some(tensor) => Err(Error::invalid(format!(
-                "{} does not belong to architecture `{}`",
-                tensor.describe(),
-                architecture.name()
-            ))
-            .with_hint(format!(
-                "expected {} and, with `jumprelu`, threshold",
-                TENSORS.join(", ")
-            ))),
-        }
-    }
-}
-
 /// Nothing computes with these numbers, so a file that is not as it should be is left out.
 fn read_log_sparsity(path: &Path, d_sae: usize) -> Option<Vec<f32>> {
     if !path.exists() {
         return None;
     }
-    Weights::open(path.to_owned())
-        .and_then(|mut file| file.take_checked("sparsity", &[d_sae]))
-        .and_then(|tensor| tensor.read_all())
+    TensorFile::open(path.to_owned())
+        .and_then(|mut file| file.take_vector("sparsity", d_sae))
         .inspect_err(|error| log::warn!("`{LOG_SPARSITY}` is left out: {error}"))
         .ok()
 }

@@ -1,6 +1,8 @@
 //! The SAE's GGUF: its keys and tensors, defined here for writing and reading alike.
 //!
-//! `general.architecture` is `sae`. Tensors are row-major below; matrices are f32, f16 or q8_0,
+//! `general.architecture` is `sae`. A gated SAE is stored as the jumprelu one that computes the same
+//! (see `saelens`), and a top-k one with its activations rescaled by decoder norms with decoder rows of
+//! unit length. Tensors are row-major below; matrices are f32, f16 or q8_0,
 //! vectors always f32.
 //!
 //! | tensor | shape | |
@@ -17,6 +19,7 @@
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of.
 
+use std::fmt;
 use std::path::Path;
 
 use crate::gguf::{Array, Gguf, Overwrite, TensorType, TensorWriter, Value, Writer};
@@ -51,8 +54,10 @@ pub struct SaeMeta {
     pub apply_b_dec_to_input: bool,
     /// What its inputs went through in training; the stored weights take them as the model has them.
     pub normalize_activations: NormalizeActivations,
-    /// The factor that was folded into the weights; given exactly if inputs were normalised.
+    /// The factor that was folded into the weights; given exactly with `expected_average_only_in`.
     pub norm_factor: Option<f32>,
+    /// The format that it was published in: `SAELens`, `Gemma Scope`.
+    pub source_format: Option<String>,
     /// The model it was trained on, as the field calls it: `gemma-2b`.
     pub model_name: Option<String>,
     /// SAELens' name for the collection: `gemma-2b-res-jb`.
@@ -72,6 +77,11 @@ pub enum Architecture {
     Standard,
     /// `a = h` where `h` is positive and above the feature's threshold, else 0.
     JumpRelu,
+    /// `a = max(h, 0)` for the `k` features with the largest `h`, else 0.
+    TopK {
+        /// How many, from 1 to `d_sae`.
+        k: usize,
+    },
 }
 
 /// What an SAE's inputs went through in training.
@@ -79,57 +89,63 @@ pub enum Architecture {
 pub enum NormalizeActivations {
     /// Nothing.
     None,
-    /// A constant factor that brings their average norm to `sqrt(d_in)`.
+    /// A constant factor that brings their average norm to `sqrt(d_in)`; it is folded into the
+    /// weights.
     ExpectedAverageOnlyIn,
+    /// Each row was brought to the norm `sqrt(d_in)`; the encoder has to do so too.
+    ConstantNormRescale,
+    /// Each row's mean was subtracted, and it was divided by its standard deviation; the encoder has
+    /// to do so too.
+    LayerNorm,
 }
 
-const ARCHITECTURES: [(Architecture, &str); 2] = [
-    (Architecture::Standard, "standard"),
-    (Architecture::JumpRelu, "jumprelu"),
-];
-
-const NORMALIZATIONS: [(NormalizeActivations, &str); 2] = [
+const NORMALIZATIONS: [(NormalizeActivations, &str); 4] = [
     (NormalizeActivations::None, "none"),
     (
         NormalizeActivations::ExpectedAverageOnlyIn,
         "expected_average_only_in",
     ),
+    (
+        NormalizeActivations::ConstantNormRescale,
+        "constant_norm_rescale",
+    ),
+    (NormalizeActivations::LayerNorm, "layer_norm"),
 ];
 
 impl Architecture {
     /// SAELens' word for it.
     pub fn name(self) -> &'static str {
-        name_in(&ARCHITECTURES, self)
+        match self {
+            Self::Standard => "standard",
+            Self::JumpRelu => "jumprelu",
+            Self::TopK { .. } => "topk",
+        }
     }
 
-    /// The architecture with that name.
-    pub(super) fn from_name(name: &str) -> Option<Self> {
-        value_in(&ARCHITECTURES, name)
+    fn read(gguf: &Gguf) -> Result<Self> {
+        match gguf.require_str("sae.architecture")? {
+            "standard" => Ok(Self::Standard),
+            "jumprelu" => Ok(Self::JumpRelu),
+            "topk" => Ok(Self::TopK {
+                k: gguf.require_u32("sae.k")? as usize,
+            }),
+            word => Err(unknown(gguf, "sae.architecture", word)),
+        }
     }
 }
 
 impl NormalizeActivations {
     /// SAELens' word for it.
     pub fn name(self) -> &'static str {
-        name_in(&NORMALIZATIONS, self)
+        let entry = NORMALIZATIONS.iter().find(|(value, _)| *value == self);
+        entry.expect("the table holds every value").1
     }
 
     /// The normalisation with that name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        value_in(&NORMALIZATIONS, name)
+        let entry = NORMALIZATIONS.iter().find(|(_, known)| *known == name);
+        entry.map(|(value, _)| *value)
     }
-}
-
-fn name_in<T: PartialEq>(table: &[(T, &'static str)], wanted: T) -> &'static str {
-    let entry = table.iter().find(|(value, _)| *value == wanted);
-    entry.expect("the table holds every value").1
-}
-
-fn value_in<T: Copy>(table: &[(T, &'static str)], wanted: &str) -> Option<T> {
-    table
-        .iter()
-        .find(|(_, name)| *name == wanted)
-        .map(|(value, _)| *value)
 }
 
 /// A tensor as the schema wants it.
@@ -144,6 +160,22 @@ struct TensorSpec {
 enum Kind {
     Matrix,
     Vector,
+}
+
+impl fmt::Display for SaeMeta {
+    /// In a line: format, architecture, size and hook point.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = &self.source_format {
+            write!(f, "an SAE of {format}: ")?;
+        }
+        write!(
+            f,
+            "{}, {} features at {}",
+            self.architecture.name(),
+            self.d_sae,
+            self.hook_name
+        )
+    }
 }
 
 impl SaeMeta {
@@ -245,7 +277,13 @@ impl SaeMeta {
                 self.labels.len()
             ));
         }
-        let is_normalized = self.normalize_activations != NormalizeActivations::None;
+        if let Architecture::TopK { k } = self.architecture
+            && (k == 0 || k > self.d_sae)
+        {
+            return Some(format!("`k` is {k}, and there are {} features", self.d_sae));
+        }
+        let is_normalized =
+            self.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn;
         match self.norm_factor {
             Some(factor) if !(factor.is_finite() && factor > 0.0) => Some(format!(
                 "the norm factor must be finite and above 0, got {factor}"
@@ -262,6 +300,9 @@ impl SaeMeta {
         writer.set("general.architecture", FILE_ARCHITECTURE);
         writer.set("sae.format_version", FORMAT_VERSION);
         writer.set("sae.architecture", self.architecture.name());
+        if let Architecture::TopK { k } = self.architecture {
+            writer.set("sae.k", k as u32);
+        }
         writer.set("sae.d_in", self.d_in as u32);
         writer.set("sae.d_sae", self.d_sae as u32);
         writer.set("sae.hook_name", self.hook_name.as_str());
@@ -274,6 +315,7 @@ impl SaeMeta {
             writer.set("sae.norm_factor", factor);
         }
         for (key, text) in [
+            ("sae.source_format", &self.source_format),
             ("sae.model_name", &self.model_name),
             ("sae.release", &self.release),
             ("sae.id", &self.id),
@@ -307,25 +349,20 @@ impl SaeMeta {
             )
             .with_hint("convert the SAE again, or use a newer version of this program"));
         }
-        let unknown = |key: &str, word: &str| {
-            refused(gguf, &format!("key `{key}` has the unknown value `{word}`"))
-                .with_hint("a newer version of this program may read it")
-        };
-        let architecture = gguf.require_str("sae.architecture")?;
         let normalization = gguf.require_str("sae.normalize_activations")?;
         let meta = Self {
-            architecture: Architecture::from_name(architecture)
-                .ok_or_else(|| unknown("sae.architecture", architecture))?,
+            architecture: Architecture::read(gguf)?,
             d_in: gguf.require_u32("sae.d_in")? as usize,
             d_sae: gguf.require_u32("sae.d_sae")? as usize,
             hook_name: gguf.require_str("sae.hook_name")?.to_owned(),
             apply_b_dec_to_input: gguf.require_bool("sae.apply_b_dec_to_input")?,
             normalize_activations: NormalizeActivations::from_name(normalization)
-                .ok_or_else(|| unknown("sae.normalize_activations", normalization))?,
+                .ok_or_else(|| unknown(gguf, "sae.normalize_activations", normalization))?,
             norm_factor: match gguf.get("sae.norm_factor") {
                 None => None,
                 Some(_) => Some(gguf.require_f32("sae.norm_factor")?),
             },
+            source_format: optional_str(gguf, "sae.source_format")?,
             model_name: optional_str(gguf, "sae.model_name")?,
             release: optional_str(gguf, "sae.release")?,
             id: optional_str(gguf, "sae.id")?,
@@ -347,6 +384,11 @@ fn optional_str(gguf: &Gguf, key: &str) -> Result<Option<String>> {
         None => Ok(None),
         Some(_) => Ok(Some(gguf.require_str(key)?.to_owned())),
     }
+}
+
+fn unknown(gguf: &Gguf, key: &str, word: &str) -> Error {
+    refused(gguf, &format!("key `{key}` has the unknown value `{word}`"))
+        .with_hint("a newer version of this program may read it")
 }
 
 /// The error for a file that is not as the schema says.

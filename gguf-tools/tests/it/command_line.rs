@@ -81,6 +81,9 @@ fn failures_are_1_with_an_error_and_a_hint() {
     assert_eq!(listing(dir.path()), [""; 0]);
 }
 
+/// What is said of the demo's SAE.
+const READ: &str = "read an SAE of SAELens: jumprelu, 1024 features at blocks.3.hook_resid_post\n";
+
 #[test]
 fn an_sae_is_converted_and_shown() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -95,7 +98,7 @@ fn an_sae_is_converted_and_shown() {
     let (code, stdout, stderr) = run(dir.path(), &arguments);
     assert_eq!(
         (code, stdout.as_str(), stderr.as_str()),
-        (Some(0), "sae.gguf\n", "")
+        (Some(0), "sae.gguf\n", READ)
     );
     let (code, _, stderr) = run(dir.path(), &arguments);
     assert_eq!(code, Some(1));
@@ -144,7 +147,7 @@ fn the_output_folder_is_made_and_goes_again_after_a_failure() {
     let (code, stdout, stderr) = run(dir.path(), &made);
     assert_eq!(
         (code, stdout.as_str(), stderr.as_str()),
-        (Some(0), "a/b/sae.gguf\n", "")
+        (Some(0), "a/b/sae.gguf\n", READ)
     );
     assert_eq!(listing(&dir.path().join("a/b")), ["sae.gguf"]);
 

@@ -15,6 +15,7 @@ pub(crate) fn options() -> SaeOptions {
     SaeOptions {
         weight_type: TensorType::F32,
         norm_factor: None,
+        hook_name: None,
         labels: Vec::new(),
         overwrite: Overwrite::Refuse,
     }

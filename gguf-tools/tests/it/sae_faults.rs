@@ -37,27 +37,49 @@ fn configurations() {
     let check = |key: &str, value: serde_json::Value, expected: &[&str]| {
         check(&Folder::standard().with(key, value), &options(), expected);
     };
-    for word in ["topk", "gated", "transcoder", "matryoshka_batchtopk", ""] {
+    for word in ["temporal", "matryoshka_batchtopk", ""] {
         let quoted = format!("`architecture` is `{word}`");
         check(
             "architecture",
             json!(word),
-            &["cfg.json", &quoted, "`standard` and `jumprelu`"],
+            &["cfg.json", &quoted, "`standard`, `jumprelu`", "`gated`"],
         );
     }
-    for word in ["constant_norm_rescale", "layer_norm", "sometimes"] {
-        let quoted = format!("`normalize_activations` is `{word}`");
+    check("architecture", json!("gated"), &["no tensor `r_mag`"]);
+    for word in ["transcoder", "jumprelu_skip_transcoder"] {
         check(
-            "normalize_activations",
+            "architecture",
             json!(word),
-            &["cfg.json", &quoted, "`expected_average_only_in`"],
+            &["cfg.json", "is a transcoder", "use an SAE"],
         );
     }
     check(
-        "activation_fn_str",
-        json!("topk"),
-        &["`activation_fn_str` is `topk`", "`relu`"],
+        "hook_name_out",
+        json!("blocks.1.hook_mlp_out"),
+        &["is a transcoder", "`blocks.1.hook_mlp_out`"],
     );
+    check("hook_head_index", json!(3), &["cfg.json", "head 3"]);
+    check(
+        "normalize_activations",
+        json!("covariance_whitening"),
+        &[
+            "cfg.json",
+            "whitening matrix",
+            "`fold_activation_whitening`",
+        ],
+    );
+    check(
+        "normalize_activations",
+        json!("sometimes"),
+        &[
+            "cfg.json",
+            "`normalize_activations` is `sometimes`",
+            "`expected_average_only_in`",
+        ],
+    );
+    for (key, word) in [("activation_fn_str", "topk"), ("architecture", "topk")] {
+        check(key, json!(word), &["cfg.json", "no key `k`"]);
+    }
     check(
         "activation_fn",
         json!("tanh-relu"),
@@ -86,7 +108,7 @@ fn norm_factors() {
     check(
         &normalized,
         &options(),
-        &["cfg.json", "`normalize_activations`", "`--norm-factor`"],
+        &["sae`: `normalize_activations`", "`--norm-factor`"],
     );
     check(
         &Folder::standard(),
@@ -222,19 +244,29 @@ fn files() {
     check_source(
         &source,
         &options(),
-        &["no file `sae_weights.safetensors`", "SAELens"],
+        &[
+            "no SAE of a known format",
+            "SAELens (`sae_weights.safetensors`)",
+        ],
     );
     std::fs::write(source.join("params.npz"), "").expect("writable");
     check_source(
         &source,
         &options(),
-        &["Gemma Scope (`params.npz`)", "SAELens"],
+        &["params.npz` as npz", "truncated or damaged"],
     );
+    std::fs::write(source.join("ae.pt"), "").expect("writable");
     check_source(
-        &source.join("params.npz"),
+        &source.join("ae.pt"),
         &options(),
-        &["params.npz", "not a SAELens folder", "`cfg.json`"],
+        &[
+            "ae.pt` is a pickle",
+            "`torch.load`",
+            "`sae.save_model(folder)`",
+        ],
     );
+    std::fs::remove_file(source.join("params.npz")).expect("there");
+    check_source(&source, &options(), &["ae.pt` is a pickle"]);
     check_source(&source.join("nowhere"), &options(), &["nowhere"]);
 
     let source = Folder::standard().write(dir.path());

@@ -120,8 +120,16 @@ fn each_fault_is_named() {
     check("unknown value `gated`", &|sae| {
         sae.set("sae.architecture", "gated")
     });
-    check("unknown value `layer_norm`", &|sae| {
+    check("unknown value `sometimes`", &|sae| {
+        sae.set("sae.normalize_activations", "sometimes")
+    });
+    check("the norm factor is Some(0.5)", &|sae| {
         sae.set("sae.normalize_activations", "layer_norm")
+    });
+    check("`sae.k`", &|sae| sae.set("sae.architecture", "topk"));
+    check("`k` is 4, and there are 3 features", &|sae| {
+        sae.set("sae.architecture", "topk");
+        sae.set("sae.k", 4_u32);
     });
     check("0 inputs", &|sae| sae.set("sae.d_in", 0_u32));
     check(

@@ -1,0 +1,208 @@
+//! Reads the SAEs of Gemma Scope (for Gemma 2: `params.npz`, without a configuration) and Gemma
+//! Scope 2 (for Gemma 3: `config.json` and `params.safetensors`).
+//!
+//! All are jumprelu ones on activations as they are, and `b_dec` is not subtracted from the input
+//! (`get_gemma_2_config_from_hf` and `get_gemma_3_config_from_hf` in SAELens'
+//! `loading/pretrained_sae_loaders.py`, 6.54).
+
+use std::path::Path;
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::npz;
+use super::schema::{Architecture, NormalizeActivations};
+use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
+use super::tensor_file::TensorFile;
+use crate::input_file::read_json;
+use crate::{Error, Result};
+
+pub(super) const NPZ_FILE: &str = "params.npz";
+pub(super) const WEIGHTS_FILE: &str = "params.safetensors";
+pub(super) const CONFIG_FILE: &str = "config.json";
+
+/// Reads a folder of Gemma Scope. Its hook point and model stand in the names of the folders above,
+/// as `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`; `hook_name` counts where they do not.
+///
+/// # Errors
+/// Files that are missing or malformed, a hook point that is not known.
+pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<(Source, Option<TempDir>)> {
+    let path = dir.join(NPZ_FILE);
+    let (tensors, unpacked) = npz::read(&path)?;
+    let place = Place::of(&dir.canonicalize().map_err(Error::io("read", dir))?);
+    let hook_name = hook_name.map_or_else(|| place.hook_name(dir), |name| Ok(name.to_owned()))?;
+    let names = if tensors.contains_key("w_enc") {
+        LOWER_CASE
+    } else {
+        UPPER_CASE
+    };
+    let weights = TensorFile::new(path, tensors);
+    let source = read(Format::GemmaScope, weights, names, hook_name, place.model)?;
+    Ok((source, unpacked))
+}
+
+/// Reads a folder of Gemma Scope 2.
+///
+/// # Errors
+/// Files that are missing or malformed, a transcoder, a hook point that is not known.
+pub(super) fn open_2(dir: &Path) -> Result<Source> {
+    let path = dir.join(CONFIG_FILE);
+    let config: Config = read_json(&path)?;
+    if config.architecture != "jump_relu" {
+        return Err(Error::invalid(format!(
+            "`{}`: `architecture` is `{}`, which is not supported",
+            path.display(),
+            config.architecture
+        ))
+        .with_hint("supported: `jump_relu`"));
+    }
+    let hook_name = config.hook_name(&path)?;
+    let weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
+    let model = config.model_name;
+    read(Format::GemmaScope2, weights, LOWER_CASE, hook_name, model)
+}
+
+/// `W_enc`, `W_dec`, `b_enc`, `b_dec`, `threshold`.
+type Names = [&'static str; 5];
+const UPPER_CASE: Names = ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"];
+const LOWER_CASE: Names = ["w_enc", "w_dec", "b_enc", "b_dec", "threshold"];
+
+fn read(
+    format: Format,
+    mut weights: TensorFile,
+    [w_enc, w_dec, b_enc, b_dec, threshold]: Names,
+    hook_name: String,
+    model_name: Option<String>,
+) -> Result<Source> {
+    let w_dec = weights.take(w_dec)?;
+    let shape @ [d_sae, d_in] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
+    let source = Source {
+        format,
+        architecture: Architecture::JumpRelu,
+        d_in,
+        d_sae,
+        hook_name,
+        apply_b_dec_to_input: false,
+        normalize_activations: NormalizeActivations::None,
+        norm_factor: None,
+        model_name,
+        w_enc: FeatureMatrix::new(weights.take(w_enc)?, Layout::FeaturesInColumns, shape)?,
+        w_dec: FeatureMatrix::new(w_dec, Layout::FeaturesInRows, shape)?,
+        encoder_factors: Vec::new(),
+        decoder_factors: Vec::new(),
+        rescale_by_decoder_norm: false,
+        b_enc: weights.take_vector(b_enc, d_sae)?,
+        b_dec: weights.take_vector(b_dec, d_in)?,
+        threshold: Some(weights.take_vector(threshold, d_sae)?),
+        log_sparsity: None,
+    };
+    weights.check_empty("an SAE of Gemma Scope")?;
+    Ok(source)
+}
+
+/// What the names of a Gemma Scope folder, and of those above it, say.
+#[derive(Default)]
+struct Place {
+    layer: Option<usize>,
+    site: Option<&'static str>,
+    model: Option<String>,
+    is_embedding: bool,
+}
+
+impl Place {
+    fn of(dir: &Path) -> Self {
+        let mut place = Self::default();
+        for part in dir.iter().filter_map(|part| part.to_str()) {
+            if let Some(layer) = part.strip_prefix("layer_") {
+                place.layer = layer.parse().ok();
+            }
+            place.is_embedding |= part == "embedding";
+            // The repository: `gemma-scope-2b-pt-res`, or `models--google--gemma-scope-2b-pt-res`.
+            let Some((_, repository)) = part.split_once("gemma-scope-") else {
+                continue;
+            };
+            let words: Vec<&str> = repository.split('-').collect();
+            place.site = words.iter().find_map(|word| match *word {
+                "res" => Some("hook_resid_post"),
+                "mlp" => Some("hook_mlp_out"),
+                "att" => Some("attn.hook_z"),
+                _ => None,
+            });
+            place.model = match words[..] {
+                [size, "pt", ..] => Some(format!("gemma-2-{size}")),
+                [size, "it", ..] => Some(format!("gemma-2-{size}-it")),
+                _ => None,
+            };
+        }
+        place
+    }
+
+    fn hook_name(&self, dir: &Path) -> Result<String> {
+        if self.is_embedding {
+            return Err(Error::invalid(format!(
+                "`{}` holds an SAE of the embeddings, not of a layer",
+                dir.display()
+            ))
+            .with_hint("use an SAE of the residual stream after a layer"));
+        }
+        match (self.layer, self.site) {
+            (Some(layer), Some(site)) => Ok(format!("blocks.{layer}.{site}")),
+            _ => Err(Error::invalid(format!(
+                "`{}` does not say which hook point this SAE belongs to",
+                dir.display()
+            ))
+            .with_hint(
+                "keep the repository's folders, such as `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`, or give `--hook-name blocks.20.hook_resid_post`",
+            )),
+        }
+    }
+}
+
+/// `config.json` of Gemma Scope 2.
+#[derive(Deserialize)]
+struct Config {
+    architecture: String,
+    model_name: Option<String>,
+    hf_hook_point_in: String,
+    hf_hook_point_out: Option<String>,
+}
+
+impl Config {
+    /// Hugging Face's module in TransformerLens' words.
+    fn hook_name(&self, path: &Path) -> Result<String> {
+        if let Some(out) = self
+            .hf_hook_point_out
+            .as_ref()
+            .filter(|out| **out != self.hf_hook_point_in)
+        {
+            return Err(super::saelens::transcoder(
+                path,
+                &self.hf_hook_point_in,
+                out,
+            ));
+        }
+        let module = self
+            .hf_hook_point_in
+            .split_once("layers.")
+            .map(|found| found.1);
+        let parts = module.and_then(|module| {
+            let (layer, site) = module.split_once('.')?;
+            let site = match site {
+                "output" => "hook_resid_post",
+                "self_attn.o_proj.input" => "attn.hook_z",
+                "post_feedforward_layernorm.output" => "hook_mlp_out",
+                _ => return None,
+            };
+            Some((layer.parse::<usize>().ok()?, site))
+        });
+        match parts {
+            Some((layer, site)) => Ok(format!("blocks.{layer}.{site}")),
+            None => Err(Error::invalid(format!(
+                "`{}`: the hook point `{}` is not known",
+                path.display(),
+                self.hf_hook_point_in
+            ))
+            .with_hint("use an SAE of the residual stream: `model.layers.L.output`")),
+        }
+    }
+}
