@@ -96,7 +96,7 @@ pub(crate) fn run(
     let logits = decoder.context.logits().to_vec();
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::invalid("the model's logits are not numbers")
-            .with_hint("use smaller strengths; without steering, convert the model again"));
+            .with_hint("use smaller strengths; without interventions, convert the model again"));
     }
     let start = Instant::now();
     let mut sampler = Sampler::new(model, options.sampling);
@@ -241,12 +241,12 @@ impl RowHook for Tap {
         if self.keep.features {
             self.sae.encode(rows, &mut self.trace.activations)?;
         }
-        let Some(steering) = &self.steering else {
+        let Some(steering) = &mut self.steering else {
             return Ok(Edited::No);
         };
         let mut edited = Edited::No;
         for (row, token) in rows.chunks_exact_mut(d_model).zip(tokens) {
-            if steering.apply(token.kind, row) {
+            if steering.apply(token.kind, row)? {
                 edited = Edited::Yes;
             }
         }

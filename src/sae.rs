@@ -1,9 +1,10 @@
 //! A sparse autoencoder (SAE) at run time: features of rows, decoder directions, labels.
 
-use gguf_tools::sae::{Baseline, SaeFile, SaeMeta};
+use gguf_tools::sae::{Architecture, Baseline, SaeFile, SaeMeta};
 
 use crate::hook_point::HookPoint;
 use crate::llama::MatrixProduct;
+use crate::steering::{DecoderDirection, FeatureReader, Intervention, Steering};
 use crate::{Error, Result};
 
 /// Candidates that an error about an ambiguous label lists.
@@ -152,13 +153,54 @@ impl Sae {
         Ok(())
     }
 
-    /// Fills `row`, `[d_model]`, with `W_dec[feature]`.
+    /// Prepares interventions on features of this SAE.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, and those of [`Steering::new`].
+    pub fn steering(&self, interventions: Vec<Intervention>) -> Result<Steering> {
+        Steering::new(
+            interventions,
+            self.meta().d_in,
+            |feature| self.decoder_direction(feature),
+            |feature| self.feature_reader(feature),
+        )
+    }
+
+    /// The direction `W_dec[feature]`.
     ///
     /// # Errors
     /// A feature that the SAE does not have, or a file that cannot be read.
-    pub fn decoder_direction(&self, feature: usize, row: &mut [f32]) -> Result<()> {
+    pub fn decoder_direction(&self, feature: usize) -> Result<DecoderDirection> {
         self.check_feature(feature)?;
-        Ok(self.file.decoder_row(feature, row)?)
+        let mut row = vec![0.0; self.meta().d_in];
+        self.file.decoder_row(feature, &mut row)?;
+        let norm = self.file.decoder_norm()?[feature];
+        Ok(DecoderDirection { row, norm })
+    }
+
+    /// What gives the activation of one feature, by itself. It computes in f32 on the encoder's row
+    /// as stored; [`Sae::encode`] lets ggml round rows to the type of the weights, so that the two
+    /// differ by that rounding.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn feature_reader(&self, feature: usize) -> Result<FeatureReader> {
+        self.check_feature(feature)?;
+        match self.meta().architecture {
+            // Here a feature's activation depends on no other feature.
+            Architecture::Standard | Architecture::JumpRelu => {}
+        }
+        let mut encoder_row = vec![0.0; self.meta().d_in];
+        self.file.encoder_row(feature, &mut encoder_row)?;
+        // (x − b_dec)·W_enc + b_enc = x·W_enc + (b_enc − b_dec·W_enc); nothing is subtracted where
+        // `b_dec` is empty.
+        let products = encoder_row.iter().zip(&self.b_dec);
+        let offset: f64 = products.map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
+        Ok(FeatureReader {
+            encoder_row,
+            bias: (f64::from(self.b_enc[feature]) - offset) as f32,
+            threshold: self.threshold[feature],
+        })
     }
 
     /// A feature's label, where it has one.

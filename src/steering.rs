@@ -1,90 +1,91 @@
-//! Interventions on the residual stream: pure edits of rows. Nothing here knows llama.cpp.
+//! Interventions on the residual stream: pure edits of rows. Nothing here knows llama.cpp or a file.
 
 use std::collections::BTreeMap;
 
 use crate::tokens::TokenKind;
 use crate::{Error, Result};
 
+pub use crate::tokens::Positions;
+
 /// One change of one feature.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Intervention {
-    /// `x += strength · W_dec[feature]`, the decoder direction as trained (not normalised), no
-    /// bias: as `SAELens` and the original experiment steer.
-    Add {
-        /// The feature's index.
-        feature: usize,
-        /// How many decoder directions are added; negative subtracts.
-        strength: f32,
-    },
+pub struct Intervention {
+    /// The feature's index.
+    pub feature: usize,
+    /// What is done to it.
+    pub change: Change,
+    /// What the change's number counts.
+    pub units: Units,
+    /// Where it is done.
+    pub at: Positions,
 }
 
-/// Which positions an intervention touches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Positions {
-    /// Image rows.
-    pub image: bool,
-    /// The prompt's text, before generation.
-    pub prompt: bool,
-    /// Generated tokens.
-    pub generated: bool,
+/// What is done to a feature whose activation in the unmodified row `x` is `a(x)`.
+///
+/// Only the feature's own part of the row changes: what the SAE does not explain of the row, its
+/// error, is kept, as Anthropic does when it clamps features (*Scaling Monosemanticity*, 2024).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Change {
+    /// `x += strength · W_dec[feature]`, without the decoder's bias, as `SAELens` and the original
+    /// experiment steer.
+    Add(f32),
+    /// `x += (value − a(x)) · W_dec[feature]`.
+    Clamp(f32),
+    /// `x −= a(x) · W_dec[feature]`: a clamp to 0.
+    Ablate,
+    /// `x += (factor − 1) · a(x) · W_dec[feature]`.
+    Scale(f32),
 }
 
-impl Positions {
-    /// Every position, the original experiment's choice.
-    pub const ALL: Self = Self {
-        image: true,
-        prompt: true,
-        generated: true,
-    };
-    const NONE: Self = Self {
-        image: false,
-        prompt: false,
-        generated: false,
-    };
-
-    /// Reads `all`, `image`, `prompt`, `generated`, or a comma-separated list of them.
-    ///
-    /// # Errors
-    /// An empty list or an unknown word.
-    pub fn parse(list: &str) -> Result<Self> {
-        let mut positions = Self::NONE;
-        for word in list.split(',') {
-            match word.trim() {
-                "all" => positions = Self::ALL,
-                "image" => positions.image = true,
-                "prompt" => positions.prompt = true,
-                "generated" => positions.generated = true,
-                other => {
-                    return Err(Error::invalid(format!("`{other}` is no position"))
-                        .with_hint("use `all`, `image`, `prompt`, `generated` or a list such as `image,generated`"));
-                }
-            }
-        }
-        Ok(positions)
-    }
-
-    /// Whether a row of this kind is touched.
-    pub fn contain(self, kind: TokenKind) -> bool {
-        match kind {
-            TokenKind::Image => self.image,
-            TokenKind::Text => self.prompt,
-            TokenKind::Generated => self.generated,
+impl Change {
+    fn past_participle(self) -> &'static str {
+        match self {
+            Self::Add(_) => "steered",
+            Self::Clamp(_) => "clamped",
+            Self::Ablate => "ablated",
+            Self::Scale(_) => "scaled",
         }
     }
+}
 
-    /// The words that [`Positions::parse`] reads.
-    pub fn words(self) -> Vec<&'static str> {
-        if self == Self::ALL {
-            return vec!["all"];
-        }
-        [
-            (self.image, "image"),
-            (self.prompt, "prompt"),
-            (self.generated, "generated"),
-        ]
-        .into_iter()
-        .filter_map(|(on, word)| on.then_some(word))
-        .collect()
+/// What strengths and clamp values count. Factors have no unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Units {
+    /// Decoder rows as trained: `SAELens` and the original experiment.
+    #[default]
+    Raw,
+    /// Decoder rows scaled to length 1, and activations by the rows' lengths: Neuronpedia. A raw
+    /// number is this one divided by `‖W_dec[feature]‖`.
+    Unit,
+}
+
+/// A feature's row of the decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderDirection {
+    /// `W_dec[feature]`, `[d_model]`.
+    pub row: Vec<f32>,
+    /// Its length, `‖W_dec[feature]‖`.
+    pub norm: f32,
+}
+
+/// What gives a feature's activation in a row, for an SAE whose features do not depend on each
+/// other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureReader {
+    /// `W_enc[:, feature]`, `[d_model]`.
+    pub encoder_row: Vec<f32>,
+    /// `b_enc[feature]`, less `b_dec · W_enc[:, feature]` where the SAE subtracts `b_dec` from rows.
+    pub bias: f32,
+    /// What `h` must exceed; 0 for a ReLU.
+    pub threshold: f32,
+}
+
+impl FeatureReader {
+    /// The activation in `row`, `[d_model]`: `h = row · W_enc[:, feature] + bias` where that is above
+    /// the threshold, else 0 (`SAELens`, `saes/*_sae.py`).
+    pub fn activation(&self, row: &[f32]) -> f32 {
+        let h = dot(row, &self.encoder_row) + self.bias;
+        if h > self.threshold { h } else { 0.0 }
     }
 }
 
@@ -92,53 +93,90 @@ impl Positions {
 #[derive(Clone, Debug)]
 pub struct Steering {
     interventions: Vec<Intervention>,
-    positions: Positions,
-    delta: Vec<f32>, // [d_model]: the sum of all additions
+    deltas: [Vec<f32>; 3], // for each of `TokenKind::ALL`: [d_model], the sum of what is added; empty where nothing is
+    settings: Vec<Setting>, // by rising feature
+}
+
+/// A change that depends on the activation: `x += (constant + slope · a(x)) · W_dec[feature]`.
+#[derive(Clone, Debug)]
+struct Setting {
+    at: Positions,
+    constant: f32,
+    slope: f32,
+    reader: FeatureReader,
+    decoder_row: Vec<f32>, // [d_model]
+    coefficient: f32,      // for the row at hand
 }
 
 impl Steering {
-    /// Prepares `interventions`; `decoder_direction` fills a row of length `d_model` with
-    /// `W_dec[feature]`.
+    /// Prepares `interventions` for rows of length `d_model`. `direction` and `reader` give what is
+    /// known of a feature. The order of the interventions changes no bit of the results.
     ///
     /// # Errors
-    /// A strength that is not finite, or an error of `decoder_direction`.
+    /// A number that is not finite, or too large; unit-length directions of a row of zeros; a
+    /// feature that is clamped, ablated or scaled where something else is done to it too; an error
+    /// of `direction` or `reader`.
     pub fn new(
         interventions: Vec<Intervention>,
-        positions: Positions,
         d_model: usize,
-        mut decoder_direction: impl FnMut(usize, &mut [f32]) -> Result<()>,
+        mut direction: impl FnMut(usize) -> Result<DecoderDirection>,
+        mut reader: impl FnMut(usize) -> Result<FeatureReader>,
     ) -> Result<Self> {
-        // Strengths of one feature are summed first, so that `+a` and `-a` cancel exactly.
-        let mut strengths = BTreeMap::<usize, f32>::new();
-        for intervention in &interventions {
-            let Intervention::Add { feature, strength } = intervention;
-            if !strength.is_finite() {
-                return Err(Error::invalid(format!(
-                    "cannot steer feature `{feature}` by `{strength}`: the strength must be finite"
-                )));
-            }
-            *strengths.entry(*feature).or_default() += strength;
+        check_contradictions(&interventions)?;
+        let mut directions = BTreeMap::new();
+        let mut strengths = Vec::new();
+        let mut settings = BTreeMap::new();
+        for (i, intervention) in interventions.iter().enumerate() {
+            let feature = intervention.feature;
+            let known: &DecoderDirection = match directions.get(&feature) {
+                Some(known) => known,
+                None => directions.entry(feature).or_insert(direction(feature)?),
+            };
+            let raw = |number| raw_number(number, intervention, known.norm);
+            let (constant, slope) = match intervention.change {
+                Change::Add(strength) => {
+                    strengths.push((feature, raw(strength)?, intervention.at));
+                    continue;
+                }
+                Change::Clamp(value) => (raw(value)? as f32, -1.0),
+                Change::Ablate => (0.0, -1.0),
+                Change::Scale(factor) if factor.is_finite() => (0.0, factor - 1.0),
+                Change::Scale(factor) => return Err(not_finite(factor, intervention)),
+            };
+            let setting = Setting {
+                at: intervention.at,
+                constant,
+                slope,
+                reader: reader(feature)?,
+                decoder_row: known.row.clone(),
+                coefficient: 0.0,
+            };
+            settings.insert((feature, i), setting);
         }
-        let mut delta = vec![0.0; d_model];
-        let mut direction = vec![0.0; d_model];
-        for (feature, strength) in strengths {
-            decoder_direction(feature, &mut direction)?;
-            for (sum, value) in delta.iter_mut().zip(&direction) {
-                *sum += strength * value;
+        // Strengths of one feature are summed first, so that `+a` and `-a` cancel.
+        strengths.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let mut deltas = <[Vec<f32>; 3]>::default();
+        for (kind, delta) in TokenKind::ALL.into_iter().zip(&mut deltas) {
+            let mut sums = BTreeMap::<usize, f64>::new();
+            for (feature, strength, at) in &strengths {
+                if at.contain(kind) {
+                    *sums.entry(*feature).or_default() += strength;
+                }
             }
-        }
-        // The next norm squares the row in 32 bits.
-        let squares: f32 = delta.iter().map(|value| value * value).sum();
-        if !squares.is_finite() {
-            return Err(Error::invalid(
-                "the strengths add up to a row that is too large for 32-bit numbers",
-            )
-            .with_hint("use smaller strengths"));
+            if !sums.is_empty() {
+                delta.resize(d_model, 0.0);
+            }
+            for (feature, strength) in sums {
+                add_scaled(delta, strength as f32, &directions[&feature].row);
+            }
+            if !has_finite_length(delta) {
+                return Err(too_large("the strengths add up to"));
+            }
         }
         Ok(Self {
             interventions,
-            positions,
-            delta,
+            deltas,
+            settings: settings.into_values().collect(),
         })
     }
 
@@ -147,89 +185,121 @@ impl Steering {
         &self.interventions
     }
 
-    /// Where it applies.
-    pub fn positions(&self) -> Positions {
-        self.positions
-    }
-
-    /// The vector that is added to each touched row, `[d_model]`.
-    pub fn delta(&self) -> &[f32] {
-        &self.delta
-    }
-
-    /// Edits one row of length `d_model` if its kind is touched; tells whether it was.
-    pub fn apply(&self, kind: TokenKind, row: &mut [f32]) -> bool {
-        if !self.positions.contain(kind) {
-            return false;
+    /// Edits one row of length `d_model`; tells whether there was something to edit.
+    ///
+    /// # Errors
+    /// When a clamp or a factor makes the row too large for 32-bit numbers.
+    pub fn apply(&mut self, kind: TokenKind, row: &mut [f32]) -> Result<bool> {
+        // All activations are those of the unmodified row.
+        for setting in &mut self.settings {
+            setting.coefficient = if setting.at.contain(kind) {
+                setting.constant + setting.slope * setting.reader.activation(row)
+            } else {
+                0.0
+            };
         }
-        for (x, delta) in row.iter_mut().zip(&self.delta) {
+        let delta = &self.deltas[kind as usize];
+        let mut edited = !delta.is_empty();
+        for (x, delta) in row.iter_mut().zip(delta) {
             *x += delta;
         }
-        true
+        let effective = |setting: &&Setting| setting.coefficient != 0.0;
+        let mut settings = self.settings.iter().filter(effective).peekable();
+        if settings.peek().is_some() {
+            for setting in settings {
+                add_scaled(row, setting.coefficient, &setting.decoder_row);
+            }
+            if !has_finite_length(row) {
+                return Err(too_large("the interventions make"));
+            }
+            edited = true;
+        }
+        Ok(edited)
     }
+}
+
+/// Refuses a clamped, ablated or scaled feature to which something else is done at the same
+/// positions.
+fn check_contradictions(interventions: &[Intervention]) -> Result<()> {
+    for (i, second) in interventions.iter().enumerate() {
+        for first in &interventions[..i] {
+            let additions = [first, second].map(|one| matches!(one.change, Change::Add(_)));
+            if first.feature != second.feature
+                || additions == [true; 2]
+                || !first.at.overlap(second.at)
+            {
+                continue;
+            }
+            let [one, other] = [first, second].map(|one| one.change.past_participle());
+            let both = if one == other {
+                format!("{one} twice")
+            } else {
+                format!("{one} and {other}")
+            };
+            let feature = first.feature;
+            return Err(Error::invalid(format!(
+                "feature `{feature}` cannot be {both} at the same positions"
+            ))
+            .with_hint("keep one of the two, or let them touch different positions"));
+        }
+    }
+    Ok(())
+}
+
+/// A strength or clamp value in decoder rows as trained.
+fn raw_number(number: f32, intervention: &Intervention, norm: f32) -> Result<f64> {
+    if !number.is_finite() {
+        return Err(not_finite(number, intervention));
+    }
+    match intervention.units {
+        Units::Raw => Ok(number.into()),
+        Units::Unit if norm > 0.0 => Ok(f64::from(number) / f64::from(norm)),
+        Units::Unit => Err(Error::invalid(format!(
+            "feature `{}` has no direction of unit length: its decoder row is all zeros",
+            intervention.feature
+        ))
+        .with_hint("use another feature: whatever is done to this one has no effect")),
+    }
+}
+
+fn not_finite(number: f32, intervention: &Intervention) -> Error {
+    let feature = intervention.feature;
+    let verb = intervention.change.past_participle();
+    Error::invalid(format!(
+        "feature `{feature}` cannot be {verb} by `{number}`: the number must be finite"
+    ))
+}
+
+/// Whether the next norm, which squares the row in 32 bits, can be computed.
+fn has_finite_length(row: &[f32]) -> bool {
+    dot(row, row).is_finite()
+}
+
+fn too_large(what: &str) -> Error {
+    Error::invalid(format!("{what} a row that is too large for 32-bit numbers"))
+        .with_hint("use smaller numbers")
+}
+
+fn add_scaled(row: &mut [f32], factor: f32, direction: &[f32]) {
+    for (x, value) in row.iter_mut().zip(direction) {
+        *x += factor * value;
+    }
+}
+
+/// Sums side by side, which the compiler computes in vector registers.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a.remainder().iter().zip(b.remainder());
+    let rest: f32 = rest.map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Intervention, Positions, Steering};
-    use crate::tokens::TokenKind;
-
-    fn steering(strengths: &[(usize, f32)], at: &str) -> Steering {
-        let interventions = strengths
-            .iter()
-            .map(|&(feature, strength)| Intervention::Add { feature, strength })
-            .collect();
-        let positions = Positions::parse(at).expect("valid positions");
-        Steering::new(interventions, positions, 2, |feature, row| {
-            row.copy_from_slice(&[feature as f32, 0.3]);
-            Ok(())
-        })
-        .expect("finite strengths")
-    }
-
-    #[test]
-    fn additions_are_summed() {
-        let mut row = [1.0, 1.0];
-        assert!(steering(&[(3, 2.0), (5, -1.0)], "all").apply(TokenKind::Image, &mut row));
-        assert_eq!(row, [1.0 + 6.0 - 5.0, 1.0 + 0.6 - 0.3]);
-    }
-
-    #[test]
-    fn opposite_strengths_cancel_exactly() {
-        let mut row = [0.1, 0.7];
-        steering(&[(3, 0.1), (5, 9.0), (3, -0.1), (5, -9.0)], "all")
-            .apply(TokenKind::Text, &mut row);
-        assert_eq!(row, [0.1, 0.7]);
-    }
-
-    #[test]
-    fn positions_choose_rows() {
-        let check = |at: &str, touched: [bool; 3]| {
-            let steering = steering(&[(1, 1.0)], at);
-            let kinds = [TokenKind::Image, TokenKind::Text, TokenKind::Generated];
-            assert_eq!(
-                kinds.map(|kind| steering.apply(kind, &mut [0.0; 2])),
-                touched,
-                "{at}"
-            );
-        };
-        check("all", [true; 3]);
-        check("image", [true, false, false]);
-        check("prompt", [false, true, false]);
-        check("image, generated", [true, false, true]);
-        assert!(Positions::parse("").is_err());
-        assert!(Positions::parse("images").is_err());
-    }
-
-    #[test]
-    fn strengths_that_are_not_finite_are_refused() {
-        for strength in [f32::NAN, f32::INFINITY, f32::MAX] {
-            let add = |feature| Intervention::Add { feature, strength };
-            let result = Steering::new(vec![add(0), add(1)], Positions::ALL, 1, |_, row| {
-                row.fill(2.0);
-                Ok(())
-            });
-            assert!(result.is_err(), "{strength}");
-        }
-    }
-}
+mod tests;

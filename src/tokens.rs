@@ -1,5 +1,5 @@
-//! What each row of the residual stream is, and a cursor that follows the rows as llama.cpp
-//! hands them out.
+//! What each row of the residual stream is, sets of such rows, and a cursor that follows the rows
+//! as llama.cpp hands them out.
 
 use crate::{Error, Result};
 
@@ -12,6 +12,11 @@ pub enum TokenKind {
     Image,
     /// A token that the model generated.
     Generated,
+}
+
+impl TokenKind {
+    /// Every kind; `kind as usize` is its place here.
+    pub(crate) const ALL: [Self; 3] = [Self::Text, Self::Image, Self::Generated];
 }
 
 /// One position of a run.
@@ -46,6 +51,82 @@ impl Token {
             kind: TokenKind::Generated,
             id: Some(id),
         }
+    }
+}
+
+/// The kinds of positions that something applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// Image rows.
+    pub image: bool,
+    /// The prompt's text, before generation.
+    pub prompt: bool,
+    /// Generated tokens.
+    pub generated: bool,
+}
+
+impl Positions {
+    /// Every position, the original experiment's choice.
+    pub const ALL: Self = Self {
+        image: true,
+        prompt: true,
+        generated: true,
+    };
+    const NONE: Self = Self {
+        image: false,
+        prompt: false,
+        generated: false,
+    };
+
+    /// Reads `all`, `image`, `prompt`, `generated`, or a comma-separated list of them.
+    ///
+    /// # Errors
+    /// An empty list or an unknown word.
+    pub fn parse(list: &str) -> Result<Self> {
+        let mut positions = Self::NONE;
+        for word in list.split(',') {
+            match word.trim() {
+                "all" => positions = Self::ALL,
+                "image" => positions.image = true,
+                "prompt" => positions.prompt = true,
+                "generated" => positions.generated = true,
+                other => {
+                    return Err(Error::invalid(format!("`{other}` is no position"))
+                        .with_hint("use `all`, `image`, `prompt`, `generated` or a list such as `image,generated`"));
+                }
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Whether rows of this kind belong to them.
+    pub fn contain(self, kind: TokenKind) -> bool {
+        match kind {
+            TokenKind::Image => self.image,
+            TokenKind::Text => self.prompt,
+            TokenKind::Generated => self.generated,
+        }
+    }
+
+    /// Whether some kind of row belongs to both.
+    pub fn overlap(self, other: Self) -> bool {
+        let both = |kind: &TokenKind| self.contain(*kind) && other.contain(*kind);
+        TokenKind::ALL.iter().any(both)
+    }
+
+    /// The words that [`Positions::parse`] reads.
+    pub fn words(self) -> Vec<&'static str> {
+        if self == Self::ALL {
+            return vec!["all"];
+        }
+        [
+            (self.image, "image"),
+            (self.prompt, "prompt"),
+            (self.generated, "generated"),
+        ]
+        .into_iter()
+        .filter_map(|(on, word)| on.then_some(word))
+        .collect()
     }
 }
 
@@ -114,7 +195,7 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cursor, Token};
+    use super::{Cursor, Positions, Token, TokenKind};
 
     #[test]
     fn rows_are_followed_across_ubatches() {
@@ -128,5 +209,37 @@ mod tests {
         );
         assert!(cursor.finish_decode("l_out-0").is_ok());
         assert!(cursor.advance(1).is_err());
+    }
+
+    #[test]
+    fn positions_are_sets_of_kinds() {
+        let check = |words: &str, expected: &[TokenKind], shown: &str| {
+            let positions = Positions::parse(words).expect("valid positions");
+            for kind in TokenKind::ALL {
+                assert_eq!(positions.contain(kind), expected.contains(&kind), "{words}");
+            }
+            assert_eq!(positions.words().join(","), shown);
+        };
+        check("all", &TokenKind::ALL, "all");
+        check("image", &[TokenKind::Image], "image");
+        check("prompt", &[TokenKind::Text], "prompt");
+        check(
+            "generated, image",
+            &[TokenKind::Image, TokenKind::Generated],
+            "image,generated",
+        );
+        assert!(Positions::parse("").is_err());
+        assert!(Positions::parse("images").is_err());
+    }
+
+    #[test]
+    fn positions_overlap_where_they_share_a_kind() {
+        let check = |a: &str, b: &str, expected: bool| {
+            let parse = |words| Positions::parse(words).expect("valid positions");
+            assert_eq!(parse(a).overlap(parse(b)), expected, "{a} and {b}");
+        };
+        check("all", "prompt", true);
+        check("image,generated", "generated", true);
+        check("image,generated", "prompt", false);
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
-use llava_sae_cpp::steering::{Intervention, Positions, Steering};
 use llava_sae_cpp::{
     FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
     Sampling, Session, SessionOptions, demo,
 };
 
+use super::interventions::{ANY, InterventionArgs};
 use super::progress::Spinner;
 
 /// llama.cpp's short flags of several letters, which clap does not know.
@@ -311,101 +311,11 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
     }
 }
 
-/// What is changed, and where.
-#[derive(Args)]
-pub(super) struct InterventionArgs {
-    /// Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label;
-    /// repeatable, comma-separated too
-    #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_steer_list, allow_hyphen_values = true)]
-    steer: Vec<SteerList>,
-    /// Positions that interventions touch: all, image, prompt, generated, or a list of them
-    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, requires = "steer")]
-    at: Positions,
-}
-
-/// Pairs of a feature's name and a strength.
-type SteerList = Vec<(String, f32)>;
-
 /// An error as clap shows it.
 pub(super) fn with_hint(error: llava_sae_cpp::Error) -> String {
     match error.hint() {
         Some(hint) => format!("{error}: {hint}"),
         None => error.to_string(),
-    }
-}
-
-fn parse_positions(text: &str) -> Result<Positions, String> {
-    Positions::parse(text).map_err(with_hint)
-}
-
-/// Reads `FEATURE:STRENGTH[,FEATURE:STRENGTH…]`. A label may hold commas and colons, so an item
-/// ends at a comma only where a strength stands before it.
-fn parse_steer_list(text: &str) -> Result<SteerList, String> {
-    let mut items = Vec::new();
-    let mut item = String::new();
-    for piece in text.split_inclusive(',') {
-        item.push_str(piece);
-        if let Some(parsed) = parse_steer(item.strip_suffix(',').unwrap_or(&item))? {
-            items.push(parsed);
-            item.clear();
-        }
-    }
-    if item.is_empty() && !items.is_empty() && !text.ends_with(',') {
-        return Ok(items);
-    }
-    Err("expected FEATURE:STRENGTH, such as `4501:-6` or `dog:-6`".to_owned())
-}
-
-fn parse_steer(item: &str) -> Result<Option<(String, f32)>, String> {
-    let Some((feature, strength)) = item.rsplit_once(':') else {
-        return Ok(None);
-    };
-    let Ok(strength) = strength.trim().parse::<f32>() else {
-        return Ok(None);
-    };
-    let feature = feature.trim();
-    if feature.is_empty() {
-        return Err("a feature's index or label is missing before the colon".to_owned());
-    }
-    if !strength.is_finite() {
-        return Err(format!(
-            "the strength of `{feature}` must be a finite number"
-        ));
-    }
-    Ok(Some((feature.to_owned(), strength)))
-}
-
-impl InterventionArgs {
-    /// Whether any intervention was asked for.
-    pub(super) fn any(&self) -> bool {
-        !self.steer.is_empty()
-    }
-
-    /// The interventions, with labels resolved; none if none were asked for.
-    pub(super) fn steering(
-        &self,
-        session: &mut Session,
-    ) -> llava_sae_cpp::Result<Option<Steering>> {
-        if !self.any() {
-            return Ok(None);
-        }
-        let sae = session.sae();
-        let interventions = self
-            .steer
-            .iter()
-            .flatten()
-            .map(|(name, strength)| {
-                Ok(Intervention::Add {
-                    feature: sae.find_feature(name)?,
-                    strength: *strength,
-                })
-            })
-            .collect::<llava_sae_cpp::Result<Vec<_>>>()?;
-        let d_model = sae.meta().d_in;
-        Steering::new(interventions, self.at, d_model, |feature, row| {
-            sae.decoder_direction(feature, row)
-        })
-        .map(Some)
     }
 }
 
@@ -420,7 +330,7 @@ pub(super) struct DescribeArgs {
     #[command(flatten)]
     pub(super) interventions: InterventionArgs,
     /// Print the original output too
-    #[arg(long, requires = "steer")]
+    #[arg(long, requires = ANY)]
     pub(super) compare: bool,
     /// After the text, the N features that the image fired most
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -432,43 +342,4 @@ pub(super) struct DescribeArgs {
     pub(super) json: bool,
     #[command(flatten)]
     pub(super) model: ModelArgs,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_steer_list;
-
-    #[test]
-    fn steer_lists() {
-        let check = |text: &str, expected: Option<&[(&str, f32)]>| {
-            let parsed = parse_steer_list(text).ok();
-            let expected = expected.map(|items| {
-                items
-                    .iter()
-                    .map(|&(name, strength)| (name.to_owned(), strength))
-                    .collect()
-            });
-            assert_eq!(parsed, expected, "{text}");
-        };
-        check("4501:-6", Some(&[("4501", -6.0)]));
-        check("4501:-6,7310:2.5", Some(&[("4501", -6.0), ("7310", 2.5)]));
-        check("dog, b, f:-6", Some(&[("dog, b, f", -6.0)]));
-        check(
-            "that is: dogs, cats:3,dog:1",
-            Some(&[("that is: dogs, cats", 3.0), ("dog", 1.0)]),
-        );
-        for bad in [
-            "",
-            "dog",
-            "dog:",
-            ":3",
-            "dog:x",
-            "dog:nan",
-            "dog:inf",
-            "dog:1,",
-            "dog:1,cat",
-        ] {
-            check(bad, None);
-        }
-    }
 }

@@ -12,9 +12,10 @@ use gguf_tools::gguf::Overwrite;
 use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::args::{self, GenerateArgs, InterventionArgs, ModelArgs, PromptArgs, Verbosity};
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::interventions::InterventionArgs;
 use super::progress::Spinner;
-use super::{CommandResult, Outcome, json};
+use super::{CommandResult, Outcome, interventions};
 
 /// Save everything the hook saw: rows, features, image embeddings, logits
 #[derive(Args)]
@@ -88,7 +89,7 @@ pub(super) fn run(
             &image.rows,
         );
     }
-    let interventions = json::interventions(steering.as_ref(), session.sae());
+    let interventions = interventions::entries(steering.as_ref(), session.sae());
     let interventions =
         serde_json::to_string(&interventions).expect("interventions are plain data");
     let metadata = [
@@ -117,6 +118,7 @@ fn check_target(args: &CaptureArgs) -> llava_sae_cpp::Result<()> {
     };
     let mut inputs = args.model.given_files();
     inputs.extend(args.image.clone());
+    inputs.extend(args.interventions.file().cloned());
     let is_output = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == output);
     if inputs.iter().any(is_output) {
         let shown = args.output.display();

@@ -1,7 +1,6 @@
 //! The JSON that the commands print: names here are an interface.
 
 use llava_sae_cpp::features::FeatureScore;
-use llava_sae_cpp::steering::{Intervention, Steering};
 use llava_sae_cpp::{Run, Sae, Session, Stop, Token, TokenKind};
 use serde::Serialize;
 
@@ -25,37 +24,6 @@ impl Output {
             },
         }
     }
-}
-
-/// One intervention.
-#[derive(Serialize)]
-pub(super) struct InterventionEntry {
-    kind: &'static str,
-    feature: usize,
-    label: Option<String>,
-    value: f32,
-    units: &'static str,
-    at: String,
-}
-
-/// The interventions of a run; empty without steering.
-pub(super) fn interventions(steering: Option<&Steering>, sae: &Sae) -> Vec<InterventionEntry> {
-    let Some(steering) = steering else {
-        return Vec::new();
-    };
-    let at = steering.positions().words().join(",");
-    let entry = |intervention: &Intervention| {
-        let &Intervention::Add { feature, strength } = intervention;
-        InterventionEntry {
-            kind: "steer",
-            feature,
-            label: sae.label(feature).map(str::to_owned),
-            value: strength,
-            units: "raw",
-            at: at.clone(),
-        }
-    };
-    steering.interventions().iter().map(entry).collect()
 }
 
 /// A ranked feature.

@@ -6,6 +6,7 @@ mod capture;
 mod convert;
 mod describe;
 mod features;
+mod interventions;
 mod json;
 mod progress;
 mod table;
@@ -64,6 +65,10 @@ Examples:
       … list the features it fires, and subtract the duck feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
+  llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json
+      … set the feature's activation on the image's rows
+  llava-sae-cpp -d llava-gemma-2b --interventions set.json other.jpg
+      … and do the same to another picture
   llava-sae-cpp features --top 20 --json photo.jpg
       The features of an image, as JSON
   llava-sae-cpp capture -n 0 -o rows.safetensors photo.jpg

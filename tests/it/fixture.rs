@@ -8,7 +8,7 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
 use image::RgbImage;
-use llava_sae_cpp::steering::{Intervention, Positions, Steering};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
     FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session, SessionOptions,
 };
@@ -152,12 +152,16 @@ pub(crate) fn steering(
     strength: f32,
     at: Positions,
 ) -> Steering {
-    let sae = session.sae();
-    let add = Intervention::Add { feature, strength };
-    Steering::new(vec![add], at, sae.meta().d_in, |feature, row| {
-        sae.decoder_direction(feature, row)
-    })
-    .expect("the feature exists")
+    let add = Intervention {
+        feature,
+        change: Change::Add(strength),
+        units: Units::Raw,
+        at,
+    };
+    session
+        .sae()
+        .steering(vec![add])
+        .expect("the feature exists")
 }
 
 /// `oracle.safetensors` and `oracle.json`.

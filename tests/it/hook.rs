@@ -46,6 +46,7 @@ fn steering_equals_llama_cpps_control_vector() {
     let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
     for (feature, strength) in [(999, -8.0), (999, 16.0), (120, -30.0)] {
         let steering = steering(&mut session, feature, strength, Positions::ALL);
+        let delta = scaled_direction(&mut session, feature, strength);
         let ours = RunOptions {
             steering: Some(&steering),
             ..options()
@@ -54,7 +55,7 @@ fn steering_equals_llama_cpps_control_vector() {
             .run(&prompt, ours, &mut |_| {})
             .expect("the run succeeds");
         session
-            .set_control_vector(&prompt, 24, steering.delta())
+            .set_control_vector(&prompt, 24, &delta)
             .expect("a vector of this width");
         let theirs = session
             .run(&prompt, options(), &mut |_| {})
@@ -74,6 +75,13 @@ fn steering_equals_llama_cpps_control_vector() {
             "the vector has an effect"
         );
     }
+}
+
+/// `strength · W_dec[feature]`.
+fn scaled_direction(session: &mut Session, feature: usize, strength: f32) -> Vec<f32> {
+    let direction = session.sae().decoder_direction(feature);
+    let row = direction.expect("the feature exists").row;
+    row.iter().map(|value| strength * value).collect()
 }
 
 /// Ubatches of any size: the rows are the same rows, and the text the same text.
@@ -143,14 +151,12 @@ fn touched(at: &str) -> Vec<(TokenKind, bool)> {
         ..options()
     };
     let run = run(&mut session, steered);
-    let d_model = steering.delta().len();
+    let delta = scaled_direction(&mut session, 999, -8.0);
+    let d_model = delta.len();
     let before = run.trace.residuals.chunks_exact(d_model);
     let after = run.trace.steered_residuals.chunks_exact(d_model);
     let changed = before.zip(after).map(|(before, after)| {
-        let sum = before
-            .iter()
-            .zip(steering.delta())
-            .map(|(x, delta)| x + delta);
+        let sum = before.iter().zip(&delta).map(|(x, delta)| x + delta);
         let is_sum = sum.zip(after).all(|(sum, after)| sum == *after);
         assert!(
             is_sum || before == after,

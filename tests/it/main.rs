@@ -8,5 +8,7 @@ mod command_line;
 mod conversion;
 mod fixture;
 mod hook;
+mod intervention_args;
+mod interventions;
 mod oracle;
 mod vision;

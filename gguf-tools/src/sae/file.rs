@@ -118,6 +118,17 @@ impl SaeFile {
         self.gguf.read_row_f32(&self.w_dec, feature, out)
     }
 
+    /// The encoder direction of `feature`, into `out` of length `d_in`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such feature, or `out` has another length.
+    pub fn encoder_row(&self, feature: usize, out: &mut [f32]) -> Result<()> {
+        self.gguf.read_row_f32(&self.w_enc, feature, out)
+    }
+
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let values = self
             .gguf

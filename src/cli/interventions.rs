@@ -1,0 +1,369 @@
+//! What is changed, and where: from arguments and saved sets to a steering, and back to JSON.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args, ValueEnum};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::{Error, Result, Sae, Session};
+use serde::{Deserialize, Serialize};
+
+use super::args::with_hint;
+
+/// The group of all arguments that ask for an intervention.
+pub(super) const ANY: &str = "intervention";
+/// Those of them that `--at` and `--units` apply to.
+const CHANGES: &str = "change";
+
+const SCHEMA_HINT: &str = "a saved set is what `--json` prints under `interventions`, such as \
+    `[{\"kind\": \"steer\", \"feature\": 12, \"value\": -6}]`";
+
+/// What is changed, and where.
+#[derive(Args)]
+#[group(skip)]
+#[command(group(ArgGroup::new(ANY).multiple(true).args(["steer", "clamp", "ablate", "scale", "interventions"])))]
+#[command(group(ArgGroup::new(CHANGES).multiple(true).args(["steer", "clamp", "ablate", "scale"])))]
+pub(super) struct InterventionArgs {
+    /// Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label;
+    /// repeatable, comma-separated too
+    #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
+    steer: Vec<Numbers>,
+    /// Set the feature's activation to VALUE
+    #[arg(long, value_name = "FEATURE:VALUE", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
+    clamp: Vec<Numbers>,
+    /// Set the feature's activation to 0
+    #[arg(long, value_name = "FEATURE", value_parser = parse_names, help_heading = "Interventions")]
+    ablate: Vec<String>,
+    /// Multiply the feature's activation by FACTOR
+    #[arg(long, value_name = "FEATURE:FACTOR", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
+    scale: Vec<Numbers>,
+    /// Positions that these four touch: all, image, prompt, generated, or a list of them
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, requires = CHANGES, help_heading = "Interventions")]
+    at: Positions,
+    /// What strengths and values count
+    #[arg(
+        long,
+        value_name = "UNITS",
+        default_value = "raw",
+        requires = CHANGES,
+        help_heading = "Interventions"
+    )]
+    units: UnitsName,
+    /// More interventions from a JSON file, such as the output of `--json`
+    ///
+    /// The file holds a list, or an object with a list under `interventions`, of objects with the
+    /// keys `kind` (steer, clamp, ablate, scale), `feature` (an index or a label), `value` (a number;
+    /// none for ablate), `units` (raw, unit; default raw), `at` (as `--at`; default all) and `label`
+    /// (checked against the SAE's, if it is there).
+    #[arg(long, value_name = "FILE", help_heading = "Interventions")]
+    interventions: Option<PathBuf>,
+}
+
+/// Pairs of a feature's name and a number.
+type Numbers = Vec<(String, f32)>;
+
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum UnitsName {
+    /// Decoder rows as trained
+    Raw,
+    /// Unit-length decoder directions, as on Neuronpedia
+    Unit,
+}
+
+impl From<UnitsName> for Units {
+    fn from(name: UnitsName) -> Self {
+        match name {
+            UnitsName::Raw => Self::Raw,
+            UnitsName::Unit => Self::Unit,
+        }
+    }
+}
+
+fn parse_positions(text: &str) -> std::result::Result<Positions, String> {
+    Positions::parse(text).map_err(with_hint)
+}
+
+/// Reads `FEATURE:NUMBER[,FEATURE:NUMBER…]`. A label may hold commas and colons, so an item ends at
+/// a comma only where a number stands before it.
+fn parse_numbers(text: &str) -> std::result::Result<Numbers, String> {
+    let mut items = Vec::new();
+    let mut item = String::new();
+    for piece in text.split_inclusive(',') {
+        item.push_str(piece);
+        if let Some(parsed) = parse_number(item.strip_suffix(',').unwrap_or(&item))? {
+            items.push(parsed);
+            item.clear();
+        }
+    }
+    if item.is_empty() && !items.is_empty() && !text.ends_with(',') {
+        return Ok(items);
+    }
+    Err("expected a feature, a colon and a number, such as `4501:-6` or `dog:-6`".to_owned())
+}
+
+fn parse_number(item: &str) -> std::result::Result<Option<(String, f32)>, String> {
+    let Some((feature, number)) = item.rsplit_once(':') else {
+        return Ok(None);
+    };
+    let Ok(number) = number.trim().parse::<f32>() else {
+        return Ok(None);
+    };
+    let feature = feature.trim();
+    if feature.is_empty() {
+        return Err("a feature's index or label is missing before the colon".to_owned());
+    }
+    if !number.is_finite() {
+        return Err(format!("the number of `{feature}` must be finite"));
+    }
+    Ok(Some((feature.to_owned(), number)))
+}
+
+/// Checks `FEATURE[,FEATURE…]`; only the SAE tells which commas belong to labels.
+fn parse_names(text: &str) -> std::result::Result<String, String> {
+    if text.split(',').any(|piece| piece.trim().is_empty()) {
+        return Err("expected features, such as `4501` or `dog,748`".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// The features that a checked list of names means. A label may hold commas, so the longest text
+/// that means one feature is taken; an index stands for itself.
+fn find_features(sae: &Sae, list: &str) -> Result<Vec<usize>> {
+    let mut features = Vec::new();
+    let mut rest = list;
+    while !rest.is_empty() {
+        let first = rest.split(',').next().unwrap_or(rest);
+        let is_index = first.trim().parse::<i64>().is_ok();
+        let ends = rest.match_indices(',').map(|(end, _)| end);
+        let longest = ends
+            .chain([rest.len()])
+            .rev()
+            .filter(|_| !is_index)
+            .find_map(|end| Some((sae.find_feature(rest[..end].trim()).ok()?, end)));
+        let (feature, end) = match longest {
+            Some(found) => found,
+            None => (sae.find_feature(first.trim())?, first.len()),
+        };
+        features.push(feature);
+        rest = rest[end..].trim_start_matches(',');
+    }
+    Ok(features)
+}
+
+impl InterventionArgs {
+    /// The file of a saved set.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.interventions.as_ref()
+    }
+
+    /// All interventions, with labels resolved; none if none were asked for.
+    pub(super) fn steering(&self, session: &mut Session) -> Result<Option<Steering>> {
+        let sae = session.sae();
+        let mut interventions = match &self.interventions {
+            Some(path) => read(path, sae)?,
+            None => Vec::new(),
+        };
+        let mut add = |feature, change| {
+            interventions.push(Intervention {
+                feature,
+                change,
+                units: self.units.into(),
+                at: self.at,
+            });
+        };
+        for (name, strength) in self.steer.iter().flatten() {
+            add(sae.find_feature(name)?, Change::Add(*strength));
+        }
+        for (name, value) in self.clamp.iter().flatten() {
+            add(sae.find_feature(name)?, Change::Clamp(*value));
+        }
+        for (name, factor) in self.scale.iter().flatten() {
+            add(sae.find_feature(name)?, Change::Scale(*factor));
+        }
+        for list in &self.ablate {
+            for feature in find_features(sae, list)? {
+                add(feature, Change::Ablate);
+            }
+        }
+        if interventions.is_empty() {
+            return Ok(None);
+        }
+        sae.steering(interventions).map(Some)
+    }
+}
+
+/// One intervention as JSON: what `--json` prints and what `--interventions` reads.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    kind: Kind,
+    feature: FeatureName,
+    label: Option<String>,
+    value: Option<f32>,
+    units: Option<UnitsName>,
+    at: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Steer,
+    Clamp,
+    Ablate,
+    Scale,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "`feature` must be an index or a label")]
+enum FeatureName {
+    Index(usize),
+    Label(String),
+}
+
+/// The interventions of a run; empty without steering.
+pub(super) fn entries(steering: Option<&Steering>, sae: &Sae) -> Vec<Entry> {
+    let interventions = steering.map_or(&[][..], Steering::interventions);
+    let entry = |intervention: &Intervention| {
+        let (kind, value) = match intervention.change {
+            Change::Add(strength) => (Kind::Steer, Some(strength)),
+            Change::Clamp(value) => (Kind::Clamp, Some(value)),
+            Change::Ablate => (Kind::Ablate, None),
+            Change::Scale(factor) => (Kind::Scale, Some(factor)),
+        };
+        Entry {
+            kind,
+            feature: FeatureName::Index(intervention.feature),
+            label: sae.label(intervention.feature).map(str::to_owned),
+            value,
+            units: Some(match intervention.units {
+                Units::Raw => UnitsName::Raw,
+                Units::Unit => UnitsName::Unit,
+            }),
+            at: Some(intervention.at.words().join(",")),
+        }
+    };
+    interventions.iter().map(entry).collect()
+}
+
+/// Reads a saved set.
+fn read(path: &Path, sae: &Sae) -> Result<Vec<Intervention>> {
+    let shown = path.display();
+    let refused = |what: String| Error::invalid(what).with_hint(SCHEMA_HINT);
+    let text = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
+    let set: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| refused(format!("`{shown}` is no JSON file: {error}")))?;
+    let list = set.get("interventions").unwrap_or(&set).as_array();
+    let list = list.ok_or_else(|| refused(format!("`{shown}` holds no list of interventions")))?;
+    if list.is_empty() {
+        return Err(refused(format!(
+            "the list of interventions in `{shown}` is empty"
+        )));
+    }
+    let intervention = |(i, value): (usize, &serde_json::Value)| {
+        let name = || format!("intervention {} in `{shown}`", i + 1);
+        let entry =
+            Entry::deserialize(value).map_err(|error| refused(format!("{}: {error}", name())))?;
+        entry.intervention(sae).map_err(|error| {
+            let hint = error.hint().unwrap_or(SCHEMA_HINT).to_owned();
+            Error::invalid(format!("{}: {error}", name())).with_hint(hint)
+        })
+    };
+    list.iter().enumerate().map(intervention).collect()
+}
+
+impl Entry {
+    fn intervention(&self, sae: &Sae) -> Result<Intervention> {
+        let change = match (self.kind, self.value) {
+            (Kind::Steer, Some(strength)) => Change::Add(strength),
+            (Kind::Clamp, Some(value)) => Change::Clamp(value),
+            (Kind::Scale, Some(factor)) => Change::Scale(factor),
+            (Kind::Ablate, None) => Change::Ablate,
+            (Kind::Ablate, Some(_)) => {
+                return Err(Error::invalid("`ablate` takes no `value`")
+                    .with_hint("leave it out, or use `clamp`"));
+            }
+            (_, None) => return Err(Error::invalid("`value` is missing")),
+        };
+        if self.value.is_some_and(|value| !value.is_finite()) {
+            return Err(Error::invalid("`value` is too large for a 32-bit number"));
+        }
+        let feature = match &self.feature {
+            FeatureName::Index(index) => sae.find_feature(&index.to_string())?,
+            FeatureName::Label(label) => sae.find_feature(label)?,
+        };
+        self.check_label(feature, sae)?;
+        Ok(Intervention {
+            feature,
+            change,
+            units: self.units.map_or(Units::default(), Units::from),
+            at: self
+                .at
+                .as_deref()
+                .map_or(Ok(Positions::ALL), Positions::parse)?,
+        })
+    }
+
+    /// A feature of another label is a feature of another SAE.
+    fn check_label(&self, feature: usize, sae: &Sae) -> Result<()> {
+        let known = sae.label(feature);
+        let Some(label) = self.label.as_deref().filter(|label| Some(*label) != known) else {
+            return Ok(());
+        };
+        let known = known.map_or("no label".to_owned(), |known| {
+            format!("the label `{known}`")
+        });
+        Err(Error::invalid(format!(
+            "feature `{feature}` has {known} in this SAE, not `{label}`: the set was made with another SAE"
+        ))
+        .with_hint("use that SAE, or leave `label` out"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_names, parse_numbers};
+
+    #[test]
+    fn lists_of_numbers() {
+        let check = |text: &str, expected: Option<&[(&str, f32)]>| {
+            let parsed = parse_numbers(text).ok();
+            let expected = expected.map(|items| {
+                items
+                    .iter()
+                    .map(|&(name, number)| (name.to_owned(), number))
+                    .collect()
+            });
+            assert_eq!(parsed, expected, "{text}");
+        };
+        check("4501:-6", Some(&[("4501", -6.0)]));
+        check("4501:-6,7310:2.5", Some(&[("4501", -6.0), ("7310", 2.5)]));
+        check("dog, b, f:-6", Some(&[("dog, b, f", -6.0)]));
+        check(
+            "that is: dogs, cats:3,dog:1",
+            Some(&[("that is: dogs, cats", 3.0), ("dog", 1.0)]),
+        );
+        for bad in [
+            "",
+            "dog",
+            "dog:",
+            ":3",
+            "dog:x",
+            "dog:nan",
+            "dog:inf",
+            "dog:1,",
+            "dog:1,cat",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn lists_of_names() {
+        for good in ["dog", "4501,dog", "dog, b, f", "that is: dogs"] {
+            assert!(parse_names(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", "dog,", ",dog", "dog,,cat"] {
+            assert!(parse_names(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Interventions on captured rows, beside the formulas in f64.
+
+use gguf_tools::gguf::TensorType;
+use gguf_tools::sae::SaeFile;
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
+use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Sampling, Session, TokenKind};
+
+use crate::fixture::{Fixture, prompt};
+
+/// The SAE's file, read in f64: the reference.
+struct Reference {
+    file: SaeFile,
+    b_dec: Vec<f64>,     // [d_model]; zeros where it is not subtracted from rows
+    b_enc: Vec<f32>,     // [d_sae]
+    threshold: Vec<f32>, // [d_sae]
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl Reference {
+    fn open(fixture: Fixture) -> Self {
+        let path = fixture.converted(TensorType::F32).join("sae.gguf");
+        let file = SaeFile::open(&path).expect("converted");
+        let b_dec = file.b_dec().expect("readable");
+        let factor = f64::from(u8::from(file.meta.apply_b_dec_to_input));
+        let threshold = file.threshold().expect("readable");
+        Self {
+            b_dec: b_dec.iter().map(|b| factor * f64::from(*b)).collect(),
+            b_enc: file.b_enc().expect("readable"),
+            threshold: threshold.unwrap_or_else(|| vec![0.0; file.meta.d_sae]),
+            file,
+        }
+    }
+
+    fn row(&self, read: impl FnOnce(&SaeFile, &mut [f32])) -> Vec<f64> {
+        let mut row = vec![0.0; self.b_dec.len()];
+        read(&self.file, &mut row);
+        row.into_iter().map(f64::from).collect()
+    }
+
+    fn w_dec(&self, feature: usize) -> Vec<f64> {
+        self.row(|file, row| file.decoder_row(feature, row).expect("readable"))
+    }
+
+    /// `(x − b_dec) · W_enc[:, feature] + b_enc`, and whether it is above the threshold.
+    fn h(&self, feature: usize, x: &[f64]) -> (f64, bool) {
+        let w_enc = self.row(|file, row| file.encoder_row(feature, row).expect("readable"));
+        let centred: Vec<f64> = x.iter().zip(&self.b_dec).map(|(x, b)| x - b).collect();
+        let h = dot(&centred, &w_enc) + f64::from(self.b_enc[feature]);
+        (h, h > f64::from(self.threshold[feature]))
+    }
+
+    /// The row after the interventions that touch its kind.
+    fn steer(&self, interventions: &[Intervention], kind: TokenKind, x: &[f64]) -> Vec<f64> {
+        let mut steered = x.to_vec();
+        for intervention in interventions.iter().filter(|one| one.at.contain(kind)) {
+            let w_dec = self.w_dec(intervention.feature);
+            let norm = match intervention.units {
+                Units::Raw => 1.0,
+                Units::Unit => dot(&w_dec, &w_dec).sqrt(),
+            };
+            let (h, is_active) = self.h(intervention.feature, x);
+            let a = if is_active { h } else { 0.0 };
+            let coefficient = match intervention.change {
+                Change::Add(strength) => f64::from(strength) / norm,
+                Change::Clamp(value) => f64::from(value) / norm - a,
+                Change::Ablate => -a,
+                Change::Scale(factor) => (f64::from(factor) - 1.0) * a,
+            };
+            for (x, w) in steered.iter_mut().zip(&w_dec) {
+                *x += coefficient * w;
+            }
+        }
+        steered
+    }
+
+    /// Whether f32 can see another activity than f64: next to the threshold, by the row's scale.
+    fn is_near_threshold(&self, feature: usize, x: &[f64]) -> bool {
+        let (h, _) = self.h(feature, x);
+        let scale = dot(x, x).sqrt().max(1.0);
+        (h - f64::from(self.threshold[feature])).abs() < 1e-5 * scale
+    }
+}
+
+fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>) -> Run {
+    let steering = session.sae().steering(interventions).expect("it fits");
+    let steered = !steering.interventions().is_empty();
+    let options = RunOptions {
+        steering: steered.then_some(&steering),
+        keep: Keep {
+            features: true,
+            residuals: true,
+        },
+        max_tokens: 4,
+        sampling: Sampling::Greedy,
+    };
+    session
+        .run(prompt, options, &mut |_| {})
+        .expect("the run succeeds")
+}
+
+/// Features that fire on most rows, on some, and on none.
+fn telling_features(run: &Run, d_sae: usize) -> [usize; 3] {
+    let mut n_active = vec![0; d_sae];
+    let n_rows = run.trace.tokens.len();
+    for row_idx in 0..n_rows {
+        for (feature, _) in run.trace.activations.row(row_idx) {
+            n_active[feature] += 1;
+        }
+    }
+    let find = |is_wanted: &dyn Fn(usize) -> bool| {
+        let found = n_active.iter().position(|&n| is_wanted(n));
+        found.expect("there is such a feature")
+    };
+    [
+        find(&|n| n == n_active.iter().copied().max().expect("there are features")),
+        find(&|n| (1..=n_rows / 2).contains(&n)),
+        find(&|n| n == 0),
+    ]
+}
+
+fn to_f64(row: &[f32]) -> Vec<f64> {
+    row.iter().copied().map(f64::from).collect()
+}
+
+/// Every row of a steered run is what the formulas give; untouched rows are the same bits.
+fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, name: &str) {
+    let d_model = reference.b_dec.len();
+    let before = run.trace.residuals.chunks_exact(d_model);
+    let after = run.trace.steered_residuals.chunks_exact(d_model);
+    assert_eq!(before.len(), run.trace.tokens.len(), "{name}");
+    assert_eq!(before.len(), after.len(), "{name}");
+    let (mut n_near, mut n_changed) = (0, 0);
+    for ((before, after), token) in before.zip(after).zip(&run.trace.tokens) {
+        if !interventions.iter().any(|one| one.at.contain(token.kind)) {
+            assert_eq!(before, after, "{name}: {:?}", token.kind);
+            continue;
+        }
+        n_changed += usize::from(before != after);
+        let x = to_f64(before);
+        if interventions
+            .iter()
+            .any(|one| reference.is_near_threshold(one.feature, &x))
+        {
+            n_near += 1;
+            continue;
+        }
+        let expected = reference.steer(interventions, token.kind, &x);
+        let difference: Vec<f64> = to_f64(after)
+            .iter()
+            .zip(&expected)
+            .map(|(got, expected)| got - expected)
+            .collect();
+        // f32: the dot product sums up to 160 products, each of which rounds by up to 6e-8.
+        let error = (dot(&difference, &difference) / dot(&expected, &expected)).sqrt();
+        assert!(error < 1e-5, "{name}, {:?}: {error:.2e}", token.kind);
+    }
+    assert!(n_changed > 0, "{name}: nothing was changed");
+    assert!(n_near <= run.trace.tokens.len() / 10, "{name}: {n_near}");
+}
+
+fn check_formulas(fixture: Fixture) {
+    let reference = Reference::open(fixture);
+    let mut session = fixture.exact_session();
+    let prompt = prompt(&mut session, fixture, "00.png");
+    let plain = run(&mut session, &prompt, Vec::new());
+    let [most, some, none] = telling_features(&plain, reference.b_enc.len());
+    let sets: [&[(usize, Change)]; 5] = [
+        &[(most, Change::Add(-3.5)), (none, Change::Add(2.0))],
+        &[(some, Change::Clamp(7.5)), (none, Change::Clamp(-1.5))],
+        &[(most, Change::Ablate)],
+        &[(most, Change::Scale(2.5)), (some, Change::Scale(-1.0))],
+        &[
+            (none, Change::Add(4.0)),
+            (some, Change::Clamp(3.0)),
+            (none, Change::Add(0.5)),
+            (most, Change::Ablate),
+        ],
+    ];
+    for at in ["all", "image", "prompt", "generated", "image,generated"] {
+        for units in [Units::Raw, Units::Unit] {
+            for set in sets {
+                let name = format!("{fixture:?}, {set:?}, {units:?}, {at}");
+                let at = Positions::parse(at).expect("valid positions");
+                // A feature that fires on some rows need not fire on these.
+                let is_idle = set == sets[2] && at != Positions::ALL;
+                if is_idle {
+                    continue;
+                }
+                let intervention = |&(feature, change)| Intervention {
+                    feature,
+                    change,
+                    units,
+                    at,
+                };
+                let set: Vec<_> = set.iter().map(intervention).collect();
+                let run = run(&mut session, &prompt, set.clone());
+                check_rows(&reference, &set, &run, &name);
+            }
+        }
+    }
+}
+
+#[test]
+fn demo_rows_follow_the_formulas() {
+    check_formulas(Fixture::Demo);
+}
+
+#[test]
+fn tiny_rows_follow_the_formulas() {
+    check_formulas(Fixture::Tiny);
+}
+
+/// One set, other positions and units for each of its interventions.
+#[test]
+fn each_intervention_has_its_own_positions_and_units() {
+    let reference = Reference::open(Fixture::Tiny);
+    let mut session = Fixture::Tiny.exact_session();
+    let prompt = prompt(&mut session, Fixture::Tiny, "00.png");
+    let plain = run(&mut session, &prompt, Vec::new());
+    let [most, some, none] = telling_features(&plain, reference.b_enc.len());
+    let set: Vec<_> = [
+        (none, Change::Add(9.0), Units::Raw, "generated"),
+        (most, Change::Clamp(2.0), Units::Unit, "image"),
+        (most, Change::Scale(3.0), Units::Raw, "prompt,generated"),
+        (some, Change::Add(-3.0), Units::Unit, "image,prompt"),
+    ]
+    .into_iter()
+    .map(|(feature, change, units, at)| Intervention {
+        feature,
+        change,
+        units,
+        at: Positions::parse(at).expect("valid positions"),
+    })
+    .collect();
+    let run = run(&mut session, &prompt, set.clone());
+    check_rows(&reference, &set, &run, "mixed");
+}
+
+/// The activation that interventions use is the one that ggml's product gives, so that clamping to
+/// a captured activation is idle: in f32, whose sums the two order otherwise.
+#[test]
+fn activations_are_those_of_the_encoder() {
+    for fixture in [Fixture::Demo, Fixture::Tiny] {
+        let mut session = fixture.exact_session();
+        let prompt = prompt(&mut session, fixture, "00.png");
+        let run = run(&mut session, &prompt, Vec::new());
+        let d_model = session.sae().meta().d_in;
+        let mut n_compared = 0;
+        for (row_idx, row) in run.trace.residuals.chunks_exact(d_model).enumerate() {
+            let scale = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            for (feature, value) in run.trace.activations.row(row_idx).step_by(7) {
+                let reader = session.sae().feature_reader(feature).expect("it exists");
+                let own = reader.activation(row);
+                let is_near = (value - reader.threshold).abs() < 1e-5 * scale;
+                let difference = (own - value).abs();
+                assert!(
+                    is_near || difference < 1e-5 * scale.max(value),
+                    "{fixture:?}, row {row_idx}, {feature}: {own} and {value}"
+                );
+                n_compared += 1;
+            }
+        }
+        assert!(n_compared > 20, "{fixture:?}: {n_compared}");
+    }
+}
