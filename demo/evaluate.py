@@ -7,6 +7,7 @@ tables in Markdown and writes them as JSON.
 import json
 import random
 import re
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,3 +337,7 @@ def evaluate(work: Path) -> None:
     table("the SAE's fit", figures["fit"])
     table("Rust against transformers", figures["Rust"])
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    evaluate(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "work"))

@@ -32,14 +32,15 @@ ALWAYS_ON = 0.5  # share of text rows
 def text_rows(folder: Path, tokenizer_folder: Path, n_rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual rows after block `LAYER`, `[n_rows, d_model]`, of text, and their token ids. The
     beginning of a sequence and padding are left out. There is no picture: the model has no vision
-    part, and its input is checked to be token ids."""
+    part, and its input is checked to be token ids, none of which stands for an image row."""
     model = GemmaForCausalLM.from_pretrained(folder).eval()
     model.config.use_cache = False
-    rows = Rows(load_tokenizer(tokenizer_folder), seed)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    rows, image_id = Rows(tokenizer, seed), tokenizer.convert_tokens_to_ids("<image>")
     found, ids_found, n_found = [], [], 0
     while n_found < n_rows:
         ids, _ = rows.batch(128)
-        assert ids.dtype == torch.int64, "text is token ids"
+        assert ids.dtype == torch.int64 and not (ids == image_id).any(), "the SAE sees text alone"
         with torch.autocast("cpu", torch.bfloat16):
             # The layers above are not needed.
             hidden = model.model.embed_tokens(ids)

@@ -8,6 +8,7 @@ mod sae_conversion;
 mod sae_faults;
 mod sae_file;
 mod sae_folder;
+mod sae_formats;
 mod sae_optional_files;
 
 use std::path::{Path, PathBuf};

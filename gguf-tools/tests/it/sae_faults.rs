@@ -12,7 +12,7 @@ use crate::listing;
 use crate::sae_conversion::options;
 use crate::sae_folder::{D_IN, D_SAE, Folder};
 
-fn check_source(source: &Path, options: &SaeOptions, expected: &[&str]) {
+pub(crate) fn check_source(source: &Path, options: &SaeOptions, expected: &[&str]) {
     let out = tempfile::tempdir().expect("a temporary folder");
     let mut go_on = |_, _| ControlFlow::Continue(());
     let error = sae::convert(source, &out.path().join("sae.gguf"), options, &mut go_on)
