@@ -1,6 +1,6 @@
 //! A sparse autoencoder (SAE) at run time: features of rows, decoder directions, labels.
 
-use gguf_tools::sae::{Architecture, Baseline, SaeFile, SaeMeta};
+use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
 
 use crate::hook_point::HookPoint;
 use crate::llama::MatrixProduct;
@@ -52,6 +52,55 @@ impl Activations {
     }
 }
 
+/// Whether nothing has to be done to rows, since the weights take them as they are.
+fn is_folded(normalize: NormalizeActivations) -> bool {
+    match normalize {
+        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => true,
+        NormalizeActivations::ConstantNormRescale | NormalizeActivations::LayerNorm => false,
+    }
+}
+
+/// Brings a row to what the SAE was trained on (`_setup_activation_normalization` in SAELens'
+/// `saes/sae.py`, 6.54).
+fn normalize_row(normalize: NormalizeActivations, row: &mut [f32]) {
+    let n = row.len() as f64;
+    let (mean, factor) = match normalize {
+        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => return,
+        NormalizeActivations::ConstantNormRescale => {
+            let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+            (0.0, (n / square).sqrt())
+        }
+        NormalizeActivations::LayerNorm => {
+            let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+            let square: f64 = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+            // As torch's `std`, of a sample; the summand is SAELens'.
+            (mean, 1.0 / ((square / (n - 1.0)).sqrt() + 1e-5))
+        }
+    };
+    for x in row {
+        *x = ((f64::from(*x) - mean) * factor) as f32;
+    }
+}
+
+/// Appends the `k` largest of `active` by rising feature; of equal ones, those with lower indices.
+fn push_largest(
+    active: impl Iterator<Item = (usize, f32)>,
+    k: usize,
+    largest: &mut Vec<(f32, u32)>,
+    out: &mut Activations,
+) {
+    largest.clear();
+    largest.extend(active.map(|(feature, h)| (h, feature as u32)));
+    if largest.len() > k {
+        largest.select_nth_unstable_by(k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        largest.truncate(k);
+        largest.sort_unstable_by_key(|entry| entry.1);
+    }
+    for &(h, feature) in &*largest {
+        out.push(feature as usize, h);
+    }
+}
+
 /// An SAE, ready to encode.
 pub struct Sae {
     file: SaeFile,
@@ -61,7 +110,8 @@ pub struct Sae {
     threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
     b_dec: Vec<f32>,     // [d_model]; empty where it is not subtracted from the input
     baseline: Option<Baseline>,
-    centred: Vec<f32>, // [n_rows, d_model], reused
+    inputs: Vec<f32>,         // [n_rows, d_model], reused
+    largest: Vec<(f32, u32)>, // a row's pre-activations above 0 with their features, reused
 }
 
 impl Sae {
@@ -93,7 +143,8 @@ impl Sae {
             b_enc,
             threshold,
             b_dec,
-            centred: Vec::new(),
+            inputs: Vec::new(),
+            largest: Vec::new(),
         })
     }
 
@@ -117,35 +168,48 @@ impl Sae {
         self.hook_point
     }
 
-    /// What a feature's `h` must exceed to be active, `[d_sae]`: zeros for a ReLU.
+    /// What a feature's `h` must exceed to be active, `[d_sae]`: zeros for a ReLU and for top-k.
     pub fn threshold(&self) -> &[f32] {
         &self.threshold
     }
 
     /// Appends the active features of `rows`, `[n_rows, d_model]`, to `out`:
-    /// `h = (x − b_dec) · W_enc + b_enc`, active where `h > threshold` (`SAELens`, `saes/*_sae.py`).
+    /// `h = (x − b_dec) · W_enc + b_enc` with `x` normalised as the SAE was trained, active where
+    /// `h > threshold`, and of these the `k` largest with a top-k SAE (`SAELens`, `saes/*_sae.py`).
     ///
     /// # Errors
     /// When ggml fails.
     pub fn encode(&mut self, rows: &[f32], out: &mut Activations) -> Result<()> {
-        let products = if self.b_dec.is_empty() {
+        let normalize = self.file.meta.normalize_activations;
+        let products = if self.b_dec.is_empty() && is_folded(normalize) {
             self.encoder.apply(rows)?
         } else {
-            self.centred.clear();
-            for row in rows.chunks_exact(self.b_dec.len()) {
-                self.centred
-                    .extend(row.iter().zip(&self.b_dec).map(|(x, b)| x - b));
+            self.inputs.clear();
+            self.inputs.extend_from_slice(rows);
+            for row in self.inputs.chunks_exact_mut(self.file.meta.d_in) {
+                normalize_row(normalize, row);
+                for (x, b) in row.iter_mut().zip(&self.b_dec) {
+                    *x -= b;
+                }
             }
-            self.encoder.apply(&self.centred)?
+            self.encoder.apply(&self.inputs)?
         };
         for row in products.chunks_exact(self.b_enc.len()) {
             let biased = row
                 .iter()
                 .zip(&self.b_enc)
                 .map(|(product, bias)| product + bias);
-            for (feature, (h, &threshold)) in biased.zip(&self.threshold).enumerate() {
-                if h > threshold {
-                    out.push(feature, h);
+            let active = biased
+                .zip(&self.threshold)
+                .enumerate()
+                .filter(|(_, (h, threshold))| h > *threshold)
+                .map(|(feature, (h, _))| (feature, h));
+            match self.file.meta.architecture {
+                Architecture::TopK { k } => {
+                    push_largest(active, k, &mut self.largest, out);
+                }
+                Architecture::Standard | Architecture::JumpRelu => {
+                    active.for_each(|(feature, h)| out.push(feature, h));
                 }
             }
             out.finish_row();
@@ -183,12 +247,22 @@ impl Sae {
     /// differ by that rounding.
     ///
     /// # Errors
-    /// A feature that the SAE does not have, or a file that cannot be read.
+    /// A feature that the SAE does not have, a file that cannot be read, an SAE whose features depend
+    /// on each other (top-k) or on the row's size.
     pub fn feature_reader(&self, feature: usize) -> Result<FeatureReader> {
         self.check_feature(feature)?;
-        match self.meta().architecture {
-            // Here a feature's activation depends on no other feature.
-            Architecture::Standard | Architecture::JumpRelu => {}
+        let meta = self.meta();
+        let what = match meta.architecture {
+            Architecture::Standard | Architecture::JumpRelu => None,
+            Architecture::TopK { .. } => Some("of a top-k SAE"),
+        };
+        let normalised = Some("of an SAE that normalises each row");
+        let what = what.or(normalised.filter(|_| !is_folded(meta.normalize_activations)));
+        if let Some(what) = what {
+            return Err(Error::invalid(format!(
+                "features {what} cannot be clamped, ablated or scaled"
+            ))
+            .with_hint("use `--steer`, which needs no activation"));
         }
         let mut encoder_row = vec![0.0; self.meta().d_in];
         self.file.encoder_row(feature, &mut encoder_row)?;

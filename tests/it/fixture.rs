@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     pub(crate) fn oracle(self) -> Oracle {
-        Oracle::read(self)
+        Oracle::read(&self.dir())
     }
 }
 
@@ -172,8 +172,9 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    fn read(fixture: Fixture) -> Self {
-        let read = |name: &str| std::fs::read(fixture.dir().join(name)).expect("a committed file");
+    /// Reads the two files in `dir`.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let read = |name: &str| std::fs::read(dir.join(name)).expect("a committed file");
         Self {
             bytes: read("oracle.safetensors"),
             json: serde_json::from_slice(&read("oracle.json")).expect("valid JSON"),

@@ -42,6 +42,7 @@ fn labelled_sae() -> &'static Path {
         let options = SaeOptions {
             weight_type: TensorType::F32,
             norm_factor: Some(0.11), // `norm_factor` in the fixture's oracle.json
+            hook_name: None,
             labels: vec![labels],
             overwrite: Overwrite::Replace,
         };

@@ -11,4 +11,5 @@ mod hook;
 mod intervention_args;
 mod interventions;
 mod oracle;
+mod sae_formats;
 mod vision;
