@@ -11,5 +11,6 @@ mod hook;
 mod intervention_args;
 mod interventions;
 mod oracle;
+mod preprocessing;
 mod sae_formats;
 mod vision;
