@@ -8,7 +8,7 @@ use gguf_tools::gguf::{Overwrite, Writer};
 use crate::{demo, listing};
 
 /// Runs the program in `dir`: its exit code, stdout and stderr.
-fn run(dir: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) fn run(dir: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_gguf-tools"))
         .args(arguments)
         .current_dir(dir)
