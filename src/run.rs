@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::llama::{Context, Edited, Model, Output, RowHook, Rows, Sampler, Sampling, Special};
 use crate::prompt::{Prompt, Segment};
 use crate::sae::{Activations, Sae};
-use crate::steering::Steering;
+use crate::steering::{Encoded, Steering};
 use crate::tokens::{Cursor, Token};
 use crate::{Error, Result};
 
@@ -217,6 +217,7 @@ pub(crate) struct Tap {
     keep: Keep,
     steering: Option<Steering>,
     trace: Trace,
+    encoded: Activations, // of the rows at hand, where interventions need the whole encoder
 }
 
 impl Tap {
@@ -227,6 +228,7 @@ impl Tap {
             keep: Keep::default(),
             steering: None,
             trace: Trace::default(),
+            encoded: Activations::default(),
         }
     }
 }
@@ -244,9 +246,21 @@ impl RowHook for Tap {
         let Some(steering) = &mut self.steering else {
             return Ok(Edited::No);
         };
+        if tokens
+            .iter()
+            .any(|token| steering.needs_encoder(token.kind))
+        {
+            self.encoded.clear();
+            self.sae.encode(rows, &mut self.encoded)?;
+        }
         let mut edited = Edited::No;
-        for (row, token) in rows.chunks_exact_mut(d_model).zip(tokens) {
-            if steering.apply(token.kind, row)? {
+        for (row_idx, (row, token)) in rows.chunks_exact_mut(d_model).zip(tokens).enumerate() {
+            let decoder_scale = self.sae.decoder_scale(row);
+            let encoded = |feature| Encoded {
+                activation: self.encoded.get(row_idx, feature),
+                decoder_scale,
+            };
+            if steering.apply(token.kind, row, encoded)? {
                 edited = Edited::Yes;
             }
         }

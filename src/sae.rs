@@ -41,6 +41,23 @@ impl Activations {
             .zip(values.iter().copied())
     }
 
+    /// A feature's activation in a row, 0 where it is not active.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn get(&self, row_idx: usize, feature: usize) -> f32 {
+        let mut row = self.row(row_idx);
+        row.find(|entry| entry.0 == feature)
+            .map_or(0.0, |entry| entry.1)
+    }
+
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.offsets.clear();
+        self.features.clear();
+        self.values.clear();
+    }
+
     fn push(&mut self, feature: usize, value: f32) {
         let feature = u32::try_from(feature).expect("an SAE's width is counted in 32 bits");
         self.features.push(feature);
@@ -60,25 +77,52 @@ fn is_folded(normalize: NormalizeActivations) -> bool {
     }
 }
 
-/// Brings a row to what the SAE was trained on (`_setup_activation_normalization` in SAELens'
-/// `saes/sae.py`, 6.54).
+/// What a row is brought to for an SAE that normalises each row: `(x − mean) / (deviation + epsilon)`
+/// (`_setup_activation_normalization` in SAELens' `saes/sae.py`, 6.54).
+struct Normalised {
+    mean: f64,
+    deviation: f64,
+    epsilon: f64,
+}
+
+impl Normalised {
+    fn of(normalize: NormalizeActivations, row: &[f32]) -> Self {
+        let n = row.len() as f64;
+        let sum_of =
+            |value: &dyn Fn(f64) -> f64| -> f64 { row.iter().map(|&x| value(f64::from(x))).sum() };
+        match normalize {
+            NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => Self {
+                mean: 0.0,
+                deviation: 1.0,
+                epsilon: 0.0,
+            },
+            NormalizeActivations::ConstantNormRescale => Self {
+                mean: 0.0,
+                deviation: (sum_of(&|x| x * x) / n).sqrt(),
+                epsilon: 0.0,
+            },
+            NormalizeActivations::LayerNorm => {
+                let mean = sum_of(&|x| x) / n;
+                Self {
+                    mean,
+                    // As torch's `std`, of a sample.
+                    deviation: (sum_of(&|x| (x - mean).powi(2)) / (n - 1.0)).sqrt(),
+                    epsilon: 1e-5,
+                }
+            }
+        }
+    }
+}
+
+/// Brings a row to what the SAE was trained on.
 fn normalize_row(normalize: NormalizeActivations, row: &mut [f32]) {
-    let n = row.len() as f64;
-    let (mean, factor) = match normalize {
-        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => return,
-        NormalizeActivations::ConstantNormRescale => {
-            let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
-            (0.0, (n / square).sqrt())
-        }
-        NormalizeActivations::LayerNorm => {
-            let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-            let square: f64 = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-            // As torch's `std`, of a sample; the summand is SAELens'.
-            (mean, 1.0 / ((square / (n - 1.0)).sqrt() + 1e-5))
-        }
-    };
+    if is_folded(normalize) {
+        return;
+    }
+    let normalised = Normalised::of(normalize, row);
+    let factor = 1.0 / (normalised.deviation + normalised.epsilon);
     for x in row {
-        *x = ((f64::from(*x) - mean) * factor) as f32;
+        *x = ((f64::from(*x) - normalised.mean) * factor) as f32;
     }
 }
 
@@ -217,6 +261,13 @@ impl Sae {
         Ok(())
     }
 
+    /// How long a decoder direction is in the units of `row`: SAELens decodes to a normalised row and
+    /// undoes the normalisation then (`run_time_activation_norm_fn_out` in its `saes/sae.py`).
+    pub(crate) fn decoder_scale(&self, row: &[f32]) -> f32 {
+        let Normalised { deviation, .. } = Normalised::of(self.meta().normalize_activations, row);
+        deviation as f32
+    }
+
     /// Prepares interventions on features of this SAE.
     ///
     /// # Errors
@@ -242,27 +293,24 @@ impl Sae {
         Ok(DecoderDirection { row, norm })
     }
 
-    /// What gives the activation of one feature, by itself. It computes in f32 on the encoder's row
+    /// What gives the activation of one feature, by itself; none where features depend on each other
+    /// (top-k) or on the row's size (normalised rows). It computes in f32 on the encoder's row
     /// as stored; [`Sae::encode`] lets ggml round rows to the type of the weights, so that the two
     /// differ by that rounding.
     ///
     /// # Errors
-    /// A feature that the SAE does not have, a file that cannot be read, an SAE whose features depend
-    /// on each other (top-k) or on the row's size.
-    pub fn feature_reader(&self, feature: usize) -> Result<FeatureReader> {
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn feature_reader(&self, feature: usize) -> Result<Option<FeatureReader>> {
         self.check_feature(feature)?;
         let meta = self.meta();
-        let what = match meta.architecture {
-            Architecture::Standard | Architecture::JumpRelu => None,
-            Architecture::TopK { .. } => Some("of a top-k SAE"),
+        let is_alone = match meta.architecture {
+            Architecture::Standard | Architecture::JumpRelu => {
+                is_folded(meta.normalize_activations)
+            }
+            Architecture::TopK { .. } => false,
         };
-        let normalised = Some("of an SAE that normalises each row");
-        let what = what.or(normalised.filter(|_| !is_folded(meta.normalize_activations)));
-        if let Some(what) = what {
-            return Err(Error::invalid(format!(
-                "features {what} cannot be clamped, ablated or scaled"
-            ))
-            .with_hint("use `--steer`, which needs no activation"));
+        if !is_alone {
+            return Ok(None);
         }
         let mut encoder_row = vec![0.0; self.meta().d_in];
         self.file.encoder_row(feature, &mut encoder_row)?;
@@ -270,11 +318,11 @@ impl Sae {
         // `b_dec` is empty.
         let products = encoder_row.iter().zip(&self.b_dec);
         let offset: f64 = products.map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
-        Ok(FeatureReader {
+        Ok(Some(FeatureReader {
             encoder_row,
             bias: (f64::from(self.b_enc[feature]) - offset) as f32,
             threshold: self.threshold[feature],
-        })
+        }))
     }
 
     /// A feature's label, where it has one.

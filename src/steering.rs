@@ -68,6 +68,15 @@ pub struct DecoderDirection {
     pub norm: f32,
 }
 
+/// What an SAE's encoder says of a feature in a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Encoded {
+    /// The activation `a(x)`.
+    pub activation: f32,
+    /// How long `W_dec[feature]` is in the row's own units: 1, unless the SAE normalises each row.
+    pub decoder_scale: f32,
+}
+
 /// What gives a feature's activation in a row, for an SAE whose features do not depend on each
 /// other.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,17 +109,19 @@ pub struct Steering {
 /// A change that depends on the activation: `x += (constant + slope · a(x)) · W_dec[feature]`.
 #[derive(Clone, Debug)]
 struct Setting {
+    feature: usize,
     at: Positions,
     constant: f32,
     slope: f32,
-    reader: FeatureReader,
-    decoder_row: Vec<f32>, // [d_model]
-    coefficient: f32,      // for the row at hand
+    reader: Option<FeatureReader>, // where the feature can be read by itself
+    decoder_row: Vec<f32>,         // [d_model]
+    coefficient: f32,              // for the row at hand
 }
 
 impl Steering {
     /// Prepares `interventions` for rows of length `d_model`. `direction` and `reader` give what is
-    /// known of a feature. The order of the interventions changes no bit of the results.
+    /// known of a feature; without a reader, its activation comes from the whole encoder. The order of
+    /// the interventions changes no bit of the results.
     ///
     /// # Errors
     /// A number that is not finite, or too large; unit-length directions of a row of zeros; a
@@ -120,7 +131,7 @@ impl Steering {
         interventions: Vec<Intervention>,
         d_model: usize,
         mut direction: impl FnMut(usize) -> Result<DecoderDirection>,
-        mut reader: impl FnMut(usize) -> Result<FeatureReader>,
+        mut reader: impl FnMut(usize) -> Result<Option<FeatureReader>>,
     ) -> Result<Self> {
         check_contradictions(&interventions)?;
         let mut directions = BTreeMap::new();
@@ -144,6 +155,7 @@ impl Steering {
                 Change::Scale(factor) => return Err(not_finite(factor, intervention)),
             };
             let setting = Setting {
+                feature,
                 at: intervention.at,
                 constant,
                 slope,
@@ -185,15 +197,35 @@ impl Steering {
         &self.interventions
     }
 
-    /// Edits one row of length `d_model`; tells whether there was something to edit.
+    /// Whether rows of this kind have to go through the whole encoder before [`Steering::apply`].
+    pub fn needs_encoder(&self, kind: TokenKind) -> bool {
+        let needs = |setting: &Setting| setting.reader.is_none() && setting.at.contain(kind);
+        self.settings.iter().any(needs)
+    }
+
+    /// Edits one row of length `d_model`; tells whether there was something to edit. `encoded` is
+    /// what the whole encoder says of a feature in this row, and is asked where
+    /// [`Steering::needs_encoder`] says so.
     ///
     /// # Errors
     /// When a clamp or a factor makes the row too large for 32-bit numbers.
-    pub fn apply(&mut self, kind: TokenKind, row: &mut [f32]) -> Result<bool> {
+    pub fn apply(
+        &mut self,
+        kind: TokenKind,
+        row: &mut [f32],
+        encoded: impl Fn(usize) -> Encoded,
+    ) -> Result<bool> {
         // All activations are those of the unmodified row.
         for setting in &mut self.settings {
             setting.coefficient = if setting.at.contain(kind) {
-                setting.constant + setting.slope * setting.reader.activation(row)
+                let read = match &setting.reader {
+                    Some(reader) => Encoded {
+                        activation: reader.activation(row),
+                        decoder_scale: 1.0,
+                    },
+                    None => encoded(setting.feature),
+                };
+                read.decoder_scale * (setting.constant + setting.slope * read.activation)
             } else {
                 0.0
             };

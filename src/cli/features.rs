@@ -177,11 +177,7 @@ fn no_baseline() -> Error {
 fn patches(score: &FeatureScore, tokens: &[Token], activations: &Activations) -> Vec<f32> {
     let image_rows = (0..tokens.len()).filter(|&i| tokens[i].kind == TokenKind::Image);
     image_rows
-        .map(|position| {
-            let mut row = activations.row(position);
-            row.find(|&(feature, _)| feature == score.feature)
-                .map_or(0.0, |(_, value)| value)
-        })
+        .map(|position| activations.get(position, score.feature))
         .collect()
 }
 

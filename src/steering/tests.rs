@@ -3,7 +3,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Change, DecoderDirection, FeatureReader, Intervention, Positions, Steering, Units};
+use super::{
+    Change, DecoderDirection, Encoded, FeatureReader, Intervention, Positions, Steering, Units,
+};
 use crate::tokens::TokenKind;
 use crate::{Error, Result};
 
@@ -25,7 +27,7 @@ impl TinySae {
             Ok(DecoderDirection { row, norm })
         };
         Steering::new(interventions, d_model, direction, |feature| {
-            Ok(self.reader(feature))
+            Ok(Some(self.reader(feature)))
         })
     }
 
@@ -41,10 +43,14 @@ impl TinySae {
         let mut row = row.to_vec();
         let mut steering = self.steering(interventions).expect("no contradiction");
         steering
-            .apply(TokenKind::Image, &mut row)
+            .apply(TokenKind::Image, &mut row, not_needed)
             .expect("small numbers");
         row
     }
+}
+
+fn not_needed(feature: usize) -> Encoded {
+    unreachable!("feature {feature} is read by itself")
 }
 
 /// Feature 0 reads the first number of a row and writes (3, 4); feature 1 reads the second plus 1,
@@ -127,7 +133,8 @@ fn each_intervention_has_its_own_positions() {
     let mut steering = two_features().steering(everything).expect("no overlap");
     let mut check = |kind, touched: bool, expected: [f32; 2]| {
         let mut row = [1.0, 1.0];
-        let edited = steering.apply(kind, &mut row).expect("small numbers");
+        let edited = steering.apply(kind, &mut row, not_needed);
+        let edited = edited.expect("small numbers");
         assert_eq!((edited, row), (touched, expected), "{kind:?}");
     };
     check(TokenKind::Image, true, [4.0, 25.0]);
@@ -203,9 +210,10 @@ fn impossible_numbers_are_refused() {
 fn rows_that_become_too_large_are_refused() {
     for change in [Change::Clamp(1e30), Change::Scale(-1e30)] {
         let steering = two_features().steering(vec![intervention(0, change)]);
-        let result = steering
-            .expect("finite numbers")
-            .apply(TokenKind::Text, &mut [1.0, 1.0]);
+        let result =
+            steering
+                .expect("finite numbers")
+                .apply(TokenKind::Text, &mut [1.0, 1.0], not_needed);
         assert!(matches!(result, Err(Error::Invalid { .. })), "{change:?}");
     }
 }

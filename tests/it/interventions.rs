@@ -1,11 +1,12 @@
 //! Interventions on captured rows, beside the formulas in f64.
 
-use gguf_tools::gguf::TensorType;
-use gguf_tools::sae::SaeFile;
+use gguf_tools::gguf::{Overwrite, TensorType};
+use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Sampling, Session, TokenKind};
+use llava_sae_cpp::{Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, TokenKind};
+use serde_json::json;
 
-use crate::fixture::{Fixture, prompt};
+use crate::fixture::{Fixture, exact_options, prompt, temporary_root};
 
 /// The SAE's file, read in f64: the reference.
 struct Reference {
@@ -101,15 +102,21 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
         .expect("the run succeeds")
 }
 
-/// Features that fire on most rows, on some, and on none.
-fn telling_features(run: &Run, d_sae: usize) -> [usize; 3] {
+/// On how many rows each feature fires, `[d_sae]`.
+fn counts(run: &Run, d_sae: usize) -> Vec<usize> {
     let mut n_active = vec![0; d_sae];
-    let n_rows = run.trace.tokens.len();
-    for row_idx in 0..n_rows {
+    for row_idx in 0..run.trace.tokens.len() {
         for (feature, _) in run.trace.activations.row(row_idx) {
             n_active[feature] += 1;
         }
     }
+    n_active
+}
+
+/// Features that fire on most rows, on some, and on none.
+fn telling_features(run: &Run, d_sae: usize) -> [usize; 3] {
+    let n_active = counts(run, d_sae);
+    let n_rows = run.trace.tokens.len();
     let find = |is_wanted: &dyn Fn(usize) -> bool| {
         let found = n_active.iter().position(|&n| is_wanted(n));
         found.expect("there is such a feature")
@@ -253,6 +260,7 @@ fn activations_are_those_of_the_encoder() {
             let scale = row.iter().map(|x| x * x).sum::<f32>().sqrt();
             for (feature, value) in run.trace.activations.row(row_idx).step_by(7) {
                 let reader = session.sae().feature_reader(feature).expect("it exists");
+                let reader = reader.expect("it is read by itself");
                 let own = reader.activation(row);
                 let is_near = (value - reader.threshold).abs() < 1e-5 * scale;
                 let difference = (own - value).abs();
@@ -264,5 +272,115 @@ fn activations_are_those_of_the_encoder() {
             }
         }
         assert!(n_compared > 20, "{fixture:?}: {n_compared}");
+    }
+}
+
+/// A copy of the random checkpoint's SAE whose configuration says something else, with its model.
+fn session_with(name: &str, keys: &[(&str, serde_json::Value)]) -> Session {
+    let source = Fixture::Tiny.dir().join("sae");
+    let dir = temporary_root().join(name);
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    let weights = "sae_weights.safetensors";
+    std::fs::copy(source.join(weights), dir.join(weights)).expect("a committed file");
+    let config = std::fs::read(source.join("cfg.json")).expect("a committed file");
+    let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    for (key, value) in keys {
+        config[key] = value.clone();
+    }
+    std::fs::write(dir.join("cfg.json"), config.to_string()).expect("a folder of our own");
+    let options = SaeOptions {
+        weight_type: TensorType::F32,
+        norm_factor: None,
+        hook_name: None,
+        labels: Vec::new(),
+        overwrite: Overwrite::Replace,
+    };
+    let sae = dir.join("sae.gguf");
+    let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+    sae::convert(&dir, &sae, &options, go_on).expect("convertible");
+    let models = Fixture::Tiny.converted(TensorType::F32);
+    let files = ModelFiles::find(Some(&models), None, None, Some(sae)).expect("all are there");
+    Session::open(&files, exact_options()).expect("they fit")
+}
+
+/// Where a feature cannot be read by itself, the activations are the encoder's, which `sae_formats`
+/// compares with SAELens; a normalised row's directions are as long as its deviation says.
+#[test]
+fn features_that_need_the_whole_encoder() {
+    let none = ("normalize_activations", json!("none"));
+    let topk = [
+        ("activation_fn_str", json!("topk")),
+        ("activation_fn_kwargs", json!({"k": 8})),
+        none,
+    ];
+    let norm = |word| [("normalize_activations", json!(word))];
+    let mut cases = [
+        (session_with("topk", &topk), 0),
+        (session_with("constant", &norm("constant_norm_rescale")), 1),
+        (session_with("layer", &norm("layer_norm")), 2),
+    ];
+    for (session, kind) in &mut cases {
+        let prompt = prompt(session, Fixture::Tiny, "00.png");
+        let plain = run(session, &prompt, Vec::new());
+        let d_sae = session.sae().meta().d_sae;
+        let counts = counts(&plain, d_sae);
+        let mut active: Vec<usize> = (0..d_sae).filter(|&feature| counts[feature] > 0).collect();
+        active.sort_by_key(|&feature| counts[feature]);
+        let changes = [
+            (active[active.len() - 1], Change::Scale(2.5)),
+            (active[active.len() / 2], Change::Clamp(3.0)),
+            (active[0], Change::Ablate),
+        ];
+        let intervention = |(feature, change)| Intervention {
+            feature,
+            change,
+            units: Units::Raw,
+            at: Positions::ALL,
+        };
+        let run = run(session, &prompt, changes.map(intervention).to_vec());
+        let d_model = session.sae().meta().d_in;
+        let mut direction = |feature| session.sae().decoder_direction(feature).expect("there").row;
+        let directions = changes.map(|(feature, _)| direction(feature));
+        let before = run.trace.residuals.chunks_exact(d_model);
+        let after = run.trace.steered_residuals.chunks_exact(d_model);
+        for (row_idx, (before, after)) in before.zip(after).enumerate() {
+            let x = to_f64(before);
+            let scale = deviation(&x, *kind);
+            let mut expected = x.clone();
+            for ((feature, change), direction) in changes.iter().zip(&directions) {
+                let a = f64::from(run.trace.activations.get(row_idx, *feature));
+                let coefficient = match change {
+                    Change::Scale(factor) => (f64::from(*factor) - 1.0) * a,
+                    Change::Clamp(value) => f64::from(*value) - a,
+                    _ => -a,
+                };
+                for (x, w) in expected.iter_mut().zip(direction) {
+                    *x += scale * coefficient * f64::from(*w);
+                }
+            }
+            let difference: Vec<f64> = to_f64(after)
+                .iter()
+                .zip(&expected)
+                .map(|(got, expected)| got - expected)
+                .collect();
+            // A few products and sums in f32.
+            let error = (dot(&difference, &difference) / dot(&expected, &expected)).sqrt();
+            assert!(error < 1e-6, "case {kind}, row {row_idx}: {error:.2e}");
+        }
+        assert_ne!(plain.logits, run.logits);
+    }
+}
+
+/// What one unit of a normalised row is in the row itself: 1, the root mean square, or torch's `std`.
+fn deviation(x: &[f64], kind: usize) -> f64 {
+    let n = x.len() as f64;
+    match kind {
+        0 => 1.0,
+        1 => (dot(x, x) / n).sqrt(),
+        _ => {
+            let mean = x.iter().sum::<f64>() / n;
+            let centred: Vec<f64> = x.iter().map(|x| x - mean).collect();
+            (dot(&centred, &centred) / (n - 1.0)).sqrt()
+        }
     }
 }
