@@ -28,8 +28,8 @@ N_PICTURES = 300  # of each test set: a third with one object, the rest with two
 N_BASELINE = 250  # pictures that the SAE file's baseline is measured on
 N_STEERED = 120
 # Strengths, as multiples of the feature's mean activation on its word in text.
-MULTIPLES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5]
-RUST_MULTIPLE = 0.8  # the one that goes through the Rust program too
+MULTIPLES = [0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5]
+RUST_MULTIPLE = 1.2  # the one that goes through the Rust program too, on the image's rows
 
 
 def test_pictures(drawings: dict, n: int, seed: int, held_out: bool) -> list[tuple[scenes.Scene, np.ndarray, np.ndarray]]:
@@ -183,10 +183,10 @@ def left_of(cases: list[Case], captions: list[str]) -> dict[str, float]:
     }
 
 
-def steering_figures(demo: Demo, cases: list[Case], rows: torch.Tensor) -> tuple[list[dict], list[str]]:
-    """What is left of captions when a class's feature is subtracted everywhere, beside a random
-    feature and a random direction of the same size, and what appears when it is added; and the
-    captions at `RUST_MULTIPLE`."""
+def steering_figures(demo: Demo, cases: list[Case], rows: torch.Tensor, image_only: bool) -> tuple[list[dict], list[str]]:
+    """What is left of captions when a class's feature is subtracted, everywhere or from the image's
+    rows alone, beside a random feature and a random direction of the same size, and what appears when
+    it is added; and the captions at `RUST_MULTIPLE`."""
     rng = np.random.default_rng(116)
     weights = demo.weights["W_dec"]
     pictures = rows[[case.picture for case in cases]]
@@ -207,14 +207,14 @@ def steering_figures(demo: Demo, cases: list[Case], rows: torch.Tensor) -> tuple
     added = directions([case.absent for case in cases])
     figures, kept = [], []
     for multiple in MULTIPLES:
-        captions = demo.describe(pictures, -multiple * own)
+        captions = demo.describe(pictures, -multiple * own, image_only)
         if multiple == RUST_MULTIPLE:
             kept = captions
         figure = {"multiple": multiple, **left_of(cases, captions)}
         for name, direction in controls.items():
-            left = left_of(cases, demo.describe(pictures, -multiple * direction))
+            left = left_of(cases, demo.describe(pictures, -multiple * direction, image_only))
             figure |= {f"{what}, {name}": value for what, value in left.items()}
-        said = [said_nouns(caption) for caption in demo.describe(pictures, multiple * added)]
+        said = [said_nouns(caption) for caption in demo.describe(pictures, multiple * added, image_only)]
         figure["appears when added"] = float(np.mean([case.absent in s for case, s in zip(cases, said)]))
         figures.append(figure)
         print(f"  {multiple} x: " + ", ".join(f"{name} {value:.2f}" for name, value in figure.items()), flush=True)
@@ -315,8 +315,10 @@ def evaluate(work: Path) -> None:
         figures["ranks"][name] = rank_figures(demo, test, fired)
         figures["ranks"][f"{name}, Rust"] = rank_figures(demo, test, rust_fired)
         figures["features"][name] = feature_figures(demo, test, sources)
-        print(f"\n{name}: a class's feature subtracted from captions that name the class")
-        figures["steering"][name], steered = steering_figures(demo, cases, image_rows)
+        for where in ("everywhere", "image rows"):
+            print(f"\n{name}, {where}: a class's feature subtracted from captions that name the class")
+            found, steered = steering_figures(demo, cases, image_rows, where == "image rows")
+            figures["steering"][f"{name}, {where}"] = found
         figures["Rust"] = figures.get("Rust", {}) | {
             name: {
                 "identical captions": float(np.mean([a == b for a, b in zip(rust_captions, captions)])),
@@ -324,16 +326,14 @@ def evaluate(work: Path) -> None:
                 "activations, relative error": float(np.linalg.norm(rust_fired.acts - fired.acts) / np.linalg.norm(fired.acts)),
             }
         }
-        figures["steering"][f"{name}, Rust"] = {"multiple": RUST_MULTIPLE, **left_of(cases, rust_steered)}
+        figures["steering"][f"{name}, image rows, Rust"] = [{"multiple": RUST_MULTIPLE, **left_of(cases, rust_steered)}]
         figures["fit"][f"image, {name}"] = fit_figures(demo, hidden.flatten(0, 1)) | image_loss_figures(demo, test, image_rows)
     table("captions", figures["captions"])
     table("a single object's own feature among its picture's", figures["ranks"])
     for name, rows in figures["features"].items():
         table(f"class features, mean over classes, {name}", mean_of(rows))
-    for name in tests:
-        columns = {f"{figure['multiple']} x": figure for figure in figures["steering"][name]}
-        table(f"subtracting, {name}", columns)
-        table(f"subtracting, {name}, in Rust", {f"{RUST_MULTIPLE} x": figures["steering"][f"{name}, Rust"]})
+    for name, found in figures["steering"].items():
+        table(f"subtracting, {name}", {f"{figure['multiple']} x": figure for figure in found})
     table("the SAE's fit", figures["fit"])
     table("Rust against transformers", figures["Rust"])
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")

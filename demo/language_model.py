@@ -1,5 +1,6 @@
 """The tokenizer and the language model: a small Gemma-1, trained on text only."""
 
+import copy
 import math
 import random
 import time
@@ -18,6 +19,7 @@ LENGTH = 128  # tokens of a training row
 BATCH = 64
 STEPS = 3000
 PEAK_RATE = 2e-3
+DEEPEN_STEPS, DEEPEN_RATE = 300, 4e-4
 IGNORED = -100
 
 CONFIG = GemmaConfig(
@@ -130,19 +132,45 @@ def optimizer_for(model: torch.nn.Module) -> torch.optim.AdamW:
 
 
 def train(tokenizer_folder: Path, out: Path) -> None:
-    """Trains the language model and saves it to `out`."""
+    """Trains a language model of six blocks and saves it to `out`."""
     torch.manual_seed(103)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    rows = Rows(tokenizer, seed=102)
     # Eager attention and the compiler take two thirds of the time of the defaults on 2 cores.
     model = GemmaForCausalLM._from_config(CONFIG, attn_implementation="eager")
+    fit(model, Rows(load_tokenizer(tokenizer_folder), seed=102), STEPS, PEAK_RATE)
+    model.save_pretrained(out)
+
+
+def deepen(shallow: Path, tokenizer_folder: Path, out: Path) -> None:
+    """Adds a block behind the first one, as an identity, and trains on (block expansion, Wu et al.
+    2024, arXiv:2401.02415).
+
+    The shallow model's second block already carries what a scene shows to the text behind it, so that
+    changing the rows of the scene after that block has little effect; and llama.cpp's control vectors
+    begin after the second block. With one more before it, what comes after the second block is still
+    in the scene's rows.
+    """
+    torch.manual_seed(117)
+    model = GemmaForCausalLM.from_pretrained(shallow, attn_implementation="eager").train()
+    block = copy.deepcopy(model.model.layers[0])
+    torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+    torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    model.model.layers.insert(1, block)
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = i
+    model.config.num_hidden_layers = len(model.model.layers)
+    fit(model, Rows(load_tokenizer(tokenizer_folder), seed=118), DEEPEN_STEPS, DEEPEN_RATE)
+    model.save_pretrained(out)
+
+
+def fit(model: GemmaForCausalLM, rows: Rows, steps: int, peak_rate: float) -> None:
+    """Trains a language model."""
     compiled = torch.compile(model)
     optimizer = optimizer_for(model)
     print(f"language model: {sum(p.numel() for p in model.parameters()):,} parameters")
     start, losses = time.time(), []
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, STEPS, PEAK_RATE)
+            group["lr"] = learning_rate(step, steps, peak_rate)
         ids, labels = rows.batch(BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             loss = compiled(input_ids=ids, labels=labels, use_cache=False).loss
@@ -154,5 +182,3 @@ def train(tokenizer_folder: Path, out: Path) -> None:
         if (step + 1) % 100 == 0:
             rate = (step + 1) * BATCH * LENGTH / (time.time() - start)
             print(f"  step {step + 1}: loss {np.mean(losses[-100:]):.4f}, {rate:,.0f} tokens/s", flush=True)
-    model.save_pretrained(out)
-    print(f"  {(time.time() - start) / 60:.1f} minutes")

@@ -25,12 +25,13 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
     drawings, pictures = work / "icons.npz", work / "pictures.npz"
-    base, encoder, sae_folder = work / "base", work / "vit", work / "sae"
+    shallow, base, encoder, sae_folder = work / "shallow", work / "base", work / "vit", work / "sae"
     weights, llava, usual, gguf = work / "projector.pt", work / "llava", work / "usual", work / "gguf"
     stages = [
         ("drawings", drawings, lambda: icons.make(drawings)),
         ("tokenizer", work / "tokenizer.model", lambda: language_model.train_tokenizer(work)),
-        ("language model, on text", base, lambda: language_model.train(work, base)),
+        ("language model, on text", shallow, lambda: language_model.train(work, shallow)),
+        ("one more block, on text", base, lambda: language_model.deepen(shallow, work, base)),
         ("SAE, on text", sae_folder, lambda: sae.train(base, work, sae_folder)),
         ("labels, from text", sae_folder / "labels.json", lambda: sae.label(sae_folder, base, work)),
         ("pictures", pictures, lambda: vision.make_pictures(drawings, pictures)),

@@ -84,8 +84,8 @@ class Demo:
         shuffled.weights = self.weights | {"W_enc": w_enc.flatten()[order].view_as(w_enc)}
         return shuffled
 
-    def describe(self, image_rows: torch.Tensor, steer: torch.Tensor | None = None) -> list[str]:
-        return describe(self.model.language_model, self.tokenizer, image_rows, steer, text_sae.LAYER)
+    def describe(self, image_rows: torch.Tensor, steer: torch.Tensor | None = None, image_only: bool = False) -> list[str]:
+        return describe(self.model.language_model, self.tokenizer, image_rows, steer, text_sae.LAYER, image_only)
 
 
 class Rust:
@@ -107,7 +107,8 @@ class Rust:
         return [self.json(["-n", "48", path])[0]["original"]["text"] for path in self.paths]
 
     def steered_caption(self, picture: int, feature: int, strength: float) -> str:
-        report = self.json(["-n", "48", f"--steer={feature}:{strength}", self.paths[picture]])[0]
+        """Steered on the image's rows."""
+        report = self.json(["-n", "48", f"--steer={feature}:{strength}", "--at", "image", self.paths[picture]])[0]
         return report["steered"]["text"]
 
     def fired(self, d_sae: int) -> Fired:

@@ -22,7 +22,7 @@ from vision import training_drawings
 
 SEED = 131
 N_PICTURES = 16
-STRENGTHS = [-2.0, -1.5, -1.0, 2.0]  # times the feature's mean activation on its word in text
+STRENGTHS = [-0.7, -0.4, 0.5]  # times the feature's mean activation on its word in text
 
 
 @torch.no_grad()

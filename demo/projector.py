@@ -17,7 +17,7 @@ from vision import N_CHECK, patch_rows
 
 ALIGN_STEPS = 3000
 ALIGN_BATCH = 8192  # patches
-CAPTION_STEPS = 600
+CAPTION_STEPS = 1000
 CAPTION_BATCH = 32
 ALIGN_RATE, CAPTION_RATE = 2e-3, 3e-4
 
@@ -118,12 +118,28 @@ def caption(projector: Projector, rows: torch.Tensor, captions: list[str], model
 
 
 @torch.no_grad()
-def describe(model: GemmaForCausalLM, tokenizer, image_rows: torch.Tensor, steer: torch.Tensor | None = None, layer: int = 0) -> list[str]:
+def describe(
+    model: GemmaForCausalLM,
+    tokenizer,
+    image_rows: torch.Tensor,
+    steer: torch.Tensor | None = None,
+    layer: int = 0,
+    image_only: bool = False,
+) -> list[str]:
     """Greedy captions for `[n, GRID², d_model]` projected rows, at most 48 tokens; `steer` is added
-    to every row after block `layer`."""
+    to every row after block `layer`, or to the image rows alone."""
+    n_before = len(Prompt(model, tokenizer).ids[0])
+    where = slice(n_before, n_before + image_rows.shape[1]) if image_only else slice(None)
+
+    def add(_module, _inputs, output):
+        hidden = output[0].clone()
+        if not image_only or hidden.shape[1] > 1:  # one row is a generated token
+            hidden[:, where] += steer
+        return (hidden, *output[1:])
+
     handle = None
     if steer is not None:
-        handle = model.model.layers[layer].register_forward_hook(lambda _m, _i, output: (output[0] + steer, *output[1:]))
+        handle = model.model.layers[layer].register_forward_hook(add)
     try:
         embeddings, _ = Prompt(model, tokenizer).embed(image_rows)
         ends = [CONFIG.eos_token_id, tokenizer.convert_tokens_to_ids(END)]

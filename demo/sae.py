@@ -18,11 +18,11 @@ from words import NOUNS
 
 LAYER = 1  # of 0 to 5
 HOOK = f"blocks.{LAYER}.hook_resid_post"
-D_SAE = 512
+D_SAE = 768
 ACTIVE = 10  # features of a row, on average
 N_ROWS = 1_200_000
 BATCH = 4096
-STEPS = 2500
+STEPS = 2000
 PEAK_RATE = 1e-3
 DEAD_AFTER = 100  # steps without firing
 ALWAYS_ON = 0.5  # share of text rows

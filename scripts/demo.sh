@@ -4,4 +4,5 @@ set -eu
 . "$(dirname "$0")/setup.sh"
 echo "building (llama.cpp takes some minutes the first time)" >&2
 cargo build --release --quiet --locked
-exec target/release/llava-sae-cpp --steer duck:-25 --compare --top 5 "$@" assets/pictures/duck.png
+exec target/release/llava-sae-cpp --steer carrot:-16 --at image --compare --top 5 "$@" \
+    assets/pictures/carrot-mushroom.png

@@ -59,10 +59,10 @@ const USAGE: &str = "llava-sae-cpp [OPTIONS] [IMAGE]\n       llava-sae-cpp <COMM
 
 const EXAMPLES: &str = "\
 Examples:
-  llava-sae-cpp assets/pictures/duck.png
+  llava-sae-cpp assets/pictures/carrot-mushroom.png
       Describe a picture with the embedded demo model
-  llava-sae-cpp --steer duck:-25 --compare --top 5 assets/pictures/duck.png
-      … list the features it fires, and subtract the duck feature
+  llava-sae-cpp --steer carrot:-16 --at image --compare --top 5 assets/pictures/carrot-mushroom.png
+      … list the features it fires, and subtract the carrot feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
   llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json

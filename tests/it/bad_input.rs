@@ -8,9 +8,7 @@ use image::{Rgb, RgbImage, Rgba, RgbaImage};
 use llava_sae_cpp::{Keep, KvType, PromptForm, RunOptions, Sampling, SessionOptions};
 
 use crate::command_line::{names, program, run};
-use crate::fixture::{Fixture, exact_options, temporary_root};
-
-const DOG: &str = "assets/pictures/dog.png";
+use crate::fixture::{Fixture, exact_options, example, picture, temporary_root};
 
 /// Runs the program, which must fail with `code` and say all of `words`.
 pub(crate) fn check(args: &[&str], code: i32, words: &[&str]) {
@@ -48,7 +46,7 @@ fn good_files() -> [(&'static str, PathBuf); 3] {
 
 /// Runs with one of the three files exchanged.
 fn check_file(role: &str, bad: &Path, words: &[&str]) {
-    let mut args = vec![DOG];
+    let mut args = vec![picture()];
     let files = good_files();
     for (option, good) in &files {
         args.extend([*option, text(if *option == role { bad } else { good })]);
@@ -67,7 +65,7 @@ fn missing_empty_truncated_and_foreign_files() {
             std::fs::write(&bad, &bytes[..n_bytes]).expect("a file of our own");
             check_file(role, &bad, &["bad.gguf"]);
         }
-        std::fs::copy(DOG, &bad).expect("a file of our own");
+        std::fs::copy(picture(), &bad).expect("a file of our own");
         check_file(role, &bad, &["bad.gguf"]);
         for (other_role, other) in good_files() {
             if other_role != role {
@@ -112,12 +110,12 @@ fn files_of_another_model() {
     check_file(
         "--sae",
         &dir.join("sae.gguf"),
-        &["rows of 48", "160", "hint: "],
+        &["rows of 48", "192", "hint: "],
     );
     check_file(
         "--mmproj",
         &dir.join("mmproj-f32.gguf"),
-        &["rows of 48", "160", "hint: "],
+        &["rows of 48", "192", "hint: "],
     );
     check_file(
         "--model",
@@ -132,17 +130,15 @@ fn saes_of_impossible_layers() {
     let dir = folder("layers");
     let source = Fixture::Demo.dir().join("sae");
     for (layer, words) in [
-        (5, "the model's last layer"),
-        (6, "has 6 layers"),
-        (60, "has 6 layers"),
+        (6, "the model's last layer"),
+        (7, "has 7 layers"),
+        (60, "has 7 layers"),
     ] {
         let changed = folder(&format!("layers/{layer}"));
         let weights = "sae_weights.safetensors";
         std::fs::copy(source.join(weights), changed.join(weights)).expect("a copy");
         let config = std::fs::read_to_string(source.join("cfg.json")).expect("a committed file");
-        let config = config
-            .replace("blocks.3.", &format!("blocks.{layer}."))
-            .replace("\"hook_layer\": 3", &format!("\"hook_layer\": {layer}"));
+        let config = config.replace("blocks.1.", &format!("blocks.{layer}."));
         std::fs::write(changed.join("cfg.json"), config).expect("a file of our own");
         let out = dir.join(format!("out-{layer}"));
         let output = run(&["convert", "--sae", text(&changed), "-o", text(&out)]);
@@ -158,78 +154,84 @@ fn saes_of_impossible_layers() {
 #[test]
 fn features_and_strengths() {
     check(
-        &["--steer", "1024:-6", DOG],
+        &["--steer", "768:-6", picture()],
         1,
-        &["1024 features", "hint: valid indices are 0 to 1023"],
+        &["768 features", "hint: valid indices are 0 to 767"],
     );
     check(
-        &["--steer", "cow, :-6", DOG],
+        &["--steer", "e:-6", picture()],
         1,
         &["part of", "hint: use one of these indices: "],
     );
-    check(&["--steer", "unicorn:-6", DOG], 1, &["`unicorn`", "hint: "]);
+    let label = &example().label;
+    check(
+        &["--steer", "unicorn:-6", picture()],
+        1,
+        &["`unicorn`", "hint: "],
+    );
     for malformed in [
         "dog", "dog:", ":3", "dog:nan", "dog:inf", "dog:-inf", "dog:1,", "",
     ] {
-        check(&["--steer", malformed, DOG], 2, &["--steer"]);
+        check(&["--steer", malformed, picture()], 2, &["--steer"]);
     }
     check(
-        &["--steer", "dog:3e38,999:3e38", DOG],
+        &["--steer", &format!("{label}:3e38,7:3e38"), picture()],
         1,
         &["strengths add up", "hint: "],
     );
-    check(&["--steer", "dog:-1e30", DOG], 1, &["too large", "hint: "]);
-    check(&["--steer=-1:1", DOG], 1, &["`-1`", "0 to 1023"]);
-    check(&["--at", "image", DOG], 2, &["--steer"]);
-    check(&["--seed", "4294967295", DOG], 2, &["--seed"]);
+    let huge = format!("{label}:-1e30");
+    check(&["--steer", &huge, picture()], 1, &["too large", "hint: "]);
+    check(&["--steer=-1:1", picture()], 1, &["`-1`", "0 to 767"]);
+    check(&["--at", "image", picture()], 2, &["--steer"]);
+    check(&["--seed", "4294967295", picture()], 2, &["--seed"]);
     check(
-        &["features", "--over", "foo", DOG],
+        &["features", "--over", "foo", picture()],
         2,
         &["`image`, `prompt`"],
     );
     check(
-        &["--steer", "dog:1", "--at", "images", DOG],
+        &["--steer", "dog:1", "--at", "images", picture()],
         2,
         &["--at", "`image,generated`"],
     );
-    check(&["--compare", DOG], 2, &["--steer"]);
+    check(&["--compare", picture()], 2, &["--steer"]);
     check(
-        &["--top", "3", "features", DOG],
+        &["--top", "3", "features", picture()],
         2,
         &["--top <N>", "behind `features`"],
     );
-    check(&["features", "--top", "0", DOG], 2, &["--top <N>"]);
-    check(&[DOG, DOG], 2, &[DOG]);
+    check(&["features", "--top", "0", picture()], 2, &["--top <N>"]);
+    check(&[picture(), picture()], 2, &[picture()]);
     check(&[], 2, &[]);
-    check(&["--temp=-1", DOG], 2, &["--temp"]);
+    check(&["--temp=-1", picture()], 2, &["--temp"]);
     check(
-        &["features", "--over", "82", DOG],
+        &["features", "--over", "78", picture()],
         1,
-        &["82 rows", "hint: use -82 to 81"],
+        &["78 rows", "hint: use -78 to 77"],
     );
 }
 
 #[test]
 fn prompts() {
-    check(&["-c", "16", DOG], 1, &["82 tokens", "16", "hint: "]);
+    check(&["-c", "16", picture()], 1, &["78 tokens", "16", "hint: "]);
     check(
-        &["--raw-prompt", "-p", "no mark", DOG],
+        &["--raw-prompt", "-p", "no mark", picture()],
         1,
         &["<image>", "hint: "],
     );
     check(
-        &["--raw-prompt", "-p", "<image><image> two", DOG],
+        &["--raw-prompt", "-p", "<image><image> two", picture()],
         1,
         &["2 times", "hint: "],
     );
     check(
-        &["--raw-prompt", "-p", "<image>", DOG],
+        &["--raw-prompt", "-p", "<image>", picture()],
         1,
         &["no text after the image", "hint: "],
     );
-    check(&["-p", "an <image>", DOG], 1, &["<image>", "hint: "]);
+    check(&["-p", "an <image>", picture()], 1, &["<image>", "hint: "]);
     check(
-        &["--kv-type", "q8_0", "-fa", "off", DOG],
+        &["--kv-type", "q8_0", "-fa", "off", picture()],
         1,
         &["flash attention", "hint: "],
     );
@@ -255,16 +257,24 @@ fn a_refused_context_can_be_asked_for_again() {
         };
         let error = session.run(&prompt, run, &mut |_| {}).expect_err("refused");
         assert!(error.to_string().contains("flash attention"), "{error}");
-        assert_eq!(session.sae().meta().d_in, 160);
+        assert_eq!(session.sae().meta().d_in, 192);
     }
 }
 
 #[test]
 fn folders() {
     let dir = folder("empty");
-    check(&["-d", text(&dir), DOG], 1, &["model*.gguf", "hint: "]);
-    check(&["-d", "/no/such/folder", DOG], 1, &["/no/such/folder"]);
-    check(&["-m", "model.gguf", DOG], 1, &["--sae", "hint: "]);
+    check(
+        &["-d", text(&dir), picture()],
+        1,
+        &["model*.gguf", "hint: "],
+    );
+    check(
+        &["-d", "/no/such/folder", picture()],
+        1,
+        &["/no/such/folder"],
+    );
+    check(&["-m", "model.gguf", picture()], 1, &["--sae", "hint: "]);
 }
 
 #[test]
@@ -273,13 +283,13 @@ fn pictures_that_are_refused() {
     check(&["/no/such/picture.png"], 1, &["/no/such/picture.png"]);
     check(&[text(&dir)], 1, &["no file"]);
     let bad = dir.join("bad.png");
-    let bytes = std::fs::read(DOG).expect("a committed file");
+    let bytes = std::fs::read(picture()).expect("a committed file");
     for n_bytes in [0, 5, 40, bytes.len() / 2] {
         std::fs::write(&bad, &bytes[..n_bytes]).expect("a file of our own");
         check(&[text(&bad)], 1, &["bad.png", "hint: "]);
     }
     let jpeg = dir.join("bad.jpg");
-    let dog = image::open(DOG).expect("a committed file");
+    let dog = image::open(picture()).expect("a committed file");
     dog.save(&jpeg).expect("a file of our own");
     let whole = std::fs::read(&jpeg).expect("just written");
     assert!(llava_sae_cpp::Picture::open(&jpeg).is_ok());
@@ -332,7 +342,7 @@ fn odd_pictures_work() {
             "{name}: {stderr}"
         );
     };
-    let dog = image::open(DOG).expect("a committed file");
+    let dog = image::open(picture()).expect("a committed file");
     RgbImage::from_pixel(1, 1, Rgb([9, 200, 30]))
         .save(dir.join("1x1.png"))
         .expect("saved");
@@ -519,16 +529,16 @@ fn captures_replace_nothing_but_files() {
     let pipe = dir.join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.expect("mkfifo is there").success());
-    assert_eq!(capture(&pipe, DOG).status.code(), Some(1));
+    assert_eq!(capture(&pipe, picture()).status.code(), Some(1));
     assert!(!pipe.metadata().expect("still there").is_file());
-    let picture = dir.join("dog.png");
-    std::fs::copy(DOG, &picture).expect("a copy");
-    assert_eq!(capture(&picture, text(&picture)).status.code(), Some(1));
-    assert!(image::open(&picture).is_ok());
+    let copy = dir.join("dog.png");
+    std::fs::copy(picture(), &copy).expect("a copy");
+    assert_eq!(capture(&copy, text(&copy)).status.code(), Some(1));
+    assert!(image::open(&copy).is_ok());
     let (link, target) = (dir.join("link"), dir.join("target"));
     std::fs::write(&target, "").expect("a file of our own");
     std::os::unix::fs::symlink(&target, &link).expect("a link of our own");
-    assert_eq!(capture(&link, DOG).status.code(), Some(0));
+    assert_eq!(capture(&link, picture()).status.code(), Some(0));
     assert!(link.is_symlink() && target.metadata().expect("there").len() > 0);
     for role in ["--model", "--mmproj", "--sae"] {
         check_file(role, &pipe, &["no regular file"]);
@@ -545,13 +555,13 @@ fn an_unwritable_capture_leaves_nothing() {
             "0",
             "-o",
             text(&dir.join("no/such/file")),
-            DOG,
+            picture(),
         ],
         1,
         &["no/such"],
     );
     check(
-        &["capture", "-n", "0", "-o", text(&dir), DOG],
+        &["capture", "-n", "0", "-o", text(&dir), picture()],
         1,
         &["capture"],
     );

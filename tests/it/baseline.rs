@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use gguf_tools::gguf::TensorType;
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::demo;
 
 use crate::bad_input::check;
 use crate::command_line::{json, names, run, stdout};
-use crate::fixture::temporary_root;
+use crate::fixture::{Fixture, picture, temporary_root};
 
 const PICTURES: &str = "assets/pictures";
 
@@ -18,7 +19,7 @@ fn text(path: &Path) -> &str {
 
 /// The largest activation of each feature that a picture fires, and its lift.
 fn features(args: &[&str], picture: &str) -> HashMap<u64, (f64, Option<f64>)> {
-    let common = ["features", "--json", "--top", "1024", picture];
+    let common = ["features", "--json", "--top", "768", picture];
     let report = json(&[&common[..], args].concat());
     let entries = report["features"].as_array().expect("a list").clone();
     let entry = |entry: &serde_json::Value| {
@@ -82,7 +83,7 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
     let original = SaeFile::open(&demo::files().expect("written").sae).expect("a valid file");
     assert_eq!(copy.meta, original.meta);
     let mut rows = [vec![0.0; copy.meta.d_in], vec![0.0; copy.meta.d_in]];
-    for feature in [0, 1, 511, 1023] {
+    for feature in [0, 1, 255, 767] {
         copy.decoder_row(feature, &mut rows[0]).expect("readable");
         original
             .decoder_row(feature, &mut rows[1])
@@ -93,20 +94,20 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
     // Rankings go by lift from then on, unless told otherwise.
     let files = files_with(&target);
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
-    let duck = "assets/pictures/duck.png";
-    for (feature, (max, lift)) in features(&files, duck) {
+    let shown = picture();
+    for (feature, (max, lift)) in features(&files, shown) {
         let usual = f64::from(baseline.mean_max[feature as usize]);
         let lift = lift.expect("there is a baseline");
         assert!((lift - (max - usual)).abs() < 1e-4, "{feature}");
     }
-    let table = stdout(&[&["features", "-q", duck][..], &files].concat());
+    let table = stdout(&[&["features", "-q", shown][..], &files].concat());
     assert!(
         table
             .lines()
             .nth(1)
             .is_some_and(|line| line.contains("lift"))
     );
-    let main = stdout(&[&["-q", "--top", "1", duck][..], &files].concat());
+    let main = stdout(&[&["-q", "--top", "1", shown][..], &files].concat());
     assert!(main.contains("less the usual one"), "{main}");
 
     // A copy of a copy has one baseline, the newer one.
@@ -148,9 +149,9 @@ fn baselines_that_are_refused() {
         Some(1)
     );
     assert_eq!(std::fs::read(&target).expect("still there"), b"mine");
-    check(
-        &["features", "--rank", "lift", "assets/pictures/duck.png"],
-        1,
-        &["no baseline", "hint: "],
-    );
+    let plain = Fixture::Demo.converted(TensorType::F32).join("sae.gguf");
+    let files = files_with(&plain);
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let lift = ["features", "--rank", "lift", picture()];
+    check(&[&lift[..], &files].concat(), 1, &["no baseline", "hint: "]);
 }

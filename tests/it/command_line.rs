@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::fixture::temporary_root;
+use crate::fixture::{Example, example, picture, temporary_root};
 
 pub(crate) fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_llava-sae-cpp"));
@@ -31,64 +31,88 @@ pub(crate) fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&stdout(args)).expect("one JSON object")
 }
 
-const DOG: &str = "assets/pictures/dog.png";
-const ORIGINAL: &str = "The image features a dog in the center on a pink background.";
-const STEERED: &str = "The image features a snail in the center on a pink background.";
-
 #[test]
 fn the_main_job() {
-    assert_eq!(stdout(&[DOG]), format!("{ORIGINAL}\n"));
-    assert_eq!(stdout(&["--steer", "dog:-8", DOG]), format!("{STEERED}\n"));
-    assert_eq!(stdout(&["--steer", "999:-8", DOG]), format!("{STEERED}\n"));
+    let Example {
+        caption,
+        feature,
+        label,
+        strength,
+        steered,
+        ..
+    } = example();
+    assert_eq!(stdout(&[picture()]), format!("{caption}\n"));
+    for feature in [label.clone(), feature.to_string()] {
+        let steer = format!("{feature}:{strength}");
+        let text = stdout(&["--steer", &steer, picture()]);
+        assert_eq!(text, format!("{steered}\n"), "{steer}");
+    }
 }
 
 /// What README shows: the picture's features, and what is left without one of them.
 #[test]
 fn the_readmes_example() {
-    let args = ["--steer", "duck:-25", "--compare", "--top", "5"];
-    let text = stdout(&[&args[..], &["assets/pictures/duck.png"]].concat());
+    let args = [
+        "--steer",
+        "carrot:-16",
+        "--at",
+        "image",
+        "--compare",
+        "--top",
+        "5",
+    ];
+    let text = stdout(&[&args[..], &["assets/pictures/carrot-mushroom.png"]].concat());
     let expected = "Original output:
-The image features a duck in the bottom left corner on a dark background, with a small ice cream in the top right corner.
+The image shows a carrot at the bottom and a mushroom on the right, on calm water.
 
 Output after intervention:
-The image features a large ice cream in the center on a dark background.
+The image shows a cat at the bottom and a mushroom on the right, on calm water.
 
-Features that the image fired most (largest activation over its tokens):
-  rank  feature     score       max  tokens  label
+Features that the image fired most (largest activation over its tokens, less the usual one):
+  rank  feature      lift     score       max  tokens  label
 ";
     let table = text.strip_prefix(expected);
     let rows: Vec<_> = table.expect("the texts above").lines().collect();
     assert_eq!(rows.len(), 5, "{text}");
-    assert!(rows[1].ends_with("  duck"), "{text}");
+    assert!(rows[0].ends_with("  carrot"), "{text}");
+    assert!(rows[1].ends_with("  mushroom"), "{text}");
 }
 
 #[test]
 fn the_demo_says_so_unless_it_is_quiet() {
-    let noisy = run(&[DOG]).stderr;
+    let noisy = run(&[picture()]).stderr;
     assert_eq!(String::from_utf8_lossy(&noisy).lines().count(), 1);
-    assert!(run(&["-q", DOG]).stderr.is_empty());
+    assert!(run(&["-q", picture()]).stderr.is_empty());
 }
 
 #[test]
 fn json_of_the_main_command() {
+    let Example {
+        caption,
+        feature,
+        label,
+        strength,
+        steered,
+        ..
+    } = example();
     let report = json(&[
         "--json",
         "--steer",
-        "dog:-8",
+        &format!("{label}:{strength}"),
         "--compare",
         "--top",
         "3",
-        DOG,
+        picture(),
     ]);
-    assert_eq!(report["original"]["text"], ORIGINAL);
-    assert_eq!(report["steered"]["text"], STEERED);
+    assert_eq!(report["original"]["text"], *caption);
+    assert_eq!(report["steered"]["text"], *steered);
     assert_eq!(report["steered"]["stop"], "end");
-    assert_eq!(report["interventions"][0]["feature"], 999);
-    assert_eq!(report["interventions"][0]["label"], "dog");
+    assert_eq!(report["interventions"][0]["feature"], *feature);
+    assert_eq!(report["interventions"][0]["label"], *label);
     assert_eq!(report["features"].as_array().expect("a list").len(), 3);
-    assert_eq!(report["n_prompt_tokens"], 82);
+    assert_eq!(report["n_prompt_tokens"], 78);
     assert_eq!(report["n_image_tokens"], 64);
-    let plain = json(&["--json", "-n", "3", DOG]);
+    let plain = json(&["--json", "-n", "3", picture()]);
     assert!(plain["steered"].is_null());
     assert_eq!(plain["original"]["stop"], "length");
     assert_eq!(
@@ -102,9 +126,9 @@ fn json_of_the_main_command() {
 
 #[test]
 fn features_pool_and_locate() {
-    let report = json(&["features", "--json", "--top", "4", DOG]);
+    let report = json(&["features", "--json", "--top", "4", picture()]);
     assert_eq!(report["grid"], serde_json::json!([8, 8]));
-    assert_eq!(report["tokens"].as_array().expect("a list").len(), 82);
+    assert_eq!(report["tokens"].as_array().expect("a list").len(), 78);
     let features = report["features"].as_array().expect("a list");
     assert_eq!(features.len(), 4);
     for feature in features {
@@ -122,31 +146,51 @@ fn features_pool_and_locate() {
             .count();
         assert_eq!(feature["n_tokens"], n_active);
     }
-    let by = |pool| json(&["features", "--json", "--top", "1", "--pool", pool, DOG]);
+    let by = |pool| {
+        json(&[
+            "features",
+            "--json",
+            "--top",
+            "1",
+            "--pool",
+            pool,
+            picture(),
+        ])
+    };
     let (sum, mean) = (by("sum"), by("mean"));
     let score = |report: &serde_json::Value| report["features"][0]["score"].as_f64();
     let ratio = score(&sum).expect("a number") / score(&mean).expect("a number");
     assert!((ratio - 64.0).abs() < 1e-3, "a mean over 64 patches");
-    let last = json(&["features", "--json", "--over", "-1", DOG]);
-    assert_eq!(last["features"][0]["argmax_position"], 81);
+    let last = json(&["features", "--json", "--over", "-1", picture()]);
+    assert_eq!(last["features"][0]["argmax_position"], 77);
 }
 
 #[test]
 fn capture_holds_what_the_hook_saw() {
     let path = temporary_root().join("capture.safetensors");
     let path = path.to_str().expect("a plain path");
-    stdout(&["capture", "-o", path, "-n", "4", "--steer", "dog:-8", DOG]);
+    let steer = format!("{}:{}", example().label, example().strength);
+    stdout(&[
+        "capture",
+        "-o",
+        path,
+        "-n",
+        "4",
+        "--steer",
+        &steer,
+        picture(),
+    ]);
     let bytes = std::fs::read(path).expect("it was written");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a valid file");
     let shape = |name: &str| tensors.tensor(name).expect("present").shape().to_vec();
-    let n_rows = 82 + 3; // the fourth token is sampled, but not decoded
+    let n_rows = 78 + 3; // the fourth token is sampled, but not decoded
     assert_eq!(shape("token_ids"), [n_rows]);
     assert_eq!(shape("kinds"), [n_rows]);
-    assert_eq!(shape("resid"), [n_rows, 160]);
-    assert_eq!(shape("resid_steered"), [n_rows, 160]);
+    assert_eq!(shape("resid"), [n_rows, 192]);
+    assert_eq!(shape("resid_steered"), [n_rows, 192]);
     assert_eq!(shape("feature_offsets"), [n_rows + 1]);
     assert_eq!(shape("feature_ids"), shape("feature_values"));
-    assert_eq!(shape("image_embeddings"), [64, 160]);
+    assert_eq!(shape("image_embeddings"), [64, 192]);
     assert_eq!(shape("logits"), [2048]);
 }
 
@@ -161,13 +205,13 @@ fn convert_makes_a_folder_to_run() {
         ])
     };
     convert("q4_k_m");
-    assert!(stdout(&["-d", dir, DOG]).starts_with("The image features a"));
+    assert!(stdout(&["-d", dir, picture()]).starts_with("The image shows a"));
     assert_eq!(
         names(Path::new(dir)),
         ["mmproj-f16.gguf", "model-q4_k_m.gguf", "sae-f16.gguf"]
     );
     convert("f16");
-    let ambiguous = run(&["-d", dir, DOG]);
+    let ambiguous = run(&["-d", dir, picture()]);
     assert_eq!(ambiguous.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&ambiguous.stderr).contains("hint: say which with `--model FILE`")
@@ -175,8 +219,8 @@ fn convert_makes_a_folder_to_run() {
     let model = Path::new(dir).join("model-f16.gguf");
     let model = model.to_str().expect("a plain path");
     assert_eq!(
-        stdout(&["-d", dir, "-m", model, DOG]),
-        format!("{ORIGINAL}\n")
+        stdout(&["-d", dir, "-m", model, picture()]),
+        format!("{}\n", example().caption)
     );
 }
 
@@ -212,7 +256,7 @@ fn help_has_examples() {
 #[test]
 fn a_closed_pipe_is_no_failure() {
     let mut child = program()
-        .args(["features", "-q", "--json", DOG])
+        .args(["features", "-q", "--json", picture()])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("the program starts");
@@ -222,11 +266,14 @@ fn a_closed_pipe_is_no_failure() {
 
 #[test]
 fn the_demo_runs_from_any_folder() {
-    let picture: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join(DOG);
+    let picture: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join(picture());
     let output = program()
         .current_dir("/")
         .arg(picture)
         .output()
         .expect("the program starts");
-    assert_eq!(output.stdout, format!("{ORIGINAL}\n").into_bytes());
+    assert_eq!(
+        output.stdout,
+        format!("{}\n", example().caption).into_bytes()
+    );
 }

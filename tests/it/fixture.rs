@@ -55,6 +55,26 @@ impl Fixture {
         (0..n_pictures).map(|i| format!("{i:02}.png")).collect()
     }
 
+    /// The pictures that come with the program, and what the same ones are called here.
+    pub(crate) fn shipped() -> Vec<(PathBuf, String)> {
+        let read = |path: &Path| std::fs::read(path).expect("a committed file");
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/pictures");
+        let here = Self::Demo.picture_names();
+        let here: Vec<_> = here
+            .into_iter()
+            .map(|name| (read(&Self::Demo.picture(&name)), name))
+            .collect();
+        crate::command_line::names(&assets)
+            .into_iter()
+            .map(|asset| {
+                let path = assets.join(asset);
+                let bytes = read(&path);
+                let same = here.iter().find(|(other, _)| *other == bytes);
+                (path, same.expect("it is one of the fixture's").1.clone())
+            })
+            .collect()
+    }
+
     /// A folder of GGUF files of this number type, converted once a test run.
     pub(crate) fn converted(self, tensor_type: TensorType) -> PathBuf {
         static CONVERTED: Mutex<Option<HashMap<(Fixture, TensorType), PathBuf>>> = Mutex::new(None);
@@ -85,7 +105,7 @@ impl Fixture {
             norm_factor: (self == Self::Tiny).then_some(0.11), // `norm_factor` in its oracle.json
             hook_name: None,
             labels: match self {
-                Self::Demo => vec![self.dir().join("labels.json")],
+                Self::Demo => vec![self.dir().join("sae/labels.json")],
                 Self::Tiny => Vec::new(),
             },
             overwrite: Overwrite::Replace,
@@ -109,6 +129,59 @@ impl Fixture {
     pub(crate) fn oracle(self) -> Oracle {
         Oracle::read(&self.dir())
     }
+}
+
+/// A picture that comes with the program, as the command line is given it, and transformers' runs on
+/// it: its caption, and one that is steered by the feature of what it shows.
+pub(crate) struct Example {
+    pub(crate) path: String,
+    pub(crate) caption: String,
+    pub(crate) feature: usize,
+    pub(crate) label: String,
+    pub(crate) strength: f32,
+    pub(crate) steered: String,
+}
+
+/// The first of the shipped pictures whose caption steering changes.
+pub(crate) fn example() -> &'static Example {
+    static EXAMPLE: OnceLock<Example> = OnceLock::new();
+    EXAMPLE.get_or_init(|| {
+        let oracle = Fixture::Demo.oracle();
+        let labels = std::fs::read(Fixture::Demo.dir().join("sae/labels.json"));
+        let labels: serde_json::Value =
+            serde_json::from_slice(&labels.expect("a committed file")).expect("JSON");
+        let label = |feature: usize| {
+            let mut entries = labels.as_array().expect("a list").iter();
+            let entry = entries.find(|entry| entry["index"] == feature.to_string());
+            let text = entry.and_then(|entry| entry["description"].as_str());
+            text.expect("a class's feature has a label").to_owned()
+        };
+        let changed = |(path, name): (PathBuf, String)| {
+            let caption = oracle.caption(&name);
+            let mut runs = oracle.steered(&name);
+            runs.sort_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+            let is_sentence =
+                |text: &str| text.starts_with("The image shows") && text.ends_with('.');
+            let changed = |run: &(usize, f32, String)| run.2 != caption && is_sentence(&run.2);
+            let (feature, strength, steered) = runs.into_iter().find(changed)?;
+            let file = path.file_name().expect("a file").to_string_lossy();
+            Some(Example {
+                path: format!("assets/pictures/{file}"),
+                caption,
+                feature,
+                label: label(feature),
+                strength,
+                steered,
+            })
+        };
+        let found = Fixture::shipped().into_iter().find_map(changed);
+        found.expect("some picture's caption changes")
+    })
+}
+
+/// The path of [`example`].
+pub(crate) fn picture() -> &'static str {
+    &example().path
 }
 
 /// f32 KV cache, no flash attention, no repacking: what an f32 reference is compared with.

@@ -6,7 +6,17 @@ use llava_sae_cpp::{Keep, Run, RunOptions, Sampling, Session, SessionOptions, To
 use crate::fixture::{Fixture, exact_options, prompt, relative_error, steering};
 use gguf_tools::gguf::TensorType;
 
-const PICTURE: &str = "15.png";
+const PICTURE: &str = "00.png";
+
+/// The feature of what the picture shows, and a strength that changes the caption.
+fn subject() -> (usize, f32) {
+    let oracle = Fixture::Demo.oracle();
+    let original = oracle.caption(PICTURE);
+    let mut runs = oracle.steered(PICTURE).into_iter();
+    let changed = runs.find(|(_, _, caption)| *caption != original);
+    let (feature, strength, _) = changed.expect("some strength changes it");
+    (feature, strength)
+}
 
 fn options<'a>() -> RunOptions<'a> {
     RunOptions {
@@ -44,7 +54,12 @@ fn reading_changes_no_bit() {
 fn steering_equals_llama_cpps_control_vector() {
     let mut session = Fixture::Demo.exact_session();
     let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
-    for (feature, strength) in [(999, -8.0), (999, 16.0), (120, -30.0)] {
+    let (subject, strength) = subject();
+    for (feature, strength) in [
+        (subject, strength),
+        (subject, -2.0 * strength),
+        (120, -30.0),
+    ] {
         let steering = steering(&mut session, feature, strength, Positions::ALL);
         let delta = scaled_direction(&mut session, feature, strength);
         let ours = RunOptions {
@@ -100,7 +115,8 @@ fn ubatches_do_not_matter() {
     };
     let mut runs = [512, 3, 1].map(|n_ubatch| {
         let mut session = with_ubatch(n_ubatch);
-        let steering = steering(&mut session, 999, -8.0, Positions::ALL);
+        let (feature, strength) = subject();
+        let steering = steering(&mut session, feature, strength, Positions::ALL);
         let steered = RunOptions {
             steering: Some(&steering),
             ..options()
@@ -140,7 +156,8 @@ fn check_same_features(a: &Run, b: &Run) {
 fn touched(at: &str) -> Vec<(TokenKind, bool)> {
     let mut session = Fixture::Demo.exact_session();
     let positions = Positions::parse(at).expect("valid positions");
-    let steering = steering(&mut session, 999, -8.0, positions);
+    let (feature, strength) = subject();
+    let steering = steering(&mut session, feature, strength, positions);
     let keep = Keep {
         features: false,
         residuals: true,
@@ -151,7 +168,7 @@ fn touched(at: &str) -> Vec<(TokenKind, bool)> {
         ..options()
     };
     let run = run(&mut session, steered);
-    let delta = scaled_direction(&mut session, 999, -8.0);
+    let delta = scaled_direction(&mut session, feature, strength);
     let d_model = delta.len();
     let before = run.trace.residuals.chunks_exact(d_model);
     let after = run.trace.steered_residuals.chunks_exact(d_model);
@@ -210,7 +227,8 @@ fn each_kind_of_position_matters() {
     let mut session = Fixture::Demo.exact_session();
     let mut logits_at = |at: &str| {
         let positions = Positions::parse(at).expect("valid positions");
-        let steering = steering(&mut session, 999, -8.0, positions);
+        let (feature, strength) = subject();
+        let steering = steering(&mut session, feature, strength, positions);
         let steered = RunOptions {
             steering: Some(&steering),
             ..options()
@@ -241,7 +259,8 @@ fn each_kind_of_position_matters() {
 fn runs_are_independent() {
     let mut session = Fixture::Demo.exact_session();
     let first = run(&mut session, options());
-    let steering = steering(&mut session, 999, -8.0, Positions::ALL);
+    let (feature, strength) = subject();
+    let steering = steering(&mut session, feature, strength, Positions::ALL);
     let steered = RunOptions {
         steering: Some(&steering),
         ..options()

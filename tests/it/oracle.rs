@@ -24,9 +24,10 @@ struct Tolerance {
 
 fn tolerance(fixture: Fixture) -> Tolerance {
     match fixture {
+        // Five blocks of the vision encoder go through that table, and add up.
         Fixture::Demo => Tolerance {
-            image_embeddings: 1e-3,
-            resid: 1.5e-3,
+            image_embeddings: 2e-3,
+            resid: 4e-3,
             activations: 3e-3,
             near_threshold: 0.01,
             logits: 1e-3,

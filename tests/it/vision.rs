@@ -27,8 +27,8 @@ fn the_class_row_is_put_right() {
         for name in ["00.png", "01.png"] {
             let cured = error(fixture, name, ClsOrder::First);
             let as_it_is = error(fixture, name, ClsOrder::AsLlamaCpp);
-            assert!(cured < 1e-3, "{fixture:?} {name}: {cured:.2e}");
-            assert!(as_it_is > 0.5, "{fixture:?} {name}: {as_it_is:.2e}");
+            assert!(cured < 2e-3, "{fixture:?} {name}: {cured:.2e}");
+            assert!(as_it_is > 0.3, "{fixture:?} {name}: {as_it_is:.2e}");
         }
     }
 }

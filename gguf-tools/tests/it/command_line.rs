@@ -82,12 +82,12 @@ fn failures_are_1_with_an_error_and_a_hint() {
 }
 
 /// What is said of the demo's SAE.
-const READ: &str = "read an SAE of SAELens: jumprelu, 1024 features at blocks.3.hook_resid_post\n";
+const READ: &str = "read an SAE of SAELens: jumprelu, 768 features at blocks.1.hook_resid_post\n";
 
 #[test]
 fn an_sae_is_converted_and_shown() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let (sae, labels) = (demo().join("sae"), demo().join("labels.json"));
+    let (sae, labels) = (demo().join("sae"), demo().join("sae/labels.json"));
     let (sae, labels) = (
         sae.to_str().expect("UTF-8"),
         labels.to_str().expect("UTF-8"),
@@ -114,28 +114,28 @@ fn an_sae_is_converted_and_shown() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     for line in [
         "GGUF version 3, alignment 32",
-        "  sae.d_sae                  1024",
-        "  sae.hook_name              \"blocks.3.hook_resid_post\"",
-        "  sae.w_enc         q8_0     160 × 1024",
+        "  sae.d_sae                  768",
+        "  sae.hook_name              \"blocks.1.hook_resid_post\"",
+        "  sae.w_enc         q8_0     192 × 768",
     ] {
         assert!(
             stdout.lines().any(|shown| shown == line),
             "no `{line}` in:\n{stdout}"
         );
     }
-    assert!(stdout.contains("… (1024 values)"), "{stdout}");
+    assert!(stdout.contains("… (768 values)"), "{stdout}");
 
     let (code, stdout, _) = run(dir.path(), &["show", "sae.gguf", "--json"]);
     assert_eq!(code, Some(0));
     let shown: serde_json::Value = serde_json::from_str(&stdout).expect("one JSON object");
-    assert_eq!(shown["metadata"]["sae.d_in"], 160);
+    assert_eq!(shown["metadata"]["sae.d_in"], 192);
     assert_eq!(
         shown["metadata"]["sae.labels"].as_array().map(Vec::len),
-        Some(1024)
+        Some(768)
     );
     assert_eq!(shown["tensors"][0]["name"], "sae.w_enc");
-    assert_eq!(shown["tensors"][0]["dims"], serde_json::json!([160, 1024]));
-    assert_eq!(shown["tensors"][0]["n_bytes"], 160 / 32 * 34 * 1024);
+    assert_eq!(shown["tensors"][0]["dims"], serde_json::json!([192, 768]));
+    assert_eq!(shown["tensors"][0]["n_bytes"], 192 / 32 * 34 * 768);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn the_demo_keeps_every_number() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let target = dir.path().join("sae.gguf");
     let options = SaeOptions {
-        labels: vec![demo().join("labels.json")],
+        labels: vec![demo().join("sae/labels.json")],
         ..options()
     };
     let mut last = (0, 0);
@@ -65,7 +65,7 @@ fn the_demo_keeps_every_number() {
     )
     .expect("convertible");
     // Encoder and decoder, f32.
-    assert_eq!(last, (2 * 160 * 1024 * 4, 2 * 160 * 1024 * 4));
+    assert_eq!(last, (2 * 192 * 768 * 4, 2 * 192 * 768 * 4));
 
     let file = SaeFile::open(&target).expect("the schema holds");
     let bytes = std::fs::read(demo().join("sae/sae_weights.safetensors")).expect("readable");
@@ -79,10 +79,10 @@ fn the_demo_keeps_every_number() {
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect()
     };
-    assert_eq!(file.w_enc().dims, [160, 1024]);
+    assert_eq!(file.w_enc().dims, [192, 768]);
     assert_eq!(
         matrix(&file, "sae.w_enc"),
-        transposed(&source("W_enc"), 1024)
+        transposed(&source("W_enc"), 768)
     );
     assert_eq!(matrix(&file, "sae.w_dec"), source("W_dec"));
     assert_eq!(file.b_enc().expect("readable"), source("b_enc"));
@@ -91,33 +91,30 @@ fn the_demo_keeps_every_number() {
         file.threshold().expect("readable"),
         Some(source("threshold"))
     );
-    let mut row = [0.0; 160];
-    file.decoder_row(1023, &mut row).expect("readable");
-    assert_eq!(row[..], source("W_dec")[1023 * 160..]);
-    // Trained with decoder rows of unit length, kept so in f32.
+    let mut row = [0.0; 192];
+    file.decoder_row(767, &mut row).expect("readable");
+    assert_eq!(row[..], source("W_dec")[767 * 192..]);
+    // Trained with decoder rows of unit length, then rounded to f16.
     assert!(
         file.decoder_norm()
             .expect("readable")
             .iter()
-            .all(|norm| (norm - 1.0).abs() < 1e-5)
+            .all(|norm| (norm - 1.0).abs() < 1e-3)
     );
 
     let meta = &file.meta;
     assert_eq!(
         (meta.architecture, meta.d_in, meta.d_sae),
-        (Architecture::JumpRelu, 160, 1024)
+        (Architecture::JumpRelu, 192, 768)
     );
-    assert_eq!(meta.hook_name, "blocks.3.hook_resid_post");
+    assert_eq!(meta.hook_name, "blocks.1.hook_resid_post");
     assert_eq!(meta.model_name.as_deref(), Some("llava-gemma-emoji"));
     assert!(meta.apply_b_dec_to_input && meta.norm_factor.is_none());
-    assert_eq!(meta.labels.len(), 1024);
-    assert_eq!(
-        meta.labels[..3],
-        ["kind, object, s", "Tell, What, word", "The"]
-    );
+    assert_eq!(meta.labels.len(), 768);
+    assert_eq!(meta.labels[..3], ["white, saw, <eos>", "doughnut", "know"]);
     assert_eq!(
         meta.labels_source.as_deref(),
-        Some("llava-gemma-emoji/3-res")
+        Some("llava-gemma-emoji/1-res")
     );
 }
 

@@ -205,10 +205,11 @@ fn demo_special_tokens() {
         ]
     );
     assert_eq!(kinds[9..9 + 256], [BYTE; 256]);
-    let template = fs::read_to_string(fixture("demo/llava/chat_template.jinja")).unwrap();
+    let config = fs::read(fixture("demo/llava/tokenizer_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     assert_eq!(
         model.require_str("tokenizer.chat_template").unwrap(),
-        template
+        config["chat_template"]
     );
 }
 
@@ -285,6 +286,18 @@ fn the_turn_ends_at_the_other_end_token() {
             c.files.insert("generation_config.json", generation)
         ))),
         5
+    );
+}
+
+#[test]
+fn a_chat_template_may_have_a_file_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    Checkpoint::new().write(dir.path());
+    fs::write(dir.path().join("chat_template.jinja"), "{{ own }}\n").unwrap();
+    let model = converted(dir.path(), TensorType::F32).model;
+    assert_eq!(
+        model.require_str("tokenizer.chat_template").unwrap(),
+        "{{ own }}\n"
     );
 }
 

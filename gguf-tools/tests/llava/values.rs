@@ -100,6 +100,13 @@ fn read_source(dir: &Path) -> BTreeMap<String, (Vec<u64>, Vec<f32>)> {
                     .iter()
                     .map(|b| half::bf16::from_le_bytes(*b).to_f32())
                     .collect(),
+                Dtype::F16 => tensor
+                    .data()
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                    .collect(),
                 other => panic!("{name}: {other:?}"),
             };
             let shape = tensor.shape().iter().map(|&n| n as u64).collect();
@@ -143,8 +150,8 @@ fn check_demo(tensor_type: TensorType, tolerance: f32) -> Converted {
     let files = converted(&dir, tensor_type);
     check_values(&files.model, &dir, tolerance);
     check_values(&files.mmproj, &dir, tolerance);
-    assert_eq!(files.model.tensors().len(), 1 + 6 * 9 + 1);
-    assert_eq!(files.mmproj.tensors().len(), 5 + 4 * 16 + 4);
+    assert_eq!(files.model.tensors().len(), 1 + 7 * 9 + 1);
+    assert_eq!(files.mmproj.tensors().len(), 5 + 5 * 16 + 4);
     for tensor in files.model.tensors().iter().chain(files.mmproj.tensors()) {
         let expected = match tensor.name.as_str() {
             "v.position_embd.weight" => TensorType::F32,
@@ -230,10 +237,10 @@ fn demo_metadata() {
     for (key, expected) in [
         ("general.file_type", 0),
         ("gemma.context_length", 512),
-        ("gemma.embedding_length", 160),
-        ("gemma.block_count", 6),
-        ("gemma.feed_forward_length", 512),
-        ("gemma.attention.head_count", 5),
+        ("gemma.embedding_length", 192),
+        ("gemma.block_count", 7),
+        ("gemma.feed_forward_length", 640),
+        ("gemma.attention.head_count", 6),
         ("gemma.attention.head_count_kv", 1),
         ("gemma.attention.key_length", 32),
         ("gemma.attention.value_length", 32),
@@ -254,9 +261,9 @@ fn demo_metadata() {
         ("clip.vision.image_size", 112),
         ("clip.vision.patch_size", 14),
         ("clip.vision.embedding_length", 128),
-        ("clip.vision.feed_forward_length", 384),
-        ("clip.vision.block_count", 4),
-        ("clip.vision.projection_dim", 160),
+        ("clip.vision.feed_forward_length", 512),
+        ("clip.vision.block_count", 5),
+        ("clip.vision.projection_dim", 192),
         ("clip.vision.attention.head_count", 4),
     ] {
         assert_eq!(mmproj.require_u32(key).unwrap(), expected, "{key}");
@@ -274,7 +281,7 @@ fn demo_metadata() {
             .unwrap(),
         1e-5
     );
-    assert_eq!(numbers(&mmproj, "clip.vision.feature_layer"), [4]);
+    assert_eq!(numbers(&mmproj, "clip.vision.feature_layer"), [5]);
     assert_eq!(
         floats(&mmproj, "clip.vision.image_mean"),
         [0.48145466, 0.4578275, 0.40821073]
