@@ -132,6 +132,12 @@ fn to_f64(row: &[f32]) -> Vec<f64> {
     row.iter().copied().map(f64::from).collect()
 }
 
+/// `‖a − b‖ / ‖b‖`.
+fn relative_error(a: &[f64], b: &[f64]) -> f64 {
+    let difference: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    (dot(&difference, &difference) / dot(b, b)).sqrt()
+}
+
 /// Every row of a steered run is what the formulas give; untouched rows are the same bits.
 fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, name: &str) {
     let d_model = reference.b_dec.len();
@@ -155,13 +161,8 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
             continue;
         }
         let expected = reference.steer(interventions, token.kind, &x);
-        let difference: Vec<f64> = to_f64(after)
-            .iter()
-            .zip(&expected)
-            .map(|(got, expected)| got - expected)
-            .collect();
         // f32: the dot product sums up to 160 products, each of which rounds by up to 6e-8.
-        let error = (dot(&difference, &difference) / dot(&expected, &expected)).sqrt();
+        let error = relative_error(&to_f64(after), &expected);
         assert!(error < 1e-5, "{name}, {:?}: {error:.2e}", token.kind);
     }
     assert!(n_changed > 0, "{name}: nothing was changed");
@@ -361,13 +362,8 @@ fn features_that_need_the_whole_encoder() {
                     *x += scale * coefficient * f64::from(*w);
                 }
             }
-            let difference: Vec<f64> = to_f64(after)
-                .iter()
-                .zip(&expected)
-                .map(|(got, expected)| got - expected)
-                .collect();
             // A few products and sums in f32.
-            let error = (dot(&difference, &difference) / dot(&expected, &expected)).sqrt();
+            let error = relative_error(&to_f64(after), &expected);
             assert!(error < 1e-6, "case {kind}, row {row_idx}: {error:.2e}");
         }
         assert_ne!(plain.logits, run.logits);
