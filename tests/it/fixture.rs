@@ -151,8 +151,9 @@ pub(crate) fn example() -> &'static Example {
         let labels: serde_json::Value =
             serde_json::from_slice(&labels.expect("a committed file")).expect("JSON");
         let label = |feature: usize| {
+            let index = feature.to_string();
             let mut entries = labels.as_array().expect("a list").iter();
-            let entry = entries.find(|entry| entry["index"] == feature.to_string());
+            let entry = entries.find(|entry| entry["index"] == index);
             let text = entry.and_then(|entry| entry["description"].as_str());
             text.expect("a class's feature has a label").to_owned()
         };
