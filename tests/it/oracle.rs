@@ -13,8 +13,10 @@ use crate::fixture::{Fixture, Oracle, prompt, relative_error, steering};
 /// weights amplify rounding more than trained ones.
 struct Tolerance {
     image_embeddings: f64,
-    /// Of the worst row.
-    resid: f64,
+    /// Of the worst text row.
+    resid_text: f64,
+    /// Of the worst image row, which carries the error of its embedding on.
+    resid_image: f64,
     activations: f64,
     /// An active set may differ where an activation is within this part of its threshold.
     near_threshold: f32,
@@ -24,11 +26,12 @@ struct Tolerance {
 
 fn tolerance(fixture: Fixture) -> Tolerance {
     match fixture {
-        // Five blocks of the vision encoder go through that table, and add up: half of the rows are
-        // within 1.1e-3, the worst within 7e-3.
+        // Five blocks of the vision encoder go through that table, and add up: half of the image rows
+        // are within 1.2e-3, the worst within 7e-3.
         Fixture::Demo => Tolerance {
             image_embeddings: 2e-3,
-            resid: 1e-2,
+            resid_text: 1e-3,
+            resid_image: 1e-2,
             activations: 3e-3,
             near_threshold: 0.01,
             logits: 1e-3,
@@ -36,7 +39,8 @@ fn tolerance(fixture: Fixture) -> Tolerance {
         },
         Fixture::Tiny => Tolerance {
             image_embeddings: 1e-3,
-            resid: 3e-3,
+            resid_text: 3e-3,
+            resid_image: 3e-3,
             activations: 3e-3,
             near_threshold: 0.01,
             logits: 1e-3,
@@ -100,10 +104,11 @@ fn check_fidelity(fixture: Fixture) {
         let rows = run.trace.residuals.chunks_exact(d_model).take(n_prompt);
         for (position, (row, expected)) in rows.zip(expected.chunks_exact(d_model)).enumerate() {
             let error = relative_error(row, expected);
-            assert!(
-                error < tolerance.resid,
-                "{name}, row {position}: {error:.2e}"
-            );
+            let bound = match run.trace.tokens[position].kind {
+                TokenKind::Image => tolerance.resid_image,
+                TokenKind::Text | TokenKind::Generated => tolerance.resid_text,
+            };
+            assert!(error < bound, "{name}, row {position}: {error:.2e}");
         }
         check_activations(&mut session, &run, &oracle, &name, &tolerance);
         let error = relative_error(&run.logits, &oracle.f32(&format!("{name}/logits")));
