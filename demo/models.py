@@ -57,8 +57,9 @@ class Demo:
     def hook_rows(self, image_rows: torch.Tensor) -> torch.Tensor:
         """The residual stream of image positions at the SAE's layer: `[n, GRID², d_model]`."""
         language_model = self.model.language_model
-        embeddings, _ = Prompt(language_model, self.tokenizer).embed(image_rows)
-        n_before = len(Prompt(language_model, self.tokenizer).ids[0])
+        prompt = Prompt(language_model, self.tokenizer)
+        embeddings, _ = prompt.embed(image_rows)
+        n_before = len(prompt.ids[0])
         hidden = text_sae.run_blocks(language_model, embeddings, text_sae.LAYER)
         return hidden[:, n_before : n_before + image_rows.shape[1]]
 

@@ -15,7 +15,7 @@ use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::features::{self, Over, Pool};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{
-    Keep, KvType, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
+    Keep, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
 };
 
 const PROMPT: &str = "Describe the image.";
@@ -101,11 +101,7 @@ fn sae(checkpoint: &Path, dir: &Path, weight_type: TensorType) -> Result<PathBuf
 
 /// Describes every picture of a folder, and reads its features.
 fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>> {
-    let options = SessionOptions {
-        kv_type: KvType::F16,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::open(files, options)?;
+    let mut session = Session::open(files, SessionOptions::default())?;
     let d_sae = session.sae().meta().d_sae;
     let mut paths = std::fs::read_dir(pictures)?
         .map(|entry| Ok(entry?.path()))

@@ -217,7 +217,7 @@ pub(crate) struct Tap {
     keep: Keep,
     steering: Option<Steering>,
     trace: Trace,
-    encoded: Activations, // of the rows at hand, where interventions need the whole encoder
+    encoded: Activations, // of the rows at hand, where interventions need them and they are not kept
 }
 
 impl Tap {
@@ -240,24 +240,35 @@ impl RowHook for Tap {
         if self.keep.residuals {
             self.trace.residuals.extend_from_slice(rows);
         }
-        if self.keep.features {
-            self.sae.encode(rows, &mut self.trace.activations)?;
+        // Rows are encoded once, whether their features are kept, needed below, or both.
+        let activations = if self.keep.features {
+            &mut self.trace.activations
+        } else {
+            self.encoded.clear();
+            &mut self.encoded
+        };
+        let first_row_idx = activations.n_rows();
+        let needs_encoder = |kind| {
+            let steering = self.steering.as_ref();
+            steering.is_some_and(|steering| steering.needs_encoder(kind))
+        };
+        if self.keep.features || tokens.iter().any(|token| needs_encoder(token.kind)) {
+            self.sae.encode(rows, activations)?;
         }
         let Some(steering) = &mut self.steering else {
             return Ok(Edited::No);
         };
-        if tokens
-            .iter()
-            .any(|token| steering.needs_encoder(token.kind))
-        {
-            self.encoded.clear();
-            self.sae.encode(rows, &mut self.encoded)?;
-        }
         let mut edited = Edited::No;
-        for (row_idx, (row, token)) in rows.chunks_exact_mut(d_model).zip(tokens).enumerate() {
-            let decoder_scale = self.sae.decoder_scale(row);
+        for (row_idx, (row, token)) in
+            (first_row_idx..).zip(rows.chunks_exact_mut(d_model).zip(tokens))
+        {
+            let decoder_scale = if steering.needs_encoder(token.kind) {
+                self.sae.decoder_scale(row)
+            } else {
+                1.0
+            };
             let encoded = |feature| Encoded {
-                activation: self.encoded.get(row_idx, feature),
+                activation: activations.get(row_idx, feature),
                 decoder_scale,
             };
             if steering.apply(token.kind, row, encoded)? {

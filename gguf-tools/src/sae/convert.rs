@@ -29,8 +29,8 @@ pub struct SaeOptions {
 }
 
 /// Converts the SAE at `source`, a folder in one of the formats of [`Format`](super::Format) or a
-/// file of one, to the GGUF file `target`, whose folder is made if need be, and returns what that says of it. `progress` gets bytes
-/// of weights read.
+/// file of one, to the GGUF file `target`, whose folder is made if need be, and returns what that says
+/// of it. `progress` gets bytes of weights read.
 ///
 /// Weights pass through in blocks, whatever the SAE's size.
 ///
