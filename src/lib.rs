@@ -45,7 +45,7 @@ mod tokens;
 
 pub use error::{Error, Result};
 pub use hook_point::HookPoint;
-pub use llama::{ClsOrder, FlashAttention, KvType, Sampling};
+pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model_files::ModelFiles;
 pub use picture::{ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use crate::hook_point::HookPoint;
 use crate::llama::{
-    ClsOrder, Context, ContextOptions, FlashAttention, KvType, Model, ModelOptions, Special,
-    Vision, VisionOptions,
+    Context, ContextOptions, FlashAttention, KvType, Model, ModelOptions, Special, Vision,
+    VisionGraph, VisionOptions,
 };
 use crate::model_files::{self, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
@@ -39,7 +39,7 @@ pub struct SessionOptions {
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
     /// Whether llama.cpp's order of vision rows is put right.
-    pub cls_order: ClsOrder,
+    pub vision_graph: VisionGraph,
     /// Set from elsewhere, it stops what is running.
     pub interrupt: Arc<AtomicBool>,
 }
@@ -55,7 +55,7 @@ impl Default for SessionOptions {
             n_ubatch: 512,
             context_size: 0,
             image_prep: ImagePrep::Crop,
-            cls_order: ClsOrder::First,
+            vision_graph: VisionGraph::Corrected,
             interrupt: Arc::default(),
         }
     }
@@ -94,7 +94,7 @@ impl Session {
                     use_gpu,
                     threads: options.threads,
                     flash_attention: options.flash_attention,
-                    cls_order: options.cls_order,
+                    vision_graph: options.vision_graph,
                 };
                 Some((
                     Vision::load(path, Arc::clone(&model), vision_options)?,

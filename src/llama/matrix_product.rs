@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::mapped_file::MappedFile;
+use super::tensor_context::{GRAPH_NODES, TensorContext};
 use crate::{Error, Result};
 
 /// Rows of one graph: bounds the memory for intermediate results.
@@ -95,7 +96,7 @@ fn multiply(
     let n_in = unsafe { (*weights.tensor.as_ptr()).ne[0] };
     let n_rows = i64::try_from(input.len()).expect("a slice's length fits") / n_in;
     let graph_context = TensorContext::new(4)?;
-    let context = graph_context.0.as_ptr();
+    let context = graph_context.as_ptr();
     // SAFETY: the context has room for these tensors and the graph, and outlives them.
     let x = unsafe { sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_F32, n_in, n_rows) };
     // SAFETY: `x` is a tensor of this context.
@@ -123,9 +124,6 @@ fn multiply(
     unsafe { sys::ggml_backend_tensor_get(y, output.as_mut_ptr().cast(), 0, size_of_val(output)) };
     Ok(())
 }
-
-/// Nodes that a graph of one product has room for.
-const GRAPH_NODES: usize = 8;
 
 /// A ggml backend.
 struct Backend(NonNull<sys::ggml_backend>);
@@ -164,35 +162,6 @@ impl Drop for Backend {
     }
 }
 
-/// Memory for tensors' descriptions, not for their data.
-struct TensorContext(NonNull<sys::ggml_context>);
-
-impl TensorContext {
-    fn new(n_tensors: usize) -> Result<Self> {
-        // SAFETY: no arguments.
-        let tensor_bytes = unsafe { sys::ggml_tensor_overhead() };
-        // SAFETY: plain arguments.
-        let graph_bytes = unsafe { sys::ggml_graph_overhead_custom(GRAPH_NODES, false) };
-        let params = sys::ggml_init_params {
-            mem_size: n_tensors * tensor_bytes + graph_bytes,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        };
-        // SAFETY: ggml allocates the memory itself.
-        let ptr = unsafe { sys::ggml_init(params) };
-        NonNull::new(ptr)
-            .map(Self)
-            .ok_or_else(|| backend::failure("ggml_init", "out of memory"))
-    }
-}
-
-impl Drop for TensorContext {
-    fn drop(&mut self) {
-        // SAFETY: made by `ggml_init` and freed once.
-        unsafe { sys::ggml_free(self.0.as_ptr()) };
-    }
-}
-
 /// The matrix as a ggml tensor with memory on the backend.
 struct Weights {
     tensor: NonNull<sys::ggml_tensor>,
@@ -207,7 +176,7 @@ impl Weights {
         // SAFETY: the context has room for one tensor, and the header's type is one of ggml's.
         let tensor = unsafe {
             sys::ggml_new_tensor_2d(
-                context.0.as_ptr(),
+                context.as_ptr(),
                 ggml_type(info.tensor_type),
                 dim(0),
                 dim(1),
@@ -231,7 +200,7 @@ impl Weights {
         }
         // SAFETY: context and backend are alive.
         let buffer =
-            unsafe { sys::ggml_backend_alloc_ctx_tensors(context.0.as_ptr(), backend.0.as_ptr()) };
+            unsafe { sys::ggml_backend_alloc_ctx_tensors(context.as_ptr(), backend.0.as_ptr()) };
         let buffer = Buffer::new(buffer)?;
         // SAFETY: the tensor has memory for exactly these bytes.
         unsafe {

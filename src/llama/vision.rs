@@ -9,7 +9,7 @@
 //! upstream threads and the patch for llama.cpp itself.
 //!
 //! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
-//! rounded to f16.
+//! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet.
 
 use std::ffi::{CStr, c_void};
 use std::path::Path;
@@ -22,15 +22,16 @@ use super::backend;
 use super::callback_state::CallbackState;
 use super::context::FlashAttention;
 use super::eval_hook::{catch_panic, n_rows, read_rows, write_rows};
+use super::exact_gelu::ExactGelu;
 use super::model::Model;
 use super::patch_embedding::PatchEmbedding;
 use crate::{Error, Result};
 
-/// How the rows that enter the encoder are made.
+/// What the encoder's graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClsOrder {
-    /// The class row in front, as CLIP was trained, and patches in full precision.
-    First,
+pub enum VisionGraph {
+    /// The class row in front, as CLIP was trained; patches and GELUs in full precision.
+    Corrected,
     /// All as llama.cpp does it: for showing the defect.
     AsLlamaCpp,
 }
@@ -44,14 +45,14 @@ pub struct VisionOptions {
     pub threads: usize,
     /// Whether to use flash attention.
     pub flash_attention: FlashAttention,
-    /// Whether the class row is put right.
-    pub cls_order: ClsOrder,
+    /// Whether llama.cpp's graph is put right.
+    pub vision_graph: VisionGraph,
 }
 
 /// A vision encoder with its projector, bound to a language model.
 pub struct Vision {
     ptr: VisionPtr, // freed first: it keeps pointers to the state and the model
-    state: CallbackState<ClsState>,
+    state: CallbackState<Corrections>,
     patch_embedding: PatchEmbedding,
     model: Arc<Model>,
 }
@@ -63,8 +64,9 @@ impl Vision {
     /// When llama.cpp refuses the file.
     pub fn load(path: &Path, model: Arc<Model>, options: VisionOptions) -> Result<Self> {
         let c_path = backend::c_path(path)?;
-        let state = CallbackState::new(ClsState {
-            cls_order: options.cls_order,
+        let state = CallbackState::new(Corrections {
+            vision_graph: options.vision_graph,
+            gelu: ExactGelu::new()?,
             patches: Vec::new(),
             rows: Vec::new(),
             fault: None,
@@ -219,14 +221,15 @@ impl Drop for Chunks {
 }
 
 /// What the vision callback needs.
-struct ClsState {
-    cls_order: ClsOrder,
+struct Corrections {
+    vision_graph: VisionGraph,
+    gelu: ExactGelu,
     patches: Vec<f32>, // [n_patches, width]
     rows: Vec<f32>,    // [n_patches + 1, width], reused
     fault: Option<Error>,
 }
 
-impl ClsState {
+impl Corrections {
     /// Replaces the rows `[patches, class]` by `[class, exact patches]`.
     fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
         let width = usize::try_from(tensor.ne[0]).expect("ggml's sizes are not negative");
@@ -246,18 +249,22 @@ impl ClsState {
     }
 }
 
-/// The callback for mtmd's `cb_eval`; `user_data` is a [`ClsState`].
+/// The callback for mtmd's `cb_eval`; `user_data` is a [`Corrections`].
 unsafe extern "C" fn on_eval(
     tensor: *mut sys::ggml_tensor,
     ask: bool,
     user_data: *mut c_void,
 ) -> bool {
     // SAFETY: `Vision` gave this pointer and touches it only between encodings.
-    let state = unsafe { &mut *user_data.cast::<ClsState>() };
+    let state = unsafe { &mut *user_data.cast::<Corrections>() };
     // SAFETY: ggml passes a node of the graph that it is computing.
     let tensor = unsafe { &mut *tensor };
     if ask {
-        return state.cls_order == ClsOrder::First && appends_class_embedding(tensor);
+        if state.vision_graph == VisionGraph::AsLlamaCpp {
+            return false;
+        }
+        state.gelu.put_in(tensor);
+        return appends_class_embedding(tensor);
     }
     match catch_panic(|| state.put_right(tensor)) {
         Ok(()) => true,

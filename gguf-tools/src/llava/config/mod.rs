@@ -58,7 +58,7 @@ impl Config {
             &raw.projector_hidden_act,
             "projector_hidden_act",
             "gelu",
-            &GELU,
+            &["gelu"],
         )
         .map_err(refuse)?;
 

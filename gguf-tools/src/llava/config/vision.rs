@@ -77,13 +77,7 @@ impl RawVision {
             &self.hidden_act,
             "vision_config.hidden_act",
             "quick_gelu",
-            &[
-                "quick_gelu",
-                "gelu",
-                "gelu_pytorch_tanh",
-                "gelu_new",
-                "gelu_fast",
-            ],
+            &["quick_gelu", "gelu"],
         )?;
         let n_layers = self.num_hidden_layers.unwrap_or(12);
         in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
