@@ -41,6 +41,7 @@ mod run;
 mod sae;
 mod session;
 pub mod steering;
+mod sweep;
 mod tokens;
 
 pub use error::{Error, Result};
@@ -52,4 +53,5 @@ pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
 pub use run::{Keep, Run, RunOptions, Stop, Trace};
 pub use sae::{Activations, Sae};
 pub use session::{Session, SessionOptions};
+pub use sweep::{SteeredRun, Sweep};
 pub use tokens::{Token, TokenKind};

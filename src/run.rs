@@ -1,13 +1,15 @@
-//! One run of a prompt: rows announced, decoded, seen by the hook, and the text that follows.
+//! Runs of a prompt: rows announced, decoded, seen by the hook, and the text that follows.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::llama::{Context, Edited, Model, Output, RowHook, Rows, Sampler, Sampling, Special};
+use crate::llama::{
+    Context, Edited, Model, Output, OutputRow, RowHook, Rows, Sampler, Sampling, Special,
+};
 use crate::prompt::{Prompt, Segment};
 use crate::sae::{Activations, Sae};
 use crate::steering::{Encoded, Steering};
-use crate::tokens::{Cursor, Token};
+use crate::tokens::{Cursor, Row, Token};
 use crate::{Error, Result};
 
 /// What a run does.
@@ -71,77 +73,136 @@ pub struct Run {
     pub trace: Trace,
     /// The prompt's time.
     pub prompt_time: Duration,
-    /// The generation's time.
+    /// The generation's time; runs side by side have it in common.
     pub generate_time: Duration,
 }
 
-/// Runs `prompt` in `context`, whose hook is on the graph node `node_name`, and generates.
-/// `on_text` gets the text as it comes, in whole characters.
+/// Runs `prompt` in `context`, whose hook is on the graph node `node_name`, once for each of `options`:
+/// as sequences of their own, one prompt after the other, and generates their tokens side by side.
+/// `on_text` gets a run's index and its text as it comes, in whole characters.
 pub(crate) fn run(
     context: &mut Context<Tap>,
     node_name: &str,
     model: &Model,
     interrupt: &AtomicBool,
     prompt: &Prompt,
-    options: RunOptions<'_>,
-    on_text: &mut dyn FnMut(&str),
-) -> Result<Run> {
+    options: &[RunOptions<'_>],
+    on_text: &mut dyn FnMut(usize, &str),
+) -> Result<Vec<Run>> {
     let mut decoder = Decoder::start(context, node_name, options);
-    let start = Instant::now();
-    for (i, segment) in prompt.segments().iter().enumerate() {
-        let is_last = i + 1 == prompt.segments().len();
-        decoder.decode_segment(segment, is_last)?;
+    let mut generations = Vec::new();
+    for (sequence, options) in options.iter().enumerate() {
+        let start = Instant::now();
+        decoder.decode_prompt(sequence, prompt)?;
+        let prompt_time = start.elapsed();
+        let logits = decoder.context.logits(OutputRow::Last).to_vec();
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(
+                Error::invalid("the model's logits are not numbers").with_hint(
+                    "use smaller strengths; without interventions, convert the model again",
+                ),
+            );
+        }
+        let mut sampler = Sampler::new(model, options.sampling);
+        generations.push(Generation {
+            max_tokens: options.max_tokens,
+            next: sampler.sample(decoder.context, OutputRow::Last),
+            sampler,
+            text: StreamedText::default(),
+            token_ids: Vec::new(),
+            stop: None,
+            logits,
+            prompt_time,
+        });
     }
-    let prompt_time = start.elapsed();
-    let logits = decoder.context.logits().to_vec();
-    if logits.iter().any(|logit| logit.is_nan()) {
-        return Err(Error::invalid("the model's logits are not numbers")
-            .with_hint("use smaller strengths; without interventions, convert the model again"));
-    }
     let start = Instant::now();
-    let mut sampler = Sampler::new(model, options.sampling);
-    let mut text = StreamedText::default();
-    let mut token_ids = Vec::new();
-    let stop = loop {
-        if token_ids.len() == options.max_tokens {
-            break Stop::Length;
+    let (mut sequences, mut ids) = (Vec::new(), Vec::new());
+    loop {
+        sequences.clear();
+        ids.clear();
+        for (sequence, generation) in generations.iter_mut().enumerate() {
+            if generation.stop.is_some() {
+                continue;
+            }
+            if interrupt.load(Ordering::Relaxed) {
+                generation.stop = Some(Stop::Interrupted);
+                continue;
+            }
+            let is_full = decoder.context.is_full(sequence);
+            generation.take_next(model, is_full, &mut |text| on_text(sequence, text));
+            if generation.stop.is_none() {
+                sequences.push(sequence);
+                ids.push(generation.next);
+            }
         }
-        if interrupt.load(Ordering::Relaxed) {
-            break Stop::Interrupted;
+        if sequences.is_empty() {
+            break;
         }
-        let id = sampler.sample(decoder.context);
-        if model.is_end(id) {
-            break Stop::End;
-        }
-        token_ids.push(id);
-        text.push(
-            |bytes| model.append_piece(id, Special::Hide, bytes),
-            on_text,
-        );
-        if token_ids.len() == options.max_tokens {
-            break Stop::Length;
-        }
-        if decoder.context.is_full() {
-            log::warn!("the text ends here because the context is full");
-            break Stop::Length;
-        }
-        match decoder.decode_generated(id) {
-            Err(Error::Interrupted) => break Stop::Interrupted,
+        match decoder.decode_generated(&sequences, &ids) {
+            // The next round sees the interruption too.
+            Err(Error::Interrupted) => continue,
             other => other?,
         }
-    };
-    Ok(Run {
-        text: text.finish(on_text),
-        token_ids,
-        stop,
-        logits,
-        trace: decoder.finish(),
-        prompt_time,
-        generate_time: start.elapsed(),
-    })
+        for (row_idx, &sequence) in sequences.iter().enumerate() {
+            let generation = &mut generations[sequence];
+            let row = OutputRow::Index(row_idx);
+            generation.next = generation.sampler.sample(decoder.context, row);
+        }
+    }
+    let generate_time = start.elapsed();
+    let runs = generations.into_iter().enumerate();
+    let runs = runs.map(|(sequence, generation)| Run {
+        text: generation.text.finish(&mut |text| on_text(sequence, text)),
+        token_ids: generation.token_ids,
+        stop: generation
+            .stop
+            .expect("the loop ends when all have stopped"),
+        logits: generation.logits,
+        trace: decoder.take_trace(sequence),
+        prompt_time: generation.prompt_time,
+        generate_time,
+    });
+    Ok(runs.collect())
 }
 
-/// One run's way through a context: announces rows, decodes them, checks that the hook saw them.
+/// What a sequence has generated so far.
+struct Generation {
+    max_tokens: usize,
+    sampler: Sampler,
+    next: i32,
+    text: StreamedText,
+    token_ids: Vec<i32>,
+    stop: Option<Stop>,
+    logits: Vec<f32>, // [n_vocab], after the prompt
+    prompt_time: Duration,
+}
+
+impl Generation {
+    /// Takes the next token into the text, or stops.
+    fn take_next(&mut self, model: &Model, is_full: bool, on_text: &mut dyn FnMut(&str)) {
+        if self.token_ids.len() < self.max_tokens {
+            if model.is_end(self.next) {
+                self.stop = Some(Stop::End);
+                return;
+            }
+            self.token_ids.push(self.next);
+            let id = self.next;
+            self.text.push(
+                |bytes| model.append_piece(id, Special::Hide, bytes),
+                on_text,
+            );
+        }
+        if self.token_ids.len() == self.max_tokens {
+            self.stop = Some(Stop::Length);
+        } else if is_full {
+            log::warn!("the text ends here because the context is full");
+            self.stop = Some(Stop::Length);
+        }
+    }
+}
+
+/// The way of one or several runs through a context: announces rows, decodes them, checks that the
+/// hook saw them.
 struct Decoder<'a> {
     context: &'a mut Context<Tap>,
     node_name: &'a str,
@@ -149,15 +210,26 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn start(context: &'a mut Context<Tap>, node_name: &'a str, options: RunOptions<'_>) -> Self {
+    fn start(
+        context: &'a mut Context<Tap>,
+        node_name: &'a str,
+        options: &[RunOptions<'_>],
+    ) -> Self {
         context.clear();
-        let hooked = options.steering.is_some() || options.keep != Keep::default();
+        let hooked = options
+            .iter()
+            .any(|run| run.steering.is_some() || run.keep != Keep::default());
         context.enable_hook(hooked);
         let tap = context.hook();
         tap.cursor.clear();
-        tap.trace = Trace::default();
-        tap.keep = options.keep;
-        tap.steering = options.steering.cloned();
+        tap.sequences = options
+            .iter()
+            .map(|run| Sequence {
+                keep: run.keep,
+                steering: run.steering.cloned(),
+                trace: Trace::default(),
+            })
+            .collect();
         Self {
             context,
             node_name,
@@ -165,59 +237,94 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn decode_segment(&mut self, segment: &Segment, is_last: bool) -> Result<()> {
-        let output = if is_last {
-            Output::LastRow
-        } else {
-            Output::None
-        };
-        match segment {
-            Segment::Text(ids) => {
-                let tokens = ids.iter().map(|&id| Token::text(id));
-                self.decode(tokens, Rows::Tokens(ids), output)
-            }
-            Segment::Image(rows) => {
-                let n_rows = rows.len() / self.context.d_model();
-                let tokens = std::iter::repeat_n(Token::image(), n_rows);
-                self.decode(tokens, Rows::Embeddings(rows), output)
-            }
+    fn decode_prompt(&mut self, sequence: usize, prompt: &Prompt) -> Result<()> {
+        let d_model = self.context.d_model();
+        for (i, segment) in prompt.segments().iter().enumerate() {
+            let output = if i + 1 == prompt.segments().len() {
+                Output::LastRow
+            } else {
+                Output::None
+            };
+            let cursor = &mut self.context.hook().cursor;
+            let row = |token| Row { sequence, token };
+            let rows = match segment {
+                Segment::Text(ids) => {
+                    cursor.submit(ids.iter().map(|&id| row(Token::text(id))));
+                    Rows::Tokens(ids)
+                }
+                Segment::Image(rows) => {
+                    let n_rows = rows.len() / d_model;
+                    cursor.submit(std::iter::repeat_n(row(Token::image()), n_rows));
+                    Rows::Embeddings(rows)
+                }
+            };
+            self.context.decode(sequence, rows, output)?;
+            self.check_hook()?;
         }
+        Ok(())
     }
 
-    fn decode_generated(&mut self, id: i32) -> Result<()> {
-        self.decode([Token::generated(id)], Rows::Tokens(&[id]), Output::LastRow)
+    fn decode_generated(&mut self, sequences: &[usize], ids: &[i32]) -> Result<()> {
+        let rows = sequences.iter().zip(ids).map(|(&sequence, &id)| Row {
+            sequence,
+            token: Token::generated(id),
+        });
+        self.context.hook().cursor.submit(rows);
+        self.context.decode_side_by_side(sequences, ids)?;
+        self.check_hook()
     }
 
-    fn decode(
-        &mut self,
-        tokens: impl IntoIterator<Item = Token>,
-        rows: Rows<'_>,
-        output: Output,
-    ) -> Result<()> {
-        self.context.hook().cursor.submit(tokens);
-        self.context.decode(rows, output)?;
+    fn check_hook(&mut self) -> Result<()> {
         if self.hooked {
             self.context.hook().cursor.finish_decode(self.node_name)?;
         }
         Ok(())
     }
 
-    fn finish(self) -> Trace {
-        let tap = self.context.hook();
-        let mut trace = std::mem::take(&mut tap.trace);
-        trace.tokens = tap.cursor.seen().to_vec();
-        trace
+    fn take_trace(&mut self, sequence: usize) -> Trace {
+        std::mem::take(&mut self.context.hook().sequences[sequence].trace)
     }
 }
+
+/// Logits of `ids` behind the first `n_prompt` rows of a context's sequence 0: `on_logits` gets, for
+/// each but the first, its index in `ids` and the logits that it was chosen from, `[n_vocab]`.
+pub(crate) fn replay(
+    context: &mut Context<Tap>,
+    n_prompt: usize,
+    ids: &[i32],
+    on_logits: &mut dyn FnMut(usize, &[f32]),
+) -> Result<()> {
+    context.enable_hook(false);
+    context.truncate(0, n_prompt)?;
+    let Some((_, inputs)) = ids.split_last() else {
+        return Ok(());
+    };
+    for (i, chunk) in inputs.chunks(REPLAYED_AT_ONCE).enumerate() {
+        context.decode(0, Rows::Tokens(chunk), Output::EveryRow)?;
+        for row_idx in 0..chunk.len() {
+            let logits = context.logits(OutputRow::Index(row_idx));
+            on_logits(i * REPLAYED_AT_ONCE + row_idx + 1, logits);
+        }
+    }
+    Ok(())
+}
+
+/// Bounds the memory for logits, of which a large vocabulary has a megabyte a row.
+const REPLAYED_AT_ONCE: usize = 64;
 
 /// The hook: copies rows out, computes features, applies interventions.
 pub(crate) struct Tap {
     pub(crate) sae: Sae,
     cursor: Cursor,
+    sequences: Vec<Sequence>,
+    encoded: Activations, // of the rows at hand, where interventions need them and they are not kept
+}
+
+/// What the hook does for one sequence, and what it saw.
+struct Sequence {
     keep: Keep,
     steering: Option<Steering>,
     trace: Trace,
-    encoded: Activations, // of the rows at hand, where interventions need them and they are not kept
 }
 
 impl Tap {
@@ -225,9 +332,7 @@ impl Tap {
         Self {
             sae,
             cursor: Cursor::default(),
-            keep: Keep::default(),
-            steering: None,
-            trace: Trace::default(),
+            sequences: Vec::new(),
             encoded: Activations::default(),
         }
     }
@@ -236,7 +341,33 @@ impl Tap {
 impl RowHook for Tap {
     fn on_rows(&mut self, rows: &mut [f32]) -> Result<Edited> {
         let d_model = self.sae.meta().d_in;
-        let tokens = self.cursor.advance(rows.len() / d_model)?;
+        let submitted = self.cursor.advance(rows.len() / d_model)?;
+        let mut edited = Edited::No;
+        let mut rest = rows;
+        for group in submitted.chunk_by(|a, b| a.sequence == b.sequence) {
+            let (rows, others) = rest.split_at_mut(group.len() * d_model);
+            rest = others;
+            let sequence = &mut self.sequences[group[0].sequence];
+            if sequence.on_rows(&mut self.sae, &mut self.encoded, group, rows)? == Edited::Yes {
+                edited = Edited::Yes;
+            }
+        }
+        Ok(edited)
+    }
+}
+
+impl Sequence {
+    fn on_rows(
+        &mut self,
+        sae: &mut Sae,
+        encoded: &mut Activations,
+        submitted: &[Row],
+        rows: &mut [f32],
+    ) -> Result<Edited> {
+        let d_model = sae.meta().d_in;
+        self.trace
+            .tokens
+            .extend(submitted.iter().map(|row| row.token));
         if self.keep.residuals {
             self.trace.residuals.extend_from_slice(rows);
         }
@@ -244,26 +375,26 @@ impl RowHook for Tap {
         let activations = if self.keep.features {
             &mut self.trace.activations
         } else {
-            self.encoded.clear();
-            &mut self.encoded
+            encoded.clear();
+            encoded
         };
         let first_row_idx = activations.n_rows();
         let needs_encoder = |kind| {
             let steering = self.steering.as_ref();
             steering.is_some_and(|steering| steering.needs_encoder(kind))
         };
-        if self.keep.features || tokens.iter().any(|token| needs_encoder(token.kind)) {
-            self.sae.encode(rows, activations)?;
+        if self.keep.features || submitted.iter().any(|row| needs_encoder(row.token.kind)) {
+            sae.encode(rows, activations)?;
         }
         let Some(steering) = &mut self.steering else {
             return Ok(Edited::No);
         };
         let mut edited = Edited::No;
-        for (row_idx, (row, token)) in
-            (first_row_idx..).zip(rows.chunks_exact_mut(d_model).zip(tokens))
+        for (row_idx, (row, Row { token, .. })) in
+            (first_row_idx..).zip(rows.chunks_exact_mut(d_model).zip(submitted))
         {
             let decoder_scale = if steering.needs_encoder(token.kind) {
-                self.sae.decoder_scale(row)
+                sae.decoder_scale(row)
             } else {
                 1.0
             };

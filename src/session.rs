@@ -6,14 +6,16 @@ use std::time::Instant;
 
 use crate::hook_point::HookPoint;
 use crate::llama::{
-    Context, ContextOptions, FlashAttention, KvType, Model, ModelOptions, Special, Vision,
-    VisionGraph, VisionOptions,
+    Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Model, ModelOptions, Sampling,
+    Special, Vision, VisionGraph, VisionOptions,
 };
 use crate::model_files::{self, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{self, Run, RunOptions, Tap};
 use crate::sae::Sae;
+use crate::steering::Steering;
+use crate::sweep::{self, Sweep};
 use crate::tokens::Token;
 use crate::{Error, Result};
 
@@ -191,7 +193,7 @@ impl Session {
         direction: &[f32],
     ) -> Result<()> {
         let layer = self.hook_point().layer();
-        self.context_for(prompt, max_tokens)?
+        self.context_for(prompt, max_tokens, 1)?
             .set_control_vector(layer, direction)
     }
 
@@ -207,17 +209,71 @@ impl Session {
         options: RunOptions<'_>,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Run> {
+        let mut on_text = |_, text: &str| on_text(text);
+        let mut runs = self.run_side_by_side(prompt, &[options], &mut on_text)?;
+        Ok(runs.pop().expect("a run for each of the options"))
+    }
+
+    /// Runs a prompt once for each of `options`, as sequences of their own: one prompt after the other,
+    /// then their tokens side by side, so that the weights are read once for all. `on_text` gets a run's
+    /// index and its text as it comes.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and more runs than llama.cpp has sequences.
+    pub fn run_side_by_side(
+        &mut self,
+        prompt: &Prompt,
+        options: &[RunOptions<'_>],
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Vec<Run>> {
+        if options.len() > MAX_SEQUENCES {
+            return Err(Error::invalid(format!(
+                "{} runs side by side are too many: llama.cpp has {MAX_SEQUENCES} sequences",
+                options.len()
+            )));
+        }
         let model = Arc::clone(&self.model);
         let node_name = self.node_name.clone();
         let interrupt = Arc::clone(&self.options.interrupt);
-        let context = self.context_for(prompt, options.max_tokens)?;
+        let max_tokens = options.iter().map(|run| run.max_tokens).max().unwrap_or(0);
+        let context = self.context_for(prompt, max_tokens, options.len().max(1))?;
         run::run(
             context, &node_name, &model, &interrupt, prompt, options, on_text,
         )
     }
 
-    /// The context, made anew where the last one is too short.
-    fn context_for(&mut self, prompt: &Prompt, max_tokens: usize) -> Result<&mut Context<Tap>> {
+    /// Runs a prompt without interventions and with each of `steerings`, side by side.
+    ///
+    /// # Errors
+    /// As [`Session::run_side_by_side`].
+    pub fn sweep(
+        &mut self,
+        prompt: &Prompt,
+        steerings: &[Steering],
+        max_tokens: usize,
+        sampling: Sampling,
+    ) -> Result<Sweep> {
+        sweep::sweep(self, prompt, steerings, max_tokens, sampling)
+    }
+
+    /// Logits of `ids` behind a prompt that the last run left in sequence 0, without interventions.
+    pub(crate) fn replay(
+        &mut self,
+        prompt: &Prompt,
+        ids: &[i32],
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let context = self.context.as_mut().expect("there was a run");
+        run::replay(context, prompt.tokens().len(), ids, on_logits)
+    }
+
+    /// The context, made anew where the last one is too short or has too few sequences.
+    fn context_for(
+        &mut self,
+        prompt: &Prompt,
+        max_tokens: usize,
+        n_sequences: usize,
+    ) -> Result<&mut Context<Tap>> {
         let n_prompt = prompt.tokens().len();
         let fixed = self.options.context_size;
         if fixed > 0 && n_prompt > fixed {
@@ -232,11 +288,9 @@ impl Session {
             0 => n_prompt.saturating_add(max_tokens.min(trained)),
             fixed => fixed,
         };
-        if self
-            .context
-            .as_ref()
-            .is_none_or(|context| context.capacity() < needed)
-        {
+        if self.context.as_ref().is_none_or(|context| {
+            context.capacity() < needed || context.n_sequences() < n_sequences
+        }) {
             if needed > trained {
                 log::warn!(
                     "{needed} tokens are more than the {trained} that the model was trained on"
@@ -251,6 +305,7 @@ impl Session {
             };
             let options = ContextOptions {
                 n_tokens: needed,
+                n_sequences,
                 n_ubatch: self.options.n_ubatch,
                 threads: self.options.threads,
                 kv_type: self.options.kv_type,

@@ -132,37 +132,46 @@ impl Positions {
 
 /// Follows a run's rows: submitted in batches, seen by the hook in ubatches of any size.
 ///
-/// llama.cpp does not say which rows a ubatch holds. With one sequence it keeps their order, so
-/// counting is enough, and [`Cursor::finish_decode`] proves after each decode that nothing was
+/// llama.cpp does not say which rows a ubatch holds. With one cache for all sequences it keeps their
+/// order, so counting is enough, and [`Cursor::finish_decode`] proves after each decode that nothing was
 /// missed or seen twice.
 #[derive(Debug, Default)]
 pub(crate) struct Cursor {
-    tokens: Vec<Token>,
+    rows: Vec<Row>,
     n_seen: usize,
+}
+
+/// A row that was submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// The sequence that it belongs to.
+    pub(crate) sequence: usize,
+    /// What it is.
+    pub(crate) token: Token,
 }
 
 impl Cursor {
     /// Announces the rows of the next decode.
-    pub(crate) fn submit(&mut self, tokens: impl IntoIterator<Item = Token>) {
-        self.tokens.extend(tokens);
+    pub(crate) fn submit(&mut self, rows: impl IntoIterator<Item = Row>) {
+        self.rows.extend(rows);
     }
 
-    /// Takes the next `n_rows` rows: what each is.
+    /// Takes the next `n_rows` rows.
     ///
     /// # Errors
     /// When more rows come than were announced.
-    pub(crate) fn advance(&mut self, n_rows: usize) -> Result<&[Token]> {
+    pub(crate) fn advance(&mut self, n_rows: usize) -> Result<&[Row]> {
         let start = self.n_seen;
         let end = start + n_rows;
-        if end > self.tokens.len() {
+        if end > self.rows.len() {
             return Err(Error::invalid(format!(
                 "the hook saw row {} of {} submitted rows",
                 end - 1,
-                self.tokens.len()
+                self.rows.len()
             )));
         }
         self.n_seen = end;
-        Ok(&self.tokens[start..end])
+        Ok(&self.rows[start..end])
     }
 
     /// Checks that every announced row was seen.
@@ -170,43 +179,41 @@ impl Cursor {
     /// # Errors
     /// When rows are missing: the graph has no such node, or llama.cpp left rows out.
     pub(crate) fn finish_decode(&self, node_name: &str) -> Result<()> {
-        if self.n_seen == self.tokens.len() {
+        if self.n_seen == self.rows.len() {
             return Ok(());
         }
         Err(Error::invalid(format!(
             "the hook at `{node_name}` saw {} of {} submitted rows",
             self.n_seen,
-            self.tokens.len()
+            self.rows.len()
         ))
         .with_hint("this model's graph does not show its residual stream under that name"))
     }
 
-    /// Every row that was seen.
-    pub(crate) fn seen(&self) -> &[Token] {
-        &self.tokens[..self.n_seen]
-    }
-
     /// Forgets everything, for a new run.
     pub(crate) fn clear(&mut self) {
-        self.tokens.clear();
+        self.rows.clear();
         self.n_seen = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cursor, Positions, Token, TokenKind};
+    use super::{Cursor, Positions, Row, Token, TokenKind};
 
     #[test]
     fn rows_are_followed_across_ubatches() {
         let mut cursor = Cursor::default();
-        cursor.submit([Token::text(2), Token::image(), Token::image()]);
-        assert_eq!(cursor.advance(1).expect("a row is left"), [Token::text(2)]);
+        let row = |sequence, token| Row { sequence, token };
+        let rows = [
+            row(0, Token::text(2)),
+            row(0, Token::image()),
+            row(1, Token::image()),
+        ];
+        cursor.submit(rows);
+        assert_eq!(cursor.advance(1).expect("a row is left"), &rows[..1]);
         assert!(cursor.finish_decode("l_out-0").is_err());
-        assert_eq!(
-            cursor.advance(2).expect("two rows are left"),
-            [Token::image(); 2]
-        );
+        assert_eq!(cursor.advance(2).expect("two rows are left"), &rows[1..]);
         assert!(cursor.finish_decode("l_out-0").is_ok());
         assert!(cursor.advance(1).is_err());
     }

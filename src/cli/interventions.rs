@@ -63,7 +63,7 @@ type Numbers = Vec<(String, f32)>;
 
 #[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum UnitsName {
+pub(super) enum UnitsName {
     /// Decoder rows as trained
     Raw,
     /// Unit-length decoder directions, as on Neuronpedia
@@ -79,7 +79,7 @@ impl From<UnitsName> for Units {
     }
 }
 
-fn parse_positions(text: &str) -> std::result::Result<Positions, String> {
+pub(super) fn parse_positions(text: &str) -> std::result::Result<Positions, String> {
     Positions::parse(text).map_err(with_hint)
 }
 

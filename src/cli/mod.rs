@@ -9,6 +9,7 @@ mod features;
 mod interventions;
 mod json;
 mod progress;
+mod sweep;
 mod table;
 
 use std::io::{self, Write};
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Features(features::FeaturesArgs),
+    Sweep(sweep::SweepArgs),
     Capture(capture::CaptureArgs),
     Convert(convert::ConvertArgs),
     Baseline(baseline::BaselineArgs),
@@ -69,6 +71,8 @@ Examples:
       … set the feature's activation on the image's rows
   llava-sae-cpp -d llava-gemma-2b --interventions set.json other.jpg
       … and do the same to another picture
+  llava-sae-cpp sweep --steer 4501:-8..0:2 --word dog -d llava-gemma-2b photo.jpg
+      Several strengths at once, to pick one
   llava-sae-cpp features --top 20 --json photo.jpg
       The features of an image, as JSON
   llava-sae-cpp capture -n 0 -o rows.safetensors photo.jpg
@@ -113,6 +117,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         None => describe::run(cli.describe, cli.verbosity, interrupt),
         Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),
+        Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, interrupt),
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),

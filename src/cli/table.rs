@@ -41,7 +41,7 @@ pub(super) fn print_features(
 }
 
 /// A label or title without line breaks and other control characters, which could garble a terminal.
-fn one_line(label: &str) -> String {
+pub(super) fn one_line(label: &str) -> String {
     label
         .chars()
         .flat_map(|c| {

@@ -50,6 +50,8 @@ impl FlashAttention {
 pub struct ContextOptions {
     /// The longest sequence, in tokens.
     pub n_tokens: usize,
+    /// Sequences that are decoded side by side, from 1 to [`MAX_SEQUENCES`].
+    pub n_sequences: usize,
     /// Rows of one graph; the hook sees that many at most.
     pub n_ubatch: usize,
     /// Processor threads.
@@ -65,6 +67,9 @@ pub struct ContextOptions {
 /// Rows submitted at once, at least: llama.cpp cuts a batch into ubatches itself.
 const MIN_BATCH: usize = 512;
 
+/// `LLAMA_MAX_SEQ` (`llama-cparams.h`), above which llama.cpp refuses a context.
+pub const MAX_SEQUENCES: usize = 256;
+
 /// What is decoded.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
@@ -74,22 +79,49 @@ pub enum Rows<'a> {
     Embeddings(&'a [f32]),
 }
 
-/// Whether logits are computed for the last row.
+/// The rows that logits are computed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// No logits.
+    /// None.
     None,
-    /// Logits of the last row.
+    /// The last row.
     LastRow,
+    /// Every row; there may be [`MIN_BATCH`] of them.
+    EveryRow,
 }
 
-/// A context of one sequence, with a hook of type `H` on one graph node.
+/// A row of the last batch whose logits were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputRow {
+    /// The last one.
+    Last,
+    /// By its index in the batch.
+    Index(usize),
+}
+
+impl OutputRow {
+    pub(super) fn to_c(self) -> i32 {
+        match self {
+            Self::Last => -1,
+            Self::Index(index) => to_i32(index),
+        }
+    }
+}
+
+fn to_i32(n: usize) -> i32 {
+    i32::try_from(n).expect("rows and sequences are counted in 32 bits")
+}
+
+/// A row's sequence and its position in it.
+type Place = (usize, usize);
+
+/// A context of one or several sequences, with a hook of type `H` on one graph node.
 pub struct Context<H: RowHook> {
     ptr: ContextPtr, // freed first: it keeps pointers to the hook, the model and the options' flag
     hook: CallbackState<EvalHook<H>>,
     model: Arc<Model>,
     options: ContextOptions,
-    n_past: usize,
+    n_past: Vec<usize>, // [n_sequences]: rows of each
 }
 
 impl<H: RowHook> Context<H> {
@@ -110,8 +142,8 @@ impl<H: RowHook> Context<H> {
                 ptr,
                 hook,
                 model,
+                n_past: vec![0; options.n_sequences],
                 options,
-                n_past: 0,
             }),
             Err(error) => Err((error, hook.into_inner().hook)),
         }
@@ -139,9 +171,14 @@ impl<H: RowHook> Context<H> {
         self.options.n_tokens
     }
 
-    /// Whether the sequence has no room for another row.
-    pub fn is_full(&self) -> bool {
-        self.n_past >= self.options.n_tokens
+    /// Sequences that there is room for.
+    pub fn n_sequences(&self) -> usize {
+        self.options.n_sequences
+    }
+
+    /// Whether a sequence has no room for another row.
+    pub fn is_full(&self, sequence: usize) -> bool {
+        self.n_past[sequence] >= self.options.n_tokens
     }
 
     /// The residual stream's width.
@@ -149,22 +186,42 @@ impl<H: RowHook> Context<H> {
         self.model.d_model()
     }
 
-    /// Forgets the sequence.
+    /// Forgets all sequences.
     pub fn clear(&mut self) {
         // SAFETY: the context is alive.
         let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
         // SAFETY: the memory belongs to the context.
         unsafe { sys::llama_memory_clear(memory, true) };
-        self.n_past = 0;
+        self.n_past.fill(0);
     }
 
-    /// Appends rows to the sequence.
+    /// Forgets what a sequence holds behind its first `n_kept` rows.
+    ///
+    /// # Errors
+    /// When llama.cpp cannot: some models keep a state that has no positions.
+    pub fn truncate(&mut self, sequence: usize, n_kept: usize) -> Result<()> {
+        // SAFETY: the context is alive.
+        let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
+        // SAFETY: the memory belongs to the context; -1 means to the end.
+        let done =
+            unsafe { sys::llama_memory_seq_rm(memory, to_i32(sequence), to_i32(n_kept), -1) };
+        if !done {
+            return Err(backend::failure(
+                "llama_memory_seq_rm",
+                "no reason was given",
+            ));
+        }
+        self.n_past[sequence] = self.n_past[sequence].min(n_kept);
+        Ok(())
+    }
+
+    /// Appends rows to a sequence.
     ///
     /// # Errors
     /// The hook's error or panic; [`Error::Interrupted`]; more rows than the context has room for;
     /// embeddings that are no whole rows; a failure of llama.cpp. After an error the sequence is
     /// undefined: [`Context::clear`] it.
-    pub fn decode(&mut self, rows: Rows<'_>, output: Output) -> Result<()> {
+    pub fn decode(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
         let d_model = self.model.d_model();
         let n_rows = match rows {
             Rows::Tokens(ids) => ids.len(),
@@ -176,11 +233,12 @@ impl<H: RowHook> Context<H> {
                 )));
             }
         };
-        if self.n_past + n_rows > self.options.n_tokens {
+        let n_past = self.n_past[sequence];
+        if n_past + n_rows > self.options.n_tokens {
             return Err(Error::invalid(format!(
                 "the context holds {} tokens, and {} are needed",
                 self.options.n_tokens,
-                self.n_past + n_rows
+                n_past + n_rows
             ))
             .with_hint("give a larger `--ctx-size`, or 0 for enough"));
         }
@@ -193,25 +251,42 @@ impl<H: RowHook> Context<H> {
                     Rows::Embeddings(&values[start * d_model..end * d_model])
                 }
             };
-            let wants_logits = output == Output::LastRow && end == n_rows;
-            self.decode_chunk(chunk, end - start, wants_logits)?;
+            let places: Vec<Place> = (n_past + start..n_past + end)
+                .map(|position| (sequence, position))
+                .collect();
+            let output = match output {
+                Output::LastRow if end < n_rows => Output::None,
+                output => output,
+            };
+            self.decode_chunk(chunk, &places, output)?;
             start = end;
         }
         Ok(())
     }
 
-    fn decode_chunk(&mut self, rows: Rows<'_>, n_rows: usize, wants_logits: bool) -> Result<()> {
-        let positions = self.n_past..self.n_past + n_rows;
-        let mut positions: Vec<i32> = positions
-            .map(|position| i32::try_from(position).expect("contexts are counted in 32 bits"))
+    /// Appends one token to each of several sequences, in one batch, with logits for each.
+    ///
+    /// # Errors
+    /// As [`Context::decode`].
+    pub fn decode_side_by_side(&mut self, sequences: &[usize], ids: &[i32]) -> Result<()> {
+        assert_eq!(sequences.len(), ids.len(), "one token for each sequence");
+        let places: Vec<Place> = sequences
+            .iter()
+            .map(|&sequence| (sequence, self.n_past[sequence]))
             .collect();
+        self.decode_chunk(Rows::Tokens(ids), &places, Output::EveryRow)
+    }
+
+    fn decode_chunk(&mut self, rows: Rows<'_>, places: &[Place], output: Output) -> Result<()> {
+        let n_rows = places.len();
+        let mut positions: Vec<i32> = places.iter().map(|place| to_i32(place.1)).collect();
+        let mut sequences: Vec<i32> = places.iter().map(|place| to_i32(place.0)).collect();
         let mut n_seq_id = vec![1; n_rows];
-        let mut sequence = 0;
-        let mut seq_id = vec![&raw mut sequence; n_rows];
-        let mut wanted = vec![0; n_rows];
-        wanted[n_rows - 1] = i8::from(wants_logits);
+        let mut seq_id: Vec<*mut i32> = sequences.iter_mut().map(std::ptr::from_mut).collect();
+        let mut wanted = vec![i8::from(output == Output::EveryRow); n_rows];
+        wanted[n_rows - 1] = i8::from(output != Output::None);
         let batch = sys::llama_batch {
-            n_tokens: i32::try_from(n_rows).expect("a chunk is no longer than a batch"),
+            n_tokens: to_i32(n_rows),
             token: match rows {
                 Rows::Tokens(ids) => ids.as_ptr().cast_mut(),
                 Rows::Embeddings(_) => std::ptr::null_mut(),
@@ -233,7 +308,9 @@ impl<H: RowHook> Context<H> {
         }
         match code {
             0 => {
-                self.n_past += n_rows;
+                for place in places {
+                    self.n_past[place.0] = place.1 + 1;
+                }
                 Ok(())
             }
             2 => Err(Error::Interrupted),
@@ -241,10 +318,10 @@ impl<H: RowHook> Context<H> {
         }
     }
 
-    /// Logits of the last decoded row, `[n_vocab]`; empty where none were asked for.
-    pub fn logits(&mut self) -> &[f32] {
-        // SAFETY: the context is alive; -1 means the last output row.
-        let logits = unsafe { sys::llama_get_logits_ith(self.ptr.0.as_ptr(), -1) };
+    /// Logits of a row of the last batch, `[n_vocab]`; empty where none were asked for.
+    pub fn logits(&mut self, row: OutputRow) -> &[f32] {
+        // SAFETY: the context is alive.
+        let logits = unsafe { sys::llama_get_logits_ith(self.ptr.0.as_ptr(), row.to_c()) };
         if logits.is_null() {
             return &[];
         }
@@ -275,16 +352,15 @@ impl<H: RowHook> Context<H> {
         } else {
             data.as_ptr()
         };
-        let in_i32 = |n: usize| i32::try_from(n).expect("layers and widths are small");
         // SAFETY: `data` has a row for each layer from 1 on and is copied during the call.
         let code = unsafe {
             sys::llama_set_adapter_cvec(
                 self.ptr.0.as_ptr(),
                 pointer,
                 data.len(),
-                in_i32(d_model),
-                in_i32(layer),
-                in_i32(layer),
+                to_i32(d_model),
+                to_i32(layer),
+                to_i32(layer),
             )
         };
         if code == 0 {
@@ -326,10 +402,12 @@ fn init(
     };
     // SAFETY: returns a plain struct by value.
     let mut params = unsafe { sys::llama_context_default_params() };
-    params.n_ctx = in_u32(options.n_tokens)?;
+    params.n_ctx = in_u32(options.n_tokens.saturating_mul(options.n_sequences))?;
     params.n_batch = in_u32(options.n_ubatch.max(MIN_BATCH))?;
     params.n_ubatch = in_u32(options.n_ubatch)?;
-    params.n_seq_max = 1;
+    params.n_seq_max = in_u32(options.n_sequences)?;
+    // With one cache for all sequences, ubatches keep the order of the rows, which the hook counts.
+    params.kv_unified = true;
     params.n_threads = threads;
     params.n_threads_batch = threads;
     params.flash_attn_type = options.flash_attention.to_c();

@@ -24,7 +24,9 @@ mod sampler;
 mod tensor_context;
 mod vision;
 
-pub use context::{Context, ContextOptions, FlashAttention, KvType, Output, Rows};
+pub use context::{
+    Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
+};
 pub use eval_hook::{Edited, RowHook};
 pub use matrix_product::MatrixProduct;
 pub use model::{AddBos, Model, ModelOptions, Special};

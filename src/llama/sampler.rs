@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::context::Context;
+use super::context::{Context, OutputRow};
 use super::eval_hook::RowHook;
 use super::model::Model;
 
@@ -78,10 +78,11 @@ impl Sampler {
         unsafe { sys::llama_sampler_chain_add(self.ptr.as_ptr(), link) };
     }
 
-    /// The token that follows the context's last row, whose logits must have been asked for.
-    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>) -> i32 {
-        // SAFETY: both are alive; -1 means the last output row.
-        unsafe { sys::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), -1) }
+    /// The token that follows a row of the context's last batch, whose logits must have been asked
+    /// for.
+    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>, row: OutputRow) -> i32 {
+        // SAFETY: both are alive.
+        unsafe { sys::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), row.to_c()) }
     }
 }
 

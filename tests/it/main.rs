@@ -13,4 +13,5 @@ mod interventions;
 mod oracle;
 mod preprocessing;
 mod sae_formats;
+mod sweep;
 mod vision;

@@ -1,0 +1,332 @@
+//! `sweep`: a feature at several strengths at once.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
+use llava_sae_cpp::{Error, SteeredRun, Stop, Sweep};
+use serde::Serialize;
+
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::interventions::{UnitsName, parse_positions};
+use super::progress::Spinner;
+use super::{CommandResult, Failure, Outcome, json, table};
+
+/// Steer one feature by several strengths at once, and compare what comes of each
+///
+/// The image is encoded once; each strength has a prompt of its own, and their tokens are generated
+/// together. The table has, for each strength: KL, the divergence KL(original ‖ steered) of the first
+/// generated token, in nats; logprob, the mean log-probability that the model without interventions
+/// gives the steered text (the lower, the more broken it is); and the text.
+#[derive(Args)]
+pub(super) struct SweepArgs {
+    /// The picture; without one, `--prompt` is text only
+    #[arg(required_unless_present = "prompt")]
+    image: Option<PathBuf>,
+    /// The feature and its strengths, both ends included, such as `4501:-8..0:2`
+    #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
+    steer: Range,
+    /// Positions that are steered: all, image, prompt, generated, or a list of them
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions)]
+    at: Positions,
+    /// What strengths count
+    #[arg(long, value_name = "UNITS", default_value = "raw")]
+    units: UnitsName,
+    /// Tell for each text whether it holds this word (or words), in upper or lower case
+    #[arg(long, value_name = "WORD")]
+    word: Option<String>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// A feature's name and the strengths that it gets.
+#[derive(Clone, Debug, PartialEq)]
+struct Range {
+    feature: String,
+    strengths: Vec<f32>,
+}
+
+/// Strengths of one sweep, at most: llama.cpp has 256 sequences, of which the original takes one.
+const MAX_STRENGTHS: usize = 255;
+
+fn parse_range(text: &str) -> Result<Range, String> {
+    let form = || {
+        "expected a feature, two ends and a step, such as `4501:-8..0:2` or `dog:0..-6:-1`"
+            .to_owned()
+    };
+    let (rest, step) = text.rsplit_once(':').ok_or_else(form)?;
+    let (feature, ends) = rest.rsplit_once(':').ok_or_else(form)?;
+    let (from, to) = ends.split_once("..").ok_or_else(form)?;
+    let number = |text: &str| match text.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err(form()),
+    };
+    let (from, to, step) = (number(from)?, number(to)?, number(step)?);
+    let feature = feature.trim();
+    if feature.is_empty() {
+        return Err(form());
+    }
+    if step == 0.0 {
+        return Err("a step of 0 leads nowhere".to_owned());
+    }
+    // Steps such as 0.1 are not exact, so that the end may be missed by a rounding error.
+    let n_steps = ((to - from) / step + 1e-6).floor();
+    if n_steps < 0.0 {
+        return Err(format!("steps of {step} do not lead from {from} to {to}"));
+    }
+    if n_steps >= MAX_STRENGTHS as f64 {
+        return Err(format!(
+            "{} strengths are too many: {MAX_STRENGTHS} fit into one sweep",
+            n_steps + 1.0
+        ));
+    }
+    let strengths = (0..=n_steps as usize).map(|i| (from + i as f64 * step) as f32);
+    Ok(Range {
+        feature: feature.to_owned(),
+        strengths: strengths.collect(),
+    })
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    sae: String,
+    prompt: String,
+    image: Option<String>,
+    feature: usize,
+    label: Option<String>,
+    units: UnitsName,
+    at: String,
+    word: Option<String>,
+    original: Point,
+    steered: Vec<Point>,
+}
+
+/// A strength and what came of it; the original has strength 0.
+#[derive(Serialize)]
+struct Point {
+    strength: f32,
+    #[serde(flatten)]
+    output: json::Output,
+    kl: f64,
+    mean_log_prob: Option<f64>,
+    has_word: Option<bool>,
+}
+
+pub(super) fn run(
+    args: SweepArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    if args.generate.max_tokens == 0 {
+        return Err(
+            Error::invalid("a sweep of 0 tokens has no texts to compare")
+                .with_hint("give `-n` at least 1")
+                .into(),
+        );
+    }
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let sae = session.sae();
+    let feature = sae.find_feature(&args.steer.feature)?;
+    let steering = |&strength: &f32| {
+        sae.steering(vec![Intervention {
+            feature,
+            change: Change::Add(strength),
+            units: args.units.into(),
+            at: args.at,
+        }])
+    };
+    let steerings: Vec<Steering> = args
+        .steer
+        .strengths
+        .iter()
+        .map(steering)
+        .collect::<Result<_, _>>()?;
+    let image = args
+        .image
+        .as_deref()
+        .map(|path| args::encode_image(&mut session, path, verbosity))
+        .transpose()?;
+    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let spinner = Spinner::start("running all strengths", verbosity);
+    let sweep = session.sweep(
+        &prompt,
+        &steerings,
+        args.generate.max_tokens,
+        args.generate.sampling(),
+    )?;
+    spinner.finish();
+    let label = session.sae().label(feature).map(str::to_owned);
+    let mut out = io::stdout().lock();
+    if args.json {
+        let report = report(&args, feature, label, &sweep);
+        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+        writeln!(out, "{report}").map_err(Failure::Output)?;
+    } else {
+        print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
+    }
+    let mut runs = sweep.steered.iter().map(|steered| &steered.run);
+    if runs.any(|run| run.stop == Stop::Interrupted) {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(Outcome::Done)
+}
+
+fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep) -> Report {
+    let has_word = |text: &str| args.word.as_ref().map(|word| holds_word(text, word));
+    let point = |(&strength, steered): (&f32, &SteeredRun)| Point {
+        strength,
+        output: json::Output::new(&steered.run),
+        kl: steered.kl,
+        mean_log_prob: steered.mean_log_prob,
+        has_word: has_word(&steered.run.text),
+    };
+    Report {
+        model: args.model.shown_model(),
+        sae: args.model.shown_sae(),
+        prompt: args.prompt.text().to_owned(),
+        image: args.image.as_ref().map(|path| path.display().to_string()),
+        feature,
+        label,
+        units: args.units,
+        at: args.at.words().join(","),
+        word: args.word.clone(),
+        original: Point {
+            strength: 0.0,
+            output: json::Output::new(&sweep.original),
+            kl: 0.0,
+            mean_log_prob: sweep.original_log_prob,
+            has_word: has_word(&sweep.original.text),
+        },
+        steered: args
+            .steer
+            .strengths
+            .iter()
+            .zip(&sweep.steered)
+            .map(point)
+            .collect(),
+    }
+}
+
+fn print_table(
+    out: &mut dyn Write,
+    args: &SweepArgs,
+    feature: usize,
+    label: Option<String>,
+    sweep: &Sweep,
+) -> io::Result<()> {
+    let label = label.map(|label| format!(" `{}`", table::one_line(&label)));
+    writeln!(
+        out,
+        "Feature {feature}{} steered at {}:",
+        label.unwrap_or_default(),
+        args.at.words().join(",")
+    )?;
+    let word_title = args.word.as_ref().map(|word| {
+        let word = table::one_line(word);
+        (word.chars().count().max(3), word)
+    });
+    let word_cell = |text: Option<&str>| match (&word_title, text) {
+        (None, _) => String::new(),
+        (Some((width, word)), None) => format!("  {word:<width$}"),
+        (Some((width, _)), Some(text)) => {
+            let word = args.word.as_deref().unwrap_or_default();
+            let answer = if holds_word(text, word) { "yes" } else { "no" };
+            format!("  {answer:<width$}")
+        }
+    };
+    writeln!(out, "  strength       KL  logprob{}  text", word_cell(None))?;
+    let mut line = |strength: &str, kl: f64, log_prob: Option<f64>, text: &str| {
+        let log_prob = log_prob.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let word = word_cell(Some(text));
+        let text = table::one_line(text.trim());
+        writeln!(
+            out,
+            "{strength:>10}  {kl:>7.3}  {log_prob:>7}{word}  {text}"
+        )
+    };
+    line(
+        "original",
+        0.0,
+        sweep.original_log_prob,
+        &sweep.original.text,
+    )?;
+    for (strength, steered) in args.steer.strengths.iter().zip(&sweep.steered) {
+        let (kl, log_prob) = (steered.kl, steered.mean_log_prob);
+        line(&strength.to_string(), kl, log_prob, &steered.run.text)?;
+    }
+    Ok(())
+}
+
+/// Whether the words of `phrase` stand in `text` one after the other.
+fn holds_word(text: &str, phrase: &str) -> bool {
+    let words = |text: &str| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_alphanumeric());
+        words
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+            .collect()
+    };
+    let (text, phrase) = (words(text), words(phrase));
+    !phrase.is_empty() && text.windows(phrase.len()).any(|window| window == phrase)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{holds_word, parse_range};
+
+    #[test]
+    fn ranges() {
+        let check = |text: &str, feature: &str, expected: &[f32]| {
+            let range = parse_range(text).expect("a range");
+            assert_eq!(
+                (range.feature.as_str(), &range.strengths[..]),
+                (feature, expected)
+            );
+        };
+        check("4501:-8..0:4", "4501", &[-8.0, -4.0, 0.0]);
+        check("dog:0..-2:-1", "dog", &[0.0, -1.0, -2.0]);
+        check(
+            "that is: dogs:1..2.05:.5",
+            "that is: dogs",
+            &[1.0, 1.5, 2.0],
+        );
+        check("7:3..3:1", "7", &[3.0]);
+        check("7:0..0.3:0.1", "7", &[0.0, 0.1, 0.2, 0.3]);
+        for bad in [
+            "",
+            "dog",
+            "dog:1",
+            "dog:1..2",
+            "dog:1..2:0",
+            "dog:1..2:-1",
+            "dog:2..1:1",
+            ":1..2:1",
+            "dog:1..x:1",
+            "dog:1..2:nan",
+            "dog:0..1000:1",
+            "dog:0..1:1e-300",
+        ] {
+            assert!(parse_range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn words_of_a_text() {
+        assert!(holds_word("A Dog, and more.", "dog"));
+        assert!(holds_word("an ice cream", "Ice cream"));
+        assert!(!holds_word("dogs", "dog"));
+        assert!(!holds_word("dog", ""));
+    }
+}

@@ -1,0 +1,146 @@
+//! Several runs side by side are each the run alone, and a sweep's numbers are their formulas'.
+
+use llava_sae_cpp::steering::{Positions, Steering};
+use llava_sae_cpp::{Keep, RunOptions, Sampling};
+
+use crate::command_line::{json, run, stdout};
+use crate::fixture::{Fixture, prompt, relative_error, steering};
+
+const PICTURE: &str = "00.png";
+
+#[test]
+fn each_sequence_is_the_run_alone() {
+    let oracle = Fixture::Demo.oracle();
+    let mut session = Fixture::Demo.exact_session();
+    let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
+    let (feature, strength, _) = oracle.steered(PICTURE)[0].clone();
+    let steerings: Vec<Steering> = [-1.0, -0.5, 0.5, 1.0, 1.5]
+        .map(|part| steering(&mut session, feature, part * strength, Positions::ALL))
+        .into();
+    let sweep = session
+        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .expect("the sweep succeeds");
+    assert_eq!(sweep.steered.len(), steerings.len());
+    for (i, (steering, together)) in steerings.iter().zip(&sweep.steered).enumerate() {
+        let options = RunOptions {
+            steering: Some(steering),
+            keep: Keep::default(),
+            max_tokens: 24,
+            sampling: Sampling::Greedy,
+        };
+        let alone = session
+            .run(&prompt, options, &mut |_| {})
+            .expect("the run succeeds");
+        assert_eq!(together.run.token_ids, alone.token_ids, "run {i}");
+        assert_eq!(together.run.text, alone.text, "run {i}");
+        assert_eq!(together.run.stop, alone.stop, "run {i}");
+        // Attention sums over the cells of other sequences too, as zeros, in another order.
+        let error = relative_error(&together.run.logits, &alone.logits);
+        assert!(error < 1e-5, "run {i}: logits {error:.2e}");
+    }
+}
+
+/// Rows of runs side by side reach their own trace: features and residuals are those of the run alone.
+#[test]
+fn each_trace_is_that_of_the_run_alone() {
+    let mut session = Fixture::Demo.exact_session();
+    let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
+    let options = RunOptions {
+        steering: None,
+        keep: Keep {
+            features: true,
+            residuals: true,
+        },
+        max_tokens: 6,
+        sampling: Sampling::Greedy,
+    };
+    let alone = session
+        .run(&prompt, options, &mut |_| {})
+        .expect("the run succeeds");
+    let nothing_kept = RunOptions {
+        keep: Keep::default(),
+        ..options
+    };
+    let runs = session
+        .run_side_by_side(&prompt, &[options, nothing_kept, options], &mut |_, _| {})
+        .expect("the runs succeed");
+    assert!(runs[1].trace.residuals.is_empty());
+    for run in [&runs[0], &runs[2]] {
+        assert_eq!(run.trace.tokens, alone.trace.tokens);
+        assert_eq!(run.trace.activations.n_rows(), alone.trace.tokens.len());
+        let error = relative_error(&run.trace.residuals, &alone.trace.residuals);
+        assert!(error < 1e-5, "residuals {error:.2e}");
+    }
+}
+
+#[test]
+fn the_original_scores_best_and_nothing_diverges_at_strength_0() {
+    let mut session = Fixture::Demo.exact_session();
+    let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
+    let (feature, strength, _) = Fixture::Demo.oracle().steered(PICTURE)[0].clone();
+    let steerings: Vec<Steering> = [0.0, 4.0]
+        .map(|part| steering(&mut session, feature, part * strength, Positions::ALL))
+        .into();
+    let sweep = session
+        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .expect("the sweep succeeds");
+    let original = sweep.original_log_prob.expect("a text");
+    let [nothing, much] = &sweep.steered[..] else {
+        panic!("two strengths");
+    };
+    assert!(nothing.kl < 1e-9, "{}", nothing.kl);
+    let same = nothing.mean_log_prob.expect("a text");
+    assert!((same - original).abs() < 1e-5, "{same} and {original}");
+    assert!(much.kl > nothing.kl);
+    assert!(much.mean_log_prob.expect("a text") < original - 0.1);
+}
+
+#[test]
+fn the_command_prints_a_table() {
+    let picture = "assets/pictures/carrot-mushroom.png";
+    let sweep = [
+        "sweep",
+        "-q",
+        "--steer",
+        "carrot:-16..0:8",
+        "--at",
+        "image",
+        "--word",
+        "carrot",
+    ];
+    let table = stdout(&[&sweep[..], &[picture]].concat());
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 6, "{table}");
+    assert!(lines[0].contains("`carrot` steered at image"), "{table}");
+    for (line, start, answer) in [
+        (lines[2], "  original", "yes"),
+        (lines[3], "       -16", "no"),
+        (lines[5], "         0", "yes"),
+    ] {
+        assert!(line.starts_with(start), "{table}");
+        assert_eq!(line.split_whitespace().nth(3), Some(answer), "{table}");
+    }
+    let report = json(&[&sweep[..], &["--json", picture]].concat());
+    assert_eq!(report["steered"][1]["strength"], -8.0);
+    assert_eq!(report["original"]["has_word"], true);
+}
+
+#[test]
+fn bad_ranges_are_refused() {
+    for (range, reason) in [
+        ("carrot:0..4:0", "a step of 0"),
+        ("carrot:0..4:-1", "do not lead"),
+        ("carrot:0..4", "expected a feature"),
+        ("carrot:0..1000:1", "255 fit"),
+    ] {
+        let output = run(&[
+            "sweep",
+            "--steer",
+            range,
+            "assets/pictures/carrot-mushroom.png",
+        ]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{range}: {stderr}");
+        assert!(stderr.contains(reason), "{range}: {stderr}");
+    }
+}
