@@ -5,8 +5,14 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::source::Source;
-use super::{DEFAULT_ALIGNMENT, TensorType, Value};
+use super::{DEFAULT_ALIGNMENT, MAX_DIMS, TensorType, Value};
 use crate::{Error, Result, input_file};
+
+/// What a pair takes in memory beside its texts: itself, and its place in the set that finds twins.
+const PAIR_MEMORY_BYTES: u64 = size_of::<(String, Value)>() as u64 + 40;
+
+/// What a tensor takes in memory beside its name: itself, its dims, and its place in the set.
+const TENSOR_MEMORY_BYTES: u64 = size_of::<TensorInfo>() as u64 + 8 * MAX_DIMS as u64 + 40;
 
 /// A GGUF file whose header has been read and checked; the tensors' data stays in the file.
 #[derive(Debug)]
@@ -44,37 +50,37 @@ impl Gguf {
         let mut source = Source::open(path)?;
         let version = source.preamble()?;
         // A tensor takes at least its name's length, dims' count, type and offset.
-        let n_tensors = source.length(8 + 4 + 4 + 8)?;
+        let n_tensors = source.length(8 + 4 + 4 + 8, TENSOR_MEMORY_BYTES)?;
         // A pair takes at least its key's length, type and one byte.
-        let n_pairs = source.length(8 + 4 + 1)?;
+        let n_pairs = source.length(8 + 4 + 1, PAIR_MEMORY_BYTES)?;
 
-        let mut metadata = Vec::new();
-        let mut keys = HashSet::new();
+        let mut metadata = Vec::with_capacity(n_pairs);
         for _ in 0..n_pairs {
-            let key = source.string()?;
-            if !keys.insert(key.clone()) {
-                return Err(source.malformed(format!("key `{key}` is there twice")));
-            }
-            metadata.push((key, Value::decode(&mut source)?));
+            metadata.push((source.string()?, Value::decode(&mut source)?));
+        }
+        if let Some(key) = first_twin(metadata.iter().map(|(key, _)| key)) {
+            return Err(source.malformed(format!("key `{key}` is there twice")));
         }
         let alignment = match metadata.iter().find(|(key, _)| key == "general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some((_, Value::U32(n_bytes))) if n_bytes.is_power_of_two() => u64::from(*n_bytes),
             Some((_, other)) => {
                 return Err(source.malformed(format!(
-                    "`general.alignment` must be a power of two of type u32, got {other:?}"
+                    "`general.alignment` must be a power of two of type u32, got {}",
+                    match other {
+                        Value::U32(number) => number.to_string(),
+                        other => other.type_name().to_owned(),
+                    }
                 )));
             }
         };
 
-        let mut tensors = Vec::new();
-        let mut names = HashSet::new();
+        let mut tensors = Vec::with_capacity(n_tensors);
         for _ in 0..n_tensors {
-            let tensor = source.tensor_info()?;
-            if !names.insert(tensor.name.clone()) {
-                return Err(source.malformed(format!("tensor `{}` is there twice", tensor.name)));
-            }
-            tensors.push(tensor);
+            tensors.push(source.tensor_info()?);
+        }
+        if let Some(name) = first_twin(tensors.iter().map(|tensor| &tensor.name)) {
+            return Err(source.malformed(format!("tensor `{name}` is there twice")));
         }
         place_tensors(&mut tensors, &source, alignment)?;
 
@@ -285,6 +291,12 @@ impl Gguf {
         }
         Ok(())
     }
+}
+
+/// The first name that is there twice.
+fn first_twin<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> Option<&'a String> {
+    let mut seen = HashSet::with_capacity(names.len());
+    names.into_iter().find(|&name| !seen.insert(name))
 }
 
 /// A size that fits in the address space, since it was checked against a file's length.

@@ -8,9 +8,10 @@ use super::value::Scalar;
 use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorInfo, TensorType, tensor_bytes};
 use crate::{Error, Result, input_file};
 
-/// The longest string and the longest array that are read: no real file comes near, and a damaged
-/// length cannot exhaust the memory.
-const MAX_LENGTH: u64 = 1 << 26;
+/// What a header may take in memory beside as much as the file has bytes. Short texts take several
+/// times their length, and those of an SAE are copied once: so the whole stays within twice the file
+/// and 64 MiB.
+const FREE_BYTES: u64 = 32 << 20;
 
 /// A file that is read from its start, with its position and length known.
 pub(super) struct Source {
@@ -20,6 +21,8 @@ pub(super) struct Source {
     pub(super) position: u64,
     /// The file's length.
     pub(super) n_bytes: u64,
+    /// What may still be allocated, in bytes.
+    n_free: u64,
 }
 
 impl Source {
@@ -32,6 +35,7 @@ impl Source {
             file: BufReader::new(file),
             position: 0,
             n_bytes: metadata.len(),
+            n_free: metadata.len().saturating_add(FREE_BYTES),
         })
     }
 
@@ -90,24 +94,28 @@ impl Source {
         Ok(())
     }
 
-    /// A count of things that take at least `min_bytes` each, so that it fits in the rest of the
-    /// file.
-    pub(super) fn length(&mut self, min_bytes: u64) -> Result<u64> {
+    /// A count of things that take at least `min_bytes` each in the file, so that it fits in the rest
+    /// of that, and `memory_bytes` each in memory, so that they may be allocated at once.
+    pub(super) fn length(&mut self, min_bytes: u64, memory_bytes: u64) -> Result<usize> {
+        const HINT: &str = "the file is damaged or incomplete: download or convert it again";
         let length = u64::decode(self)?;
-        if length > ((self.n_bytes - self.position) / min_bytes).min(MAX_LENGTH) {
-            return Err(self
-                .malformed(format!(
-                    "a count of {length} goes beyond the end of the file"
-                ))
-                .with_hint("the file is damaged or incomplete: download or convert it again"));
+        if length > (self.n_bytes - self.position) / min_bytes {
+            let what = format!("a count of {length} goes beyond the end of the file");
+            return Err(self.malformed(what).with_hint(HINT));
         }
-        Ok(length)
+        self.n_free = length
+            .checked_mul(memory_bytes)
+            .and_then(|n_needed| self.n_free.checked_sub(n_needed))
+            .ok_or_else(|| {
+                let what = format!("a count of {length} takes too much memory for such a file");
+                self.malformed(what).with_hint(HINT)
+            })?;
+        usize::try_from(length).map_err(|_| self.malformed("it does not fit the address space"))
     }
 
     /// A length and so many bytes of UTF-8.
     pub(super) fn string(&mut self) -> Result<String> {
-        let length = self.length(1)?;
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = vec![0; self.length(1, 1)?];
         self.fill(&mut bytes)?;
         String::from_utf8(bytes).map_err(|_| self.malformed("a string is not valid UTF-8"))
     }

@@ -73,10 +73,14 @@ macro_rules! define_values {
                     $(code if code == $code => <$scalar>::decode(source).map(Self::from),)*
                     ARRAY_CODE => match u32::decode(source)? {
                         $(code if code == $code => {
-                            let n_values = source.length(<$scalar>::MIN_BYTES)?;
-                            let values: Result<Vec<$scalar>> =
-                                (0..n_values).map(|_| <$scalar>::decode(source)).collect();
-                            values.map(Self::from)
+                            let memory_bytes = size_of::<$scalar>() as u64;
+                            let n_values = source.length(<$scalar>::MIN_BYTES, memory_bytes)?;
+                            // Not `collect`, whose buffer would grow past what was counted.
+                            let mut values = Vec::with_capacity(n_values);
+                            for _ in 0..n_values {
+                                values.push(<$scalar>::decode(source)?);
+                            }
+                            Ok(Self::from(values))
                         })*
                         code => Err(unknown_type(source, code)),
                     },
