@@ -208,6 +208,70 @@ fn arrays() {
     check(&one(&columns, &[0; 8]), &["Fortran", "ascontiguousarray"]);
     let huge = FLOATS.replace("(2,)", "(4611686018427387904, 4)");
     check(&one(&huge, &[0; 8]), &["`b_enc`"]);
+    // Parsers that go back and forth take time that doubles with each bracket.
+    for (open, close) in [("[", "]"), ("(", ")"), ("{", "}")] {
+        let nested = open.repeat(9000) + "1" + &close.repeat(9000);
+        for header in [
+            FLOATS.replace("'<f4'", &nested),
+            FLOATS.replace("(2,)", &nested),
+        ] {
+            check(&one(&header, &[0; 8]), &["`b_enc`", "a plain array"]);
+        }
+    }
+}
+
+/// Each field of the zip's own records, made wrong.
+#[test]
+fn zips() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let source = copy(GEMMA_SCOPE, dir.path());
+    let path = source.join("params.npz");
+    let bytes = std::fs::read(&path).expect("readable");
+    let check = |from_end: usize, field: &[u8], expected: &str| {
+        let mut bytes = bytes.clone();
+        let start = bytes.len() - from_end;
+        bytes[start..start + field.len()].copy_from_slice(field);
+        std::fs::write(&path, bytes).expect("writable");
+        check_source(&source, &options(), &["params.npz", expected]);
+    };
+    check(12, &[9, 0], "entries, expected 9");
+    check(12, &[0xff; 2], "starts no zip record");
+    check(10, &[0xff, 0xff, 1, 0], "its directory claims 131071 bytes");
+    check(10, &[0xff; 4], "starts no zip record");
+    check(6, &[1, 0, 0, 0], "params.npz");
+    check(6, &[0xff, 0xff, 0xff, 0x7f], "params.npz");
+    check(22, b"PK\x05\x07", "starts no zip record");
+    let directory = bytes.windows(4).position(|window| window == b"PK\x01\x02");
+    let entry = bytes.len() - directory.expect("there is one");
+    check(entry, b"PK\x01\x03", "its directory is malformed");
+    check(entry - 8, &[1], "is encrypted");
+    check(entry - 10, &[12], "the unknown method 12");
+    check(entry - 20, &[0xff; 8], "its directory is cut off");
+    check(
+        entry - 20,
+        &[0xff, 0xff, 0xff, 0x7f],
+        "which the file does not",
+    );
+    check(
+        entry - 24,
+        &[0xff, 0xff, 0xff, 0x7f],
+        "which the file does not",
+    );
+    check(entry - 28, &[0xff, 0xff], "its directory is cut off");
+    check(entry - 42, &[1, 0, 0, 0], "starts no zip record");
+    check(entry - 46, &[0xff], "UTF-8");
+    // All arrays where the first one is.
+    let mut overlapping = bytes.clone();
+    let first = bytes[directory.expect("there is one")..][20..46].to_vec();
+    let mut at = directory.expect("there is one");
+    while overlapping[at..].starts_with(b"PK\x01\x02") {
+        let lengths = [28, 30].map(|field| usize::from(overlapping[at + field]));
+        overlapping[at + 20..at + 28].copy_from_slice(&first[..8]);
+        overlapping[at + 42..at + 46].copy_from_slice(&first[22..]);
+        at += 46 + lengths[0] + lengths[1];
+    }
+    std::fs::write(&path, overlapping).expect("writable");
+    check_source(&source, &options(), &["params.npz", "its arrays overlap"]);
 }
 
 /// Zeros shrink a thousandfold; weights do not.

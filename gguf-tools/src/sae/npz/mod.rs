@@ -1,0 +1,162 @@
+//! NumPy's `.npz`: a zip of `.npy` arrays, stored or deflated.
+//!
+//! Stored arrays are read where they lie; deflated ones are unpacked into a temporary folder first.
+
+mod npy;
+mod zip;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use flate2::CrcReader;
+use flate2::read::DeflateDecoder;
+use tempfile::{NamedTempFile, TempDir};
+
+use self::npy::{Header, Order};
+use self::zip::{Entry, Packing};
+use crate::weights::StoredTensor;
+use crate::{Error, Result, input_file};
+
+/// How far weights may shrink in a zip, besides a megabyte of zeros: random numbers hardly do, and
+/// what shrinks more is no SAE.
+const MAX_RATIO: u64 = 32;
+const FREE_BYTES: u64 = 1 << 20;
+
+/// The arrays of the file at `path` by their names, and the folder that holds those that were
+/// unpacked, which has to outlive them.
+///
+/// # Errors
+/// A file that cannot be read, is no zip or is damaged; an array that is not of 32-bit floats in C
+/// order, or has another length than its header says.
+pub(super) fn read(path: &Path) -> Result<(BTreeMap<String, StoredTensor>, Option<TempDir>)> {
+    let mut file = input_file::open(path)?;
+    let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+    let entries = zip::entries(&mut file, n_file_bytes).map_err(|what| damaged(path, &what))?;
+    let n_packed = entries
+        .iter()
+        .try_fold(0_u64, |sum, entry| sum.checked_add(entry.n_packed));
+    // So that what is unpacked is bounded by the file.
+    if n_packed.is_none_or(|n_packed| n_packed > n_file_bytes) {
+        return Err(damaged(path, "its arrays overlap"));
+    }
+    let mut tensors = BTreeMap::new();
+    let mut unpacked = None;
+    for entry in entries {
+        let Some(name) = entry.name.strip_suffix(".npy") else {
+            let what = format!("`{}` in it is no `.npy` array", entry.name);
+            return Err(refused(path, &what));
+        };
+        let array = match entry.packing {
+            Packing::Stored => Array {
+                path: path.to_owned(),
+                start: entry.start,
+                n_bytes: entry.n_bytes,
+            },
+            Packing::Deflated => unpack(&mut file, &entry, path, &mut unpacked)?,
+        };
+        let tensor = array.tensor(name, path)?;
+        if tensors.insert(name.to_owned(), tensor).is_some() {
+            return Err(refused(path, &format!("it holds `{name}` twice")));
+        }
+    }
+    Ok((tensors, unpacked))
+}
+
+fn refused(path: &Path, what: &str) -> Error {
+    Error::invalid(format!("cannot read `{}` as npz: {what}", path.display()))
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    refused(path, what).with_hint("the file is truncated or damaged: download it again")
+}
+
+/// Where an array's bytes are.
+struct Array {
+    path: PathBuf,
+    start: u64,
+    n_bytes: u64,
+}
+
+fn unpack(
+    zip: &mut File,
+    entry: &Entry,
+    path: &Path,
+    unpacked: &mut Option<TempDir>,
+) -> Result<Array> {
+    let (name, n_bytes, n_packed) = (&entry.name, entry.n_bytes, entry.n_packed);
+    if n_bytes.saturating_sub(FREE_BYTES) / MAX_RATIO > n_packed {
+        let what = format!(
+            "{n_packed} bytes of `{name}` unpack to {n_bytes}, which is more than weights do"
+        );
+        return Err(refused(path, &what));
+    }
+    if unpacked.is_none() {
+        *unpacked = Some(TempDir::new().map_err(Error::io("unpack", path))?);
+    }
+    let dir = unpacked.as_ref().expect("made above").path();
+    let file = NamedTempFile::new_in(dir).map_err(Error::io("unpack", path))?;
+    let kept = file
+        .keep()
+        .map_err(|error| Error::io("unpack", path)(error.error));
+    let (mut file, target) = kept?;
+    zip.seek(SeekFrom::Start(entry.start))
+        .map_err(Error::io("read", path))?;
+    let packed = BufReader::new(zip.take(n_packed));
+    let mut content = CrcReader::new(DeflateDecoder::new(packed));
+    // A zip may hold more than it says.
+    let n_copied = io::copy(&mut content.by_ref().take(n_bytes), &mut file)
+        .map_err(Error::io("unpack", path))?;
+    if n_copied != n_bytes || content.crc().sum() != entry.crc32 {
+        let what = format!("`{name}` has {n_copied} bytes, and not the {n_bytes} that were packed");
+        return Err(damaged(path, &what));
+    }
+    Ok(Array {
+        path: target,
+        start: 0,
+        n_bytes,
+    })
+}
+
+impl Array {
+    /// Reads the array's header.
+    fn tensor(self, name: &str, npz: &Path) -> Result<StoredTensor> {
+        let described = format!("array `{name}` of `{}`", npz.display());
+        let malformed = |what: String| {
+            Error::invalid(format!("cannot read {described}: {what}"))
+                .with_hint("the file is truncated or damaged: download it again")
+        };
+        let mut file = input_file::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.start))
+            .map_err(Error::io("read", &self.path))?;
+        let header = npy::read(&mut file.take(self.n_bytes)).map_err(malformed)?;
+        check_type(&header, &described)?;
+        let n_data = header.shape.iter().try_fold(4_u64, |product, &size| {
+            product.checked_mul(u64::try_from(size).ok()?)
+        });
+        if n_data.and_then(|n_data| n_data.checked_add(header.n_bytes)) != Some(self.n_bytes) {
+            return Err(malformed(format!(
+                "its shape is {:?}, and it has {} bytes",
+                header.shape, self.n_bytes
+            )));
+        }
+        Ok(StoredTensor::f32_at(
+            self.path,
+            format!("{name} of {}", npz.display()),
+            header.shape,
+            self.start + header.n_bytes,
+        ))
+    }
+}
+
+fn check_type(header: &Header, described: &str) -> Result<()> {
+    if header.descr != "<f4" || (header.order == Order::Fortran && header.shape.len() > 1) {
+        return Err(Error::invalid(format!(
+            "{described} is `{}` in {:?} order, expected `<f4` in C order",
+            header.descr, header.order
+        ))
+        .with_hint("save it again with `numpy.ascontiguousarray(array, dtype=numpy.float32)`"));
+    }
+    Ok(())
+}
