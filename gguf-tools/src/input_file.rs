@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-
 use crate::{Error, Result};
 
 /// How the text begins that Git leaves in a file's place where Git LFS is not set up. No JSON, no
@@ -29,40 +27,27 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(Error::io("open", path))
 }
 
-/// Reads a file.
+/// Reads a file of at most `max_bytes`.
 ///
 /// # Errors
-/// A file that cannot be read, or is a Git LFS pointer.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?
+/// A file that cannot be read, is larger, or is a Git LFS pointer.
+pub(crate) fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let file = open(path)?;
+    let n_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+    if n_bytes > max_bytes {
+        return Err(Error::invalid(format!(
+            "cannot read `{}`: it has {n_bytes} bytes, expected at most {max_bytes}",
+            path.display()
+        )));
+    }
+    let mut bytes = Vec::with_capacity(n_bytes as usize);
+    file.take(n_bytes)
         .read_to_end(&mut bytes)
         .map_err(Error::io("read", path))?;
     if bytes.starts_with(&LFS_POINTER_START) {
         return Err(lfs_pointer_error(path));
     }
     Ok(bytes)
-}
-
-/// Reads a JSON file.
-///
-/// # Errors
-/// As [`read`], and a file that is not JSON of the expected form.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?)
-        .map_err(|error| Error::invalid(format!("cannot read `{}`: {error}", path.display())))
-}
-
-/// As [`read_json`]; `None` if there is no such file.
-///
-/// # Errors
-/// As [`read_json`].
-pub(crate) fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if path.exists() {
-        read_json(path).map(Some)
-    } else {
-        Ok(None)
-    }
 }
 
 /// The error for a file that begins with [`LFS_POINTER_START`].

@@ -13,6 +13,7 @@
 pub mod error;
 pub mod gguf;
 mod input_file;
+mod json_file;
 pub mod llava;
 pub mod output_dir;
 pub mod progress;

@@ -14,13 +14,14 @@ use safetensors::tensor::Metadata;
 
 use crate::gguf::TensorType;
 use crate::input_file::{LFS_POINTER_START, lfs_pointer_error};
-use crate::{Error, Result, input_file};
+use crate::{Error, Result, input_file, json_file};
 
 /// Numbers read from a file at once, at most, unless one row has more.
 const BLOCK_VALUES: usize = 1 << 20;
 
-/// Largest header that the safetensors format allows.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Largest header that is read. The format allows 100 MB, but names are held several times, and those
+/// of LLaVA-Gemma take 0.1 MB.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// A tensor in a safetensors file.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
     let mut header = vec![0; n_header_bytes as usize];
     file.read_exact(&mut header)
         .map_err(Error::io("read", path))?;
-    let metadata: Metadata = serde_json::from_slice(&header)
+    let metadata: Metadata = json_file::parse(&header)
         .map_err(|error| malformed(format!("its header is malformed: {error}")))?;
 
     let start = 8 + n_header_bytes;

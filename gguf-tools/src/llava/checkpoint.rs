@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::input_file::read_json;
+use crate::json_file::read_json;
 use crate::weights::{StoredTensor, read_header};
 use crate::{Error, Result};
 

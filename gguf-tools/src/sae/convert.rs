@@ -12,6 +12,9 @@ use crate::output_dir::OutputDir;
 use crate::progress::{Meter, Progress};
 use crate::{Error, Result};
 
+/// What the labels of the smallest SAE may take.
+const FREE_LABEL_BYTES: u64 = 8 << 20;
+
 /// How [`convert`] writes.
 #[derive(Clone, Debug)]
 pub struct SaeOptions {
@@ -49,7 +52,9 @@ pub fn convert(
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
     let published = Published::find(&sae);
     let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
-    let labels = labels::read(&options.labels, sae.d_sae)?;
+    // Labels are held and encoded several times, and what is longer than the weights is none.
+    let max_label_bytes = sae.w_dec.tensor.n_bytes().saturating_add(FREE_LABEL_BYTES);
+    let labels = labels::read(&options.labels, sae.d_sae, max_label_bytes)?;
 
     let meta = SaeMeta {
         architecture: sae.architecture,

@@ -4,12 +4,16 @@
 //! {"modelId": "gemma-2b", "layer": "12-res-jb", "index": "4501", "description": "loyal companions"}
 //! ```
 
-use std::io::Read;
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 
+use crate::input_file::{LFS_POINTER_START, lfs_pointer_error};
+use crate::json_file::for_each;
 use crate::{Error, Result, input_file};
 
 /// What features stand for, and where that is from.
@@ -30,20 +34,38 @@ struct Explanation {
     description: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Index {
-    Number(u64),
-    Text(String),
+/// A feature's index: a number, or a text of one.
+struct Index(String);
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        struct NumberOrText;
+        impl Visitor<'_> for NumberOrText {
+            type Value = Index;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a feature's index")
+            }
+
+            fn visit_u64<E>(self, number: u64) -> std::result::Result<Index, E> {
+                Ok(Index(number.to_string()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Index, E> {
+                Ok(Index(text.to_owned()))
+            }
+        }
+        json.deserialize_any(NumberOrText)
+    }
 }
 
 /// Reads the labels of an SAE with `d_sae` features from `paths`. Where a feature has several, the
-/// first one counts, in the files' order.
+/// first one counts, in the files' order. In all they take fewer than `max_bytes`.
 ///
 /// # Errors
 /// Files that cannot be read or understood, a feature that the SAE does not have, labels of
-/// different SAEs.
-pub(super) fn read(paths: &[PathBuf], d_sae: usize) -> Result<Labels> {
+/// different SAEs or of more bytes.
+pub(super) fn read(paths: &[PathBuf], d_sae: usize, max_bytes: u64) -> Result<Labels> {
     let mut labels = Labels {
         texts: if paths.is_empty() {
             Vec::new()
@@ -53,11 +75,18 @@ pub(super) fn read(paths: &[PathBuf], d_sae: usize) -> Result<Labels> {
         source: None,
     };
     let mut sae = None;
+    let mut n_free = max_bytes;
     for path in paths {
-        for explanation in read_file(path)? {
-            labels.insert(&explanation, path)?;
-            check_same_sae(&mut sae, explanation, path)?;
-        }
+        for_each_in(path, |explanation| {
+            let n_bytes = labels.insert(&explanation, path)?;
+            n_free = n_free.checked_sub(n_bytes).ok_or_else(|| {
+                let shown = path.display();
+                Error::invalid(format!(
+                    "the labels in `{shown}` take more than {max_bytes} bytes"
+                ))
+            })?;
+            check_same_sae(&mut sae, explanation, path)
+        })?;
     }
     let file_name = paths.first().and_then(|path| path.file_name());
     labels.source = sae.or_else(|| Some(file_name?.to_string_lossy().into_owned()));
@@ -65,11 +94,9 @@ pub(super) fn read(paths: &[PathBuf], d_sae: usize) -> Result<Labels> {
 }
 
 impl Labels {
-    fn insert(&mut self, explanation: &Explanation, path: &Path) -> Result<()> {
-        let index = match &explanation.index {
-            Index::Number(number) => number.to_string(),
-            Index::Text(text) => text.clone(),
-        };
+    /// Puts a label in its place, and returns what it takes in bytes.
+    fn insert(&mut self, explanation: &Explanation, path: &Path) -> Result<u64> {
+        let Index(index) = &explanation.index;
         let d_sae = self.texts.len();
         let feature: Option<usize> = index.parse().ok();
         let Some(label) = feature.and_then(|feature| self.texts.get_mut(feature)) else {
@@ -79,10 +106,11 @@ impl Labels {
             ))
             .with_hint("use the labels of this very SAE"));
         };
-        if label.is_empty() {
-            *label = one_line(explanation.description.as_deref().unwrap_or_default());
+        if !label.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        *label = one_line(explanation.description.as_deref().unwrap_or_default());
+        Ok(label.len() as u64)
     }
 }
 
@@ -117,26 +145,94 @@ const GZIP_START: [u8; 2] = [0x1f, 0x8b];
 /// The mark that some programs begin a text file with.
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
-fn read_file(path: &Path) -> Result<Vec<Explanation>> {
+/// Longest object that is read; those with an embedding have some kilobytes.
+const MAX_LABEL_BYTES: u64 = 1 << 20;
+
+/// How far labels may shrink in a gzip file, besides some megabytes: text does so tenfold.
+const MAX_RATIO: u64 = 100;
+const FREE_BYTES: u64 = 16 << 20;
+
+/// Hands out the labels of a file one by one, so that neither a long file nor what a short one unpacks
+/// to is held in memory.
+fn for_each_in(path: &Path, mut take: impl FnMut(Explanation) -> Result<()>) -> Result<()> {
     let malformed = |error: serde_json::Error| {
         Error::invalid(format!("cannot read `{}` as labels: {error}", path.display())).with_hint(
             "expected Neuronpedia's form: objects with `index` and `description`, as a JSON array or as JSON lines",
         )
     };
-    let mut bytes = input_file::read(path)?;
-    if bytes.starts_with(&GZIP_START) {
-        let mut text = Vec::new();
-        MultiGzDecoder::new(&bytes[..])
-            .read_to_end(&mut text)
-            .map_err(Error::io("unpack", path))?;
-        bytes = text;
+    let file = input_file::open(path)?;
+    let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
+    let mut file = BufReader::new(file);
+    let start = file.fill_buf().map_err(Error::io("read", path))?;
+    if start.starts_with(&LFS_POINTER_START) {
+        return Err(lfs_pointer_error(path));
     }
-    let text = bytes.strip_prefix(UTF8_BOM).unwrap_or(&bytes);
-    if text.trim_ascii_start().starts_with(b"[") {
-        return serde_json::from_slice(text).map_err(malformed);
+    let text: Box<dyn Read> = if start.starts_with(&GZIP_START) {
+        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+    } else {
+        Box::new(file)
+    };
+    let n_of_label = Cell::new(0);
+    let mut text = Limited {
+        text,
+        n_of_label: &n_of_label,
+        n_left: n_file_bytes
+            .saturating_mul(MAX_RATIO)
+            .saturating_add(FREE_BYTES),
+    };
+    let start = first_bytes(&mut text).map_err(Error::io("read", path))?;
+    let mut json = serde_json::Deserializer::from_reader((&start[..]).chain(text));
+    let mut take = |explanation| {
+        n_of_label.set(0);
+        take(explanation)
+    };
+    if start.starts_with(b"[") {
+        for_each(&mut json, malformed, take)?;
+        return json.end().map_err(malformed);
     }
-    let lines = serde_json::Deserializer::from_slice(text).into_iter();
-    lines
-        .map(|explanation| explanation.map_err(malformed))
-        .collect()
+    for explanation in json.into_iter() {
+        take(explanation.map_err(malformed)?)?;
+    }
+    Ok(())
+}
+
+/// The first bytes of a text that are neither the mark nor white space.
+fn first_bytes(text: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    text.take(UTF8_BOM.len() as u64).read_to_end(&mut start)?;
+    if start == UTF8_BOM {
+        start.clear();
+    }
+    loop {
+        start.drain(..start.len() - start.trim_ascii_start().len());
+        if !start.is_empty() || text.take(1).read_to_end(&mut start)? == 0 {
+            return Ok(start);
+        }
+    }
+}
+
+/// A text of which neither one label nor the whole may be too long.
+struct Limited<'a> {
+    text: Box<dyn Read>,
+    /// Bytes since the last label.
+    n_of_label: &'a Cell<u64>,
+    /// Bytes that may follow.
+    n_left: u64,
+}
+
+impl Read for Limited<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let n_read = self.text.read(bytes)?;
+        let n_of_label = self.n_of_label.get() + n_read as u64;
+        if n_of_label > MAX_LABEL_BYTES {
+            let what = format!("a label has more than {MAX_LABEL_BYTES} bytes");
+            return Err(io::Error::other(what));
+        }
+        self.n_of_label.set(n_of_label);
+        self.n_left = self
+            .n_left
+            .checked_sub(n_read as u64)
+            .ok_or_else(|| io::Error::other("it unpacks to more than labels do"))?;
+        Ok(n_read)
+    }
 }

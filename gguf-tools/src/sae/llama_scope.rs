@@ -12,7 +12,7 @@ use super::saelens::transcoder;
 use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
-use crate::input_file::read_json;
+use crate::json_file::read_json;
 use crate::{Error, Result};
 
 pub(super) const CONFIG_FILE: &str = "hyperparams.json";

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
-use crate::input_file::{read_json, read_optional_json};
+use crate::json_file::{read_json, read_optional_json};
 use crate::{Error, Result};
 
 pub(super) const WEIGHTS_FILE: &str = "sae.safetensors";

@@ -362,7 +362,7 @@ fn tokenizers_that_do_not_fit() {
     );
     check(
         |c| c.tokenizer["model"]["merges"][0] = "a b c".into(),
-        &["merge 0 is `a b c`"],
+        &["tokenizer.json", "\"a b c\", expected a merge of two parts"],
     );
     check(
         |c| {

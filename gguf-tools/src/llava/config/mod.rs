@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use self::text::RawText;
 use self::vision::{RawVision, read_preprocessor};
-use crate::input_file::read_json;
+use crate::json_file::read_json;
 use crate::{Error, Result};
 
 pub(super) use self::text::{OutputMatrix, TextConfig};
@@ -134,6 +134,10 @@ struct RawConfig {
     image_token_id: Option<usize>,
     tie_word_embeddings: Option<bool>,
 }
+
+/// Rows of the largest embedding. Gemma 1 has 256000, and each takes some hundred bytes of memory here,
+/// whatever its width.
+const MAX_VOCAB_SIZE: usize = 1 << 18;
 
 /// Bounds every size of a config, so that products of two fit 64 bits.
 const MAX_SIZE: usize = 1 << 24;

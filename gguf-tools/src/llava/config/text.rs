@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{GELU, MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
+use super::{
+    GELU, MAX_LAYERS, MAX_SIZE, MAX_VOCAB_SIZE, OneOrSeveral, expect, in_range, multiple, positive,
+};
 
 /// Gemma 1.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl RawText {
             },
         };
         for (key, size, max) in [
-            ("vocab_size", text.vocab_size, MAX_SIZE),
+            ("vocab_size", text.vocab_size, MAX_VOCAB_SIZE),
             ("hidden_size", text.d_model, MAX_SIZE),
             ("intermediate_size", text.d_ffn, MAX_SIZE),
             ("num_hidden_layers", text.n_layers, MAX_LAYERS),

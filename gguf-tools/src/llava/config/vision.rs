@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
-use crate::input_file::read_optional_json;
+use crate::json_file::read_optional_json;
 use crate::{Error, Result};
 
 /// A CLIP vision transformer.

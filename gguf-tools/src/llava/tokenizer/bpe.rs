@@ -8,39 +8,80 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
-use super::{Pieces, Token, TokenKind};
-use crate::input_file::read_json;
-use crate::{Error, Result};
+use super::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use crate::json_file::{for_each, for_each_pair, malformed, parse};
+use crate::{Error, Result, input_file};
 
 /// The score of what no merge makes: single characters, bytes and markers.
 const NO_MERGE_SCORE: f32 = -1e9;
 
 #[derive(Deserialize)]
-struct File {
-    model: Model,
-    normalizer: Option<Normalizer>,
+struct File<'a> {
+    #[serde(borrow)]
+    model: Model<'a>,
+    normalizer: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct Model {
+struct Model<'a> {
     #[serde(rename = "type")]
     model_type: Option<String>,
     #[serde(default)]
     byte_fallback: bool,
     unk_token: Option<String>,
-    vocab: HashMap<String, usize>,
-    #[serde(default)]
-    merges: Vec<Merge>,
+    #[serde(borrow)]
+    vocab: &'a RawValue,
+    merges: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Pair(String, String),
-    /// Both parts with a space between, as `tokenizers` wrote them before 0.20.
-    Text(String),
+/// What a merge makes. A file has both parts in an array, or with a space between, as `tokenizers`
+/// wrote them before 0.20.
+struct Merge(String);
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        struct Parts;
+        impl<'de> Visitor<'de> for Parts {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a merge of two parts")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, pair: &str) -> std::result::Result<Merge, E> {
+                match pair.split_once(' ') {
+                    Some((left, right)) if !right.contains(' ') => {
+                        Ok(Merge([left, right].concat()))
+                    }
+                    _ => Err(E::invalid_value(Unexpected::Str(pair), &self)),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut parts: A,
+            ) -> std::result::Result<Merge, A::Error> {
+                let mut made = String::new();
+                for part_idx in 0..2 {
+                    let part: Option<String> = parts.next_element()?;
+                    made += &part.ok_or_else(|| A::Error::invalid_length(part_idx, &self))?;
+                }
+                Ok(Merge(made))
+            }
+        }
+        json.deserialize_any(Parts)
+    }
+}
+
+/// A token of the vocabulary.
+struct Entry {
+    id: usize,
+    /// The lowest of a merge that makes it.
+    rank: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -62,9 +103,9 @@ impl Normalizer {
 /// # Errors
 /// A malformed file, a model other than BPE with byte fallback, an id out of range.
 pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
-    let file: File = read_json(path)?;
+    let bytes = input_file::read(path, MAX_FILE_BYTES)?;
+    let File { model, normalizer } = serde_json::from_slice(&bytes).map_err(malformed(path))?;
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
-    let model = file.model;
     // The field is missing in files of `tokenizers` before 0.10.
     if model.model_type.as_deref().unwrap_or("BPE") != "BPE" || !model.byte_fallback {
         return Err(refuse(
@@ -72,34 +113,37 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
         ));
     }
 
-    let mut ranks: HashMap<String, usize> = HashMap::with_capacity(model.merges.len());
-    for (rank, merge) in model.merges.into_iter().enumerate() {
-        let made = match merge {
-            Merge::Pair(left, right) => left + &right,
-            Merge::Text(pair) => match pair.split_once(' ') {
-                Some((left, right)) if !right.contains(' ') => format!("{left}{right}"),
-                _ => {
-                    return Err(refuse(format!(
-                        "merge {rank} is `{pair}`, expected two parts"
-                    )));
-                }
-            },
-        };
-        ranks.entry(made).or_insert(rank);
-    }
-
-    let mut tokens: Vec<Option<Token>> = Vec::new();
-    for (piece, &id) in &model.vocab {
+    let mut vocab: HashMap<String, Entry> = HashMap::new();
+    for_each_pair(model.vocab, malformed(path), |piece, id: usize| {
         if id >= max_tokens {
             return Err(refuse(format!(
                 "token `{piece}` has id {id}, but the embedding has only {max_tokens} rows"
             )));
         }
+        vocab.insert(piece, Entry { id, rank: None });
+        if vocab.len() > max_tokens {
+            return Err(refuse(format!(
+                "it has more tokens than the embedding has rows, {max_tokens}"
+            )));
+        }
+        Ok(())
+    })?;
+    if let Some(merges) = model.merges {
+        let mut ranks = 0..;
+        for_each(merges, malformed(path), |Merge(made)| {
+            let rank = ranks.next().expect("a file has fewer than 2^32 bytes");
+            if let Some(entry) = vocab.get_mut(&made) {
+                entry.rank.get_or_insert(rank);
+            }
+            Ok(())
+        })?;
+    }
+
+    let mut tokens: Vec<Option<Token>> = Vec::new();
+    for (piece, &Entry { id, rank }) in &vocab {
         // Gemma's file calls the byte token of the tab by the tab itself.
         let byte_piece = match piece.as_bytes() {
-            [byte] => {
-                Some(format!("<0x{byte:02X}>")).filter(|name| !model.vocab.contains_key(name))
-            }
+            [byte] => Some(format!("<0x{byte:02X}>")).filter(|name| !vocab.contains_key(name)),
             _ => None,
         };
         let piece = byte_piece.as_ref().unwrap_or(piece);
@@ -115,9 +159,7 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
         }
         let token = Token {
             piece: piece.clone(),
-            score: ranks
-                .get(piece)
-                .map_or(NO_MERGE_SCORE, |&rank| -(rank as f32)),
+            score: rank.map_or(NO_MERGE_SCORE, |rank| -(rank as f32)),
             kind,
         };
         if let Some(twin) = tokens[id].replace(token) {
@@ -127,11 +169,13 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
             )));
         }
     }
+    let normalizer: Option<Normalizer> = normalizer
+        .map(|normalizer| parse(normalizer.get().as_bytes()))
+        .transpose()
+        .map_err(malformed(path))?;
     Ok(Pieces {
         tokens,
-        add_space_prefix: file
-            .normalizer
-            .is_some_and(|normalizer| normalizer.prepends()),
+        add_space_prefix: normalizer.is_some_and(|normalizer| normalizer.prepends()),
     })
 }
 

@@ -4,14 +4,17 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::input_file::read_optional_json;
-use crate::{Error, Result};
+use crate::json_file::read_optional_json;
+use crate::{Error, Result, input_file};
 
 /// Gemma's own, for a checkpoint that comes without one.
 const GEMMA: &str = "{{ bos_token }}{% for message in messages %}\
 {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' \
 + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+
+/// Longest template that is read; those of models have some kilobytes.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 struct Holder {
@@ -39,7 +42,9 @@ struct Named {
 pub(super) fn read(dir: &Path) -> Result<String> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.exists() {
-        return std::fs::read_to_string(&jinja).map_err(Error::io("read", &jinja));
+        let text = input_file::read(&jinja, MAX_TEMPLATE_BYTES)?;
+        return String::from_utf8(text)
+            .map_err(|_| Error::invalid(format!("`{}` is not valid UTF-8", jinja.display())));
     }
     for file in ["tokenizer_config.json", "chat_template.json"] {
         let holder: Option<Holder> = read_optional_json(&dir.join(file))?;

@@ -10,11 +10,12 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::config::{Config, OneOrSeveral};
 use crate::gguf::Writer;
-use crate::input_file::read_optional_json;
-use crate::{Error, Result};
+use crate::json_file::{for_each, malformed, read_optional_json};
+use crate::{Error, Result, input_file};
 
 /// What llama.cpp needs to know to turn text into ids and back.
 #[derive(Debug)]
@@ -59,6 +60,9 @@ struct Pieces {
 /// The score of markers and fillers, which no merge makes.
 const MARKER_SCORE: f32 = -1000.0;
 
+/// Largest `tokenizer.model` and `tokenizer.json`; those of Gemma have up to 34 MB.
+const MAX_FILE_BYTES: u64 = 48 << 20;
+
 /// Gemma's markers of a turn: control tokens even where a file calls them plain text.
 const END_OF_TURN: &str = "<end_of_turn>";
 const MARKERS: [&str; 2] = ["<start_of_turn>", END_OF_TURN];
@@ -79,23 +83,11 @@ impl Tokenizer {
             mut tokens,
             add_space_prefix,
         } = read_pieces(dir, n_rows)?;
-        for (id, added) in added_tokens(dir, &settings)? {
-            if id >= n_rows {
-                return Err(refuse(format!(
-                    "token `{}` has id {id}, but the embedding has only {n_rows} rows",
-                    added.content
-                )));
-            }
+        for (id, added) in added_tokens(dir, &settings, n_rows)? {
             if id >= tokens.len() {
                 tokens.resize(id + 1, None);
             }
             added.put(&mut tokens[id]);
-        }
-        if tokens.len() > n_rows {
-            return Err(refuse(format!(
-                "it has {} tokens, but the embedding has only {n_rows} rows",
-                tokens.len()
-            )));
         }
         tokens.resize(n_rows, None);
 
@@ -215,7 +207,7 @@ impl Token {
 fn read_pieces(dir: &Path, max_tokens: usize) -> Result<Pieces> {
     let (model_path, json_path) = (dir.join("tokenizer.model"), dir.join("tokenizer.json"));
     if model_path.exists() {
-        return sentence_piece::read(&model_path);
+        return sentence_piece::read(&model_path, max_tokens);
     }
     if json_path.exists() {
         return bpe::read(&json_path, max_tokens);
@@ -320,38 +312,59 @@ fn piece(value: &Value) -> Option<&str> {
 
 /// The added tokens of `added_tokens.json`, `tokenizer_config.json` and `tokenizer.json` by id. The
 /// later file wins, since transformers' tokenizers follow it.
-fn added_tokens(dir: &Path, settings: &Settings) -> Result<BTreeMap<usize, AddedToken>> {
+///
+/// # Errors
+/// Malformed files, and an id that is not below `max_tokens`.
+fn added_tokens(
+    dir: &Path,
+    settings: &Settings,
+    max_tokens: usize,
+) -> Result<BTreeMap<usize, AddedToken>> {
     #[derive(Deserialize)]
-    struct TokenizerJson {
-        #[serde(default)]
-        added_tokens: Vec<AddedToken>,
+    struct TokenizerJson<'a> {
+        #[serde(borrow)]
+        added_tokens: Option<&'a RawValue>,
     }
     let mut added = BTreeMap::new();
+    let mut add = |id: usize, token: AddedToken| {
+        if id >= max_tokens {
+            return Err(Error::invalid(format!(
+                "the tokenizer in `{}`: token `{}` has id {id}, but the embedding has only {max_tokens} rows",
+                dir.display(),
+                token.content
+            )));
+        }
+        added.insert(id, token);
+        Ok(())
+    };
     let plain: Option<BTreeMap<String, usize>> =
         read_optional_json(&dir.join("added_tokens.json"))?;
     for (content, id) in plain.unwrap_or_default() {
-        added.insert(
-            id,
-            AddedToken {
-                id: Some(id),
-                content,
-                special: false,
-            },
-        );
+        let token = AddedToken {
+            id: Some(id),
+            content,
+            special: false,
+        };
+        add(id, token)?;
     }
     for (&id, token) in settings.added_tokens_decoder.iter().flatten() {
-        added.insert(
-            id,
-            AddedToken {
-                content: token.content.clone(),
-                ..*token
-            },
-        );
+        let token = AddedToken {
+            content: token.content.clone(),
+            ..*token
+        };
+        add(id, token)?;
     }
-    let json: Option<TokenizerJson> = read_optional_json(&dir.join("tokenizer.json"))?;
-    for token in json.into_iter().flat_map(|json| json.added_tokens) {
-        if let Some(id) = token.id {
-            added.insert(id, token);
+    let path = dir.join("tokenizer.json");
+    if path.exists() {
+        let bytes = input_file::read(&path, MAX_FILE_BYTES)?;
+        let json: TokenizerJson = serde_json::from_slice(&bytes).map_err(malformed(&path))?;
+        if let Some(tokens) = json.added_tokens {
+            for_each(tokens, malformed(&path), |token: AddedToken| {
+                match token.id {
+                    Some(id) => add(id, token),
+                    None => Ok(()),
+                }
+            })?;
         }
     }
     Ok(added)

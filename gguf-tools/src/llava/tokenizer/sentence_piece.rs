@@ -6,7 +6,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::{Pieces, Token, TokenKind};
+use super::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::{Error, Result, input_file};
 
 #[derive(Clone, PartialEq, Message)]
@@ -44,16 +44,32 @@ struct NormalizerSpec {
 /// `TrainerSpec.ModelType.BPE`; the format's default is 1, unigram.
 const BPE: i32 = 2;
 
-/// Reads the pieces with their scores and kinds.
+/// The model without what is in the pieces: a piece of two bytes takes 40 in memory.
+#[derive(Clone, PartialEq, Message)]
+struct PieceCount {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<()>,
+}
+
+/// Reads the pieces, of which there may be `max_tokens`, with their scores and kinds.
 ///
 /// # Errors
-/// A malformed file, a model that is not BPE, and a piece of an unknown kind or with a score that is
+/// A malformed file, a model that is not BPE or has more pieces, and a piece of an unknown kind or with a score that is
 /// not finite.
-pub(super) fn read(path: &Path) -> Result<Pieces> {
-    let bytes = input_file::read(path)?;
+pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
+    let bytes = input_file::read(path, MAX_FILE_BYTES)?;
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
-    let model = ModelProto::decode(bytes.as_slice())
-        .map_err(|error| refuse(format!("not a SentencePiece model: {error}")))?;
+    let malformed = |error| refuse(format!("not a SentencePiece model: {error}"));
+    let n_pieces = PieceCount::decode(bytes.as_slice())
+        .map_err(malformed)?
+        .pieces
+        .len();
+    if n_pieces > max_tokens {
+        return Err(refuse(format!(
+            "it has {n_pieces} tokens, but the embedding has only {max_tokens} rows"
+        )));
+    }
+    let model = ModelProto::decode(bytes.as_slice()).map_err(malformed)?;
     let model_type = model
         .trainer_spec
         .and_then(|spec| spec.model_type)
