@@ -1,0 +1,207 @@
+"""Measures the whole way from a full-size checkpoint to a steered description, and prints a Markdown table:
+
+    python check.py FOLDER       makes what is missing in FOLDER, which needs 30 GB; Linux
+
+Both `cp` and `convert` read a checkpoint that has been read before and end when their output is on the disk; the
+fastest of three counts, and they take turns. This process must stay small, since Linux counts a parent's memory in its
+children's peak.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PROGRAM = ROOT / "target/release/llava-sae-cpp"
+PICTURES = sorted((ROOT / "assets/pictures").glob("*.png"))
+MAIN_JOB = ["--steer", "4501:-6", "--compare", "--top", "10", "-n", "32"]
+EXACT = ["--kv-type", "f32", "-fa", "off", "-n", "0"]  # as the reference computes
+REPEATS = 3
+# Number types of the language model, projector and SAE.
+TYPES = {"f32": ("f32", "f32", "f32"), "f16": ("f16", "f16", "f16"), "q4_k_m": ("q4_k_m", "f16", "f16")}
+
+
+@dataclass
+class Finished:
+    """A command that has run. Memory in MiB: `own` is anonymous memory (sampled), `peak` also counts the pages of
+    mapped files, which the system can drop at any time."""
+
+    seconds: float
+    peak: float
+    own: float
+    stdout: str
+
+
+def run(command: list) -> Finished:
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    own = [0]
+    sampler = threading.Thread(target=sample_own_memory, args=(process.pid, own))
+    sampler.start()
+    stdout = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - start
+    sampler.join()
+    if process.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))} failed")
+    say(f"  {seconds:.1f} s, {usage.ru_maxrss / 1024:.0f} MiB")
+    return Finished(seconds, usage.ru_maxrss / 1024, own[0] / 1024, stdout)
+
+
+def sample_own_memory(pid: int, own: list) -> None:
+    """Keeps the largest `RssAnon` of a process in `own`, until it ends."""
+    while True:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return
+        found = [line for line in status.splitlines() if line.startswith("RssAnon")]
+        if not found:  # it has ended
+            return
+        own[0] = max(own[0], int(found[0].split()[1]))
+        time.sleep(0.005)
+
+
+def say(text: str) -> None:
+    print(f"full-size: {text}", file=sys.stderr)
+
+
+def sources(folder: Path) -> list[Path]:
+    """The weights that are converted."""
+    index = json.loads((folder / "llava/model.safetensors.index.json").read_text())["weight_map"]
+    return [folder / "llava" / file for file in sorted(set(index.values()))] + [folder / "sae/sae_weights.safetensors"]
+
+
+def read_through(files: list[Path]) -> None:
+    """Brings files into the page cache, and what was written before onto the disk."""
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 24):
+                pass
+    os.sync()
+
+
+def convert(folder: Path, name: str) -> Finished:
+    model, mmproj, sae = TYPES[name]
+    types = ["--type", model, "--mmproj-type", mmproj, "--sae-type", sae]
+    inputs = ["--llava", folder / "llava", "--sae", folder / "sae"]
+    say(f"converting to {name}")
+    return run([PROGRAM, "convert", "-q", "--force", *types, *inputs, "-o", folder / name])
+
+
+def copy(folder: Path) -> Finished:
+    target = folder / "copy"
+    target.mkdir(exist_ok=True)
+    say("copying")
+    made = run(["sh", "-c", 'cp "$@" && sync "$0"/*', target, *sources(folder), target])
+    shutil.rmtree(target)
+    return made
+
+
+def measure_conversions(folder: Path) -> tuple[Finished, dict[str, Finished]]:
+    copies, conversions = [], []
+    for _ in range(REPEATS):
+        read_through(sources(folder))
+        copies.append(copy(folder))
+        read_through(sources(folder))
+        conversions.append(convert(folder, "f16"))
+    fastest = lambda runs: min(runs, key=lambda run: run.seconds)
+    read_through(sources(folder))
+    others = {name: convert(folder, name) for name in TYPES if name != "f16"}
+    return fastest(copies), {"f16": fastest(conversions)} | others
+
+
+def agreement(folder: Path, name: str) -> dict:
+    """How far a run is from transformers."""
+    capture, reference = folder / f"{name}.safetensors", folder / "reference.safetensors"
+    say(f"comparing {name} with transformers")
+    run([PROGRAM, "capture", "-q", "-d", folder / name, *EXACT, "-o", capture, folder / "picture.png"])
+    return json.loads(run([sys.executable, HERE / "reference.py", "compare", reference, capture]).stdout)
+
+
+def main_job(folder: Path, name: str, pictures: list[Path]) -> tuple[dict, list[Finished]]:
+    """Medians over pictures, and the runs; each is run as a user would run it, model and all."""
+    say(f"running {name} on {len(pictures)} pictures")
+    command = [PROGRAM, "-q", "--json", "-d", folder / name, *MAIN_JOB]
+    runs = [run([*command, picture]) for picture in pictures]
+    reports = [json.loads(finished.stdout) for finished in runs]
+    times = [report["timings"] for report in reports]
+    n_prompt = 2 * reports[0]["n_prompt_tokens"]  # once plain and once steered
+    medians = {
+        "load": statistics.median(t["load_ms"] / 1e3 for t in times),
+        "image": statistics.median(t["image_ms"] / 1e3 for t in times),
+        "prompt": statistics.median(n_prompt / t["prompt_ms"] * 1e3 for t in times),
+        "token": statistics.median(t["generate_ms"] / t["generated_tokens"] for t in times),
+        "whole": statistics.median(finished.seconds for finished in runs),
+    }
+    return medians, runs
+
+
+def table(folder: Path, copied: Finished, conversions: dict, jobs: dict, agreements: dict) -> list[str]:
+    n_bytes = sum(file.stat().st_size for file in sources(folder))
+    sizes = {}
+    for name in TYPES:
+        gigabytes = {file.name.split("-")[0]: file.stat().st_size / 1e9 for file in (folder / name).glob("*.gguf")}
+        sizes[name] = ", ".join(f"{gigabytes[part]:.2f}" for part in ("model", "mmproj", "sae"))
+    seconds = {name: f"{made.seconds:.1f}" for name, made in conversions.items()}
+    memory = lambda runs: {name: f"{run.own:.0f} / {run.peak:.0f}" for name, run in runs.items()}
+    peaks = {name: max(runs, key=lambda run: run.peak) for name, (_, runs) in jobs.items()}
+    job = lambda key, form: {name: form.format(values[key]) for name, (values, _) in jobs.items()}
+    error = lambda key: {name: f"{values[key]:.1e}" for name, values in agreements.items()}
+    count = lambda key: {name: str(values[key]) for name, values in agreements.items()}
+    n_active = agreements["f32"]["active"]
+    rows = [
+        (f"conversion of {n_bytes / 1e9:.2f} GB, s (`cp`: {copied.seconds:.1f})", seconds),
+        ("… peak memory, MiB: own / with mapped files", memory(conversions)),
+        ("files, GB: model, projector, SAE", sizes),
+        ("load, s", job("load", "{:.1f}")),
+        ("image, s", job("image", "{:.1f}")),
+        ("prompt, tokens/s", job("prompt", "{:.1f}")),
+        ("generated token, ms", job("token", "{:.0f}")),
+        ("whole run, s", job("whole", "{:.1f}")),
+        ("… peak memory, MiB: own / with mapped files", memory(peaks)),
+        ("image embeddings, relative error", error("image_embeddings")),
+        ("residual stream, worst text row", error("text_row_worst")),
+        ("… image rows, median", error("image_row_median")),
+        ("… image rows, worst", error("image_row_worst")),
+        ("logits", error("logits")),
+        ("SAE activations", error("activations")),
+        (f"active on one side only, of {n_active}", count("active_on_one_side")),
+        ("… of these not within 1e-3 of the threshold", count("not_near")),
+    ]
+    lines = ["| | " + " | ".join(TYPES) + " |", "| --- |" + " --- |" * len(TYPES)]
+    for what, values in rows:
+        lines.append(f"| {what} | " + " | ".join(values.get(name, "") for name in TYPES) + " |")
+    return lines
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    if not (folder / "sae/cfg.json").exists():  # written last
+        say("making the checkpoint")
+        run([sys.executable, HERE / "make.py", folder])
+    if not (folder / "reference.safetensors").exists():
+        say("running transformers")
+        run([sys.executable, HERE / "reference.py", "make", folder, PICTURES[0]])
+    copied, conversions = measure_conversions(folder)
+    jobs = {"f16": main_job(folder, "f16", PICTURES[:1]), "q4_k_m": main_job(folder, "q4_k_m", PICTURES)}
+    agreements = {name: agreement(folder, name) for name in TYPES}
+    lines = table(folder, copied, conversions, jobs, agreements)
+    shutil.rmtree(folder / "f32")
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    print(f"{os.cpu_count()} cores of {model[0].split(': ')[1] if model else platform.machine()}\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
