@@ -86,7 +86,7 @@ pub enum Output {
     None,
     /// The last row.
     LastRow,
-    /// Every row; there may be [`MIN_BATCH`] of them.
+    /// Every row; there may be 512 of them at once.
     EveryRow,
 }
 
