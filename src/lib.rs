@@ -53,5 +53,5 @@ pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
 pub use run::{Keep, Run, RunOptions, Stop, Trace};
 pub use sae::{Activations, Sae};
 pub use session::{Session, SessionOptions};
-pub use sweep::{SteeredRun, Sweep};
+pub use sweep::{ScoredRun, Sweep};
 pub use tokens::{Token, TokenKind};

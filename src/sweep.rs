@@ -11,22 +11,20 @@ use crate::steering::Steering;
 #[derive(Clone, Debug)]
 pub struct Sweep {
     /// The run without interventions.
-    pub original: Run,
-    /// As [`SteeredRun::mean_log_prob`], of the original's own text.
-    pub original_log_prob: Option<f64>,
+    pub original: ScoredRun,
     /// One for each steering, in their order.
-    pub steered: Vec<SteeredRun>,
+    pub steered: Vec<ScoredRun>,
 }
 
-/// A run under an intervention, beside the one without.
+/// A run, and how far it is from the one without interventions.
 #[derive(Clone, Debug)]
-pub struct SteeredRun {
+pub struct ScoredRun {
     /// The run.
     pub run: Run,
-    /// `KL(original ‖ steered)` of the first generated token, in nats.
+    /// `KL(original ‖ this)` of the first generated token, in nats.
     pub kl: f64,
     /// The mean log-probability, in nats, that the model **without** interventions gives the tokens of
-    /// the steered text, each after those before it; none of an empty text.
+    /// the text, each after those before it; none of an empty text.
     pub mean_log_prob: Option<f64>,
 }
 
@@ -49,36 +47,34 @@ pub(crate) fn sweep(
         ..original
     });
     let options: Vec<RunOptions<'_>> = std::iter::once(original).chain(steered).collect();
-    let mut runs = session
-        .run_side_by_side(prompt, &options, &mut |_, _| {})?
-        .into_iter();
-    let original = runs.next().expect("the first is the original");
-    let mut steered = Vec::new();
-    for run in runs {
-        steered.push(SteeredRun {
-            kl: kl_divergence(&original.logits, &run.logits),
-            mean_log_prob: mean_log_prob(session, prompt, &original, &run.token_ids)?,
+    let runs = session.run_side_by_side(prompt, &options, &mut |_, _| {})?;
+    let logits = runs[0].logits.clone();
+    let scored = runs.into_iter().map(|run| {
+        Ok(ScoredRun {
+            kl: kl_divergence(&logits, &run.logits),
+            mean_log_prob: mean_log_prob(session, prompt, &logits, &run.token_ids)?,
             run,
-        });
-    }
+        })
+    });
+    let mut steered = scored.collect::<Result<Vec<_>>>()?;
     Ok(Sweep {
-        original_log_prob: mean_log_prob(session, prompt, &original, &original.token_ids)?,
-        original,
+        original: steered.remove(0),
         steered,
     })
 }
 
-/// The mean log-probability of `ids` behind the prompt, without interventions.
+/// The mean log-probability of `ids` behind the prompt, whose last row has these logits, without
+/// interventions.
 fn mean_log_prob(
     session: &mut Session,
     prompt: &Prompt,
-    original: &Run,
+    logits: &[f32],
     ids: &[i32],
 ) -> Result<Option<f64>> {
     let [first, ..] = *ids else {
         return Ok(None);
     };
-    let mut sum = log_prob(&original.logits, first);
+    let mut sum = log_prob(logits, first);
     session.replay(prompt, ids, &mut |i, logits| {
         sum += log_prob(logits, ids[i])
     })?;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
+use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
-use llava_sae_cpp::{Error, SteeredRun, Stop, Sweep};
+use llava_sae_cpp::{Error, ScoredRun, Stop, Sweep};
 use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
@@ -56,8 +57,8 @@ struct Range {
     strengths: Vec<f32>,
 }
 
-/// Strengths of one sweep, at most: llama.cpp has 256 sequences, of which the original takes one.
-const MAX_STRENGTHS: usize = 255;
+/// Strengths of one sweep, at most: the original takes a sequence too.
+const MAX_STRENGTHS: usize = MAX_SEQUENCES - 1;
 
 fn parse_range(text: &str) -> Result<Range, String> {
     let form = || {
@@ -184,13 +185,12 @@ pub(super) fn run(
 }
 
 fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep) -> Report {
-    let has_word = |text: &str| args.word.as_ref().map(|word| holds_word(text, word));
-    let point = |(&strength, steered): (&f32, &SteeredRun)| Point {
+    let point = |(&strength, scored): (&f32, &ScoredRun)| Point {
         strength,
-        output: json::Output::new(&steered.run),
-        kl: steered.kl,
-        mean_log_prob: steered.mean_log_prob,
-        has_word: has_word(&steered.run.text),
+        output: json::Output::new(&scored.run),
+        kl: scored.kl,
+        mean_log_prob: scored.mean_log_prob,
+        has_word: has_word(args, scored),
     };
     Report {
         model: args.model.shown_model(),
@@ -202,13 +202,7 @@ fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep
         units: args.units,
         at: args.at.words().join(","),
         word: args.word.clone(),
-        original: Point {
-            strength: 0.0,
-            output: json::Output::new(&sweep.original),
-            kl: 0.0,
-            mean_log_prob: sweep.original_log_prob,
-            has_word: has_word(&sweep.original.text),
-        },
+        original: point((&0.0, &sweep.original)),
         steered: args
             .steer
             .strengths
@@ -233,40 +227,32 @@ fn print_table(
         label.unwrap_or_default(),
         args.at.words().join(",")
     )?;
-    let word_title = args.word.as_ref().map(|word| {
-        let word = table::one_line(word);
-        (word.chars().count().max(3), word)
-    });
-    let word_cell = |text: Option<&str>| match (&word_title, text) {
-        (None, _) => String::new(),
-        (Some((width, word)), None) => format!("  {word:<width$}"),
-        (Some((width, _)), Some(text)) => {
-            let word = args.word.as_deref().unwrap_or_default();
-            let answer = if holds_word(text, word) { "yes" } else { "no" };
-            format!("  {answer:<width$}")
-        }
-    };
-    writeln!(out, "  strength       KL  logprob{}  text", word_cell(None))?;
-    let mut line = |strength: &str, kl: f64, log_prob: Option<f64>, text: &str| {
+    let word = args.word.as_deref().map(table::one_line);
+    let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));
+    let title = word.map_or(String::new(), |word| format!("  {word:<width$}"));
+    writeln!(out, "  strength       KL  logprob{title}  text")?;
+    let strengths = args.steer.strengths.iter().map(f32::to_string);
+    let rows = strengths.zip(&sweep.steered);
+    for (strength, scored) in std::iter::once(("original".to_owned(), &sweep.original)).chain(rows)
+    {
+        let kl = scored.kl;
+        let log_prob = scored.mean_log_prob;
         let log_prob = log_prob.map_or("-".to_owned(), |value| format!("{value:.3}"));
-        let word = word_cell(Some(text));
-        let text = table::one_line(text.trim());
+        let answer = has_word(args, scored).map(|has| if has { "yes" } else { "no" });
+        let answer = answer.map_or(String::new(), |answer| format!("  {answer:<width$}"));
+        let text = table::one_line(scored.run.text.trim());
         writeln!(
             out,
-            "{strength:>10}  {kl:>7.3}  {log_prob:>7}{word}  {text}"
-        )
-    };
-    line(
-        "original",
-        0.0,
-        sweep.original_log_prob,
-        &sweep.original.text,
-    )?;
-    for (strength, steered) in args.steer.strengths.iter().zip(&sweep.steered) {
-        let (kl, log_prob) = (steered.kl, steered.mean_log_prob);
-        line(&strength.to_string(), kl, log_prob, &steered.run.text)?;
+            "{strength:>10}  {kl:>7.3}  {log_prob:>7}{answer}  {text}"
+        )?;
     }
     Ok(())
+}
+
+/// Whether a text holds the word that was asked for; none if none was.
+fn has_word(args: &SweepArgs, scored: &ScoredRun) -> Option<bool> {
+    let word = args.word.as_deref()?;
+    Some(holds_word(&scored.run.text, word))
 }
 
 /// Whether the words of `phrase` stand in `text` one after the other.

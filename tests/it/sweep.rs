@@ -84,7 +84,7 @@ fn the_original_scores_best_and_nothing_diverges_at_strength_0() {
     let sweep = session
         .sweep(&prompt, &steerings, 24, Sampling::Greedy)
         .expect("the sweep succeeds");
-    let original = sweep.original_log_prob.expect("a text");
+    let original = sweep.original.mean_log_prob.expect("a text");
     let [nothing, much] = &sweep.steered[..] else {
         panic!("two strengths");
     };
