@@ -277,6 +277,16 @@ pub(super) fn encode_image(
     encode_quietly(session, path)
 }
 
+/// As [`encode_image`], where there is a picture.
+pub(super) fn encode_optional_image(
+    session: &mut Session,
+    path: Option<&Path>,
+    verbosity: Verbosity,
+) -> llava_sae_cpp::Result<Option<ImageEmbeddings>> {
+    path.map(|path| encode_image(session, path, verbosity))
+        .transpose()
+}
+
 /// How text is generated.
 #[derive(Args)]
 pub(super) struct GenerateArgs {

@@ -58,11 +58,7 @@ pub(super) fn run(
     check_target(&args)?;
     let mut session = args.model.open(verbosity, interrupt)?;
     let steering = args.interventions.steering(&mut session)?;
-    let image = args
-        .image
-        .as_deref()
-        .map(|path| args::encode_image(&mut session, path, verbosity))
-        .transpose()?;
+    let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
     let prompt = args.prompt.build(&session, image.as_ref())?;
     let options = RunOptions {
         steering: steering.as_ref(),

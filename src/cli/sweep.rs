@@ -154,11 +154,7 @@ pub(super) fn run(
         .iter()
         .map(steering)
         .collect::<Result<_, _>>()?;
-    let image = args
-        .image
-        .as_deref()
-        .map(|path| args::encode_image(&mut session, path, verbosity))
-        .transpose()?;
+    let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
     let prompt = args.prompt.build(&session, image.as_ref())?;
     let spinner = Spinner::start("running all strengths", verbosity);
     let sweep = session.sweep(
