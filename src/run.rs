@@ -110,7 +110,7 @@ pub(crate) fn run(
             sampler,
             text: StreamedText::default(),
             token_ids: Vec::new(),
-            stop: None,
+            stop: (options.max_tokens == 0).then_some(Stop::Length),
             logits,
             prompt_time,
         });
@@ -180,18 +180,16 @@ struct Generation {
 impl Generation {
     /// Takes the next token into the text, or stops.
     fn take_next(&mut self, model: &Model, is_full: bool, on_text: &mut dyn FnMut(&str)) {
-        if self.token_ids.len() < self.max_tokens {
-            if model.is_end(self.next) {
-                self.stop = Some(Stop::End);
-                return;
-            }
-            self.token_ids.push(self.next);
-            let id = self.next;
-            self.text.push(
-                |bytes| model.append_piece(id, Special::Hide, bytes),
-                on_text,
-            );
+        let id = self.next;
+        if model.is_end(id) {
+            self.stop = Some(Stop::End);
+            return;
         }
+        self.token_ids.push(id);
+        self.text.push(
+            |bytes| model.append_piece(id, Special::Hide, bytes),
+            on_text,
+        );
         if self.token_ids.len() == self.max_tokens {
             self.stop = Some(Stop::Length);
         } else if is_full {
