@@ -40,7 +40,7 @@ pub struct SessionOptions {
     pub context_size: usize,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
-    /// Whether llama.cpp's order of vision rows is put right.
+    /// Whether llama.cpp's graph of the vision encoder is put right.
     pub vision_graph: VisionGraph,
     /// Set from elsewhere, it stops what is running.
     pub interrupt: Arc<AtomicBool>,

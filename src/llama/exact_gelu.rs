@@ -47,19 +47,19 @@ impl ExactGelu {
         }
         // SAFETY: the node is a unary operation.
         let unary = unsafe { sys::ggml_get_unary_op(node) };
-        let original = (node.op, node.op_params);
         match unary {
             sys::GGML_UNARY_OP_GELU => {
+                let original = node.op_params;
                 node.op_params[0] = sys::GGML_UNARY_OP_GELU_ERF as i32;
+                if !is_supported(node) {
+                    node.op_params = original;
+                }
             }
             // A device computes it in f32, and could not call back.
             sys::GGML_UNARY_OP_GELU_QUICK if is_on_processor(node) => {
                 (node.op, node.op_params) = self.quick_gelu;
             }
-            _ => return,
-        }
-        if !is_supported(node) {
-            (node.op, node.op_params) = original;
+            _ => {}
         }
     }
 }
