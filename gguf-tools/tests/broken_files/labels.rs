@@ -15,15 +15,23 @@ fn gzipped(text: &[u8]) -> Vec<u8> {
     encoder.finish().expect("in memory")
 }
 
-#[test]
-fn arrays_lines_and_gzip() {
+/// Runs `check` with a reader of labels.
+fn with_reader(check: impl FnOnce(&Reader)) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let source = copy("saes/saelens-3-standard", dir.path());
     let file = dir.path().join("labels");
-    let reader = Reader {
+    check(&Reader {
         file: file.clone(),
         read: &|| sae::convert(&source, vec![file.clone()]),
-    };
+    });
+}
+
+#[test]
+fn arrays_lines_and_gzip() {
+    with_reader(check_arrays_lines_and_gzip);
+}
+
+fn check_arrays_lines_and_gzip(reader: &Reader) {
     let label = json!({"modelId": "m", "layer": "1-res", "index": "3", "description": "dogs"});
     let lines = format!("{label}\n{}\n", json!({"index": 4, "description": "é"}));
     let array = format!("[{label}]");
@@ -49,13 +57,10 @@ fn arrays_lines_and_gzip() {
 /// Some hundred kilobytes that unpack to a thousand times that.
 #[test]
 fn bombs() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let source = copy("saes/saelens-3-standard", dir.path());
-    let file = dir.path().join("labels");
-    let reader = Reader {
-        file: file.clone(),
-        read: &|| sae::convert(&source, vec![file.clone()]),
-    };
+    with_reader(check_bombs);
+}
+
+fn check_bombs(reader: &Reader) {
     let long = "x".repeat(70 << 20);
     for (start, end) in [
         ("{\"index\": 3, \"description\": \"", "\"}"),
