@@ -6,7 +6,9 @@ use std::path::Path;
 use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{
+    AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+};
 
 use crate::{Error, Result};
 
@@ -14,6 +16,8 @@ use crate::{Error, Result};
 const MAX_PIXELS: u64 = 100_000_000;
 /// Bytes of the largest file that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Memory for what stands before the pixels; the largest colour profiles have some megabytes.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// The longest side over the shortest, at most; a longer strip holds nothing a model could see.
 const MAX_ASPECT_RATIO: u32 = 64;
 /// CLIP's mean colour, with which LLaVA pads (`expand2square` in `llava/mm_utils.py`).
@@ -61,13 +65,17 @@ impl Picture {
         if bytes.is_empty() {
             return Err(invalid(&"the file is empty"));
         }
-        let reader = ImageReader::new(Cursor::new(&bytes))
+        let mut reader = ImageReader::new(Cursor::new(&bytes))
             .with_guessed_format()
             .map_err(|error| invalid(&error))?;
+        reader.limits(header_limits());
         let format = reader.format();
         let mut decoder = reader.into_decoder().map_err(|error| invalid(&error))?;
         let (width, height) = decoder.dimensions();
         check_size(&shown, width, height)?;
+        decoder
+            .set_limits(Limits::default())
+            .map_err(|error| invalid(&error))?;
         let orientation = decoder.orientation().map_err(|error| invalid(&error))?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(|error| invalid(&error))?;
         // The decoder fills what is missing with gray.
@@ -137,6 +145,13 @@ impl Picture {
             }
         }
     }
+}
+
+/// Limits of what is read before the pixels, such as a colour profile that unpacks a thousandfold.
+fn header_limits() -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_HEADER_BYTES);
+    limits
 }
 
 fn check_size(path: &str, width: u32, height: u32) -> Result<()> {
@@ -223,9 +238,8 @@ fn is_animated(format: ImageFormat, bytes: &[u8]) -> bool {
         ImageFormat::Gif => {
             GifDecoder::new(bytes).is_ok_and(|decoder| decoder.into_frames().take(2).count() > 1)
         }
-        ImageFormat::Png => {
-            PngDecoder::new(bytes).is_ok_and(|decoder| decoder.is_apng().unwrap_or(false))
-        }
+        ImageFormat::Png => PngDecoder::with_limits(bytes, header_limits())
+            .is_ok_and(|decoder| decoder.is_apng().unwrap_or(false)),
         ImageFormat::WebP => WebPDecoder::new(bytes).is_ok_and(|decoder| decoder.has_animation()),
         _ => false,
     }

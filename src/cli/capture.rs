@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::InterventionArgs;
 use super::progress::Spinner;
-use super::{CommandResult, Outcome, interventions};
+use super::{CommandResult, Outcome, saved_set};
 
 /// Save everything the hook saw: rows, features, image embeddings, logits
 #[derive(Args)]
@@ -85,7 +85,7 @@ pub(super) fn run(
             &image.rows,
         );
     }
-    let interventions = interventions::entries(steering.as_ref(), session.sae());
+    let interventions = saved_set::entries(steering.as_ref(), session.sae());
     let interventions =
         serde_json::to_string(&interventions).expect("interventions are plain data");
     let metadata = [

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::args::{self, DescribeArgs, Verbosity};
 use super::progress::Spinner;
-use super::{CommandResult, Failure, Outcome, interventions, json, table};
+use super::{CommandResult, Failure, Outcome, json, saved_set, table};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -21,7 +21,7 @@ struct Report {
     sae: String,
     prompt: String,
     image: Option<String>,
-    interventions: Vec<interventions::Entry>,
+    interventions: Vec<saved_set::Entry>,
     original: Option<json::Output>,
     steered: Option<json::Output>,
     features: Vec<json::FeatureEntry>,
@@ -89,7 +89,7 @@ pub(super) fn run(
             sae: args.model.shown_sae(),
             prompt: args.prompt.text().to_owned(),
             image: args.image.as_ref().map(|path| path.display().to_string()),
-            interventions: interventions::entries(steering.as_ref(), session.sae()),
+            interventions: saved_set::entries(steering.as_ref(), session.sae()),
             original: original.as_ref().map(json::Output::new),
             steered: steered.as_ref().map(json::Output::new),
             features: json::features(&scores, session.sae()),

@@ -1,21 +1,19 @@
-//! What is changed, and where: from arguments and saved sets to a steering, and back to JSON.
+//! What is changed, and where: from arguments and saved sets to a steering.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
-use llava_sae_cpp::{Error, Result, Sae, Session};
+use llava_sae_cpp::{Result, Sae, Session};
 use serde::{Deserialize, Serialize};
 
 use super::args::with_hint;
+use super::saved_set;
 
 /// The group of all arguments that ask for an intervention.
 pub(super) const ANY: &str = "intervention";
 /// Those of them that `--at` and `--units` apply to.
 const CHANGES: &str = "change";
-
-const SCHEMA_HINT: &str = "a saved set is what `--json` prints under `interventions`, such as \
-    `[{\"kind\": \"steer\", \"feature\": 12, \"value\": -6}]`";
 
 /// What is changed, and where.
 #[derive(Args)]
@@ -160,7 +158,7 @@ impl InterventionArgs {
     pub(super) fn steering(&self, session: &mut Session) -> Result<Option<Steering>> {
         let sae = session.sae();
         let mut interventions = match &self.interventions {
-            Some(path) => read(path, sae)?,
+            Some(path) => saved_set::read(path, sae)?,
             None => Vec::new(),
         };
         let mut add = |feature, change| {
@@ -189,133 +187,6 @@ impl InterventionArgs {
             return Ok(None);
         }
         sae.steering(interventions).map(Some)
-    }
-}
-
-/// One intervention as JSON: what `--json` prints and what `--interventions` reads.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Entry {
-    kind: Kind,
-    feature: FeatureName,
-    label: Option<String>,
-    value: Option<f32>,
-    units: Option<UnitsName>,
-    at: Option<String>,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Steer,
-    Clamp,
-    Ablate,
-    Scale,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "`feature` must be an index or a label")]
-enum FeatureName {
-    Index(usize),
-    Label(String),
-}
-
-/// The interventions of a run; empty without steering.
-pub(super) fn entries(steering: Option<&Steering>, sae: &Sae) -> Vec<Entry> {
-    let interventions = steering.map_or(&[][..], Steering::interventions);
-    let entry = |intervention: &Intervention| {
-        let (kind, value) = match intervention.change {
-            Change::Add(strength) => (Kind::Steer, Some(strength)),
-            Change::Clamp(value) => (Kind::Clamp, Some(value)),
-            Change::Ablate => (Kind::Ablate, None),
-            Change::Scale(factor) => (Kind::Scale, Some(factor)),
-        };
-        Entry {
-            kind,
-            feature: FeatureName::Index(intervention.feature),
-            label: sae.label(intervention.feature).map(str::to_owned),
-            value,
-            units: Some(match intervention.units {
-                Units::Raw => UnitsName::Raw,
-                Units::Unit => UnitsName::Unit,
-            }),
-            at: Some(intervention.at.words().join(",")),
-        }
-    };
-    interventions.iter().map(entry).collect()
-}
-
-/// Reads a saved set.
-fn read(path: &Path, sae: &Sae) -> Result<Vec<Intervention>> {
-    let shown = path.display();
-    let refused = |what: String| Error::invalid(what).with_hint(SCHEMA_HINT);
-    let text = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
-    let set: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|error| refused(format!("`{shown}` is no JSON file: {error}")))?;
-    let list = set.get("interventions").unwrap_or(&set).as_array();
-    let list = list.ok_or_else(|| refused(format!("`{shown}` holds no list of interventions")))?;
-    if list.is_empty() {
-        return Err(refused(format!(
-            "the list of interventions in `{shown}` is empty"
-        )));
-    }
-    let intervention = |(i, value): (usize, &serde_json::Value)| {
-        let name = || format!("intervention {} in `{shown}`", i + 1);
-        let entry =
-            Entry::deserialize(value).map_err(|error| refused(format!("{}: {error}", name())))?;
-        entry.intervention(sae).map_err(|error| {
-            let hint = error.hint().unwrap_or(SCHEMA_HINT).to_owned();
-            Error::invalid(format!("{}: {error}", name())).with_hint(hint)
-        })
-    };
-    list.iter().enumerate().map(intervention).collect()
-}
-
-impl Entry {
-    fn intervention(&self, sae: &Sae) -> Result<Intervention> {
-        let change = match (self.kind, self.value) {
-            (Kind::Steer, Some(strength)) => Change::Add(strength),
-            (Kind::Clamp, Some(value)) => Change::Clamp(value),
-            (Kind::Scale, Some(factor)) => Change::Scale(factor),
-            (Kind::Ablate, None) => Change::Ablate,
-            (Kind::Ablate, Some(_)) => {
-                return Err(Error::invalid("`ablate` takes no `value`")
-                    .with_hint("leave it out, or use `clamp`"));
-            }
-            (_, None) => return Err(Error::invalid("`value` is missing")),
-        };
-        if self.value.is_some_and(|value| !value.is_finite()) {
-            return Err(Error::invalid("`value` is too large for a 32-bit number"));
-        }
-        let feature = match &self.feature {
-            FeatureName::Index(index) => sae.find_feature(&index.to_string())?,
-            FeatureName::Label(label) => sae.find_feature(label)?,
-        };
-        self.check_label(feature, sae)?;
-        Ok(Intervention {
-            feature,
-            change,
-            units: self.units.map_or(Units::default(), Units::from),
-            at: self
-                .at
-                .as_deref()
-                .map_or(Ok(Positions::ALL), Positions::parse)?,
-        })
-    }
-
-    /// A feature of another label is a feature of another SAE.
-    fn check_label(&self, feature: usize, sae: &Sae) -> Result<()> {
-        let known = sae.label(feature);
-        let Some(label) = self.label.as_deref().filter(|label| Some(*label) != known) else {
-            return Ok(());
-        };
-        let known = known.map_or("no label".to_owned(), |known| {
-            format!("the label `{known}`")
-        });
-        Err(Error::invalid(format!(
-            "feature `{feature}` has {known} in this SAE, not `{label}`: the set was made with another SAE"
-        ))
-        .with_hint("use that SAE, or leave `label` out"))
     }
 }
 

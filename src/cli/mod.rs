@@ -9,6 +9,7 @@ mod features;
 mod interventions;
 mod json;
 mod progress;
+mod saved_set;
 mod sweep;
 mod table;
 

@@ -2,6 +2,9 @@
 //!
 //! Answers come from transformers (`tests/fixtures/README.md`) or from llama.cpp itself.
 
+#[allow(unsafe_code)] // an allocator that counts
+#[path = "../../gguf-tools/tests/broken_files/allocations.rs"]
+mod allocations;
 mod bad_input;
 mod baseline;
 mod command_line;
@@ -11,6 +14,7 @@ mod hook;
 mod intervention_args;
 mod interventions;
 mod oracle;
+mod pictures;
 mod preprocessing;
 mod sae_formats;
 mod sweep;

@@ -1,0 +1,253 @@
+//! Saved sets of interventions: the JSON that `--json` prints and `--interventions` reads.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::{Error, Result, Sae};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::interventions::UnitsName;
+
+const SCHEMA_HINT: &str = "a saved set is what `--json` prints under `interventions`, such as \
+    `[{\"kind\": \"steer\", \"feature\": 12, \"value\": -6}]`";
+
+/// Largest file that is read; what `--json` prints besides interventions may be long.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// Longest list that is read: some thousand interventions.
+const MAX_LIST_BYTES: usize = 1 << 20;
+
+/// One intervention as JSON: what `--json` prints and what `--interventions` reads.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    kind: Kind,
+    feature: FeatureName,
+    label: Option<String>,
+    value: Option<f32>,
+    units: Option<UnitsName>,
+    at: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Steer,
+    Clamp,
+    Ablate,
+    Scale,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "`feature` must be an index or a label")]
+enum FeatureName {
+    Index(usize),
+    Label(String),
+}
+
+/// The interventions of a run; empty without steering.
+pub(super) fn entries(steering: Option<&Steering>, sae: &Sae) -> Vec<Entry> {
+    let interventions = steering.map_or(&[][..], Steering::interventions);
+    let entry = |intervention: &Intervention| {
+        let (kind, value) = match intervention.change {
+            Change::Add(strength) => (Kind::Steer, Some(strength)),
+            Change::Clamp(value) => (Kind::Clamp, Some(value)),
+            Change::Ablate => (Kind::Ablate, None),
+            Change::Scale(factor) => (Kind::Scale, Some(factor)),
+        };
+        Entry {
+            kind,
+            feature: FeatureName::Index(intervention.feature),
+            label: sae.label(intervention.feature).map(str::to_owned),
+            value,
+            units: Some(match intervention.units {
+                Units::Raw => UnitsName::Raw,
+                Units::Unit => UnitsName::Unit,
+            }),
+            at: Some(intervention.at.words().join(",")),
+        }
+    };
+    interventions.iter().map(entry).collect()
+}
+
+/// Reads a saved set.
+pub(super) fn read(path: &Path, sae: &Sae) -> Result<Vec<Intervention>> {
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text))
+        .map_err(gguf_tools::Error::io("read", path))?;
+    let shown = path.display().to_string();
+    let entries = parse(&text, &shown)?;
+    let intervention = |(i, entry): (usize, &Entry)| {
+        entry.intervention(sae).map_err(|error| {
+            let hint = error.hint().unwrap_or(SCHEMA_HINT).to_owned();
+            Error::invalid(format!("intervention {} in `{shown}`: {error}", i + 1)).with_hint(hint)
+        })
+    };
+    entries.iter().enumerate().map(intervention).collect()
+}
+
+/// Reads the entries of the file `shown`. Only their list is taken apart, for in memory values take
+/// many times their text.
+fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
+    #[derive(Deserialize)]
+    struct Set<'a> {
+        #[serde(borrow)]
+        interventions: Option<&'a RawValue>,
+    }
+    let refused = |what: String| Error::invalid(what).with_hint(SCHEMA_HINT);
+    let no_json = |error: serde_json::Error| refused(format!("`{shown}` is no JSON file: {error}"));
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(refused(format!(
+            "`{shown}` has more than {MAX_FILE_BYTES} bytes"
+        )));
+    }
+    let whole: &RawValue = serde_json::from_slice(text).map_err(no_json)?;
+    let list = if whole.get().starts_with('{') {
+        let set: Set = serde_json::from_str(whole.get()).map_err(no_json)?;
+        set.interventions
+    } else {
+        Some(whole)
+    };
+    let list = list
+        .filter(|list| list.get().starts_with('['))
+        .ok_or_else(|| refused(format!("`{shown}` holds no list of interventions")))?;
+    if list.get().len() > MAX_LIST_BYTES {
+        return Err(refused(format!(
+            "the list of interventions in `{shown}` has more than {MAX_LIST_BYTES} bytes"
+        )));
+    }
+    let list: Vec<&RawValue> = serde_json::from_str(list.get()).map_err(no_json)?;
+    if list.is_empty() {
+        return Err(refused(format!(
+            "the list of interventions in `{shown}` is empty"
+        )));
+    }
+    let entry = |(i, entry): (usize, &&RawValue)| {
+        serde_json::from_str(entry.get())
+            .map_err(|error| refused(format!("intervention {} in `{shown}`: {error}", i + 1)))
+    };
+    list.iter().enumerate().map(entry).collect()
+}
+
+impl Entry {
+    fn intervention(&self, sae: &Sae) -> Result<Intervention> {
+        let change = match (self.kind, self.value) {
+            (Kind::Steer, Some(strength)) => Change::Add(strength),
+            (Kind::Clamp, Some(value)) => Change::Clamp(value),
+            (Kind::Scale, Some(factor)) => Change::Scale(factor),
+            (Kind::Ablate, None) => Change::Ablate,
+            (Kind::Ablate, Some(_)) => {
+                return Err(Error::invalid("`ablate` takes no `value`")
+                    .with_hint("leave it out, or use `clamp`"));
+            }
+            (_, None) => return Err(Error::invalid("`value` is missing")),
+        };
+        if self.value.is_some_and(|value| !value.is_finite()) {
+            return Err(Error::invalid("`value` is too large for a 32-bit number"));
+        }
+        let feature = match &self.feature {
+            FeatureName::Index(index) => sae.find_feature(&index.to_string())?,
+            FeatureName::Label(label) => sae.find_feature(label)?,
+        };
+        self.check_label(feature, sae)?;
+        Ok(Intervention {
+            feature,
+            change,
+            units: self.units.map_or(Units::default(), Units::from),
+            at: self
+                .at
+                .as_deref()
+                .map_or(Ok(Positions::ALL), Positions::parse)?,
+        })
+    }
+
+    /// A feature of another label is a feature of another SAE.
+    fn check_label(&self, feature: usize, sae: &Sae) -> Result<()> {
+        let known = sae.label(feature);
+        let Some(label) = self.label.as_deref().filter(|label| Some(*label) != known) else {
+            return Ok(());
+        };
+        let known = known.map_or("no label".to_owned(), |known| {
+            format!("the label `{known}`")
+        });
+        Err(Error::invalid(format!(
+            "feature `{feature}` has {known} in this SAE, not `{label}`: the set was made with another SAE"
+        ))
+        .with_hint("use that SAE, or leave `label` out"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    const RIGHT: &str = r#"{"text": "", "interventions": [{"kind": "steer", "feature": 12, "label": "dog",
+        "value": -6, "units": "raw", "at": "all"}, {"kind": "ablate", "feature": "dog"}]}"#;
+
+    #[test]
+    fn broken_sets_are_refused() {
+        let n_entries = |text: &[u8]| parse(text, "set.json").map(|entries| entries.len());
+        assert_eq!(n_entries(RIGHT.as_bytes()).expect("a right set"), 2);
+        for end in 0..RIGHT.len() {
+            assert!(n_entries(&RIGHT.as_bytes()[..end]).is_err(), "cut at {end}");
+        }
+        // Either is right for a byte in a text.
+        for place in 0..RIGHT.len() {
+            for byte in [0, b'"', b'[', b'{', b'9', 0xff] {
+                let mut broken = RIGHT.as_bytes().to_vec();
+                broken[place] = byte;
+                let _ = n_entries(&broken);
+            }
+        }
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        let many = format!("[{}0]", "0,".repeat(1 << 20));
+        let wide = format!(
+            r#"[{{"kind": "steer", "feature": [{}0]}}]"#,
+            "0,".repeat(1 << 18)
+        );
+        for text in [
+            "null",
+            "7",
+            "\"text\"",
+            "{}",
+            "[]",
+            "[null]",
+            "[[]]",
+            "[{}]",
+            &deep,
+            &many,
+            &wide,
+            r#"{"interventions": {}}"#,
+            r#"{"interventions": [], "interventions": []}"#,
+            r#"[{"kind": "steer", "kind": "steer", "feature": 1, "value": 1}]"#,
+            r#"[{"kind": "steer", "feature": 18446744073709551616, "value": 1}]"#,
+            r#"[{"kind": "steer", "feature": -1, "value": 1}]"#,
+            r#"[{"kind": "steer", "feature": 1, "value": "1"}]"#,
+            r#"[{"kind": "wave", "feature": 1, "value": 1}]"#,
+            r#"[{"kind": "steer", "feature": 1, "value": 1, "more": 1}]"#,
+        ] {
+            assert!(
+                n_entries(text.as_bytes()).is_err(),
+                "{}",
+                &text[..text.len().min(80)]
+            );
+            let inside = format!("{{\"interventions\": {text}}}");
+            assert!(
+                n_entries(inside.as_bytes()).is_err(),
+                "{}",
+                &text[..text.len().min(80)]
+            );
+        }
+        assert!(n_entries(b"[\xc3\x28]").is_err(), "invalid UTF-8");
+        // What is beside the list does not matter, however much it is.
+        let long = format!(
+            r#"{{"more": [{}0], "interventions": [{{"kind": "ablate", "feature": 1}}]}}"#,
+            "0,".repeat(1 << 20)
+        );
+        assert_eq!(n_entries(long.as_bytes()).expect("a right set"), 1);
+    }
+}
