@@ -18,12 +18,12 @@ export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 130' INT TERM
 
-cargo +nightly fuzz run --fuzz-dir . seeds -- corpus >/dev/null
+cargo run --release --quiet --locked --example seeds -- corpus
 failed=0
 for target; do
     mkdir -p "artifacts/$target"
-    nice cargo +nightly fuzz run --fuzz-dir . "$target" -- -jobs=0 \
-        -max_total_time="$seconds" -max_len=20000 -timeout=10 \
-        -rss_limit_mb=1024 -malloc_limit_mb=128 -print_final_stats=1 || failed=1
+    nice cargo +nightly fuzz run --fuzz-dir . "$target" -- -max_total_time="$seconds" \
+        -max_len=20000 -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=128 \
+        -print_final_stats=1 || failed=1
 done
 exit "$failed"

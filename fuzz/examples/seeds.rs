@@ -1,4 +1,4 @@
-//! Writes the seeds of every target from the repository's fixtures: `seeds CORPUS`.
+//! Writes the seeds of every target from the repository's fixtures: `cargo run --example seeds CORPUS`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
