@@ -1,101 +1,298 @@
-//! Hook points: `TransformerLens`' names for places in the residual stream, and llama.cpp's.
+//! Hook points: `TransformerLens`' names for places in a language model, and the nodes of llama.cpp's
+//! graphs that show them.
 
 use std::fmt;
 
+use crate::llama::GraphNode;
 use crate::{Error, Result};
 
-/// The residual stream after a block: `blocks.L.hook_resid_post` in `TransformerLens`' terms,
-/// `hidden_states[L + 1]` in Hugging Face's, the graph node `l_out-L` in llama.cpp's.
+/// A place in a language model, `blocks.L.SITE` in `TransformerLens`' terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HookPoint {
     layer: usize,
+    site: Site,
 }
+
+/// A place in a block (`TransformerLens` 3.2.1, `components/transformer_block.py`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// The residual stream after the block; `hidden_states[L + 1]` in Hugging Face's terms.
+    ResidPost,
+    /// What the feed-forward part adds to the residual stream: after the norm that follows it, where
+    /// there is one.
+    MlpOut,
+    /// What attention adds to the residual stream: after the norm that follows it, where there is one.
+    AttnOut,
+    /// The heads' outputs side by side, before the output projection: rows of `n_heads · d_head`.
+    Z,
+}
+
+impl Site {
+    const ALL: [Self; 4] = [Self::ResidPost, Self::MlpOut, Self::AttnOut, Self::Z];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ResidPost => "hook_resid_post",
+            Self::MlpOut => "hook_mlp_out",
+            Self::AttnOut => "hook_attn_out",
+            Self::Z => "attn.hook_z",
+        }
+    }
+}
+
+/// How the node of block L is recognised.
+#[derive(Clone, Copy)]
+enum Mark {
+    /// It is called `NAME-L`.
+    Name(&'static str),
+    /// It multiplies by `blk.L.NAME.weight`.
+    Weight(&'static str),
+}
+
+/// Which rows llama.cpp computes there in the last block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastBlock {
+    AllRows,
+    /// Those that need logits; the node comes after they were picked.
+    OutputRows,
+}
+
+/// Where the graphs show a site.
+struct Shown {
+    architectures: &'static [&'static str], // `general.architecture` in GGUF files
+    site: Site,
+    mark: Mark,
+    last_block: LastBlock,
+}
+
+/// The architectures whose graphs have been read and compared with transformers.
+const ARCHITECTURES: &[&str] = &["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
+
+/// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
+/// llama-cpp-sys-2 0.1.161 carries them). No name here stands twice in a graph without a control
+/// vector; with one, Llama's sum after the feed-forward part is called `ffn_out` too.
+const NODES: [Shown; 8] = [
+    Shown {
+        architectures: ARCHITECTURES,
+        site: Site::ResidPost,
+        mark: Mark::Name("l_out"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
+        architectures: &["gemma", "llama", "qwen2", "qwen3"],
+        site: Site::MlpOut,
+        mark: Mark::Name("ffn_out"),
+        last_block: LastBlock::OutputRows,
+    },
+    // Its name, `ffn_post_norm`, has no layer.
+    Shown {
+        architectures: &["gemma2"],
+        site: Site::MlpOut,
+        mark: Mark::Weight("post_ffw_norm"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
+        architectures: &["gemma3"],
+        site: Site::MlpOut,
+        mark: Mark::Name("ffn_post_norm"),
+        last_block: LastBlock::OutputRows,
+    },
+    // It has no name.
+    Shown {
+        architectures: &["gemma", "qwen2", "qwen3"],
+        site: Site::AttnOut,
+        mark: Mark::Weight("attn_output"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: &["gemma2", "gemma3"],
+        site: Site::AttnOut,
+        mark: Mark::Name("attn_post_norm"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
+        architectures: &["llama"],
+        site: Site::AttnOut,
+        mark: Mark::Name("attn_out"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: ARCHITECTURES,
+        site: Site::Z,
+        mark: Mark::Name("kqv_out"),
+        last_block: LastBlock::AllRows,
+    },
+];
 
 impl HookPoint {
     /// Reads a hook point's name, such as `blocks.12.hook_resid_post`.
     ///
     /// # Errors
-    /// Every other hook point is refused: this program reads and edits the residual stream only.
+    /// A name of none of the places above. `hook_resid_pre` is the block below's `hook_resid_post`.
     pub fn parse(name: &str) -> Result<Self> {
         let unsupported = || {
-            Error::invalid(format!("hook point `{name}` is not supported"))
-                .with_hint("use an SAE of the residual stream: `blocks.L.hook_resid_post` or `blocks.L.hook_resid_pre`")
+            Error::invalid(format!("hook point `{name}` is not supported")).with_hint(
+                "use an SAE of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`",
+            )
         };
         let (layer, site) = name
             .strip_prefix("blocks.")
             .and_then(|rest| rest.split_once('.'))
             .ok_or_else(unsupported)?;
         let layer: usize = layer.parse().map_err(|_| unsupported())?;
-        match site {
-            "hook_resid_post" => Ok(Self { layer }),
-            // The stream before a block is the stream after the one below it.
-            "hook_resid_pre" if layer > 0 => Ok(Self { layer: layer - 1 }),
-            _ => Err(unsupported()),
+        if site == "hook_resid_pre" {
+            let layer = layer.checked_sub(1).ok_or_else(unsupported)?;
+            let site = Site::ResidPost;
+            return Ok(Self { layer, site });
         }
+        let known = Site::ALL.into_iter().find(|known| known.name() == site);
+        let site = known.ok_or_else(unsupported)?;
+        Ok(Self { layer, site })
     }
 
-    /// The block whose output this is, counted from 0.
+    /// The block, counted from 0.
     pub fn layer(self) -> usize {
         self.layer
     }
 
-    /// The name of the node in llama.cpp's graph.
-    pub fn node_name(self) -> String {
-        format!("l_out-{}", self.layer)
+    /// The place in the block.
+    pub(crate) fn site(self) -> Site {
+        self.site
     }
 
-    /// Checks that a model of `n_layers` blocks has this hook point and shows all its rows there.
+    /// The node that shows this hook point in llama.cpp's graph of a model of `n_layers` blocks.
+    /// `architecture` is its `general.architecture`.
     ///
     /// # Errors
-    /// When the layer does not exist, or is the last one: llama.cpp computes the last block's
-    /// feed-forward part for the rows that need logits only, so the other rows never exist.
-    pub fn check_layer(self, n_layers: usize) -> Result<()> {
-        if self.layer >= n_layers {
+    /// An architecture whose graph is not known; a layer that does not exist; the last one, where
+    /// llama.cpp computes the node for the rows that need logits only, so that others never exist.
+    pub fn node(self, architecture: &str, n_layers: usize) -> Result<GraphNode> {
+        let layer = self.layer;
+        let mut nodes = NODES.iter().filter(|shown| shown.site == self.site);
+        let shown = nodes.find(|shown| shown.architectures.contains(&architecture));
+        let Some(shown) = shown else {
+            return Err(Error::invalid(format!(
+                "the SAE belongs to `{self}`, and where llama.cpp's graph of architecture `{architecture}` shows that is not known"
+            ))
+            .with_hint(format!("use a model of one of these: {}", ARCHITECTURES.join(", "))));
+        };
+        if layer >= n_layers {
             return Err(Error::invalid(format!(
                 "the SAE belongs to `{self}`, but this model has {n_layers} layers"
             ))
             .with_hint(format!("layers of this model are 0 to {}", n_layers - 1)));
         }
-        if self.layer + 1 == n_layers {
+        if layer + 1 == n_layers && shown.last_block == LastBlock::OutputRows {
             return Err(Error::invalid(format!(
                 "the SAE belongs to `{self}`, the model's last layer, where llama.cpp keeps only the rows that need logits"
             ))
             .with_hint("use an SAE of an earlier layer"));
         }
-        Ok(())
+        Ok(match shown.mark {
+            Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),
+            Mark::Weight(name) => GraphNode::MultipliesBy(format!("blk.{layer}.{name}.weight")),
+        })
     }
 }
 
 impl fmt::Display for HookPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "blocks.{}.hook_resid_post", self.layer)
+        write!(f, "blocks.{}.{}", self.layer, self.site.name())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::HookPoint;
+    use super::{ARCHITECTURES, HookPoint, NODES, Site};
+
+    fn parse(name: &str) -> HookPoint {
+        HookPoint::parse(name).expect("a known name")
+    }
 
     #[test]
-    fn names_become_nodes() {
-        let check = |name: &str, node: Option<&str>| {
-            let found = HookPoint::parse(name).ok().map(HookPoint::node_name);
-            assert_eq!(found.as_deref(), node, "{name}");
+    fn names_are_read() {
+        let check = |name: &str, shown: Option<&str>| {
+            let found = HookPoint::parse(name).ok().map(|hook| hook.to_string());
+            assert_eq!(found.as_deref(), shown, "{name}");
         };
-        check("blocks.12.hook_resid_post", Some("l_out-12"));
-        check("blocks.12.hook_resid_pre", Some("l_out-11"));
+        for name in [
+            "blocks.12.hook_resid_post",
+            "blocks.12.hook_mlp_out",
+            "blocks.12.hook_attn_out",
+            "blocks.12.attn.hook_z",
+        ] {
+            check(name, Some(name));
+        }
+        check(
+            "blocks.12.hook_resid_pre",
+            Some("blocks.11.hook_resid_post"),
+        );
         check("blocks.0.hook_resid_pre", None);
-        check("blocks.12.hook_mlp_out", None);
+        check("blocks.12.hook_resid_mid", None);
+        check("blocks.12.hook_z", None);
         check("blocks.-1.hook_resid_post", None);
+        check("blocks.12", None);
         check("layers.12", None);
         check("", None);
     }
 
     #[test]
-    fn the_last_layer_is_refused() {
-        let hook = HookPoint::parse("blocks.3.hook_resid_post").expect("a known name");
-        assert!(hook.check_layer(5).is_ok());
-        assert!(hook.check_layer(4).is_err());
-        assert!(hook.check_layer(3).is_err());
+    fn each_architecture_shows_each_site_once() {
+        for architecture in ARCHITECTURES {
+            for site in Site::ALL {
+                let shown = NODES.iter().filter(|shown| {
+                    shown.site == site && shown.architectures.contains(architecture)
+                });
+                assert_eq!(shown.count(), 1, "{architecture}, {site:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn places_become_nodes() {
+        let check = |architecture: &str, name: &str, node: &str| {
+            let found = parse(name).node(architecture, 13);
+            assert_eq!(
+                found.expect(name).to_string(),
+                node,
+                "{architecture}, {name}"
+            );
+        };
+        check("gemma", "blocks.1.hook_resid_post", "`l_out-1`");
+        check("gemma", "blocks.11.hook_resid_pre", "`l_out-10`");
+        check("llama", "blocks.3.hook_mlp_out", "`ffn_out-3`");
+        check("llama", "blocks.12.hook_attn_out", "`attn_out-12`");
+        check("gemma3", "blocks.3.hook_mlp_out", "`ffn_post_norm-3`");
+        check("gemma3", "blocks.3.hook_attn_out", "`attn_post_norm-3`");
+        check("qwen3", "blocks.12.attn.hook_z", "`kqv_out-12`");
+        let weight = |name| format!("the product with `blk.3.{name}.weight`");
+        check("gemma2", "blocks.3.hook_mlp_out", &weight("post_ffw_norm"));
+        check("qwen2", "blocks.3.hook_attn_out", &weight("attn_output"));
+    }
+
+    #[test]
+    fn layers_that_have_no_such_rows_are_refused() {
+        let check = |architecture: &str, site: &str, has_last: bool| {
+            let node = |layer| parse(&format!("blocks.{layer}.{site}")).node(architecture, 4);
+            assert!(node(2).is_ok(), "{architecture}, {site}");
+            assert_eq!(node(3).is_ok(), has_last, "{architecture}, {site}");
+            assert!(node(4).is_err(), "{architecture}, {site}");
+        };
+        for architecture in ARCHITECTURES {
+            let has_post_norms = matches!(*architecture, "gemma2" | "gemma3");
+            check(architecture, "hook_resid_post", false);
+            check(architecture, "hook_mlp_out", false);
+            check(architecture, "hook_attn_out", !has_post_norms);
+            check(architecture, "attn.hook_z", true);
+        }
+    }
+
+    #[test]
+    fn unknown_architectures_are_refused() {
+        let error = parse("blocks.0.hook_resid_post")
+            .node("mamba", 4)
+            .expect_err("a graph that is not known");
+        assert!(error.to_string().contains("`mamba`"));
+        assert!(error.hint().is_some_and(|hint| hint.contains("qwen3")));
     }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use gguf_tools::gguf::Gguf;
 use gguf_tools::sae::SaeFile;
 
-use crate::hook_point::HookPoint;
+use crate::hook_point::{HookPoint, Site};
+use crate::llama::GraphNode;
 use crate::{Error, Result};
 
 /// Paths of a language model, its projector and its SAE.
@@ -93,6 +94,10 @@ fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
 /// What the headers of matching files say.
 pub(crate) struct CheckedFiles {
     pub(crate) sae: SaeFile,
+    /// Where the SAE reads.
+    pub(crate) hook_point: HookPoint,
+    /// The graph's node there.
+    pub(crate) node: GraphNode,
     /// The vision encoder's picture size and grid, where there is a projector.
     pub(crate) vision: Option<VisionShape>,
 }
@@ -131,22 +136,87 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         )));
     }
     let sae = SaeFile::open(&files.sae)?;
-    if sae.meta.d_in as u64 != d_model {
+    let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
+    let node = hook_point.node(&arch, n_layers)?;
+    check_site(&model, &sae, hook_point, &node)?;
+    let width = match hook_point.site() {
+        Site::ResidPost | Site::MlpOut | Site::AttnOut => d_model,
+        Site::Z => width_of_z(&model, hook_point.layer())?,
+    };
+    if sae.meta.d_in as u64 != width {
         return Err(Error::invalid(format!(
-            "the SAE reads rows of {}, and the model's rows have {d_model}: `{}` and `{}` do not belong together",
+            "the SAE reads rows of {}, and the model's rows at `{hook_point}` have {width}: `{}` and `{}` do not belong together",
             sae.meta.d_in,
             files.sae.display(),
             files.model.display()
         ))
         .with_hint("use an SAE that was trained on this language model"));
     }
-    HookPoint::parse(&sae.meta.hook_name)?.check_layer(n_layers)?;
     let vision = files
         .mmproj
         .as_deref()
         .map(|path| check_projector(path, d_model))
         .transpose()?;
-    Ok(CheckedFiles { sae, vision })
+    Ok(CheckedFiles {
+        sae,
+        hook_point,
+        node,
+        vision,
+    })
+}
+
+/// Checks what makes a node show something else than the SAE was trained on.
+fn check_site(model: &Gguf, sae: &SaeFile, hook_point: HookPoint, node: &GraphNode) -> Result<()> {
+    let layer = hook_point.layer();
+    let refused = |why: &str| {
+        Error::invalid(format!(
+            "the SAE belongs to `{hook_point}`, and `{}` {why}",
+            model.path().display()
+        ))
+    };
+    let has_experts = || model.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"));
+    if hook_point.site() == Site::MlpOut && has_experts().is_some() {
+        return Err(
+            refused("is a mixture of experts, whose sum has no known node")
+                .with_hint("use an SAE of the residual stream"),
+        );
+    }
+    if let GraphNode::MultipliesBy(weight) = node {
+        // llama.cpp multiplies by it, or adds it, after the node.
+        let stem = weight.trim_end_matches("weight");
+        for name in ["scale", "bias"].map(|part| format!("{stem}{part}")) {
+            if model.tensor(&name).is_some() {
+                return Err(refused(&format!(
+                    "has a tensor `{name}`, which is not supported there"
+                ))
+                .with_hint("use a file of this model without it, such as one in f16"));
+            }
+        }
+    }
+    let has_norm = || model.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
+    if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)
+        && sae.meta.source_format.as_deref() == Some("sparsify")
+        && has_norm().is_some()
+    {
+        return Err(refused(
+            "normalises what attention and MLP give before it is added: sparsify's SAEs read it before, and the hook point is after",
+        )
+        .with_hint("use an SAE of the residual stream, or one of Gemma Scope"));
+    }
+    Ok(())
+}
+
+/// The width of the heads' outputs side by side: what the output projection reads.
+fn width_of_z(model: &Gguf, layer: usize) -> Result<u64> {
+    let name = format!("blk.{layer}.attn_output.weight");
+    let matrix = model.tensor(&name).filter(|tensor| tensor.dims.len() == 2);
+    let matrix = matrix.ok_or_else(|| {
+        Error::invalid(format!(
+            "no matrix `{name}` in `{}`",
+            model.path().display()
+        ))
+    })?;
+    Ok(matrix.dims[0])
 }
 
 fn check_projector(path: &Path, d_model: u64) -> Result<VisionShape> {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::llama::{
-    Context, Edited, Model, Output, OutputRow, RowHook, Rows, Sampler, Sampling, Special,
+    Context, Edited, GraphNode, Model, Output, OutputRow, RowHook, Rows, Sampler, Sampling, Special,
 };
 use crate::prompt::{Prompt, Segment};
 use crate::sae::{Activations, Sae};
@@ -41,9 +41,9 @@ pub struct Trace {
     pub tokens: Vec<Token>,
     /// The active features of each row **before** interventions; empty where not kept.
     pub activations: Activations,
-    /// The rows before interventions, `[n_rows, d_model]`; empty where not kept.
+    /// The rows before interventions, `[n_rows, d_in]` of the SAE; empty where not kept.
     pub residuals: Vec<f32>,
-    /// The rows after interventions, `[n_rows, d_model]`; empty where not kept or not steered.
+    /// The rows after interventions, `[n_rows, d_in]`; empty where not kept or not steered.
     pub steered_residuals: Vec<f32>,
 }
 
@@ -77,19 +77,19 @@ pub struct Run {
     pub generate_time: Duration,
 }
 
-/// Runs `prompt` in `context`, whose hook is on the graph node `node_name`, once for each of `options`:
+/// Runs `prompt` in `context`, whose hook is on the graph node `node`, once for each of `options`:
 /// as sequences of their own, one prompt after the other, and generates their tokens side by side.
 /// `on_text` gets a run's index and its text as it comes, in whole characters.
 pub(crate) fn run(
     context: &mut Context<Tap>,
-    node_name: &str,
+    node: &GraphNode,
     model: &Model,
     interrupt: &AtomicBool,
     prompt: &Prompt,
     options: &[RunOptions<'_>],
     on_text: &mut dyn FnMut(usize, &str),
 ) -> Result<Vec<Run>> {
-    let mut decoder = Decoder::start(context, node_name, options);
+    let mut decoder = Decoder::start(context, node, options);
     let mut generations = Vec::new();
     for (sequence, options) in options.iter().enumerate() {
         let start = Instant::now();
@@ -203,14 +203,14 @@ impl Generation {
 /// hook saw them.
 struct Decoder<'a> {
     context: &'a mut Context<Tap>,
-    node_name: &'a str,
+    node: &'a GraphNode,
     hooked: bool,
 }
 
 impl<'a> Decoder<'a> {
     fn start(
         context: &'a mut Context<Tap>,
-        node_name: &'a str,
+        node: &'a GraphNode,
         options: &[RunOptions<'_>],
     ) -> Self {
         context.clear();
@@ -230,7 +230,7 @@ impl<'a> Decoder<'a> {
             .collect();
         Self {
             context,
-            node_name,
+            node,
             hooked,
         }
     }
@@ -274,7 +274,7 @@ impl<'a> Decoder<'a> {
 
     fn check_hook(&mut self) -> Result<()> {
         if self.hooked {
-            self.context.hook().cursor.finish_decode(self.node_name)?;
+            self.context.hook().cursor.finish_decode(self.node)?;
         }
         Ok(())
     }
@@ -338,12 +338,12 @@ impl Tap {
 
 impl RowHook for Tap {
     fn on_rows(&mut self, rows: &mut [f32]) -> Result<Edited> {
-        let d_model = self.sae.meta().d_in;
-        let submitted = self.cursor.advance(rows.len() / d_model)?;
+        let d_in = self.sae.meta().d_in;
+        let submitted = self.cursor.advance(rows.len() / d_in)?;
         let mut edited = Edited::No;
         let mut rest = rows;
         for group in submitted.chunk_by(|a, b| a.sequence == b.sequence) {
-            let (rows, others) = rest.split_at_mut(group.len() * d_model);
+            let (rows, others) = rest.split_at_mut(group.len() * d_in);
             rest = others;
             let sequence = &mut self.sequences[group[0].sequence];
             if sequence.on_rows(&mut self.sae, &mut self.encoded, group, rows)? == Edited::Yes {
@@ -362,7 +362,7 @@ impl Sequence {
         submitted: &[Row],
         rows: &mut [f32],
     ) -> Result<Edited> {
-        let d_model = sae.meta().d_in;
+        let d_in = sae.meta().d_in;
         self.trace
             .tokens
             .extend(submitted.iter().map(|row| row.token));
@@ -389,7 +389,7 @@ impl Sequence {
         };
         let mut edited = Edited::No;
         for (row_idx, (row, Row { token, .. })) in
-            (first_row_idx..).zip(rows.chunks_exact_mut(d_model).zip(submitted))
+            (first_row_idx..).zip(rows.chunks_exact_mut(d_in).zip(submitted))
         {
             let decoder_scale = if steering.needs_encoder(token.kind) {
                 sae.decoder_scale(row)

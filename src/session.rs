@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use crate::hook_point::HookPoint;
+use crate::hook_point::{HookPoint, Site};
 use crate::llama::{
-    Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Model, ModelOptions, Sampling,
-    Special, Vision, VisionGraph, VisionOptions,
+    Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
+    Sampling, Special, Vision, VisionGraph, VisionOptions,
 };
 use crate::model_files::{self, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
@@ -68,7 +68,7 @@ pub struct Session {
     model: Arc<Model>,
     vision: Option<(Vision, VisionShape)>,
     options: SessionOptions,
-    node_name: String,
+    node: GraphNode,
     // One of the two holds the hook: a context is made when the first run says how long it is.
     context: Option<Context<Tap>>,
     tap: Option<Tap>,
@@ -81,6 +81,15 @@ impl Session {
     /// Files that are missing, malformed, foreign or do not fit, each with what to do.
     pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Self> {
         let checked = model_files::check(files)?;
+        if checked.hook_point.site() == Site::Z && options.kv_type == KvType::Q8_0 {
+            // `build_attn` in llama.cpp's `llama-graph.cpp`: it rotates the values in such a cache,
+            // and undoes that behind the node.
+            return Err(Error::invalid(format!(
+                "the SAE belongs to `{}`, which llama.cpp does not show with a q8_0 KV cache",
+                checked.hook_point
+            ))
+            .with_hint("use `--kv-type f16`"));
+        }
         let use_gpu = options.gpu_layers != 0;
         let sae = Sae::new(checked.sae, use_gpu, options.threads)?;
         let model = Arc::new(Model::load(
@@ -106,7 +115,7 @@ impl Session {
             _ => None,
         };
         Ok(Self {
-            node_name: sae.hook_point().node_name(),
+            node: checked.node,
             tap: Some(Tap::new(sae)),
             model,
             vision,
@@ -185,14 +194,21 @@ impl Session {
     /// implementation of steering everywhere, for comparison.
     ///
     /// # Errors
-    /// When llama.cpp refuses; layer 0 has no control vector.
+    /// When llama.cpp refuses; layer 0 has no control vector, nor has any place but the residual
+    /// stream.
     pub fn set_control_vector(
         &mut self,
         prompt: &Prompt,
         max_tokens: usize,
         direction: &[f32],
     ) -> Result<()> {
-        let layer = self.hook_point().layer();
+        let hook_point = self.hook_point();
+        if hook_point.site() != Site::ResidPost {
+            return Err(Error::invalid(format!(
+                "llama.cpp has no control vector for `{hook_point}`"
+            )));
+        }
+        let layer = hook_point.layer();
         self.context_for(prompt, max_tokens, 1)?
             .set_control_vector(layer, direction)
     }
@@ -233,13 +249,11 @@ impl Session {
             )));
         }
         let model = Arc::clone(&self.model);
-        let node_name = self.node_name.clone();
+        let node = self.node.clone();
         let interrupt = Arc::clone(&self.options.interrupt);
         let max_tokens = options.iter().map(|run| run.max_tokens).max().unwrap_or(0);
         let context = self.context_for(prompt, max_tokens, options.len().max(1))?;
-        run::run(
-            context, &node_name, &model, &interrupt, prompt, options, on_text,
-        )
+        run::run(context, &node, &model, &interrupt, prompt, options, on_text)
     }
 
     /// Runs a prompt without interventions and with each of `steerings`, side by side.
@@ -312,7 +326,9 @@ impl Session {
                 flash_attention: self.options.flash_attention,
                 interrupt: Arc::clone(&self.options.interrupt),
             };
-            let made = Context::new(Arc::clone(&self.model), options, &self.node_name, tap);
+            let d_in = tap.sae.meta().d_in;
+            let (model, node) = (Arc::clone(&self.model), self.node.clone());
+            let made = Context::new(model, options, node, d_in, tap);
             self.context = match made {
                 Ok(context) => Some(context),
                 Err((error, tap)) => {

@@ -1,9 +1,11 @@
-//! What each row of the residual stream is, sets of such rows, and a cursor that follows the rows
+//! What each row at the hook is, sets of such rows, and a cursor that follows the rows
 //! as llama.cpp hands them out.
+
+use std::fmt;
 
 use crate::{Error, Result};
 
-/// What a row of the residual stream stands for.
+/// What a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TokenKind {
     /// A text token of the prompt.
@@ -178,16 +180,16 @@ impl Cursor {
     ///
     /// # Errors
     /// When rows are missing: the graph has no such node, or llama.cpp left rows out.
-    pub(crate) fn finish_decode(&self, node_name: &str) -> Result<()> {
+    pub(crate) fn finish_decode(&self, node: impl fmt::Display) -> Result<()> {
         if self.n_seen == self.rows.len() {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "the hook at `{node_name}` saw {} of {} submitted rows",
+            "the hook at {node} saw {} of {} submitted rows",
             self.n_seen,
             self.rows.len()
         ))
-        .with_hint("this model's graph does not show its residual stream under that name"))
+        .with_hint("this model's graph does not show its rows there"))
     }
 
     /// Forgets everything, for a new run.

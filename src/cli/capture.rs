@@ -42,8 +42,8 @@ Tensors (n rows: the prompt's and the generated tokens', but for the last token,
 any more; `-n 0` stops after the prompt):
   token_ids         I32 [n]           -1 for image rows
   kinds             U8  [n]           0 text, 1 image, 2 generated
-  resid             F32 [n, d_model]  at the SAE's hook, before interventions
-  resid_steered     F32 [n, d_model]  after interventions, where there are any
+  resid             F32 [n, d_in]     at the SAE's hook, before interventions
+  resid_steered     F32 [n, d_in]     after interventions, where there are any
   feature_offsets   I64 [n+1]         where each row's active features start
   feature_ids       I32 [nnz]         active features of `resid`, by rising index
   feature_values    F32 [nnz]         their activations
@@ -76,9 +76,9 @@ pub(super) fn run(
         return Err(Error::Interrupted.into());
     }
 
-    let d_model = session.sae().meta().d_in;
-    let mut tensors = Tensors::of_run(&run, d_model);
+    let mut tensors = Tensors::of_run(&run, session.sae().meta().d_in);
     if let Some(image) = &image {
+        let d_model = session.model().d_model();
         tensors.add_f32(
             "image_embeddings",
             vec![image.rows.len() / d_model, d_model],
@@ -130,7 +130,7 @@ fn check_target(args: &CaptureArgs) -> llava_sae_cpp::Result<()> {
 struct Tensors(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
 
 impl Tensors {
-    fn of_run(run: &Run, d_model: usize) -> Self {
+    fn of_run(run: &Run, d_in: usize) -> Self {
         let trace = &run.trace;
         let n_rows = trace.tokens.len();
         let ids = trace.tokens.iter().map(|token| token.id.unwrap_or(-1));
@@ -158,11 +158,11 @@ impl Tensors {
             ids.flat_map(i32::to_le_bytes).collect(),
         );
         tensors.add("kinds", Dtype::U8, vec![n_rows], kinds.collect());
-        tensors.add_f32("resid", vec![n_rows, d_model], &trace.residuals);
+        tensors.add_f32("resid", vec![n_rows, d_in], &trace.residuals);
         if !trace.steered_residuals.is_empty() {
             tensors.add_f32(
                 "resid_steered",
-                vec![n_rows, d_model],
+                vec![n_rows, d_in],
                 &trace.steered_residuals,
             );
         }

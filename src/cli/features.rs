@@ -1,4 +1,4 @@
-//! `features`: the features that images fire.
+//! `features`: the features that images, or a text, fire.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -15,18 +15,19 @@ use super::args::{self, ModelArgs, PromptArgs, Verbosity};
 use super::progress::Spinner;
 use super::{CommandResult, Failure, Outcome, json, table};
 
-/// List the features that images fire
+/// List the features that images, or a text, fire
 #[derive(Args)]
 pub(super) struct FeaturesArgs {
-    /// The pictures
-    #[arg(required = true)]
+    /// The pictures; without one, `--prompt` is text only
+    #[arg(required_unless_present = "prompt")]
     image: Vec<PathBuf>,
     /// How many features
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
     /// The positions pooled: image, prompt, all, or one position (negative: from the prompt's end)
-    #[arg(long, value_name = "WHERE", default_value = "image", value_parser = parse_over, allow_hyphen_values = true)]
-    over: Over,
+    /// [default: image, and prompt for text only]
+    #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
+    over: Option<Over>,
     /// How activations of several positions become a score
     #[arg(long, value_name = "HOW", default_value = "max")]
     pool: PoolArg,
@@ -63,12 +64,12 @@ fn parse_over(word: &str) -> Result<Over, String> {
     Over::parse(word).map_err(args::with_hint)
 }
 
-/// What `--json` prints for an image.
+/// What `--json` prints for an image, or for a text.
 #[derive(Serialize)]
 struct Report {
-    image: String,
+    image: Option<String>,
     n_image_tokens: usize,
-    grid: [usize; 2],
+    grid: Option<[usize; 2]>,
     tokens: Vec<json::TokenEntry>,
     features: Vec<FeatureReport>,
 }
@@ -92,14 +93,17 @@ pub(super) fn run(
         if i > 0 && !args.json {
             writeln!(io::stdout()).map_err(Failure::Output)?;
         }
-        show(&mut session, path, &args, verbosity)?;
+        show(&mut session, Some(path), &args, verbosity)?;
+    }
+    if args.image.is_empty() {
+        show(&mut session, None, &args, verbosity)?;
     }
     Ok(Outcome::Done)
 }
 
 fn show(
     session: &mut Session,
-    path: &Path,
+    path: Option<&Path>,
     args: &FeaturesArgs,
     verbosity: Verbosity,
 ) -> Result<(), Failure> {
@@ -109,9 +113,15 @@ fn show(
         PoolArg::Mean => Pool::Mean,
         PoolArg::Count => Pool::Count,
     };
-    let image = args::encode_image(session, path, verbosity)?;
-    let prompt = args.prompt.build(session, Some(&image))?;
-    let positions = features::pooled_positions(prompt.tokens(), args.over)?;
+    let image = path
+        .map(|path| args::encode_image(session, path, verbosity))
+        .transpose()?;
+    let prompt = args.prompt.build(session, image.as_ref())?;
+    let over = args.over.unwrap_or(match path {
+        Some(_) => Over::Image,
+        None => Over::Prompt,
+    });
+    let positions = features::pooled_positions(prompt.tokens(), over)?;
     let spinner = Spinner::start("reading the prompt", verbosity);
     let options = RunOptions {
         steering: None,
@@ -130,28 +140,27 @@ fn show(
         Some(RankArg::Lift) => Some(sae.baseline().ok_or_else(no_baseline)?),
         None => sae
             .baseline()
-            .filter(|_| pool == Pool::Max && args.over == Over::Image),
+            .filter(|_| pool == Pool::Max && over == Over::Image),
     };
     let d_sae = sae.meta().d_sae;
     let acts = &run.trace.activations;
     let mut scores = features::rank(acts, &positions, d_sae, pool, baseline);
     scores.truncate(args.top.get());
 
-    let shown = path.display();
+    let shown = path.map(|path| path.display().to_string());
     if !args.json {
-        let title = format!(
-            "{shown}: {} of {}",
-            args.pool.phrase(),
-            described(args.over)
-        );
+        let subject = shown.as_deref().unwrap_or("text");
+        let title = format!("{subject}: {} of {}", args.pool.phrase(), described(over));
         return table::print_features(&mut io::stdout().lock(), &title, &scores, session.sae())
             .map_err(Failure::Output);
     }
     let standings = json::features(&scores, session.sae());
     let report = Report {
-        image: shown.to_string(),
-        n_image_tokens: image.grid.iter().product(),
-        grid: image.grid,
+        image: shown,
+        n_image_tokens: image
+            .as_ref()
+            .map_or(0, |image| image.grid.iter().product()),
+        grid: image.map(|image| image.grid),
         tokens: json::tokens(prompt.tokens(), session),
         features: standings
             .into_iter()

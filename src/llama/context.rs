@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::callback_state::CallbackState;
-use super::eval_hook::{EvalHook, RowHook, on_eval};
+use super::eval_hook::{EvalHook, GraphNode, RowHook, on_eval};
 use super::model::Model;
 use crate::{Error, Result};
 
@@ -125,7 +125,7 @@ pub struct Context<H: RowHook> {
 }
 
 impl<H: RowHook> Context<H> {
-    /// Makes a context; `hook` will see the rows of the graph node `node_name`.
+    /// Makes a context; `hook` will see the rows of `node`, each of `width` numbers.
     ///
     /// # Errors
     /// When llama.cpp refuses, for want of memory or because of a combination it does not support.
@@ -133,10 +133,11 @@ impl<H: RowHook> Context<H> {
     pub fn new(
         model: Arc<Model>,
         options: ContextOptions,
-        node_name: &str,
+        node: GraphNode,
+        width: usize,
         hook: H,
     ) -> std::result::Result<Self, (Error, H)> {
-        let hook = CallbackState::new(EvalHook::new(hook, node_name, model.d_model()));
+        let hook = CallbackState::new(EvalHook::new(hook, node, width));
         match init(&model, &options, on_eval::<H>, hook.as_c()) {
             Ok(ptr) => Ok(Self {
                 ptr,

@@ -6,16 +6,59 @@
 //! split is skipped and `llama_decode` still returns 0. So errors and panics wait in a slot that
 //! every decode looks at.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_void};
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::{Error, Result};
 
+/// A node of a graph, by what tells it from the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GraphNode {
+    /// It has this name, such as `l_out-12`.
+    Named(String),
+    /// It multiplies by the weight of this name, such as `blk.12.attn_output.weight`.
+    MultipliesBy(String),
+}
+
+impl GraphNode {
+    fn is(&self, tensor: &sys::ggml_tensor) -> bool {
+        match self {
+            Self::Named(wanted) => name(tensor) == wanted.as_bytes(),
+            Self::MultipliesBy(wanted) => tensor.src[..2].iter().any(|&operand| {
+                // SAFETY: an operand is null or a tensor of the same graph.
+                let operand = unsafe { operand.as_ref() };
+                // A weight that was copied to a device is called `DEVICE#NAME#COPY`
+                // (`ggml_backend_sched_split_graph`).
+                operand.is_some_and(|operand| {
+                    let mut parts = name(operand).split(|&byte| byte == b'#');
+                    parts.any(|part| part == wanted.as_bytes())
+                })
+            }),
+        }
+    }
+}
+
+impl fmt::Display for GraphNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "`{name}`"),
+            Self::MultipliesBy(weight) => write!(f, "the product with `{weight}`"),
+        }
+    }
+}
+
+/// A tensor's name, whole, so that `l_out-1` is not `l_out-12`.
+fn name(tensor: &sys::ggml_tensor) -> &[u8] {
+    // SAFETY: ggml ends names with NUL.
+    unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
+}
+
 /// Receives the rows of the hooked node.
 pub trait RowHook {
-    /// Called once a ubatch with its rows, `[n_rows, d_model]`, in the order of submission.
+    /// Called once a ubatch with its rows, `[n_rows, width]`, in the order of submission.
     ///
     /// # Errors
     /// An error stops the graph; the decode returns it.
@@ -36,23 +79,19 @@ pub(super) struct EvalHook<H> {
     pub(super) hook: H,
     /// Off: no node is wanted, and the graph runs as if there were no callback.
     pub(super) enabled: bool,
-    node_name: Vec<c_char>, // with the NUL that ends it, so that `l_out-1` is not `l_out-12`
-    d_model: usize,
-    rows: Vec<f32>, // [n_rows, d_model], reused
+    node: GraphNode,
+    width: usize,
+    rows: Vec<f32>, // [n_rows, width], reused
     fault: Option<Error>,
 }
 
 impl<H: RowHook> EvalHook<H> {
-    pub(super) fn new(hook: H, node_name: &str, d_model: usize) -> Self {
+    pub(super) fn new(hook: H, node: GraphNode, width: usize) -> Self {
         Self {
             hook,
             enabled: false,
-            node_name: node_name
-                .bytes()
-                .chain([0])
-                .map(|byte| byte as c_char)
-                .collect(),
-            d_model,
+            node,
+            width,
             rows: Vec::new(),
             fault: None,
         }
@@ -64,12 +103,12 @@ impl<H: RowHook> EvalHook<H> {
     }
 
     fn wants(&self, tensor: &sys::ggml_tensor) -> bool {
-        self.enabled && self.fault.is_none() && tensor.name.starts_with(&self.node_name)
+        self.enabled && self.fault.is_none() && self.node.is(tensor)
     }
 
     fn on_data(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
-        let n_rows = n_rows(tensor, self.d_model)?;
-        self.rows.resize(n_rows * self.d_model, 0.0);
+        let n_rows = n_rows(tensor, self.width)?;
+        self.rows.resize(n_rows * self.width, 0.0);
         read_rows(tensor, &mut self.rows);
         if self.hook.on_rows(&mut self.rows)? == Edited::Yes {
             write_rows(tensor, &self.rows);
@@ -112,25 +151,25 @@ pub(super) fn catch_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-/// The number of rows of an f32 tensor of rows of `d_model`.
-pub(super) fn n_rows(tensor: &sys::ggml_tensor, d_model: usize) -> Result<usize> {
+/// The number of rows of an f32 tensor of rows of `width`.
+pub(super) fn n_rows(tensor: &sys::ggml_tensor, width: usize) -> Result<usize> {
     let [n_columns, n_rows, 1, 1] = tensor.ne else {
-        return Err(unexpected_tensor(tensor, d_model));
+        return Err(unexpected_tensor(tensor, width));
     };
     // SAFETY: the tensor is part of a graph that is being computed.
     let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
     if tensor.type_ != sys::GGML_TYPE_F32
-        || usize::try_from(n_columns) != Ok(d_model)
+        || usize::try_from(n_columns) != Ok(width)
         || !is_contiguous
     {
-        return Err(unexpected_tensor(tensor, d_model));
+        return Err(unexpected_tensor(tensor, width));
     }
     Ok(usize::try_from(n_rows).expect("ggml's sizes are not negative"))
 }
 
-fn unexpected_tensor(tensor: &sys::ggml_tensor, d_model: usize) -> Error {
+fn unexpected_tensor(tensor: &sys::ggml_tensor, width: usize) -> Error {
     Error::invalid(format!(
-        "expected contiguous f32 rows of {d_model} in the graph, got shape {:?} of ggml type {}",
+        "expected contiguous f32 rows of {width} in the graph, got shape {:?} of ggml type {}",
         tensor.ne, tensor.type_
     ))
 }

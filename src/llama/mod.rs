@@ -27,7 +27,7 @@ mod vision;
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };
-pub use eval_hook::{Edited, RowHook};
+pub use eval_hook::{Edited, GraphNode, RowHook};
 pub use matrix_product::MatrixProduct;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};

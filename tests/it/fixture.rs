@@ -12,7 +12,7 @@ use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
     FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session, SessionOptions,
 };
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 
 /// A fixture checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -264,8 +264,12 @@ impl Oracle {
 
     /// Token ids, stored as I64 or I32.
     pub(crate) fn ids(&self, name: &str) -> Vec<i32> {
+        let width = match self.tensors().tensor(name).expect("known").dtype() {
+            Dtype::I64 => 8,
+            Dtype::I32 => 4,
+            other => panic!("token ids are integers, and `{name}` is {other:?}"),
+        };
         let data = self.data(name);
-        let width = data.len() / self.tensors().tensor(name).expect("known").shape()[0];
         let low_bytes = data.chunks_exact(width).map(|bytes| &bytes[..4]);
         low_bytes
             .map(|bytes| i32::from_le_bytes(bytes.try_into().expect("four bytes")))

@@ -11,6 +11,7 @@ mod command_line;
 mod conversion;
 mod fixture;
 mod hook;
+mod hook_points;
 mod intervention_args;
 mod interventions;
 mod oracle;

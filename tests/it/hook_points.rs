@@ -1,0 +1,374 @@
+//! Hook points of every known architecture beside transformers: rows, logits, greedy tokens
+//! (`tests/fixtures/make_hook_points.py`).
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use gguf_tools::gguf::{Gguf, Overwrite, TensorType, Writer};
+use gguf_tools::sae::{self, SaeOptions};
+use llava_sae_cpp::steering::Positions;
+use llava_sae_cpp::{
+    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling, Session,
+    SessionOptions,
+};
+
+use crate::bad_input::check;
+use crate::command_line::{json, stdout};
+use crate::fixture::{Oracle, exact_options, relative_error, steering, temporary_root};
+
+const ARCHITECTURES: [&str; 6] = ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
+const SITES: [&str; 4] = [
+    "hook_resid_post",
+    "hook_mlp_out",
+    "hook_attn_out",
+    "attn.hook_z",
+];
+const N_LAYERS: usize = 3;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hook_points")
+}
+
+fn model(architecture: &str) -> PathBuf {
+    root().join(architecture).join("model.gguf")
+}
+
+/// The fixture's SAE for rows of `width`, at the hook point `hook`.
+fn sae_at(hook: &str, width: usize) -> PathBuf {
+    let dir = temporary_root().join("hook-points");
+    let source = tempfile::tempdir().expect("a folder of our own");
+    let weights = "sae_weights.safetensors";
+    let from = root().join(format!("sae-{width}")).join(weights);
+    std::fs::copy(from, source.path().join(weights)).expect("a committed file");
+    let config = serde_json::json!({
+        "architecture": "standard", "d_in": width, "d_sae": 16, "dtype": "float32",
+        "apply_b_dec_to_input": false, "normalize_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.0", "hook_name": hook},
+    });
+    std::fs::write(source.path().join("cfg.json"), config.to_string()).expect("a file of our own");
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    // Tests run side by side: each writes its own.
+    let target = dir.join(format!(
+        "{hook}-{}.gguf",
+        source.path().file_name().expect("a name").to_string_lossy()
+    ));
+    convert_sae(source.path(), &target, None);
+    target
+}
+
+fn convert_sae(source: &Path, target: &Path, hook_name: Option<&str>) {
+    let options = SaeOptions {
+        weight_type: TensorType::F32,
+        norm_factor: None,
+        hook_name: hook_name.map(str::to_owned),
+        labels: Vec::new(),
+        overwrite: Overwrite::Replace,
+    };
+    sae::convert(source, target, &options, &mut |_, _| {
+        ControlFlow::Continue(())
+    })
+    .expect("the fixture converts");
+}
+
+fn open(
+    architecture: &str,
+    hook: &str,
+    width: usize,
+    options: SessionOptions,
+) -> llava_sae_cpp::Result<Session> {
+    let files = ModelFiles {
+        model: model(architecture),
+        mmproj: None,
+        sae: sae_at(hook, width),
+    };
+    Session::open(&files, options)
+}
+
+fn run(session: &mut Session, oracle: &Oracle, options: RunOptions<'_>) -> Run {
+    let text = oracle.json["prompt"].as_str().expect("a text");
+    let prompt = session
+        .prompt(text, PromptForm::Raw, None)
+        .expect("the prompt is tokenised");
+    session
+        .run(&prompt, options, &mut |_| {})
+        .expect("the run succeeds")
+}
+
+fn options<'a>() -> RunOptions<'a> {
+    RunOptions {
+        steering: None,
+        keep: Keep {
+            features: true,
+            residuals: true,
+        },
+        max_tokens: 0,
+        sampling: Sampling::Greedy,
+    }
+}
+
+/// Whether llama.cpp computes all rows there in the last block.
+fn has_last_block(architecture: &str, site: &str) -> bool {
+    let has_post_norms = matches!(architecture, "gemma2" | "gemma3");
+    site == "attn.hook_z" || site == "hook_attn_out" && !has_post_norms
+}
+
+/// Every hook point of the fixtures, with its name in the oracle and the width of its rows.
+fn hook_points(oracle: &Oracle) -> Vec<(&'static str, &'static str, usize, String, usize)> {
+    let mut found = Vec::new();
+    for architecture in ARCHITECTURES {
+        let n_rows = oracle.ids(&format!("{architecture}/prompt_ids")).len();
+        for site in SITES {
+            for layer in 0..N_LAYERS {
+                let hook = format!("blocks.{layer}.{site}");
+                let width = oracle.f32(&format!("{architecture}/{hook}/rows")).len() / n_rows;
+                found.push((architecture, site, layer, hook, width));
+            }
+        }
+    }
+    found
+}
+
+/// The largest relative error of a row.
+fn worst_row(ours: &[f32], theirs: &[f32], width: usize) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.chunks_exact(width)
+        .zip(theirs.chunks_exact(width))
+        .map(|(ours, theirs)| relative_error(ours, theirs))
+        .fold(0.0, f64::max)
+}
+
+fn with_ubatch(n_ubatch: usize) -> SessionOptions {
+    SessionOptions {
+        n_ubatch,
+        ..exact_options()
+    }
+}
+
+#[test]
+fn rows_are_those_of_transformers() {
+    let oracle = Oracle::read(&root());
+    for (architecture, site, layer, hook, width) in hook_points(&oracle) {
+        let shown = format!("{architecture} {hook}");
+        if layer + 1 == N_LAYERS && !has_last_block(architecture, site) {
+            let error = open(architecture, &hook, width, exact_options()).err();
+            let error = error.unwrap_or_else(|| panic!("{shown} is refused"));
+            assert!(error.to_string().contains("last layer"), "{shown}: {error}");
+            continue;
+        }
+        let theirs = oracle.f32(&format!("{architecture}/{hook}/rows"));
+        // The prompt in one graph, and in three.
+        for n_ubatch in [512, 5] {
+            let session = open(architecture, &hook, width, with_ubatch(n_ubatch));
+            let mut session = session.expect(&shown);
+            let run = run(&mut session, &oracle, options());
+            let ids = run.trace.tokens.iter().map(|token| token.id.expect("text"));
+            let expected = oracle.ids(&format!("{architecture}/prompt_ids"));
+            assert_eq!(ids.collect::<Vec<_>>(), expected, "{shown}");
+            // f32 throughout; what is left is ggml's table of GELUs in f16, for Gemma.
+            let error = worst_row(&run.trace.residuals, &theirs, width);
+            println!("{shown}, ubatches of {n_ubatch}: {error:.1e}");
+            assert!(error < 1e-3, "{shown}: {error:.2e}");
+            let logits = oracle.f32(&format!("{architecture}/logits"));
+            let error = relative_error(&run.logits, &logits);
+            assert!(error < 1e-3, "{shown}: logits {error:.2e}");
+        }
+    }
+}
+
+/// Flash attention makes another graph around `hook_z`.
+#[test]
+fn flash_attention_does_not_matter() {
+    let oracle = Oracle::read(&root());
+    let flash = SessionOptions {
+        flash_attention: FlashAttention::On,
+        kv_type: KvType::F16,
+        ..exact_options()
+    };
+    for (architecture, _, layer, hook, width) in hook_points(&oracle) {
+        if layer != 1 {
+            continue;
+        }
+        let mut session = open(architecture, &hook, width, flash.clone()).expect(&hook);
+        let run = run(&mut session, &oracle, options());
+        let theirs = oracle.f32(&format!("{architecture}/{hook}/rows"));
+        // Keys and values in f16, whose last bit is 1e-3.
+        let error = worst_row(&run.trace.residuals, &theirs, width);
+        assert!(error < 1e-2, "{architecture} {hook}: {error:.2e}");
+    }
+}
+
+#[test]
+fn steering_is_that_of_transformers() {
+    let oracle = Oracle::read(&root());
+    let index = |key: &str| oracle.json[key].as_u64().expect("a number") as usize;
+    let (feature, max_tokens) = (index("feature"), index("max_tokens"));
+    let strengths = oracle.json["strengths"].as_object().expect("an object");
+    for (architecture, _, _, hook, width) in hook_points(&oracle) {
+        let shown = format!("{architecture}/{hook}");
+        let Some(strength) = strengths.get(&shown) else {
+            continue;
+        };
+        let strength = strength.as_f64().expect("a number") as f32;
+        for n_ubatch in [512, 5] {
+            let session = open(architecture, &hook, width, with_ubatch(n_ubatch));
+            let mut session = session.expect(&shown);
+            let steering = steering(&mut session, feature, strength, Positions::ALL);
+            let plain = RunOptions {
+                max_tokens,
+                keep: Keep::default(),
+                ..options()
+            };
+            let steered = RunOptions {
+                steering: Some(&steering),
+                ..plain
+            };
+            let plain = run(&mut session, &oracle, plain);
+            let steered = run(&mut session, &oracle, steered);
+            let error = relative_error(
+                &steered.logits,
+                &oracle.f32(&format!("{shown}/steered_logits")),
+            );
+            // f32, as above.
+            assert!(error < 1e-3, "{shown}: logits {error:.2e}");
+            let ids = |name: &str| oracle.ids(&format!("{architecture}/{name}"));
+            assert_eq!(plain.token_ids, ids("greedy_ids"), "{shown}");
+            let expected = ids(&format!("{hook}/steered_ids"));
+            assert_eq!(steered.token_ids, expected, "{shown}");
+        }
+    }
+}
+
+/// llama.cpp's control vector is added to the residual stream.
+#[test]
+fn control_vectors_are_of_the_residual_stream() {
+    let mut session = open("llama", "blocks.1.hook_mlp_out", 32, exact_options()).expect("fits");
+    let prompt = session.prompt("a cat", PromptForm::Raw, None);
+    let prompt = prompt.expect("tokenised");
+    let error = session.set_control_vector(&prompt, 1, &[1.0; 32]);
+    let error = error.expect_err("another place").to_string();
+    assert!(error.contains("`blocks.1.hook_mlp_out`"), "{error}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// Text models without a projector, from the command line.
+#[test]
+fn text_goes_without_a_picture() {
+    let oracle = Oracle::read(&root());
+    let prompt = oracle.json["prompt"].as_str().expect("a text");
+    for architecture in ARCHITECTURES {
+        let (model, sae) = (model(architecture), sae_at("blocks.1.hook_mlp_out", 32));
+        let files = ["-m", text(&model), "--sae", text(&sae), "-t", "1"];
+        let with = |args: &[&'static str]| [&files[..], args].concat();
+        let exact = ["--kv-type", "f32", "-fa", "off", "--raw-prompt", "-n", "8"];
+        let raw = with(&exact);
+        let report = json(&[&raw[..], &["--json", "-p", prompt]].concat());
+        let expected = oracle.ids(&format!("{architecture}/greedy_ids"));
+        let ids: Vec<i32> =
+            serde_json::from_value(report["original"]["token_ids"].clone()).expect("a list of ids");
+        assert_eq!(ids, expected, "{architecture}");
+
+        let chat = [&files[..], &["-p", prompt, "--steer", "3:2", "--top", "2"]].concat();
+        let shown = stdout(&[&chat[..], &["--compare", "-n", "4"]].concat());
+        assert!(shown.contains("the prompt fired most"), "{shown}");
+
+        let features = [&["features"], &files[..], &["-p", prompt]].concat();
+        let shown = stdout(&features);
+        assert!(shown.contains("the prompt's text tokens"), "{shown}");
+        let report = json(&[&features[..], &["--json", "--over", "-1"]].concat());
+        assert!(report["image"].is_null() && report["grid"].is_null());
+
+        let out = temporary_root().join(format!("text-{architecture}.safetensors"));
+        let capture = [&["capture", "-n", "2", "-o", text(&out)], &files[..]].concat();
+        stdout(&[&capture[..], &["-p", prompt]].concat());
+        let bytes = std::fs::read(&out).expect("it was written");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a valid file");
+        assert!(tensors.tensor("image_embeddings").is_err());
+        assert_eq!(tensors.tensor("resid").expect("rows").shape()[1], 32);
+    }
+}
+
+/// A copy of a model with one tensor more, and with its architecture's name replaced.
+fn changed(architecture: &str, name: &str, tensor: Option<&str>) -> PathBuf {
+    let original = Gguf::open(&model(architecture)).expect("a committed file");
+    let target = temporary_root().join(format!("changed-{architecture}-{name}.gguf"));
+    let mut writer = Writer::create(&target, Overwrite::Replace).expect("a file of our own");
+    let metadata = original.metadata().iter();
+    for (key, value) in metadata.filter(|(key, _)| key != "general.architecture") {
+        let renamed = key.replacen(&format!("{architecture}."), &format!("{name}."), 1);
+        writer.set(&renamed, value.clone());
+    }
+    writer.set("general.architecture", name);
+    for tensor in original.tensors() {
+        writer.declare(&tensor.name, &tensor.dims, tensor.tensor_type);
+    }
+    if let Some(tensor) = tensor {
+        writer.declare(tensor, &[32], TensorType::F32);
+    }
+    let mut writer = writer.begin().expect("a valid header");
+    for tensor in original.tensors() {
+        let values = original.read_f32(tensor).expect("a valid tensor");
+        writer.write_f32(&values).expect("a file of our own");
+    }
+    if tensor.is_some() {
+        writer.write_f32(&[1.0; 32]).expect("a file of our own");
+    }
+    writer.finish().expect("a file of our own");
+    target
+}
+
+fn check_refused(model: &Path, sae: &Path, more: &[&str], words: &[&str]) {
+    let files = ["-m", text(model), "--sae", text(sae), "-p", "a"];
+    check(
+        &[&files[..], more].concat(),
+        1,
+        &[words, &["hint: "]].concat(),
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let hook = "blocks.1.attn.hook_z";
+    let sae = sae_at(hook, 48);
+    check_refused(
+        &model("qwen3"),
+        &sae,
+        &["--kv-type", "q8_0"],
+        &[hook, "q8_0 KV cache", "`--kv-type f16`"],
+    );
+    let words = [hook, "rows of 48", "have 32", "do not belong together"];
+    check_refused(&model("llama"), &sae, &[], &words);
+    let words = [hook, "rows of 32", "have 48", "do not belong together"];
+    check_refused(&model("gemma2"), &sae_at(hook, 32), &[], &words);
+    let sae = sae_at("blocks.1.hook_resid_mid", 32);
+    check_refused(
+        &model("llama"),
+        &sae,
+        &[],
+        &["`blocks.1.hook_resid_mid`", "`hook_mlp_out`"],
+    );
+    let sae = sae_at("blocks.1.hook_resid_post", 32);
+    let other = changed("llama", "starcoder2", None);
+    check_refused(&other, &sae, &[], &["`starcoder2`", "qwen3"]);
+}
+
+/// Tensors that make a node another place than its name says.
+#[test]
+fn models_whose_nodes_show_something_else_are_refused() {
+    let sae = sae_at("blocks.1.hook_mlp_out", 32);
+    let experts = changed("llama", "llama", Some("blk.1.ffn_gate_inp.weight"));
+    check_refused(&experts, &sae, &[], &["mixture of experts"]);
+    let sae = sae_at("blocks.1.hook_attn_out", 32);
+    let scaled = changed("qwen2", "qwen2", Some("blk.1.attn_output.scale"));
+    check_refused(&scaled, &sae, &[], &["`blk.1.attn_output.scale`"]);
+
+    // sparsify reads a module's output, before the norm that follows it in Gemma 2 and 3.
+    let source = root().with_file_name("saes").join("sparsify/layers.1");
+    let sae = temporary_root().join("sparsify-mlp.gguf");
+    convert_sae(&source, &sae, Some("blocks.1.hook_mlp_out"));
+    check_refused(&model("gemma2"), &sae, &[], &["normalises", "sparsify"]);
+    // The fixture's rows are of another width than this model's: that is what is said elsewhere.
+    check_refused(&model("qwen2"), &sae, &[], &["rows of 24", "have 32"]);
+}
