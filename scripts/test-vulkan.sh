@@ -50,6 +50,6 @@ if ! are_recent /usr/include; then
     export CPLUS_INCLUDE_PATH="$headers/usr/include${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}"
 fi
 
-# ggml passes over software devices unless one is named.
-export GGML_VK_VISIBLE_DEVICES="${GGML_VK_VISIBLE_DEVICES:-0}"
+# ggml passes over software devices unless one is named, and multiplies f32 in f16 unless told not to.
+export GGML_VK_VISIBLE_DEVICES="${GGML_VK_VISIBLE_DEVICES:-0}" GGML_VK_DISABLE_F16=1
 exec cargo test --release --locked --features vulkan --target-dir "$target" --test it -- "$@"

@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{Keep, Picture, Run, RunOptions, Sampling, Session, TokenKind};
 
-use crate::fixture::{Fixture, Oracle, prompt, relative_error, steering};
+use crate::fixture::{Fixture, IMAGE_EMBEDDINGS, Oracle, prompt, relative_error, steering};
 
-/// How far f32 on llama.cpp may be from f32 on transformers. The vision encoder agrees but for the
-/// order of sums; what is left is the language model's GELU, which ggml looks up in a table of f16.
-const IMAGE_EMBEDDINGS: f64 = 1e-5;
-/// Of the worst row.
+/// How far the worst row of f32 on llama.cpp may be from f32 on transformers: the language model's
+/// GELU is looked up in a table of f16.
 const RESIDUAL_ROW: f64 = 1e-3;
 const ACTIVATIONS: f64 = 1e-3;
 /// Active sets may differ where an activation is within this part of its threshold.
