@@ -29,6 +29,7 @@
 //!
 //! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
 
+mod control_vector;
 pub mod demo;
 mod error;
 pub mod features;

@@ -1,9 +1,13 @@
 //! Model, vision, SAE and steering together: the one place where they meet.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use gguf_tools::gguf::Overwrite;
+
+use crate::control_vector;
 use crate::hook_point::{HookPoint, Site};
 use crate::llama::{
     Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
@@ -211,6 +215,21 @@ impl Session {
         let layer = hook_point.layer();
         self.context_for(prompt, max_tokens, 1)?
             .set_control_vector(layer, direction)
+    }
+
+    /// Writes `steering` as a control vector, which llama.cpp's own programs read.
+    ///
+    /// # Errors
+    /// Interventions that no control vector expresses: those that depend on the row or do not touch
+    /// all positions alike, and those of layer 0 or of places but the residual stream; a file that
+    /// cannot be written.
+    pub fn write_control_vector(
+        &mut self,
+        steering: &Steering,
+        target: &Path,
+        overwrite: Overwrite,
+    ) -> Result<()> {
+        control_vector::write(self, steering, target, overwrite)
     }
 
     /// Runs a prompt and generates. `on_text` gets the text as it comes, in whole characters.

@@ -197,6 +197,13 @@ impl Steering {
         &self.interventions
     }
 
+    /// The vector that is added to every row, `[d_model]`, if that is all that is done.
+    pub fn constant(&self) -> Option<&[f32]> {
+        let [first, others @ ..] = &self.deltas;
+        let is_all = self.settings.is_empty() && others.iter().all(|other| other == first);
+        (is_all && !first.is_empty()).then_some(first)
+    }
+
     /// Whether rows of this kind have to go through the whole encoder before [`Steering::apply`].
     pub fn needs_encoder(&self, kind: TokenKind) -> bool {
         let needs = |setting: &Setting| setting.reader.is_none() && setting.at.contain(kind);

@@ -5,6 +5,7 @@ mod baseline;
 mod capture;
 mod convert;
 mod describe;
+mod export_cvec;
 mod features;
 mod interventions;
 mod json;
@@ -46,6 +47,7 @@ enum Command {
     Capture(capture::CaptureArgs),
     Convert(convert::ConvertArgs),
     Baseline(baseline::BaselineArgs),
+    ExportCvec(export_cvec::ExportCvecArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -122,6 +124,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),
+        Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, interrupt),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);

@@ -29,12 +29,12 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hook_points")
 }
 
-fn model(architecture: &str) -> PathBuf {
+pub(crate) fn model(architecture: &str) -> PathBuf {
     root().join(architecture).join("model.gguf")
 }
 
 /// The fixture's SAE for rows of `width`, at the hook point `hook`.
-fn sae_at(hook: &str, width: usize) -> PathBuf {
+pub(crate) fn sae_at(hook: &str, width: usize) -> PathBuf {
     let dir = temporary_root().join("hook-points");
     let source = tempfile::tempdir().expect("a folder of our own");
     let weights = "sae_weights.safetensors";

@@ -8,6 +8,7 @@ mod allocations;
 mod bad_input;
 mod baseline;
 mod command_line;
+mod control_vector;
 mod conversion;
 mod fixture;
 mod hook;

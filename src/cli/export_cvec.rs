@@ -1,0 +1,49 @@
+//! `export-cvec`: interventions as a control vector of llama.cpp.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use gguf_tools::gguf::Overwrite;
+
+use super::args::{ModelArgs, Verbosity};
+use super::interventions::{self, InterventionArgs};
+use super::{CommandResult, Outcome};
+
+/// Write a control vector that does the same in llama.cpp's own programs
+///
+/// llama-cli, llama-server and llama-mtmd-cli take the file as `--control-vector FILE`, with the same
+/// model. It adds one vector to every row of one layer, so only `--steer` at all positions fits.
+#[derive(Args)]
+#[command(mut_group(interventions::ANY, |group| group.required(true)))]
+pub(super) struct ExportCvecArgs {
+    /// The GGUF file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Overwrite the file
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    interventions: InterventionArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(super) fn run(
+    args: ExportCvecArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let overwrite = if args.force {
+        Overwrite::Replace
+    } else {
+        Overwrite::Refuse
+    };
+    overwrite.check(&args.output)?;
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let steering = args.interventions.steering(&mut session)?;
+    let steering = steering.expect("an intervention is required");
+    session.write_control_vector(&steering, &args.output, overwrite)?;
+    Ok(Outcome::Done)
+}
