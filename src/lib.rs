@@ -35,6 +35,8 @@ mod error;
 pub mod features;
 mod hook_point;
 pub mod llama;
+mod logits;
+pub mod metrics;
 mod model_files;
 mod picture;
 mod prompt;

@@ -109,6 +109,13 @@ impl Prompt {
         }
     }
 
+    /// A prompt of these text tokens, as they stand.
+    pub(crate) fn of_text(ids: Vec<i32>) -> Self {
+        let tokens = ids.iter().map(|&id| Token::text(id)).collect();
+        let segments = vec![Segment::Text(ids)];
+        Self { segments, tokens }
+    }
+
     /// Its pieces, in order.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::llama::{
     Context, Edited, GraphNode, Model, Output, OutputRow, RowHook, Rows, Sampler, Sampling, Special,
 };
+use crate::logits::log_prob;
 use crate::prompt::{Prompt, Segment};
 use crate::sae::{Activations, Sae};
 use crate::steering::{Encoded, Steering};
@@ -225,6 +226,7 @@ impl<'a> Decoder<'a> {
             .map(|run| Sequence {
                 keep: run.keep,
                 steering: run.steering.cloned(),
+                substitute: None,
                 trace: Trace::default(),
             })
             .collect();
@@ -243,23 +245,31 @@ impl<'a> Decoder<'a> {
             } else {
                 Output::None
             };
-            let cursor = &mut self.context.hook().cursor;
-            let row = |token| Row { sequence, token };
-            let rows = match segment {
+            match segment {
                 Segment::Text(ids) => {
-                    cursor.submit(ids.iter().map(|&id| row(Token::text(id))));
-                    Rows::Tokens(ids)
+                    let tokens = ids.iter().map(|&id| Token::text(id));
+                    self.decode(sequence, tokens, Rows::Tokens(ids), output)?;
                 }
                 Segment::Image(rows) => {
-                    let n_rows = rows.len() / d_model;
-                    cursor.submit(std::iter::repeat_n(row(Token::image()), n_rows));
-                    Rows::Embeddings(rows)
+                    let tokens = std::iter::repeat_n(Token::image(), rows.len() / d_model);
+                    self.decode(sequence, tokens, Rows::Embeddings(rows), output)?;
                 }
-            };
-            self.context.decode(sequence, rows, output)?;
-            self.check_hook()?;
+            }
         }
         Ok(())
+    }
+
+    fn decode(
+        &mut self,
+        sequence: usize,
+        tokens: impl Iterator<Item = Token>,
+        rows: Rows<'_>,
+        output: Output,
+    ) -> Result<()> {
+        let submitted = tokens.map(|token| Row { sequence, token });
+        self.context.hook().cursor.submit(submitted);
+        self.context.decode(sequence, rows, output)?;
+        self.check_hook()
     }
 
     fn decode_generated(&mut self, sequences: &[usize], ids: &[i32]) -> Result<()> {
@@ -307,6 +317,60 @@ pub(crate) fn replay(
     Ok(())
 }
 
+/// The cross-entropy of each text token of `prompt` behind another row than those of the tokens
+/// `except`, in nats, with `substitute` at the hook.
+pub(crate) fn cross_entropies(
+    context: &mut Context<Tap>,
+    node: &GraphNode,
+    prompt: &Prompt,
+    substitute: Option<Substitute>,
+    except: &[i32],
+) -> Result<Vec<f64>> {
+    let mut decoder = Decoder::start(context, node, &[]);
+    decoder.hooked = substitute.is_some();
+    decoder.context.enable_hook(decoder.hooked);
+    decoder.context.hook().sequences.push(Sequence {
+        keep: Keep::default(),
+        steering: None,
+        substitute,
+        trace: Trace::default(),
+    });
+    let d_model = decoder.context.d_model();
+    let tokens = prompt.tokens();
+    let mut losses = Vec::new();
+    let mut position = 0;
+    // What the last row of a piece, and with text each row, says of the token that follows.
+    let mut score = |context: &mut Context<Tap>, row: OutputRow, position: usize| {
+        let is_excluded = tokens[position].id.is_some_and(|id| except.contains(&id));
+        let next = tokens.get(position + 1).and_then(|token| token.id);
+        if let Some(next) = next.filter(|_| !is_excluded) {
+            losses.push(-log_prob(context.logits(row), next));
+        }
+    };
+    for segment in prompt.segments() {
+        match segment {
+            Segment::Text(ids) => {
+                for chunk in ids.chunks(REPLAYED_AT_ONCE) {
+                    let rows = chunk.iter().map(|&id| Token::text(id));
+                    decoder.decode(0, rows, Rows::Tokens(chunk), Output::EveryRow)?;
+                    for row_idx in 0..chunk.len() {
+                        score(decoder.context, OutputRow::Index(row_idx), position);
+                        position += 1;
+                    }
+                }
+            }
+            Segment::Image(rows) => {
+                let n_rows = rows.len() / d_model;
+                let tokens = std::iter::repeat_n(Token::image(), n_rows);
+                decoder.decode(0, tokens, Rows::Embeddings(rows), Output::LastRow)?;
+                position += n_rows;
+                score(decoder.context, OutputRow::Last, position - 1);
+            }
+        }
+    }
+    Ok(losses)
+}
+
 /// Bounds the memory for logits, of which a large vocabulary has a megabyte a row.
 const REPLAYED_AT_ONCE: usize = 64;
 
@@ -322,7 +386,49 @@ pub(crate) struct Tap {
 struct Sequence {
     keep: Keep,
     steering: Option<Steering>,
+    substitute: Option<Substitute>,
     trace: Trace,
+}
+
+/// What stands in for rows at the hook, to see how much the model loses.
+#[derive(Clone, Debug)]
+pub(crate) struct Substitute {
+    pub(crate) with: Substituted,
+    /// Tokens whose rows stay.
+    pub(crate) except: Vec<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Substituted {
+    /// The SAE's reconstruction.
+    Reconstruction,
+    Zeros,
+}
+
+impl Substitute {
+    fn apply(
+        &self,
+        sae: &mut Sae,
+        encoded: &mut Activations,
+        submitted: &[Row],
+        rows: &mut [f32],
+    ) -> Result<()> {
+        if self.with == Substituted::Reconstruction {
+            encoded.clear();
+            sae.encode(rows, encoded)?;
+        }
+        let rows = rows.chunks_exact_mut(sae.meta().d_in);
+        for (row_idx, (row, Row { token, .. })) in rows.zip(submitted).enumerate() {
+            if token.id.is_some_and(|id| self.except.contains(&id)) {
+                continue;
+            }
+            match self.with {
+                Substituted::Reconstruction => sae.reconstruct(encoded, row_idx, row)?,
+                Substituted::Zeros => row.fill(0.0),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Tap {
@@ -368,6 +474,10 @@ impl Sequence {
             .extend(submitted.iter().map(|row| row.token));
         if self.keep.residuals {
             self.trace.residuals.extend_from_slice(rows);
+        }
+        if let Some(substitute) = &self.substitute {
+            substitute.apply(sae, encoded, submitted, rows)?;
+            return Ok(Edited::Yes);
         }
         // Rows are encoded once, whether their features are kept, needed below, or both.
         let activations = if self.keep.features {

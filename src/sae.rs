@@ -1,5 +1,8 @@
 //! A sparse autoencoder (SAE) at run time: features of rows, decoder directions, labels.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
 
 use crate::hook_point::HookPoint;
@@ -154,7 +157,9 @@ pub struct Sae {
     threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
     b_dec: Vec<f32>,     // [d_model]; empty where it is not subtracted from the input
     baseline: Option<Baseline>,
-    inputs: Vec<f32>,         // [n_rows, d_model], reused
+    decoder_bias: Vec<f32>, // [d_in], for reconstructions; empty until the first
+    decoder_rows: HashMap<usize, Vec<f32>>, // of features that reconstructions needed
+    inputs: Vec<f32>,       // [n_rows, d_model], reused
     largest: Vec<(f32, u32)>, // a row's pre-activations above 0 with their features, reused
 }
 
@@ -187,6 +192,8 @@ impl Sae {
             b_enc,
             threshold,
             b_dec,
+            decoder_bias: Vec::new(),
+            decoder_rows: HashMap::new(),
             inputs: Vec::new(),
             largest: Vec::new(),
         })
@@ -257,6 +264,47 @@ impl Sae {
                 }
             }
             out.finish_row();
+        }
+        Ok(())
+    }
+
+    /// Replaces `row`, whose active features are the row `row_idx` of `activations`, by the SAE's
+    /// reconstruction: `b_dec + Σ a · W_dec`, with the row's normalisation undone (`SAELens`,
+    /// `saes/sae.py`). Decoder rows that were read are kept.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such row in `activations`.
+    pub fn reconstruct(
+        &mut self,
+        activations: &Activations,
+        row_idx: usize,
+        row: &mut [f32],
+    ) -> Result<()> {
+        let normalised = Normalised::of(self.meta().normalize_activations, row);
+        if self.decoder_bias.is_empty() {
+            self.decoder_bias = self.file.b_dec()?;
+        }
+        row.copy_from_slice(&self.decoder_bias);
+        for (feature, activation) in activations.row(row_idx) {
+            let direction = match self.decoder_rows.entry(feature) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let mut direction = vec![0.0; row.len()];
+                    self.file.decoder_row(feature, &mut direction)?;
+                    place.insert(direction)
+                }
+            };
+            for (x, value) in row.iter_mut().zip(direction) {
+                *x += activation * *value;
+            }
+        }
+        if !is_folded(self.meta().normalize_activations) {
+            for x in row {
+                *x = (f64::from(*x) * normalised.deviation + normalised.mean) as f32;
+            }
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::llama::{
 use crate::model_files::{self, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{self, Run, RunOptions, Tap};
+use crate::run::{self, Run, RunOptions, Substitute, Tap};
 use crate::sae::Sae;
 use crate::steering::Steering;
 use crate::sweep::{self, Sweep};
@@ -287,6 +287,19 @@ impl Session {
         sampling: Sampling,
     ) -> Result<Sweep> {
         sweep::sweep(self, prompt, steerings, max_tokens, sampling)
+    }
+
+    /// The cross-entropy of a prompt's text tokens, with `substitute` at the hook
+    /// ([`run::cross_entropies`]).
+    pub(crate) fn cross_entropies(
+        &mut self,
+        prompt: &Prompt,
+        substitute: Option<Substitute>,
+        except: &[i32],
+    ) -> Result<Vec<f64>> {
+        let node = self.node.clone();
+        let context = self.context_for(prompt, 0, 1)?;
+        run::cross_entropies(context, &node, prompt, substitute, except)
     }
 
     /// Logits of `ids` behind a prompt that the last run left in sequence 0, without interventions.

@@ -9,6 +9,7 @@ mod export_cvec;
 mod features;
 mod interventions;
 mod json;
+mod metrics;
 mod progress;
 mod saved_set;
 mod sweep;
@@ -45,6 +46,7 @@ enum Command {
     Features(features::FeaturesArgs),
     Sweep(sweep::SweepArgs),
     Capture(capture::CaptureArgs),
+    Metrics(metrics::MetricsArgs),
     Convert(convert::ConvertArgs),
     Baseline(baseline::BaselineArgs),
     ExportCvec(export_cvec::ExportCvecArgs),
@@ -122,6 +124,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),
         Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, interrupt),
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
+        Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, interrupt),
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),
         Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, interrupt),

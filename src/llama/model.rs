@@ -91,6 +91,19 @@ impl Model {
         unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
     }
 
+    /// The tokens that begin, end, separate and pad texts, as far as the vocabulary has them.
+    pub fn structural_tokens(&self) -> Vec<i32> {
+        let kinds = [
+            sys::llama_vocab_bos,
+            sys::llama_vocab_eos,
+            sys::llama_vocab_sep,
+            sys::llama_vocab_pad,
+        ];
+        // SAFETY: the vocabulary is alive; a missing token is -1.
+        let ids = kinds.map(|kind| unsafe { kind(self.vocab()) });
+        ids.into_iter().filter(|&id| id >= 0).collect()
+    }
+
     /// Filler tokens that pad the vocabulary to the embedding's rows; they must never be sampled.
     pub fn unused_tokens(&self) -> Vec<i32> {
         let n_vocab = i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits");

@@ -145,7 +145,9 @@ fn check_same_features(a: &Run, b: &Run) {
                 .map_or(0.0, |entry| entry.1);
             let near_threshold = other == 0.0 && value < 0.5;
             assert!(
-                near_threshold || (value - other).abs() < 1e-3 * value.max(1.0),
+                near_threshold
+                    || f64::from((value - other).abs())
+                        < 100.0 * ROUNDING * f64::from(value.max(1.0)),
                 "{feature}"
             );
         }

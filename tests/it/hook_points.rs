@@ -16,7 +16,8 @@ use crate::bad_input::check;
 use crate::command_line::{json, stdout};
 use crate::fixture::{Oracle, exact_options, relative_error, steering, temporary_root};
 
-const ARCHITECTURES: [&str; 6] = ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
+pub(crate) const ARCHITECTURES: [&str; 6] =
+    ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
 const SITES: [&str; 4] = [
     "hook_resid_post",
     "hook_mlp_out",
@@ -25,7 +26,7 @@ const SITES: [&str; 4] = [
 ];
 const N_LAYERS: usize = 3;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hook_points")
 }
 

@@ -15,6 +15,7 @@ mod hook;
 mod hook_points;
 mod intervention_args;
 mod interventions;
+mod metrics;
 mod oracle;
 mod pictures;
 mod preprocessing;

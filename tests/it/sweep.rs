@@ -4,7 +4,7 @@ use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Keep, RunOptions, Sampling};
 
 use crate::command_line::{json, run, stdout};
-use crate::fixture::{Fixture, prompt, relative_error, steering};
+use crate::fixture::{Fixture, ROUNDING, prompt, relative_error, steering};
 
 const PICTURE: &str = "00.png";
 
@@ -36,7 +36,7 @@ fn each_sequence_is_the_run_alone() {
         assert_eq!(together.run.stop, alone.stop, "run {i}");
         // Attention sums over the cells of other sequences too, as zeros, in another order.
         let error = relative_error(&together.run.logits, &alone.logits);
-        assert!(error < 1e-5, "run {i}: logits {error:.2e}");
+        assert!(error < ROUNDING, "run {i}: logits {error:.2e}");
     }
 }
 
@@ -69,7 +69,7 @@ fn each_trace_is_that_of_the_run_alone() {
         assert_eq!(run.trace.tokens, alone.trace.tokens);
         assert_eq!(run.trace.activations.n_rows(), alone.trace.tokens.len());
         let error = relative_error(&run.trace.residuals, &alone.trace.residuals);
-        assert!(error < 1e-5, "residuals {error:.2e}");
+        assert!(error < ROUNDING, "residuals {error:.2e}");
     }
 }
 
@@ -90,7 +90,7 @@ fn the_original_scores_best_and_nothing_diverges_at_strength_0() {
     };
     assert!(nothing.kl < 1e-9, "{}", nothing.kl);
     let same = nothing.mean_log_prob.expect("a text");
-    assert!((same - original).abs() < 1e-5, "{same} and {original}");
+    assert!((same - original).abs() < ROUNDING, "{same} and {original}");
     assert!(much.kl > nothing.kl);
     assert!(much.mean_log_prob.expect("a text") < original - 0.1);
 }

@@ -1,0 +1,202 @@
+//! `metrics`: how well the SAE fits the model on this input.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use llava_sae_cpp::metrics::{self, Fit, Metrics};
+use llava_sae_cpp::{Error, Session};
+use serde::Serialize;
+
+use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::progress::Counter;
+use super::{CommandResult, Failure, Outcome};
+
+/// Measure how well the SAE fits the model on pictures and texts
+///
+/// The measures are those of SAELens' evaluation (sae_lens/evals.py), for text and image rows apart:
+/// L0 is the mean number of active features; explained variance is 1 - E|x - y|^2 / (E|x|^2 - |E x|^2)
+/// of rows x and reconstructions y; MSE is E|x - y|^2, a sum over dimensions; cosine is the mean cosine
+/// of x and y; "never active" is the share of features that no row activates. The loss is the
+/// cross-entropy of the text's tokens in nats, as the model is, with reconstructions in place of all
+/// rows, and with zeros; the score is the part of the cost of zeros that reconstructions save. Rows of
+/// tokens that begin, end, separate or pad texts do not count and are not replaced, as in SAELens.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct MetricsArgs {
+    /// The pictures; without one, `--text` or `--prompt` is text only
+    #[arg(required_unless_present_any = ["text", "prompt"])]
+    image: Vec<PathBuf>,
+    /// A text file, for the text rows and the loss, which are the prompt's otherwise; it is read in
+    /// contexts of 128 tokens
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    sae: String,
+    text: FitReport,
+    image: FitReport,
+    loss: LossReport,
+}
+
+#[derive(Serialize)]
+struct FitReport {
+    n_rows: usize,
+    l0: Option<f64>,
+    explained_variance: Option<f64>,
+    mse: Option<f64>,
+    cossim: Option<f64>,
+    never_active: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct LossReport {
+    n_tokens: usize,
+    ce_loss_without_sae: Option<f64>,
+    ce_loss_with_sae: Option<f64>,
+    ce_loss_with_ablation: Option<f64>,
+    ce_loss_score: Option<f64>,
+}
+
+pub(super) fn run(
+    args: MetricsArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let text = args.text.as_deref().map(read_text).transpose()?;
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let mut metrics = Metrics::new(&mut session);
+    measure(
+        &args,
+        text.as_deref(),
+        &mut session,
+        &mut metrics,
+        verbosity,
+    )?;
+    let report = Report {
+        model: args.model.shown_model(),
+        sae: args.model.shown_sae(),
+        text: fit_report(&metrics.text),
+        image: fit_report(&metrics.image),
+        loss: LossReport {
+            n_tokens: metrics.loss.n_tokens(),
+            ce_loss_without_sae: metrics.loss.without_sae(),
+            ce_loss_with_sae: metrics.loss.with_sae(),
+            ce_loss_with_ablation: metrics.loss.with_ablation(),
+            ce_loss_score: metrics.loss.score(),
+        },
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+        writeln!(out, "{report}").map_err(Failure::Output)?;
+    } else {
+        print_table(&mut out, &report).map_err(Failure::Output)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
+    let text = String::from_utf8(bytes).map_err(|_| {
+        Error::invalid(format!("`{shown}` is no text in UTF-8"))
+            .with_hint("convert it, for example with iconv")
+    })?;
+    if text.trim().is_empty() {
+        return Err(Error::invalid(format!("`{shown}` holds no text")));
+    }
+    Ok(text)
+}
+
+fn measure(
+    args: &MetricsArgs,
+    text: Option<&str>,
+    session: &mut Session,
+    metrics: &mut Metrics,
+    verbosity: Verbosity,
+) -> llava_sae_cpp::Result<()> {
+    let mut texts = match text {
+        Some(text) => metrics::text_prompts(session, text)?,
+        None => Vec::new(),
+    };
+    if args.image.is_empty() && text.is_none() {
+        texts.push(args.prompt.build(session, None)?);
+    }
+    let counter = Counter::start("prompts", texts.len() + args.image.len(), verbosity);
+    for prompt in &texts {
+        metrics.add(session, prompt)?;
+        counter.advance();
+    }
+    for path in &args.image {
+        let image = args::encode_quietly(session, path)?;
+        let prompt = args.prompt.build(session, Some(&image))?;
+        if text.is_some() {
+            metrics.add_image(session, &prompt)?;
+        } else {
+            metrics.add(session, &prompt)?;
+        }
+        counter.advance();
+    }
+    counter.finish();
+    Ok(())
+}
+
+fn fit_report(fit: &Fit) -> FitReport {
+    FitReport {
+        n_rows: fit.n_rows(),
+        l0: fit.l0(),
+        explained_variance: fit.explained_variance(),
+        mse: fit.mse(),
+        cossim: fit.cosine(),
+        never_active: fit.never_active(),
+    }
+}
+
+fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+    writeln!(
+        out,
+        "rows     number       L0  explained variance         MSE  cosine  never active"
+    )?;
+    for (name, fit) in [("text", &report.text), ("image", &report.image)] {
+        let share = fit
+            .never_active
+            .map(|share| format!("{:.1} %", 100.0 * share));
+        writeln!(
+            out,
+            "{name:<5}  {:>8}  {:>7}  {:>18}  {:>10}  {:>6}  {:>12}",
+            fit.n_rows,
+            fit.l0.map_or("-".to_owned(), |l0| format!("{l0:.1}")),
+            number(fit.explained_variance),
+            number(fit.mse),
+            number(fit.cossim),
+            share.unwrap_or("-".to_owned()),
+        )?;
+    }
+    let loss = &report.loss;
+    let increase = loss.ce_loss_with_sae.zip(loss.ce_loss_without_sae);
+    writeln!(
+        out,
+        "\nLoss on {} text tokens, nats: {} as the model is, {} with reconstructions (a rise of {}), {} with zeros; score {}",
+        loss.n_tokens,
+        number(loss.ce_loss_without_sae),
+        number(loss.ce_loss_with_sae),
+        number(increase.map(|(with, without)| with - without)),
+        number(loss.ce_loss_with_ablation),
+        number(loss.ce_loss_score),
+    )
+}

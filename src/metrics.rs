@@ -1,0 +1,260 @@
+//! How well an SAE fits this model: `SAELens`' evaluation (`sae_lens/evals.py`, 6.54), for text and
+//! image rows apart.
+//!
+//! As there, the rows of tokens that begin, end, separate or pad texts do not count.
+
+use crate::llama::{AddBos, Sampling};
+use crate::prompt::Prompt;
+use crate::run::{Keep, RunOptions, Substitute, Substituted};
+use crate::session::Session;
+use crate::tokens::TokenKind;
+use crate::{Error, Result};
+
+/// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
+const TEXT_CONTEXT: usize = 128;
+
+/// What was seen so far.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// How text rows are reconstructed.
+    pub text: Fit,
+    /// How image rows are.
+    pub image: Fit,
+    /// How well text tokens are predicted.
+    pub loss: Loss,
+    special: Vec<i32>,
+}
+
+impl Metrics {
+    /// Nothing seen yet.
+    pub fn new(session: &mut Session) -> Self {
+        let meta = session.sae().meta();
+        let fit = Fit::new(meta.d_in, meta.d_sae);
+        Self {
+            text: fit.clone(),
+            image: fit,
+            loss: Loss::default(),
+            special: session.model().structural_tokens(),
+        }
+    }
+
+    /// Adds a prompt's rows and the losses on its text tokens.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn add(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
+        self.add_rows(session, prompt, &[TokenKind::Text, TokenKind::Image])?;
+        self.add_losses(session, prompt)
+    }
+
+    /// Adds the image rows of a prompt alone.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn add_image(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
+        self.add_rows(session, prompt, &[TokenKind::Image])
+    }
+
+    fn add_rows(
+        &mut self,
+        session: &mut Session,
+        prompt: &Prompt,
+        kinds: &[TokenKind],
+    ) -> Result<()> {
+        let options = RunOptions {
+            steering: None,
+            keep: Keep {
+                features: true,
+                residuals: true,
+            },
+            max_tokens: 0,
+            sampling: Sampling::Greedy,
+        };
+        let trace = session.run(prompt, options, &mut |_| {})?.trace;
+        let sae = session.sae();
+        let rows = trace.residuals.chunks_exact(sae.meta().d_in);
+        for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
+            let is_special = token.id.is_some_and(|id| self.special.contains(&id));
+            if is_special || !kinds.contains(&token.kind) {
+                continue;
+            }
+            let mut reconstruction = row.to_vec();
+            sae.reconstruct(&trace.activations, row_idx, &mut reconstruction)?;
+            let fit = match token.kind {
+                TokenKind::Image => &mut self.image,
+                TokenKind::Text | TokenKind::Generated => &mut self.text,
+            };
+            fit.add(row, &reconstruction, trace.activations.row(row_idx));
+        }
+        Ok(())
+    }
+
+    fn add_losses(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
+        let mut mean = |with: Option<Substituted>| {
+            let substitute = with.map(|with| Substitute {
+                with,
+                except: self.special.clone(),
+            });
+            session.cross_entropies(prompt, substitute, &self.special)
+        };
+        let original = mean(None)?;
+        let reconstructed = mean(Some(Substituted::Reconstruction))?;
+        let ablated = mean(Some(Substituted::Zeros))?;
+        self.loss.n_tokens += original.len();
+        self.loss.original += original.iter().sum::<f64>();
+        self.loss.reconstructed += reconstructed.iter().sum::<f64>();
+        self.loss.ablated += ablated.iter().sum::<f64>();
+        Ok(())
+    }
+}
+
+/// Prompts that hold a text, in contexts of 128 tokens that each begin as a text does.
+///
+/// # Errors
+/// A text without tokens.
+pub fn text_prompts(session: &Session, text: &str) -> Result<Vec<Prompt>> {
+    let model = session.model();
+    let start = model.tokenize("", AddBos::Yes)?;
+    let ids = model.tokenize(text, AddBos::No)?;
+    if ids.is_empty() {
+        return Err(Error::invalid("the text is empty"));
+    }
+    let chunks = ids.chunks(TEXT_CONTEXT - start.len());
+    let prompts = chunks.map(|chunk| Prompt::of_text([&start[..], chunk].concat()));
+    Ok(prompts.collect())
+}
+
+/// How well rows are reconstructed, and how many features that takes.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    n_rows: usize,
+    n_active: usize,
+    is_active: Vec<bool>, // [d_sae]: ever
+    sums: Vec<f64>,       // [d_in]
+    squared_norm: f64,
+    squared_residual: f64,
+    cosine: f64,
+}
+
+impl Fit {
+    fn new(d_in: usize, d_sae: usize) -> Self {
+        Self {
+            n_rows: 0,
+            n_active: 0,
+            is_active: vec![false; d_sae],
+            sums: vec![0.0; d_in],
+            squared_norm: 0.0,
+            squared_residual: 0.0,
+            cosine: 0.0,
+        }
+    }
+
+    fn add(
+        &mut self,
+        row: &[f32],
+        reconstruction: &[f32],
+        active: impl Iterator<Item = (usize, f32)>,
+    ) {
+        self.n_rows += 1;
+        for (feature, _) in active {
+            self.n_active += 1;
+            self.is_active[feature] = true;
+        }
+        let (mut norm, mut reconstructed_norm, mut product) = (0.0, 0.0, 0.0);
+        for ((sum, &x), &y) in self.sums.iter_mut().zip(row).zip(reconstruction) {
+            let (x, y) = (f64::from(x), f64::from(y));
+            *sum += x;
+            norm += x * x;
+            reconstructed_norm += y * y;
+            product += x * y;
+            self.squared_residual += (x - y) * (x - y);
+        }
+        self.squared_norm += norm;
+        if product != 0.0 {
+            self.cosine += product / (norm * reconstructed_norm).sqrt();
+        }
+    }
+
+    /// The number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// `l0`: active features of a row, on average.
+    pub fn l0(&self) -> Option<f64> {
+        self.mean(self.n_active as f64)
+    }
+
+    /// `mse`: `‖x − x̂‖²`, a sum over dimensions, averaged over rows.
+    pub fn mse(&self) -> Option<f64> {
+        self.mean(self.squared_residual)
+    }
+
+    /// `cossim`: the cosine of `x` and `x̂`, averaged over rows.
+    pub fn cosine(&self) -> Option<f64> {
+        self.mean(self.cosine)
+    }
+
+    /// `explained_variance`: `1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²)`; none of rows that are all alike.
+    pub fn explained_variance(&self) -> Option<f64> {
+        let n = self.n_rows as f64;
+        let mean_squares: f64 = self.sums.iter().map(|sum| (sum / n).powi(2)).sum();
+        let variance = self.mean(self.squared_norm)? - mean_squares;
+        (variance > 1e-10).then(|| 1.0 - self.squared_residual / n / variance)
+    }
+
+    /// The share of features whose `feature_density` is 0: those that were active in no row.
+    pub fn never_active(&self) -> Option<f64> {
+        let n_never = self
+            .is_active
+            .iter()
+            .filter(|is_active| !**is_active)
+            .count();
+        (self.n_rows > 0).then(|| n_never as f64 / self.is_active.len() as f64)
+    }
+
+    fn mean(&self, sum: f64) -> Option<f64> {
+        (self.n_rows > 0).then(|| sum / self.n_rows as f64)
+    }
+}
+
+/// How well text tokens are predicted: sums of cross-entropies, in nats.
+#[derive(Clone, Debug, Default)]
+pub struct Loss {
+    n_tokens: usize,
+    original: f64,
+    reconstructed: f64,
+    ablated: f64,
+}
+
+impl Loss {
+    /// The number of predicted tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// `ce_loss_without_sae`: of the model as it is, in nats a token.
+    pub fn without_sae(&self) -> Option<f64> {
+        self.mean(self.original)
+    }
+
+    /// `ce_loss_with_sae`: with the SAE's reconstruction in place of all rows at its hook.
+    pub fn with_sae(&self) -> Option<f64> {
+        self.mean(self.reconstructed)
+    }
+
+    /// `ce_loss_with_ablation`: with zeros in their place.
+    pub fn with_ablation(&self) -> Option<f64> {
+        self.mean(self.ablated)
+    }
+
+    /// `ce_loss_score`: the part of what zeros cost that the reconstruction saves.
+    pub fn score(&self) -> Option<f64> {
+        let cost = self.ablated - self.original;
+        (cost != 0.0).then(|| (self.ablated - self.reconstructed) / cost)
+    }
+
+    fn mean(&self, sum: f64) -> Option<f64> {
+        (self.n_tokens > 0).then(|| sum / self.n_tokens as f64)
+    }
+}

@@ -1,0 +1,187 @@
+//! `metrics`: fits against their formulas in f64, losses against transformers.
+
+use llava_sae_cpp::metrics::{self, Fit, Metrics};
+use llava_sae_cpp::{
+    Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, TokenKind,
+};
+
+use crate::bad_input::check;
+use crate::command_line::{json, stdout};
+use crate::fixture::{Fixture, Oracle, exact_options, prompt, temporary_root};
+use crate::hook_points;
+
+fn close(ours: Option<f64>, expected: f64, tolerance: f64, what: &str) {
+    let ours = ours.unwrap_or_else(|| panic!("{what} is there"));
+    let error = (ours - expected).abs() / expected.abs().max(1e-6);
+    assert!(error < tolerance, "{what}: {ours}, expected {expected}");
+}
+
+/// A row, its reconstruction, and how many features are active in it.
+type Reconstructed = (Vec<f64>, Vec<f64>, usize);
+
+/// The rows of one kind; the first one, `<bos>`, does not count.
+fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstructed> {
+    let options = RunOptions {
+        steering: None,
+        keep: Keep {
+            features: true,
+            residuals: true,
+        },
+        max_tokens: 0,
+        sampling: Sampling::Greedy,
+    };
+    let run = session.run(prompt, options, &mut |_| {});
+    let trace = run.expect("the run succeeds").trace;
+    let sae = session.sae();
+    let d_in = sae.meta().d_in;
+    let b_dec = sae.file().b_dec().expect("readable");
+    let mut found = Vec::new();
+    for (i, row) in trace.residuals.chunks_exact(d_in).enumerate().skip(1) {
+        if trace.tokens[i].kind != kind {
+            continue;
+        }
+        let mut y: Vec<f64> = b_dec.iter().map(|&b| f64::from(b)).collect();
+        let mut n_active = 0;
+        for (feature, activation) in trace.activations.row(i) {
+            let direction = sae.decoder_direction(feature).expect("it exists").row;
+            for (y, value) in y.iter_mut().zip(direction) {
+                *y += f64::from(activation) * f64::from(value);
+            }
+            n_active += 1;
+        }
+        let x = row.iter().map(|&x| f64::from(x)).collect();
+        found.push((x, y, n_active));
+    }
+    found
+}
+
+fn check_fit(fit: &Fit, rows: &[Reconstructed], what: &str) {
+    let n = rows.len() as f64;
+    let mean = |value: &dyn Fn(&Reconstructed) -> f64| rows.iter().map(value).sum::<f64>() / n;
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let distance =
+        |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum() };
+    let d_in = rows[0].0.len();
+    let centre: Vec<f64> = (0..d_in).map(|j| mean(&|row| row.0[j])).collect();
+    let mse = mean(&|(x, y, _)| distance(x, y));
+    let variance = mean(&|(x, _, _)| distance(x, &centre));
+    assert_eq!(fit.n_rows(), rows.len(), "{what}");
+    close(fit.l0(), mean(&|row| row.2 as f64), 1e-12, what);
+    close(fit.mse(), mse, 1e-4, what);
+    close(fit.explained_variance(), 1.0 - mse / variance, 1e-4, what);
+    let cosine = mean(&|(x, y, _)| dot(x, y) / (dot(x, x) * dot(y, y)).sqrt());
+    close(fit.cosine(), cosine, 1e-5, what);
+}
+
+#[test]
+fn fits_are_what_their_formulas_say() {
+    let mut session = Fixture::Demo.exact_session();
+    let mut metrics = Metrics::new(&mut session);
+    let (mut texts, mut images) = (Vec::new(), Vec::new());
+    for picture in ["00.png", "01.png"] {
+        let prompt = prompt(&mut session, Fixture::Demo, picture);
+        metrics.add(&mut session, &prompt).expect("it runs");
+        texts.extend(rows(&mut session, &prompt, TokenKind::Text));
+        images.extend(rows(&mut session, &prompt, TokenKind::Image));
+    }
+    check_fit(&metrics.text, &texts, "text rows");
+    check_fit(&metrics.image, &images, "image rows");
+    let never = metrics.image.never_active().expect("there are rows");
+    assert!((0.0..1.0).contains(&never), "{never}");
+    // Of each prompt's text tokens, the one behind `<bos>` is not predicted.
+    assert_eq!(metrics.loss.n_tokens(), texts.len() - 2);
+}
+
+/// Cross-entropies without the SAE, with its reconstruction and with zeros in six architectures.
+#[test]
+fn losses_are_those_of_transformers() {
+    let oracle = Oracle::read(&hook_points::root());
+    for architecture in hook_points::ARCHITECTURES {
+        let files = ModelFiles {
+            model: hook_points::model(architecture),
+            mmproj: None,
+            sae: hook_points::sae_at("blocks.1.hook_resid_post", 32),
+        };
+        let mut session = Session::open(&files, exact_options()).expect(architecture);
+        let text = oracle.json["prompt"].as_str().expect("a text");
+        let prompt = session
+            .prompt(text, PromptForm::Raw, None)
+            .expect("it is tokenised");
+        let mut metrics = Metrics::new(&mut session);
+        metrics.add(&mut session, &prompt).expect("it runs");
+        let expected = &oracle.json["losses"][architecture];
+        let expected = |key: &str| expected[key].as_f64().expect("a number");
+        let loss = &metrics.loss;
+        assert_eq!(loss.n_tokens(), prompt.tokens().len() - 2, "{architecture}");
+        for (ours, key) in [
+            (loss.without_sae(), "without_sae"),
+            (loss.with_sae(), "with_sae"),
+            (loss.with_ablation(), "with_ablation"),
+        ] {
+            close(ours, expected(key), 1e-3, &format!("{architecture}, {key}"));
+        }
+        let score = loss
+            .with_ablation()
+            .zip(loss.with_sae())
+            .zip(loss.without_sae());
+        let ((zeros, sae), plain) = score.expect("there are tokens");
+        close(
+            loss.score(),
+            (zeros - sae) / (zeros - plain),
+            1e-9,
+            architecture,
+        );
+    }
+}
+
+#[test]
+fn texts_are_read_in_contexts_of_128() {
+    let session = Fixture::Demo.exact_session();
+    let text = "the cat sits on the mat. ".repeat(60);
+    let prompts = metrics::text_prompts(&session, &text).expect("a text");
+    let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens().len()).collect();
+    let (last, whole) = lengths.split_last().expect("several");
+    assert!(!whole.is_empty() && whole.iter().all(|&n| n == 128) && *last <= 128);
+    let first = prompts[0].tokens()[0];
+    assert!(prompts.iter().all(|prompt| prompt.tokens()[0] == first));
+    assert!(prompts[1].tokens()[1] != first, "one beginning each");
+}
+
+#[test]
+fn the_command_reports_them() {
+    let picture = "assets/pictures/carrot-mushroom.png";
+    let shown = stdout(&["metrics", picture]);
+    assert!(
+        shown.contains("explained variance") && shown.contains("Loss on"),
+        "{shown}"
+    );
+    let report = json(&["metrics", "--json", picture]);
+    assert_eq!(report["image"]["n_rows"], 64);
+    assert!(report["loss"]["ce_loss_score"].as_f64().is_some());
+    let dir = temporary_root().join("metrics");
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    let text = dir.join("text.txt");
+    std::fs::write(&text, "The image shows a carrot on the table.").expect("our own");
+    let text = text.to_str().expect("a plain path");
+    let alone = json(&["metrics", "--json", "--text", text]);
+    assert_eq!(alone["image"]["n_rows"], 0);
+    assert!(alone["image"]["l0"].is_null());
+    let both = json(&["metrics", "--json", "--text", text, picture]);
+    assert_eq!(both["loss"], alone["loss"]);
+    assert_eq!(both["image"], report["image"]);
+    let prompt = json(&["metrics", "--json", "-p", "What is it?"]);
+    assert!(prompt["text"]["n_rows"].as_u64() > Some(0));
+
+    check(&["metrics"], 2, &["IMAGE"]);
+    check(&["metrics", "--text", "missing.txt"], 1, &["missing.txt"]);
+    check(&["metrics", "missing.png"], 1, &["missing.png"]);
+    std::fs::write(dir.join("bad.txt"), [0xff, 0xfe, 0x00]).expect("our own");
+    std::fs::write(dir.join("empty.txt"), "  \n").expect("our own");
+    let path = |name: &str| dir.join(name).to_str().expect("a plain path").to_owned();
+    check(
+        &["metrics", "--text", &path("bad.txt")],
+        1,
+        &["UTF-8", "hint: "],
+    );
+    check(&["metrics", "--text", &path("empty.txt")], 1, &["no text"]);
+}
