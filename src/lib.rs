@@ -36,6 +36,7 @@ pub mod features;
 mod hook_point;
 pub mod llama;
 mod logits;
+mod memory;
 pub mod metrics;
 mod model_files;
 mod picture;

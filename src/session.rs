@@ -13,6 +13,7 @@ use crate::llama::{
     Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
     Sampling, Special, Vision, VisionGraph, VisionOptions,
 };
+use crate::memory;
 use crate::model_files::{self, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
@@ -342,6 +343,19 @@ impl Session {
                     "{needed} tokens are more than the {trained} that the model was trained on"
                 );
             }
+            let kv_type = self.options.kv_type;
+            let replaced = self.context.as_ref().map_or(0.0, |context| {
+                let n_tokens = context.capacity() * context.n_sequences();
+                memory::cache_bytes(&self.model, kv_type, n_tokens)
+            });
+            memory::check_cache(
+                &self.model,
+                kv_type,
+                self.options.gpu_layers != 0,
+                needed,
+                n_sequences,
+                replaced,
+            )?;
             let tap = match self.context.take() {
                 Some(context) => context.into_hook(),
                 None => self
@@ -354,7 +368,7 @@ impl Session {
                 n_sequences,
                 n_ubatch: self.options.n_ubatch,
                 threads: self.options.threads,
-                kv_type: self.options.kv_type,
+                kv_type,
                 flash_attention: self.options.flash_attention,
                 interrupt: Arc::clone(&self.options.interrupt),
             };

@@ -1,12 +1,12 @@
 //! A sweep: one prompt under several interventions at once, and how far each is from the original.
 
-use crate::Result;
 use crate::llama::Sampling;
 use crate::logits::{kl_divergence, log_prob};
 use crate::prompt::Prompt;
 use crate::run::{Keep, Run, RunOptions};
 use crate::session::Session;
 use crate::steering::Steering;
+use crate::{Error, Result};
 
 /// A prompt's runs under several interventions.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct ScoredRun {
     /// `KL(original ‖ this)` of the first generated token, in nats.
     pub kl: f64,
     /// The mean log-probability, in nats, that the model **without** interventions gives the tokens of
-    /// the text, each after those before it; none of an empty text.
+    /// the text, each after those before it; none of an empty text, or after an interruption.
     pub mean_log_prob: Option<f64>,
 }
 
@@ -76,8 +76,11 @@ fn mean_log_prob(
         return Ok(None);
     };
     let mut sum = log_prob(logits, first);
-    session.replay(prompt, ids, &mut |i, logits| {
+    let replayed = session.replay(prompt, ids, &mut |i, logits| {
         sum += log_prob(logits, ids[i])
-    })?;
-    Ok(Some(sum / ids.len() as f64))
+    });
+    match replayed {
+        Err(Error::Interrupted) => Ok(None),
+        other => other.map(|()| Some(sum / ids.len() as f64)),
+    }
 }

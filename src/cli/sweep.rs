@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
-use llava_sae_cpp::{Error, ScoredRun, Stop, Sweep};
+use llava_sae_cpp::{Error, ScoredRun, Sweep};
 use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
@@ -137,7 +137,7 @@ pub(super) fn run(
                 .into(),
         );
     }
-    let mut session = args.model.open(verbosity, interrupt)?;
+    let mut session = args.model.open(verbosity, Arc::clone(&interrupt))?;
     let sae = session.sae();
     let feature = sae.find_feature(&args.steer.feature)?;
     let steering = |&strength: &f32| {
@@ -173,8 +173,7 @@ pub(super) fn run(
     } else {
         print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
     }
-    let mut runs = sweep.steered.iter().map(|steered| &steered.run);
-    if runs.any(|run| run.stop == Stop::Interrupted) {
+    if interrupt.load(Ordering::Relaxed) {
         return Ok(Outcome::Interrupted);
     }
     Ok(Outcome::Done)

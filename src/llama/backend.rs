@@ -19,6 +19,25 @@ pub(super) fn start() {
     });
 }
 
+/// Free memory of the first GPU, if there is one.
+pub(crate) fn free_device_bytes() -> Option<u64> {
+    let gpu_types = [
+        sys::GGML_BACKEND_DEVICE_TYPE_GPU,
+        sys::GGML_BACKEND_DEVICE_TYPE_IGPU,
+    ];
+    for device_type in gpu_types {
+        // SAFETY: returns a device that lives as long as the process, or null.
+        let device = unsafe { sys::ggml_backend_dev_by_type(device_type) };
+        if !device.is_null() {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: the device and both numbers are alive.
+            unsafe { sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total) };
+            return Some(free as u64);
+        }
+    }
+    None
+}
+
 /// A path as C takes it.
 pub(super) fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_encoded_bytes())

@@ -24,6 +24,7 @@ mod sampler;
 mod tensor_context;
 mod vision;
 
+pub(crate) use backend::free_device_bytes;
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };

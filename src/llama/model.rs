@@ -73,6 +73,23 @@ impl Model {
         unsafe { sys::llama_model_n_layer(self.as_ptr()) }.unsigned_abs() as usize
     }
 
+    /// Numbers that a KV cache keeps for a token: a key and a value for each layer and KV head.
+    pub(crate) fn cache_values_per_token(&self) -> usize {
+        // SAFETY: the model is alive.
+        let n_heads = unsafe { sys::llama_model_n_head(self.as_ptr()) }.unsigned_abs() as usize;
+        // SAFETY: as above.
+        let n_kv_heads = unsafe { sys::llama_model_n_head_kv(self.as_ptr()) };
+        let architecture = self.metadata("general.architecture").unwrap_or_default();
+        let length = |name: &str| {
+            let length = self.metadata(&format!("{architecture}.attention.{name}"));
+            let length = length.and_then(|length| length.parse().ok());
+            length.unwrap_or(self.d_model() / n_heads.max(1))
+        };
+        self.n_layers()
+            * n_kv_heads.unsigned_abs() as usize
+            * (length("key_length") + length("value_length"))
+    }
+
     /// The longest context that the model was trained on, in tokens.
     pub fn trained_context(&self) -> usize {
         // SAFETY: the model is alive.

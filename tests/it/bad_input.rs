@@ -591,7 +591,7 @@ fn no_room_on_the_disk() {
 
 /// Sends a signal: `INT` as Ctrl-C, `TERM` as `kill`.
 #[cfg(unix)]
-fn send(signal: &str, child: &std::process::Child) {
+pub(crate) fn send(signal: &str, child: &std::process::Child) {
     let killed = std::process::Command::new("kill")
         .args([format!("-{signal}"), child.id().to_string()])
         .status();

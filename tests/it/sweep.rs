@@ -1,9 +1,11 @@
 //! Several runs side by side are each the run alone, and a sweep's numbers are their formulas'.
 
+use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Keep, RunOptions, Sampling};
 
-use crate::command_line::{json, run, stdout};
+use crate::bad_input::{check, send};
+use crate::command_line::{json, program, run, stdout};
 use crate::fixture::{Fixture, ROUNDING, prompt, relative_error, steering};
 
 const PICTURE: &str = "00.png";
@@ -143,4 +145,45 @@ fn bad_ranges_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{range}: {stderr}");
         assert!(stderr.contains(reason), "{range}: {stderr}");
     }
+}
+
+/// The caches of two runs of this length take more memory than any machine has, and one does too.
+#[test]
+fn caches_that_do_not_fit_are_refused() {
+    let long = ["-c", "2000000000", "assets/pictures/carrot-mushroom.png"];
+    let sweep = ["sweep", "--steer", "carrot:-8..0:8"];
+    let words = ["3 runs", "GB are free", "runs fit", "hint: "];
+    check(&[&sweep[..], &long].concat(), 1, &words);
+    let words = ["a context of 2000000000 tokens", "`--ctx-size`"];
+    check(&long, 1, &words);
+}
+
+/// Ctrl-C prints the table as far as it is.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_prints_what_there_is() {
+    let dir = Fixture::Tiny.converted(TensorType::F32);
+    let dir = dir.to_str().expect("a plain path");
+    let picture = "tests/fixtures/tiny/pictures/00.png";
+    let long = ["-n", "1000000", "-c", "100000"];
+    let sweep = ["sweep", "-d", dir, "--steer", "17:0..2:1", picture];
+    // It shows nothing before its end, so it gets longer and longer to begin.
+    for seconds in [1, 4, 16, 64] {
+        let child = program()
+            .args([&sweep[..], &long].concat())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        let child = child.expect("the program starts");
+        std::thread::sleep(std::time::Duration::from_secs(seconds));
+        send("INT", &child);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(130));
+        let table = String::from_utf8_lossy(&output.stdout);
+        if !table.is_empty() {
+            assert_eq!(table.lines().count(), 6, "{table}");
+            return;
+        }
+    }
+    panic!("the table is never printed");
 }

@@ -1,0 +1,65 @@
+//! Whether a context's cache fits into memory, since a system that overcommits kills what does not.
+
+use sysinfo::System;
+
+use crate::llama::{self, KvType, Model};
+use crate::{Error, Result};
+
+const GIGABYTE: f64 = 1e9;
+
+/// Checks that a KV cache of `n_sequences` times `n_tokens` fits into the memory that is free, of the
+/// first device if `use_gpu` and there is one, and `reclaimed` bytes besides.
+///
+/// # Errors
+/// When it does not: how much it takes, how much there is, and how many sequences fit.
+pub(crate) fn check_cache(
+    model: &Model,
+    kv_type: KvType,
+    use_gpu: bool,
+    n_tokens: usize,
+    n_sequences: usize,
+    reclaimed: f64,
+) -> Result<()> {
+    let sequence = cache_bytes(model, kv_type, n_tokens);
+    let needed = sequence * n_sequences as f64;
+    let free = free_bytes(use_gpu) + reclaimed;
+    if needed <= free {
+        return Ok(());
+    }
+    let sizes = format!(
+        "{:.1} GB of memory, and {:.1} GB are free",
+        needed / GIGABYTE,
+        free / GIGABYTE
+    );
+    if n_sequences == 1 {
+        return Err(
+            Error::invalid(format!("a context of {n_tokens} tokens takes {sizes}"))
+                .with_hint("give a smaller `--ctx-size`, or `--kv-type q8_0`"),
+        );
+    }
+    let n_fit = (free / sequence) as usize;
+    Err(Error::invalid(format!(
+        "{n_sequences} runs of {n_tokens} tokens side by side take {sizes}: {n_fit} runs fit"
+    ))
+    .with_hint("take fewer strengths at once, a smaller `-n` or `--ctx-size`, or `--kv-type q8_0`"))
+}
+
+/// Bytes of a KV cache of `n_tokens`; less with sliding windows.
+pub(crate) fn cache_bytes(model: &Model, kv_type: KvType, n_tokens: usize) -> f64 {
+    let value_bytes = match kv_type {
+        KvType::F32 => 4.0,
+        KvType::F16 => 2.0,
+        KvType::Q8_0 => 34.0 / 32.0, // blocks of 32 bytes with a scale in f16
+    };
+    n_tokens as f64 * model.cache_values_per_token() as f64 * value_bytes
+}
+
+fn free_bytes(use_gpu: bool) -> f64 {
+    let device = llama::free_device_bytes().filter(|_| use_gpu);
+    let bytes = device.unwrap_or_else(|| {
+        let mut system = System::new();
+        system.refresh_memory();
+        system.available_memory()
+    });
+    bytes as f64
+}
