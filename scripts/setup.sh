@@ -1,5 +1,5 @@
 # Sourced by the other scripts: goes to the project's folder and installs what llama.cpp's build
-# needs (cmake, libclang, a C++ compiler), saying what it does.
+# needs (cmake, libclang, a C++ compiler), and a browser where `browser=wanted`, saying what it does.
 cd "$(dirname "$0")/.."
 
 has_libclang() {
@@ -33,6 +33,24 @@ if ! has_everything; then
         echo "error: building llama.cpp needs cmake, libclang and a C++ compiler" >&2
         echo "hint: install them with your system's package manager and run this again" >&2
         exit 1
+    fi
+fi
+
+has_browser() {
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        command -v "$name" >/dev/null && return 0
+    done
+    [ -n "${CHROME:-}" ] || [ -e "/Applications/Google Chrome.app" ] || [ -e /Applications/Chromium.app ]
+}
+
+if [ "${browser:-}" = wanted ] && ! has_browser; then
+    if command -v apt-get >/dev/null; then
+        echo "setup: installing chromium with apt-get, for the test of pages in a browser" >&2
+        as_root apt-get update -qq &&
+            as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null ||
+            echo "setup: chromium cannot be installed: that test will be skipped" >&2
+    else
+        echo "setup: there is no Chromium: the test of pages in a browser will be skipped" >&2
     fi
 fi
 if ! command -v cargo >/dev/null; then

@@ -1,5 +1,7 @@
 //! Ranking an image's features: pooling activations over positions. Pure arithmetic.
 
+use std::collections::BTreeMap;
+
 use gguf_tools::sae::Baseline;
 
 use crate::sae::Activations;
@@ -162,7 +164,48 @@ pub fn rank(
             })
         })
         .collect();
-    let key = |score: &FeatureScore| score.lift.unwrap_or(score.score);
-    ranked.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.feature.cmp(&b.feature)));
+    sort(&mut ranked);
     ranked
+}
+
+/// Ranks the features of several pictures together: scores are means over all `pictures`, in which a
+/// feature that a picture does not fire counts as 0, and lifts those of the mean maximum; the largest
+/// activation is that of all, and positions are counted in all. `argmax_position` is that of the
+/// picture with the largest activation.
+pub fn group(pictures: &[Vec<FeatureScore>], baseline: Option<&Baseline>) -> Vec<FeatureScore> {
+    struct Sums {
+        together: FeatureScore, // but for the score, a sum
+        max_sum: f32,
+    }
+    let mut sums = BTreeMap::<usize, Sums>::new();
+    for score in pictures.iter().flatten() {
+        let Some(sum) = sums.get_mut(&score.feature) else {
+            let (together, max_sum) = (score.clone(), score.max);
+            sums.insert(score.feature, Sums { together, max_sum });
+            continue;
+        };
+        let together = &mut sum.together;
+        together.score += score.score;
+        together.n_tokens += score.n_tokens;
+        sum.max_sum += score.max;
+        if score.max > together.max {
+            together.max = score.max;
+            together.argmax_position = score.argmax_position;
+        }
+    }
+    let n = pictures.len() as f32;
+    let mean = |sums: Sums| FeatureScore {
+        score: sums.together.score / n,
+        lift: baseline.map(|usual| sums.max_sum / n - usual.mean_max[sums.together.feature]),
+        ..sums.together
+    };
+    let mut ranked: Vec<FeatureScore> = sums.into_values().map(mean).collect();
+    sort(&mut ranked);
+    ranked
+}
+
+/// Best first, by lift where there is one, else by score; equal ones by index.
+fn sort(scores: &mut [FeatureScore]) {
+    let key = |score: &FeatureScore| score.lift.unwrap_or(score.score);
+    scores.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.feature.cmp(&b.feature)));
 }

@@ -55,6 +55,18 @@ impl ModelFiles {
         })
     }
 
+    /// The side of the square picture that the vision encoder takes, in pixels.
+    ///
+    /// # Errors
+    /// Files without a projector, or one that cannot be read.
+    pub fn image_size(&self) -> Result<u32> {
+        let mmproj = self.mmproj.as_deref().ok_or_else(|| {
+            Error::invalid("this model has no projector, so it cannot see images")
+                .with_hint("give the projector's file with `--mmproj`")
+        })?;
+        Ok(Gguf::open(mmproj)?.require_u32("clip.vision.image_size")?)
+    }
+
     /// Checks that the files are what they should be and fit together, by their headers.
     ///
     /// # Errors

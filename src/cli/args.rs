@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
+use image::RgbImage;
 use llava_sae_cpp::{
     FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
     Sampling, Session, SessionOptions, demo,
@@ -145,6 +146,15 @@ enum ImagePrepArg {
     Pad,
 }
 
+impl From<ImagePrepArg> for ImagePrep {
+    fn from(prep: ImagePrepArg) -> Self {
+        match prep {
+            ImagePrepArg::Crop => Self::Crop,
+            ImagePrepArg::Pad => Self::Pad,
+        }
+    }
+}
+
 impl ModelArgs {
     /// Opens the session that these arguments describe.
     pub(super) fn open(
@@ -152,7 +162,10 @@ impl ModelArgs {
         verbosity: Verbosity,
         interrupt: Arc<AtomicBool>,
     ) -> llava_sae_cpp::Result<Session> {
-        let files = self.files(verbosity)?;
+        if self.is_demo() && !verbosity.is_quiet() {
+            eprintln!("using the embedded demo model; choose another with `-d DIR`");
+        }
+        let files = self.files()?;
         let defaults = SessionOptions::default();
         let options = SessionOptions {
             threads: self.threads.map_or(defaults.threads, usize::from),
@@ -168,10 +181,7 @@ impl ModelArgs {
                 FlashAttentionArg::Off => FlashAttention::Off,
             },
             context_size: self.ctx_size,
-            image_prep: match self.image_prep {
-                ImagePrepArg::Crop => ImagePrep::Crop,
-                ImagePrepArg::Pad => ImagePrep::Pad,
-            },
+            image_prep: self.image_prep.into(),
             interrupt,
             ..defaults
         };
@@ -206,15 +216,20 @@ impl ModelArgs {
             .collect()
     }
 
-    fn files(&self, verbosity: Verbosity) -> llava_sae_cpp::Result<ModelFiles> {
-        if self.model_dir.is_none()
-            && self.model.is_none()
-            && self.mmproj.is_none()
-            && self.sae.is_none()
-        {
-            if !verbosity.is_quiet() {
-                eprintln!("using the embedded demo model; choose another with `-d DIR`");
-            }
+    /// The square that the model sees of a picture.
+    pub(super) fn square(&self, picture: &Picture) -> llava_sae_cpp::Result<RgbImage> {
+        let size = self.files()?.image_size()?;
+        let pixels = picture.prepare(size, self.image_prep.into())?;
+        Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
+    }
+
+    fn is_demo(&self) -> bool {
+        let given = [&self.model_dir, &self.model, &self.mmproj, &self.sae];
+        given.into_iter().all(Option::is_none)
+    }
+
+    fn files(&self) -> llava_sae_cpp::Result<ModelFiles> {
+        if self.is_demo() {
             return demo::files();
         }
         ModelFiles::find(
@@ -273,8 +288,17 @@ pub(super) fn encode_image(
     path: &Path,
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<ImageEmbeddings> {
+    encode_picture(session, &Picture::open(path)?, verbosity)
+}
+
+/// Encodes a picture, with a spinner.
+pub(super) fn encode_picture(
+    session: &mut Session,
+    picture: &Picture,
+    verbosity: Verbosity,
+) -> llava_sae_cpp::Result<ImageEmbeddings> {
     let _spinner = Spinner::start("encoding the image", verbosity);
-    encode_quietly(session, path)
+    session.encode_image(picture)
 }
 
 /// As [`encode_image`], where there is a picture.

@@ -1,8 +1,6 @@
 //! `capture`: everything the hook saw, as a safetensors file.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::InterventionArgs;
+use super::new_file::{NewFile, check_is_no_input};
 use super::progress::Spinner;
 use super::{CommandResult, Outcome, saved_set};
 
@@ -109,21 +108,9 @@ pub(super) fn run(
 /// Checks, before any work, that the output can be replaced and is not one of the inputs.
 fn check_target(args: &CaptureArgs) -> llava_sae_cpp::Result<()> {
     Overwrite::Replace.check(&args.output)?;
-    let Ok(output) = args.output.canonicalize() else {
-        return Ok(());
-    };
-    let mut inputs = args.model.given_files();
-    inputs.extend(args.image.clone());
-    inputs.extend(args.interventions.file().cloned());
-    let is_output = |input: &PathBuf| input.canonicalize().is_ok_and(|input| input == output);
-    if inputs.iter().any(is_output) {
-        let shown = args.output.display();
-        return Err(
-            Error::invalid(format!("cannot write `{shown}`: it is an input"))
-                .with_hint("give another output"),
-        );
-    }
-    Ok(())
+    let others = args.image.iter().chain(args.interventions.file());
+    let inputs = args.model.given_files().into_iter();
+    check_is_no_input(&args.output, inputs.chain(others.cloned()))
 }
 
 /// Named tensors as little-endian bytes.
@@ -186,7 +173,7 @@ impl Tensors {
         self.add(name, Dtype::F32, shape, bytes);
     }
 
-    /// Writes a temporary file beside `path`, which may be replaced, and renames it.
+    /// Writes the file, which may replace another.
     fn write(&self, path: &Path, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<()> {
         let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
@@ -195,18 +182,6 @@ impl Tensors {
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| {
             Error::invalid(format!("cannot make the safetensors file: {error}"))
         })?;
-        // A link stays, and what it leads to is replaced.
-        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        let io = |error| gguf_tools::Error::io("write", path)(error);
-        // Not tempfile's own way to create the file: its files are private.
-        let file = tempfile::Builder::new().make_in(dir, |path| File::create_new(path));
-        let (mut file, temporary) = file.map_err(io)?.into_parts();
-        file.write_all(&bytes).map_err(io)?;
-        temporary.persist(path).map_err(|error| io(error.error))?;
-        Ok(())
+        NewFile::create(path, Overwrite::Replace)?.finish(&bytes)
     }
 }

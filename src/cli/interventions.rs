@@ -117,7 +117,7 @@ fn parse_number(item: &str) -> std::result::Result<Option<(String, f32)>, String
 }
 
 /// Checks `FEATURE[,FEATURE…]`; only the SAE tells which commas belong to labels.
-fn parse_names(text: &str) -> std::result::Result<String, String> {
+pub(super) fn parse_names(text: &str) -> std::result::Result<String, String> {
     if text.split(',').any(|piece| piece.trim().is_empty()) {
         return Err("expected features, such as `4501` or `dog,748`".to_owned());
     }
@@ -126,7 +126,7 @@ fn parse_names(text: &str) -> std::result::Result<String, String> {
 
 /// The features that a checked list of names means. A label may hold commas, so the longest text
 /// that means one feature is taken; an index stands for itself.
-fn find_features(sae: &Sae, list: &str) -> Result<Vec<usize>> {
+pub(super) fn find_features(sae: &Sae, list: &str) -> Result<Vec<usize>> {
     let mut features = Vec::new();
     let mut rest = list;
     while !rest.is_empty() {

@@ -17,12 +17,17 @@ impl Output {
         Self {
             text: run.text.clone(),
             token_ids: run.token_ids.clone(),
-            stop: match run.stop {
-                Stop::End => "end",
-                Stop::Length => "length",
-                Stop::Interrupted => "interrupted",
-            },
+            stop: stop(run.stop),
         }
+    }
+}
+
+/// Why a generation ended, in a word.
+pub(super) fn stop(stop: Stop) -> &'static str {
+    match stop {
+        Stop::End => "end",
+        Stop::Length => "length",
+        Stop::Interrupted => "interrupted",
     }
 }
 

@@ -40,16 +40,32 @@ pub(super) fn print_features(
     Ok(())
 }
 
-/// A label or title without line breaks and other control characters, which could garble a terminal.
-pub(super) fn one_line(label: &str) -> String {
-    label
-        .chars()
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect()
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
+/// A text without line breaks and other control characters, and without those that turn the writing
+/// direction of what follows: they could garble a terminal.
+pub(super) fn one_line(text: &str) -> String {
+    let is_harmful = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmful(c) {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn what_garbles_a_line_is_shown_by_its_code() {
+        assert_eq!(one_line("a \"label\", 日本 🍄"), "a \"label\", 日本 🍄");
+        assert_eq!(one_line("a\nb\u{1b}[31m\u{0}"), "a\\nb\\u{1b}[31m\\u{0}");
+        assert_eq!(one_line("a\u{2028}\u{202e}b"), "a\\u{2028}\\u{202e}b");
+    }
 }

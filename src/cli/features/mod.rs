@@ -1,0 +1,288 @@
+//! `features`: the features that images, or a text, fire.
+
+mod seen;
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use gguf_tools::gguf::Overwrite;
+use llava_sae_cpp::features::{Over, Pool};
+use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::{Error, Picture, Sae, Session};
+
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::interventions::{self, InterventionArgs};
+use super::new_file::{NewFile, check_is_no_input};
+use super::page::{About, Page};
+use super::{CommandResult, Failure, Outcome, heatmap, saved_set};
+
+/// List the features that images, or a text, fire
+///
+/// `--heatmap` draws where the listed features fire, and `--html` makes a page to look around in:
+/// every active feature, every patch and token, and the caption, with interventions beside the
+/// original one.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+#[command(group(ArgGroup::new("captions").multiple(true).requires("html").args([
+    "steer", "clamp", "ablate", "scale", "interventions", "max_tokens", "temp", "seed",
+])))]
+#[command(group(ArgGroup::new("outputs").multiple(true).requires("image").args(["heatmap", "html"])))]
+pub(super) struct FeaturesArgs {
+    /// The pictures; without one, `--prompt` is text only
+    #[arg(required_unless_present = "prompt")]
+    image: Vec<PathBuf>,
+    /// How many features
+    #[arg(long, value_name = "N", default_value = "10")]
+    top: NonZeroUsize,
+    /// The positions pooled: image, prompt, all, or one position (negative: from the prompt's end)
+    /// [default: image, and prompt for text only]
+    #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
+    over: Option<Over>,
+    /// How activations of several positions become a score
+    #[arg(long, value_name = "HOW", default_value = "max")]
+    pool: PoolArg,
+    /// Order: by `lift`, the largest activation less the feature's usual one on pictures, or by
+    /// `activation`, the score [default: lift for the image's maxima where the SAE's file has a
+    /// baseline]
+    #[arg(long, value_name = "ORDER")]
+    rank: Option<RankArg>,
+    /// Hide these features: indices or labels, comma-separated
+    #[arg(long, value_name = "FEATURES", value_parser = interventions::parse_names)]
+    exclude: Vec<String>,
+    /// Hide features that fire on nine rows of ten or more: of pictures where the SAE's file has a
+    /// baseline, else of the pooled positions
+    #[arg(long)]
+    exclude_always_on: bool,
+    /// One list for all pictures together, by the mean of their scores
+    #[arg(long, requires = "image", conflicts_with = "outputs")]
+    group: bool,
+    /// Print one JSON object an image, a line each; with `--group`, one for all
+    #[arg(long)]
+    json: bool,
+    /// Draw a PNG for each listed feature: the picture with the activation over its patches
+    #[arg(long, value_name = "DIR")]
+    heatmap: Option<PathBuf>,
+    /// Write one self-contained page: features, heat maps, tokens, captions; `-n`, `--temp`,
+    /// `--seed` and interventions apply to its captions
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Overwrite the files of `--heatmap` and `--html`
+    #[arg(long, requires = "outputs")]
+    force: bool,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    interventions: InterventionArgs,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  llava-sae-cpp features --top 20 --json photo.jpg
+      The features of a picture, as JSON
+  llava-sae-cpp features --top 5 --heatmap maps photo.jpg
+      The first five, each drawn over the picture: maps/photo-1-….png
+  llava-sae-cpp features --html page.html --steer carrot:-16 --at image photo.jpg other.jpg
+      A page on two pictures, with their captions before and after the intervention";
+
+/// The share of rows from which on a feature counts as always on.
+const ALWAYS_ON: f32 = 0.9;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RankArg {
+    Lift,
+    Activation,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PoolArg {
+    Max,
+    Sum,
+    Mean,
+    /// The number of positions where the feature is active
+    Count,
+}
+
+fn parse_over(word: &str) -> Result<Over, String> {
+    Over::parse(word).map_err(args::with_hint)
+}
+
+pub(super) fn run(
+    args: FeaturesArgs,
+    verbosity: Verbosity,
+    interrupt: Arc<AtomicBool>,
+) -> CommandResult {
+    let page_file = check_outputs(&args)?;
+    let mut session = args.model.open(verbosity, interrupt)?;
+    let steering = args.interventions.steering(&mut session)?;
+    let mut page = Page::new(args.about(steering.as_ref(), &mut session)?);
+    let hidden = args.hidden(session.sae())?;
+    if args.image.is_empty() {
+        let seen = seen::look(&mut session, None, None, &args, &hidden, verbosity)?;
+        seen.print("text", &args, &mut session)?;
+        return Ok(Outcome::Done);
+    }
+    let stems = heatmap::stems(&args.image);
+    let mut group = Vec::new();
+    for (i, (path, stem)) in args.image.iter().zip(&stems).enumerate() {
+        let picture = Some(Picture::open(path)?);
+        let steering = steering.as_ref();
+        let seen = seen::look(&mut session, picture, steering, &args, &hidden, verbosity)?;
+        if args.group {
+            group.push(seen.into_scores());
+            continue;
+        }
+        if i > 0 && !args.json {
+            writeln!(io::stdout()).map_err(Failure::Output)?;
+        }
+        seen.print(&path.display().to_string(), &args, &mut session)?;
+        let Some(square) = seen.square(&args)? else {
+            continue;
+        };
+        if let Some(dir) = &args.heatmap {
+            seen.draw(&square, dir, stem, &args, &mut session)?;
+        }
+        if args.html.is_some() {
+            page.add(&seen.shown(stem, &square), &mut session);
+        }
+    }
+    if args.group {
+        seen::print_group(&group, &args, &mut session)?;
+    }
+    if let Some(file) = page_file {
+        file.finish(page.html().as_bytes())?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Checks, before any work, that the outputs can be written, and starts the page's file.
+fn check_outputs(args: &FeaturesArgs) -> llava_sae_cpp::Result<Option<NewFile>> {
+    if let Some(dir) = &args.heatmap {
+        std::fs::create_dir_all(dir).map_err(gguf_tools::Error::io("create the folder", dir))?;
+    }
+    let Some(path) = &args.html else {
+        return Ok(None);
+    };
+    let others = args.image.iter().chain(args.interventions.file());
+    let inputs = args.model.given_files().into_iter();
+    check_is_no_input(path, inputs.chain(others.cloned()))?;
+    NewFile::create(path, args.overwrite()).map(Some)
+}
+
+fn no_baseline() -> Error {
+    Error::invalid("the SAE's file has no baseline, so there is no lift")
+        .with_hint("measure one with `llava-sae-cpp baseline`, or use `--rank activation`")
+}
+
+impl FeaturesArgs {
+    fn overwrite(&self) -> Overwrite {
+        match self.force {
+            true => Overwrite::Replace,
+            false => Overwrite::Refuse,
+        }
+    }
+
+    /// What the score is, in words.
+    fn subject(&self) -> String {
+        format!("{} of {}", self.pool.phrase(), described(self.over()))
+    }
+
+    /// The positions that are pooled.
+    fn over(&self) -> Over {
+        self.over.unwrap_or(match self.image.is_empty() {
+            false => Over::Image,
+            true => Over::Prompt,
+        })
+    }
+
+    /// The features that `--exclude` and `--exclude-always-on` name before anything is run.
+    fn hidden(&self, sae: &Sae) -> llava_sae_cpp::Result<HashSet<usize>> {
+        let mut hidden = HashSet::new();
+        for list in &self.exclude {
+            hidden.extend(interventions::find_features(sae, list)?);
+        }
+        if let Some(baseline) = sae.baseline().filter(|_| self.exclude_always_on) {
+            let shares = baseline.frequency.iter().enumerate();
+            let always = shares.filter(|(_, share)| **share >= ALWAYS_ON);
+            hidden.extend(always.map(|(feature, _)| feature));
+        }
+        Ok(hidden)
+    }
+
+    /// Whether features are ranked by lift.
+    fn has_lift(&self, session: &mut Session) -> llava_sae_cpp::Result<bool> {
+        let has_baseline = session.sae().baseline().is_some();
+        match self.rank {
+            Some(RankArg::Activation) => Ok(false),
+            Some(RankArg::Lift) if !has_baseline => Err(no_baseline()),
+            Some(RankArg::Lift) => Ok(true),
+            None => {
+                let are_maxima = matches!(self.pool, PoolArg::Max) && self.over() == Over::Image;
+                Ok(has_baseline && are_maxima)
+            }
+        }
+    }
+
+    /// What a page says about its pictures.
+    fn about(
+        &self,
+        steering: Option<&Steering>,
+        session: &mut Session,
+    ) -> llava_sae_cpp::Result<About> {
+        let has_lift = self.has_lift(session)?;
+        let positions = described(self.over());
+        let ranked_by = match has_lift {
+            true => format!("largest activation of {positions}, less the usual one on pictures"),
+            false => self.subject(),
+        };
+        Ok(About {
+            model: self.model.shown_model(),
+            sae: self.model.shown_sae(),
+            hook: session.hook_point().to_string(),
+            prompt: self.prompt.text().to_owned(),
+            ranked_by,
+            positions,
+            has_lift,
+            interventions: saved_set::entries(steering, session.sae()),
+        })
+    }
+}
+
+impl From<PoolArg> for Pool {
+    fn from(pool: PoolArg) -> Self {
+        match pool {
+            PoolArg::Max => Self::Max,
+            PoolArg::Sum => Self::Sum,
+            PoolArg::Mean => Self::Mean,
+            PoolArg::Count => Self::Count,
+        }
+    }
+}
+
+impl PoolArg {
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Max => "largest activation",
+            Self::Sum => "sum of activations",
+            Self::Mean => "mean activation",
+            Self::Count => "number of active positions",
+        }
+    }
+}
+
+fn described(over: Over) -> String {
+    match over {
+        Over::Image => "the image tokens".to_owned(),
+        Over::Prompt => "the prompt's text tokens".to_owned(),
+        Over::All => "all tokens of the prompt".to_owned(),
+        Over::Position(position) => format!("position {position}"),
+    }
+}

@@ -1,0 +1,287 @@
+//! What a picture gave, and its ways out: a table or JSON, heat maps, a page.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::path::Path;
+
+use image::RgbImage;
+use llava_sae_cpp::features::{self, FeatureScore};
+use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::{Error, Keep, Picture, Prompt, Run, RunOptions, Session, Stop, TokenKind};
+use serde::Serialize;
+
+use super::{ALWAYS_ON, FeaturesArgs};
+use crate::cli::args::{self, Verbosity};
+use crate::cli::heatmap::{self, HeatMap};
+use crate::cli::new_file::NewFile;
+use crate::cli::page::Shown;
+use crate::cli::progress::Spinner;
+use crate::cli::{Failure, json, table};
+
+/// What `--json` prints for an image, or for a text.
+#[derive(Serialize)]
+struct Report {
+    image: Option<String>,
+    n_image_tokens: usize,
+    grid: Option<[usize; 2]>,
+    tokens: Vec<json::TokenEntry>,
+    features: Vec<FeatureReport>,
+}
+
+/// What `--json` prints for several images together.
+#[derive(Serialize)]
+struct GroupReport {
+    images: Vec<String>,
+    features: Vec<GroupFeatureReport>,
+}
+
+#[derive(Serialize)]
+struct GroupFeatureReport {
+    #[serde(flatten)]
+    standing: json::FeatureEntry,
+    lift: Option<f32>,
+    n_images: usize,
+}
+
+#[derive(Serialize)]
+struct FeatureReport {
+    #[serde(flatten)]
+    standing: json::FeatureEntry,
+    lift: Option<f32>,
+    argmax_position: usize,
+    patches: Vec<f32>, // [rows · columns] of the grid
+}
+
+/// What a picture, or a text alone, gave.
+pub(super) struct Seen {
+    picture: Option<Picture>,
+    grid: Option<[usize; 2]>,
+    prompt: Prompt,
+    /// All that are active at the pooled positions.
+    scores: Vec<FeatureScore>,
+    run: Run,
+    steered: Option<Run>,
+}
+
+/// Runs the model on the prompt, with a picture or without, and ranks the features but for the
+/// `hidden` ones.
+pub(super) fn look(
+    session: &mut Session,
+    picture: Option<Picture>,
+    steering: Option<&Steering>,
+    args: &FeaturesArgs,
+    hidden: &HashSet<usize>,
+    verbosity: Verbosity,
+) -> llava_sae_cpp::Result<Seen> {
+    let image = picture
+        .as_ref()
+        .map(|picture| args::encode_picture(session, picture, verbosity))
+        .transpose()?;
+    let prompt = args.prompt.build(session, image.as_ref())?;
+    let positions = features::pooled_positions(prompt.tokens(), args.over())?;
+    let mut run = |steering: Option<&Steering>, keep| {
+        let options = RunOptions {
+            steering,
+            keep,
+            max_tokens: args.html.as_ref().map_or(0, |_| args.generate.max_tokens),
+            sampling: args.generate.sampling(),
+        };
+        let _spinner = Spinner::start("running the model", verbosity);
+        let run = session.run(&prompt, options, &mut |_| {})?;
+        match run.stop {
+            Stop::Interrupted => Err(Error::Interrupted),
+            Stop::End | Stop::Length => Ok(run),
+        }
+    };
+    let keep = Keep {
+        features: true,
+        residuals: false,
+    };
+    let original = run(None, keep)?;
+    let steered = steering.map(|_| run(steering, Keep::default()));
+    let steered = steered.transpose()?;
+    let has_lift = args.has_lift(session)?;
+    let sae = &*session.sae();
+    let baseline = sae.baseline().filter(|_| has_lift);
+    let d_sae = sae.meta().d_sae;
+    let acts = &original.trace.activations;
+    let mut scores = features::rank(acts, &positions, d_sae, args.pool.into(), baseline);
+    // Without a baseline, what is always on is told by this input alone.
+    let is_measured = !args.exclude_always_on || sae.baseline().is_some();
+    let n_always = f64::from(ALWAYS_ON) * positions.len() as f64;
+    scores.retain(|score| {
+        let is_always_on = !is_measured && score.n_tokens as f64 >= n_always;
+        !is_always_on && !hidden.contains(&score.feature)
+    });
+    Ok(Seen {
+        picture,
+        grid: image.map(|image| image.grid),
+        scores,
+        prompt,
+        run: original,
+        steered,
+    })
+}
+
+impl Seen {
+    /// Prints the listed features of what is called `shown`.
+    pub(super) fn print(
+        &self,
+        shown: &str,
+        args: &FeaturesArgs,
+        session: &mut Session,
+    ) -> Result<(), Failure> {
+        let scores = self.top(args);
+        if !args.json {
+            let title = format!("{shown}: {}", args.subject());
+            return table::print_features(&mut io::stdout().lock(), &title, scores, session.sae())
+                .map_err(Failure::Output);
+        }
+        let standings = json::features(scores, session.sae());
+        let report = Report {
+            image: self.picture.as_ref().map(|_| shown.to_owned()),
+            n_image_tokens: self.grid.iter().flatten().product(),
+            grid: self.grid,
+            tokens: json::tokens(self.prompt.tokens(), session),
+            features: standings
+                .into_iter()
+                .zip(scores)
+                .map(|(standing, score)| FeatureReport {
+                    standing,
+                    lift: score.lift,
+                    argmax_position: score.argmax_position,
+                    patches: self.patches(score.feature),
+                })
+                .collect(),
+        };
+        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+        writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+    }
+
+    /// The picture as the model sees it, where `args` ask for something to be drawn.
+    pub(super) fn square(&self, args: &FeaturesArgs) -> llava_sae_cpp::Result<Option<RgbImage>> {
+        let is_wanted = args.heatmap.is_some() || args.html.is_some();
+        let picture = self.picture.as_ref().filter(|_| is_wanted);
+        picture
+            .map(|picture| args.model.square(picture))
+            .transpose()
+    }
+
+    /// The features alone.
+    pub(super) fn into_scores(self) -> Vec<FeatureScore> {
+        self.scores
+    }
+
+    /// Draws the listed features over `square`, the picture as the model sees it, but for those that
+    /// no patch fires.
+    pub(super) fn draw(
+        &self,
+        square: &RgbImage,
+        dir: &Path,
+        stem: &str,
+        args: &FeaturesArgs,
+        session: &mut Session,
+    ) -> llava_sae_cpp::Result<()> {
+        let scores = self.top(args);
+        let path = |rank, feature| heatmap::path(dir, stem, rank, scores.len(), feature);
+        // All are checked first, so that a picture's heat maps are written together or not at all.
+        for (i, score) in scores.iter().enumerate() {
+            args.overwrite().check(&path(i + 1, score.feature))?;
+        }
+        let mut unseen = Vec::new();
+        for (i, score) in scores.iter().enumerate() {
+            let patches = self.patches(score.feature);
+            if patches.iter().all(|&value| value == 0.0) {
+                unseen.push(score.feature.to_string());
+                continue;
+            }
+            let label = session.sae().label(score.feature);
+            let label = label.map(|label| format!(" · {}", table::one_line(label)));
+            let map = HeatMap {
+                picture: square,
+                patches: &patches,
+                grid: self.patch_grid(),
+                title: &format!("feature {}{}", score.feature, label.unwrap_or_default()),
+            };
+            let path = path(i + 1, score.feature);
+            NewFile::create(&path, args.overwrite())?.finish(&map.png())?;
+        }
+        if !unseen.is_empty() {
+            let features = unseen.join(", ");
+            log::warn!("no heat map of features that no patch of `{stem}` fires: {features}");
+        }
+        Ok(())
+    }
+
+    /// What a page shows, `square` being the picture as the model sees it.
+    pub(super) fn shown<'a>(&'a self, name: &str, square: &'a RgbImage) -> Shown<'a> {
+        Shown {
+            name: name.to_owned(),
+            picture: square,
+            grid: self.patch_grid(),
+            scores: &self.scores,
+            original: &self.run,
+            steered: self.steered.as_ref(),
+        }
+    }
+
+    fn top(&self, args: &FeaturesArgs) -> &[FeatureScore] {
+        &self.scores[..self.scores.len().min(args.top.get())]
+    }
+
+    fn patch_grid(&self) -> [usize; 2] {
+        self.grid.expect("what is drawn has a picture")
+    }
+
+    /// A feature's activation at each image row, in reading order.
+    fn patches(&self, feature: usize) -> Vec<f32> {
+        let tokens = self.prompt.tokens();
+        let image_rows = (0..tokens.len()).filter(|&i| tokens[i].kind == TokenKind::Image);
+        image_rows
+            .map(|position| self.run.trace.activations.get(position, feature))
+            .collect()
+    }
+}
+
+/// Prints the features of several pictures together.
+pub(super) fn print_group(
+    pictures: &[Vec<FeatureScore>],
+    args: &FeaturesArgs,
+    session: &mut Session,
+) -> Result<(), Failure> {
+    let has_lift = args.has_lift(session)?;
+    let sae = session.sae();
+    let mut scores = features::group(pictures, sae.baseline().filter(|_| has_lift));
+    scores.truncate(args.top.get());
+    if !args.json {
+        let title = format!(
+            "{} images, mean of each: {}",
+            pictures.len(),
+            args.subject()
+        );
+        return table::print_features(&mut io::stdout().lock(), &title, &scores, sae)
+            .map_err(Failure::Output);
+    }
+    let fires =
+        |picture: &[FeatureScore], feature| picture.iter().any(|one| one.feature == feature);
+    let features = json::features(&scores, sae).into_iter().zip(&scores);
+    let report = GroupReport {
+        images: args
+            .image
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
+        features: features
+            .map(|(standing, score)| GroupFeatureReport {
+                standing,
+                lift: score.lift,
+                n_images: pictures
+                    .iter()
+                    .filter(|picture| fires(picture, score.feature))
+                    .count(),
+            })
+            .collect(),
+    };
+    let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
+    writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+}

@@ -1,0 +1,297 @@
+//! `features --html`: one page that holds its data and loads nothing.
+//!
+//! `page.html`, `page.css`, `heat.js` and `page.js` beside this file are the page; data goes into it as JSON in
+//! which nothing can be taken for markup, and the script shows it as text only.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::RgbImage;
+use llava_sae_cpp::features::{self, FeatureScore, Pool};
+use llava_sae_cpp::{Run, Session, Token, TokenKind};
+use serde::Serialize;
+use similar::{ChangeTag, TextDiff};
+
+use super::table::one_line;
+use super::{heatmap, json, saved_set};
+
+const TEMPLATE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = concat!(include_str!("heat.js"), "\n", include_str!("page.js"));
+
+/// Colours of the heat map, from 0 to the largest activation.
+const N_COLOURS: usize = 65;
+
+/// The page's data.
+#[derive(Serialize)]
+pub(super) struct Page {
+    #[serde(flatten)]
+    about: About,
+    colours: Vec<String>,            // [N_COLOURS], as CSS has them
+    labels: BTreeMap<usize, String>, // of the features that are active somewhere
+    pictures: Vec<PictureData>,
+}
+
+/// What a page's pictures share.
+#[derive(Serialize)]
+pub(super) struct About {
+    pub(super) model: String,
+    pub(super) sae: String,
+    pub(super) hook: String,
+    pub(super) prompt: String,
+    /// What the order of features means, in words.
+    pub(super) ranked_by: String,
+    /// The positions that were pooled, in words.
+    pub(super) positions: String,
+    pub(super) has_lift: bool,
+    pub(super) interventions: Vec<saved_set::Entry>,
+}
+
+/// What one picture adds to a page.
+pub(super) struct Shown<'a> {
+    pub(super) name: String,
+    /// As the model sees it.
+    pub(super) picture: &'a RgbImage,
+    pub(super) grid: [usize; 2],
+    /// Ranked features, best first.
+    pub(super) scores: &'a [FeatureScore],
+    /// The run without interventions, with its features.
+    pub(super) original: &'a Run,
+    pub(super) steered: Option<&'a Run>,
+}
+
+#[derive(Serialize)]
+struct PictureData {
+    name: String,
+    image: String, // a data URL
+    grid: [usize; 2],
+    tokens: Vec<TokenData>, // [n_positions]
+    /// Feature, activation, feature, activation … of each position.
+    activations: Vec<Vec<Number>>, // [n_positions]
+    /// The ranked features, then those that are active elsewhere only.
+    features: Vec<FeatureData>,
+    n_ranked: usize,
+    original: Option<Caption>,
+    steered: Option<Caption>,
+}
+
+#[derive(Serialize)]
+struct TokenData {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
+/// Index, score, lift, largest activation, at how many positions, where it is largest.
+type FeatureData = (usize, Number, Option<Number>, Number, usize, usize);
+
+/// Pieces of a text, each with whether the other text lacks it.
+type Pieces = Vec<(String, bool)>;
+
+/// A caption beside another one.
+#[derive(Serialize)]
+struct Caption {
+    pieces: Pieces,
+    stop: &'static str,
+}
+
+/// A feature's index, or a value with the four significant digits that keep a page small.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Number {
+    Index(usize),
+    Value(f32),
+}
+
+impl Number {
+    fn rounded(value: f32) -> Self {
+        let digits = format!("{value:.3e}");
+        Self::Value(digits.parse().expect("a printed number"))
+    }
+}
+
+impl Page {
+    /// A page without pictures.
+    pub(super) fn new(about: About) -> Self {
+        let hex = |i| {
+            let [r, g, b] = heatmap::colour(i as f32 / (N_COLOURS - 1) as f32).0;
+            format!("#{r:02x}{g:02x}{b:02x}")
+        };
+        Self {
+            about,
+            colours: (0..N_COLOURS).map(hex).collect(),
+            labels: BTreeMap::new(),
+            pictures: Vec::new(),
+        }
+    }
+
+    /// Adds a picture.
+    pub(super) fn add(&mut self, shown: &Shown<'_>, session: &mut Session) {
+        let trace = &shown.original.trace;
+        let sae = session.sae();
+        let n_positions = trace.activations.n_rows();
+        let everywhere: Vec<usize> = (0..n_positions).collect();
+        let d_sae = sae.meta().d_sae;
+        let active = features::rank(&trace.activations, &everywhere, d_sae, Pool::Max, None);
+        let mut is_ranked = vec![false; d_sae];
+        for score in shown.scores {
+            is_ranked[score.feature] = true;
+        }
+        for score in &active {
+            if let Some(label) = sae.label(score.feature) {
+                self.labels.insert(score.feature, one_line(label));
+            }
+        }
+        let unranked = active.iter().filter(|score| !is_ranked[score.feature]);
+        let row = |position| {
+            let pairs = trace.activations.row(position);
+            pairs
+                .flat_map(|(feature, value)| [Number::Index(feature), Number::rounded(value)])
+                .collect()
+        };
+        let (original, steered) = captions(shown.original, shown.steered);
+        self.pictures.push(PictureData {
+            name: shown.name.clone(),
+            image: data_url(shown.picture),
+            grid: shown.grid,
+            tokens: tokens(&trace.tokens, session),
+            activations: everywhere.iter().copied().map(row).collect(),
+            features: shown.scores.iter().chain(unranked).map(feature).collect(),
+            n_ranked: shown.scores.len(),
+            original,
+            steered,
+        });
+    }
+
+    /// The page's text.
+    pub(super) fn html(&self) -> String {
+        let data = serde_json::to_string(self).expect("a page's data is plain");
+        let data = without_markup(&data);
+        // Only what holds the hash of all data runs, and no data can hold its own hash.
+        let nonce = blake3::hash(data.as_bytes()).to_hex();
+        TEMPLATE
+            .replace("{{nonce}}", &nonce)
+            .replace("{{style}}", STYLE)
+            .replace("{{script}}", SCRIPT)
+            .replace("{{data}}", &data) // last, since anything may stand in it
+    }
+}
+
+/// JSON with those characters escaped that HTML or old JavaScript could take for something else; they
+/// stand only within its strings.
+fn without_markup(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            _ => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+fn data_url(picture: &RgbImage) -> String {
+    let png = STANDARD.encode(heatmap::png(picture));
+    format!("data:image/png;base64,{png}")
+}
+
+fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenData> {
+    let token = |&token: &Token| TokenData {
+        kind: match token.kind {
+            TokenKind::Text => "text",
+            TokenKind::Image => "image",
+            TokenKind::Generated => "generated",
+        },
+        text: session.token_text(token).map(|text| one_line(&text)),
+    };
+    tokens.iter().map(token).collect()
+}
+
+fn feature(score: &FeatureScore) -> FeatureData {
+    (
+        score.feature,
+        Number::rounded(score.score),
+        score.lift.map(Number::rounded),
+        Number::rounded(score.max),
+        score.n_tokens,
+        score.argmax_position,
+    )
+}
+
+/// Both captions, with what is in only one of them marked; none where nothing was generated.
+fn captions(original: &Run, steered: Option<&Run>) -> (Option<Caption>, Option<Caption>) {
+    let caption = |run: &Run, pieces| Caption {
+        pieces,
+        stop: json::stop(run.stop),
+    };
+    let Some(steered) = steered else {
+        let pieces = vec![(original.text.clone(), false)];
+        let has_caption = !original.token_ids.is_empty();
+        return (has_caption.then(|| caption(original, pieces)), None);
+    };
+    let (before, after) = marked(&original.text, &steered.text);
+    (
+        Some(caption(original, before)),
+        Some(caption(steered, after)),
+    )
+}
+
+/// The words of two texts in pieces, each with whether it is in this text only.
+fn marked(before: &str, after: &str) -> (Pieces, Pieces) {
+    let diff = TextDiff::from_words(before, after);
+    let side = |other: ChangeTag| {
+        let mut pieces = Pieces::new();
+        for change in diff
+            .iter_all_changes()
+            .filter(|change| change.tag() != other)
+        {
+            let is_changed = change.tag() != ChangeTag::Equal;
+            match pieces.last_mut() {
+                Some(last) if last.1 == is_changed => last.0.push_str(change.value()),
+                _ => pieces.push((change.value().to_owned(), is_changed)),
+            }
+        }
+        pieces
+    };
+    (side(ChangeTag::Insert), side(ChangeTag::Delete))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{marked, without_markup};
+
+    #[test]
+    fn changed_words_are_marked() {
+        let pieces = |pieces: &[(&str, bool)]| -> Vec<(String, bool)> {
+            let owned = |&(text, is_changed): &(&str, bool)| (text.to_owned(), is_changed);
+            pieces.iter().map(owned).collect()
+        };
+        let (before, after) = marked("a carrot on grass", "a cat on grass");
+        assert_eq!(
+            before,
+            pieces(&[("a ", false), ("carrot", true), (" on grass", false)])
+        );
+        assert_eq!(
+            after,
+            pieces(&[("a ", false), ("cat", true), (" on grass", false)])
+        );
+        assert_eq!(marked("same", "same").1, pieces(&[("same", false)]));
+        assert_eq!(marked("", "new").1, pieces(&[("new", true)]));
+        assert_eq!(marked("", "new").0, pieces(&[]));
+    }
+
+    #[test]
+    fn json_becomes_harmless_and_stays_the_same() {
+        let nasty = "</script><!-- & \u{2028}\u{2029} \" \\ \u{0}";
+        let json = serde_json::to_string(nasty).expect("a text");
+        let escaped = without_markup(&json);
+        assert!(!escaped.contains(['<', '>', '&', '\u{2028}', '\u{2029}']));
+        assert_eq!(
+            serde_json::from_str::<String>(&escaped).expect("JSON"),
+            nasty
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! A page in a headless Chromium, through its DevTools protocol
+//! (<https://chromedevtools.github.io/devtools-protocol/>).
+//!
+//! A crate for this would do, but those that there are change features of what builds llama.cpp, which
+//! would then be built once more for the tests.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tungstenite::{Message, WebSocket};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PROGRAMS: [&str; 6] = [
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+];
+
+/// A page, open as long as this lives.
+pub(crate) struct Page {
+    browser: Child,
+    socket: WebSocket<TcpStream>,
+    session: Option<String>,
+    n_sent: u64,
+    /// What went wrong in the page's scripts.
+    errors: Vec<Value>,
+    _profile: TempDir,
+}
+
+impl Page {
+    /// Opens a page; none where there is no Chromium, which is said.
+    pub(crate) fn open(path: &Path) -> Option<Self> {
+        let profile = tempfile::tempdir().expect("a folder of our own");
+        let Some((browser, address)) = launch(profile.path()) else {
+            let skipped = "skipped: the page's test in a browser needs Chromium (or `CHROME=FILE`)";
+            // Not `eprintln`, which is shown for failures only.
+            writeln!(std::io::stderr(), "{skipped}").expect("stderr can be written");
+            return None;
+        };
+        let host = address.trim_start_matches("ws://");
+        let host = host.split('/').next().expect("a host and a port");
+        let stream = TcpStream::connect(host).expect("Chromium listens");
+        let timeout = stream.set_read_timeout(Some(PATIENCE));
+        timeout.expect("a time of more than nothing");
+        let (socket, _) = tungstenite::client(address.as_str(), stream).expect("a handshake");
+        let mut page = Self {
+            browser,
+            socket,
+            session: None,
+            n_sent: 0,
+            errors: Vec::new(),
+            _profile: profile,
+        };
+        let target = page.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = json!({"targetId": target["targetId"], "flatten": true});
+        let attached = page.call("Target.attachToTarget", target);
+        page.session = attached["sessionId"].as_str().map(str::to_owned);
+        page.call("Runtime.enable", json!({}));
+        page.call("Log.enable", json!({}));
+        let url = format!("file://{}", path.display());
+        page.call("Page.navigate", json!({ "url": url }));
+        page.expect("location.protocol + document.readyState", "file:complete");
+        Some(page)
+    }
+
+    /// Calls a method of the protocol.
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.n_sent += 1;
+        let mut message = json!({"id": self.n_sent, "method": method, "params": params});
+        if let Some(session) = &self.session {
+            message["sessionId"] = json!(session);
+        }
+        let sent = self.socket.send(Message::text(message.to_string()));
+        sent.expect("Chromium listens");
+        loop {
+            let Message::Text(answer) = self.socket.read().expect("Chromium answers") else {
+                continue;
+            };
+            let mut answer: Value = serde_json::from_str(&answer).expect("JSON");
+            if answer["id"] == self.n_sent {
+                assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+                return answer["result"].take();
+            }
+            let is_error = answer["method"] == "Runtime.exceptionThrown"
+                || answer["params"]["entry"]["level"] == "error";
+            if is_error {
+                self.errors.push(answer["params"].take());
+            }
+        }
+    }
+
+    /// What went wrong in the page's scripts so far.
+    pub(crate) fn errors(&self) -> &[Value] {
+        &self.errors
+    }
+
+    /// The value of an expression of JavaScript.
+    pub(crate) fn value(&mut self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut result = self.call("Runtime.evaluate", params);
+        let thrown = &result["exceptionDetails"];
+        assert!(thrown.is_null(), "{expression}: {thrown}");
+        result["result"]["value"].take()
+    }
+
+    /// What an element shows.
+    pub(crate) fn text(&mut self, selector: &str) -> String {
+        let selector = json!(selector);
+        let value = self.value(&format!("document.querySelector({selector}).textContent"));
+        value.as_str().expect("a text").to_owned()
+    }
+
+    /// Waits until an expression has this value.
+    pub(crate) fn expect(&mut self, expression: &str, expected: impl Into<Value>) {
+        let expected = expected.into();
+        let start = Instant::now();
+        loop {
+            let value = self.value(expression);
+            if value == expected {
+                return;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "`{expression}` is {value}, not {expected}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub(crate) fn expect_text(&mut self, selector: &str, expected: &str) {
+        let selector = json!(selector);
+        let shown = format!("document.querySelector({selector})?.textContent");
+        self.expect(&shown, expected);
+    }
+
+    /// Moves the pointer to the middle of an element.
+    pub(crate) fn hover(&mut self, selector: &str) {
+        self.point(selector, &["mouseMoved"]);
+    }
+
+    pub(crate) fn click(&mut self, selector: &str) {
+        self.point(selector, &["mouseMoved", "mousePressed", "mouseReleased"]);
+    }
+
+    fn point(&mut self, selector: &str, events: &[&str]) {
+        let selector = json!(selector);
+        self.expect(&format!("!!document.querySelector({selector})"), true);
+        let middle = self.value(&format!(
+            "(() => {{
+                const element = document.querySelector({selector});
+                element.scrollIntoView({{ block: 'center', behavior: 'instant' }});
+                const box = element.getBoundingClientRect();
+                return [box.x + box.width / 2, box.y + box.height / 2];
+            }})()"
+        ));
+        for event in events {
+            let (button, count) = match *event {
+                "mouseMoved" => ("none", 0),
+                _ => ("left", 1),
+            };
+            self.call(
+                "Input.dispatchMouseEvent",
+                json!({"type": event, "x": middle[0], "y": middle[1], "button": button, "clickCount": count}),
+            );
+        }
+    }
+
+    /// Presses and releases a key such as `ArrowUp`.
+    pub(crate) fn press(&mut self, key: &str) {
+        let code = match key {
+            "Enter" => 13,
+            "Escape" => 27,
+            "ArrowUp" => 38,
+            "ArrowDown" => 40,
+            other => panic!("no code of `{other}` is known"),
+        };
+        for event in ["rawKeyDown", "keyUp"] {
+            self.call(
+                "Input.dispatchKeyEvent",
+                json!({"type": event, "key": key, "code": key, "windowsVirtualKeyCode": code}),
+            );
+        }
+    }
+
+    /// Enters a text where the focus is.
+    pub(crate) fn enter(&mut self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text }));
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let _ = self.browser.kill();
+        let _ = self.browser.wait();
+    }
+}
+
+/// Starts Chromium; none where there is none. The address is that of its protocol.
+fn launch(profile: &Path) -> Option<(Child, String)> {
+    let given = std::env::var("CHROME").ok();
+    let programs = PROGRAMS.into_iter().map(str::to_owned);
+    let mut started = given.into_iter().chain(programs).filter_map(|program| {
+        let browser = Command::new(program)
+            .args([
+                "--headless=new",
+                "--remote-debugging-port=0",
+                "--window-size=1400,1000",
+            ])
+            .args([
+                "--no-first-run",
+                "--disable-component-update",
+                "--disable-gpu",
+            ])
+            .arg("--no-sandbox") // it cannot be had as root
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .stderr(Stdio::piped())
+            .spawn();
+        browser.ok()
+    });
+    let mut browser = started.next()?;
+    let stderr = browser.stderr.take().expect("it is piped");
+    let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| {
+        let address = line.strip_prefix("DevTools listening on ");
+        address.map(str::to_owned)
+    });
+    // What else it says is read on, so that it does not wait for a reader.
+    std::thread::spawn(move || lines.for_each(drop));
+    Some((browser, address.expect("Chromium says where it listens")))
+}
