@@ -5,13 +5,11 @@ use std::collections::hash_map::Entry;
 
 use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
 
+use crate::Result;
 use crate::hook_point::HookPoint;
+use crate::labels;
 use crate::llama::MatrixProduct;
 use crate::steering::{DecoderDirection, FeatureReader, Intervention, Steering};
-use crate::{Error, Result};
-
-/// Candidates that an error about an ambiguous label lists.
-const MAX_CANDIDATES: usize = 8;
 
 /// The active features of some rows, row by row (compressed sparse rows).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -385,35 +383,13 @@ impl Sae {
     /// # Errors
     /// An index out of range, a text that no label holds, or one that several hold.
     pub fn find_feature(&self, name: &str) -> Result<usize> {
-        let digits = name.strip_prefix('-').unwrap_or(name);
-        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            let feature = name.parse().ok().filter(|&index| index < self.meta().d_sae);
-            return feature.ok_or_else(|| self.no_feature(name));
-        }
-        if self.meta().labels.is_empty() {
-            return Err(Error::invalid(format!(
-                "cannot find feature `{name}`: this SAE has no labels"
-            ))
-            .with_hint("use an index, or convert the SAE with `--labels`"));
-        }
-        let wanted = name.to_lowercase();
-        let search = |matches: &dyn Fn(&str) -> bool| -> Vec<usize> {
-            let labels = self.meta().labels.iter().enumerate();
-            labels
-                .filter(|(_, label)| matches(label))
-                .map(|(feature, _)| feature)
-                .collect()
-        };
-        let mut found = search(&|label| label == name);
-        if found.is_empty() {
-            found = search(&|label| label.to_lowercase().contains(&wanted));
-        }
-        match found[..] {
-            [feature] => Ok(feature),
-            [] => Err(Error::invalid(format!("no label holds `{name}`"))
-                .with_hint("use an index, or a text that is part of a label")),
-            _ => Err(self.ambiguous(name, &found)),
-        }
+        labels::find_feature(name, self.meta().d_sae, self.labels())
+    }
+
+    /// Features that have a label, with it.
+    fn labels(&self) -> impl Iterator<Item = (usize, &str)> + Clone {
+        let labels = self.meta().labels.iter().map(String::as_str).enumerate();
+        labels.filter(|(_, label)| !label.is_empty())
     }
 
     fn check_feature(&self, feature: usize) -> Result<()> {
@@ -421,29 +397,6 @@ impl Sae {
         if feature < d_sae {
             return Ok(());
         }
-        Err(self.no_feature(&feature.to_string()))
-    }
-
-    fn no_feature(&self, index: &str) -> Error {
-        let d_sae = self.meta().d_sae;
-        Error::invalid(format!(
-            "no feature `{index}`: this SAE has {d_sae} features"
-        ))
-        .with_hint(format!("valid indices are 0 to {}", d_sae - 1))
-    }
-
-    fn ambiguous(&self, name: &str, found: &[usize]) -> Error {
-        let mut candidates: Vec<String> = found
-            .iter()
-            .take(MAX_CANDIDATES)
-            .map(|&feature| format!("{feature} `{}`", self.meta().labels[feature]))
-            .collect();
-        if found.len() > MAX_CANDIDATES {
-            candidates.push(format!("{} more", found.len() - MAX_CANDIDATES));
-        }
-        Error::invalid(format!("`{name}` is part of {} labels", found.len())).with_hint(format!(
-            "use one of these indices: {}",
-            candidates.join(", ")
-        ))
+        Err(labels::no_feature(&feature.to_string(), d_sae))
     }
 }

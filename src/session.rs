@@ -14,7 +14,7 @@ use crate::llama::{
     Sampling, Special, Vision, VisionGraph, VisionOptions,
 };
 use crate::memory;
-use crate::model_files::{self, ModelFiles, VisionShape};
+use crate::model_files::{self, CheckedFiles, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{self, Run, RunOptions, Substitute, Tap};
@@ -86,6 +86,26 @@ impl Session {
     /// Files that are missing, malformed, foreign or do not fit, each with what to do.
     pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Self> {
         let checked = model_files::check(files)?;
+        let model = load_model(files, &options)?;
+        Self::with_model(model, checked, files, options)
+    }
+
+    /// As [`Session::open`], with a language model that other sessions use too: `model` must have
+    /// been loaded from these files.
+    pub(crate) fn open_on(
+        model: Arc<Model>,
+        files: &ModelFiles,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        Self::with_model(model, model_files::check(files)?, files, options)
+    }
+
+    fn with_model(
+        model: Arc<Model>,
+        checked: CheckedFiles,
+        files: &ModelFiles,
+        options: SessionOptions,
+    ) -> Result<Self> {
         if checked.hook_point.site() == Site::Z && options.kv_type == KvType::Q8_0 {
             // `build_attn` in llama.cpp's `llama-graph.cpp`: it rotates the values in such a cache,
             // and undoes that behind the node.
@@ -97,13 +117,6 @@ impl Session {
         }
         let use_gpu = options.gpu_layers != 0;
         let sae = Sae::new(checked.sae, use_gpu, options.threads)?;
-        let model = Arc::new(Model::load(
-            &files.model,
-            ModelOptions {
-                gpu_layers: options.gpu_layers,
-                repack: options.repack,
-            },
-        )?);
         let vision = match (&files.mmproj, checked.vision) {
             (Some(path), Some(shape)) => {
                 let vision_options = VisionOptions {
@@ -385,4 +398,13 @@ impl Session {
         }
         Ok(self.context.as_mut().expect("made above"))
     }
+}
+
+/// Loads the language model alone, of files that have been checked.
+pub(crate) fn load_model(files: &ModelFiles, options: &SessionOptions) -> Result<Arc<Model>> {
+    let options = ModelOptions {
+        gpu_layers: options.gpu_layers,
+        repack: options.repack,
+    };
+    Ok(Arc::new(Model::load(&files.model, options)?))
 }

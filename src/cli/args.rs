@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use image::RgbImage;
+use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
-    FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
-    Sampling, Session, SessionOptions, demo,
+    Error, FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt,
+    PromptForm, Sampling, Session, SessionOptions, demo,
 };
 
 use super::interventions::{ANY, InterventionArgs};
@@ -162,12 +163,14 @@ impl ModelArgs {
         verbosity: Verbosity,
         interrupt: Arc<AtomicBool>,
     ) -> llava_sae_cpp::Result<Session> {
-        if self.is_demo() && !verbosity.is_quiet() {
-            eprintln!("using the embedded demo model; choose another with `-d DIR`");
-        }
-        let files = self.files()?;
+        let files = self.announced_files(verbosity)?;
+        Session::open(&files, self.options(interrupt))
+    }
+
+    /// How the session computes.
+    pub(super) fn options(&self, interrupt: Arc<AtomicBool>) -> SessionOptions {
         let defaults = SessionOptions::default();
-        let options = SessionOptions {
+        SessionOptions {
             threads: self.threads.map_or(defaults.threads, usize::from),
             gpu_layers: self.gpu_layers,
             kv_type: match self.kv_type {
@@ -184,8 +187,7 @@ impl ModelArgs {
             image_prep: self.image_prep.into(),
             interrupt,
             ..defaults
-        };
-        Session::open(&files, options)
+        }
     }
 
     /// The model as reports name it.
@@ -228,6 +230,17 @@ impl ModelArgs {
         given.into_iter().all(Option::is_none)
     }
 
+    /// The model's files, which it says where they are the embedded demo's.
+    pub(super) fn announced_files(
+        &self,
+        verbosity: Verbosity,
+    ) -> llava_sae_cpp::Result<ModelFiles> {
+        if self.is_demo() && !verbosity.is_quiet() {
+            eprintln!("using the embedded demo model; choose another with `-d DIR`");
+        }
+        self.files()
+    }
+
     fn files(&self) -> llava_sae_cpp::Result<ModelFiles> {
         if self.is_demo() {
             return demo::files();
@@ -265,12 +278,23 @@ impl PromptArgs {
         session: &Session,
         image: Option<&ImageEmbeddings>,
     ) -> llava_sae_cpp::Result<Prompt> {
-        let form = if self.raw_prompt {
+        session.prompt(self.text(), self.form(), image)
+    }
+
+    /// The prompt for many pictures.
+    pub(super) fn scanned(&self) -> ScanPrompt<'_> {
+        ScanPrompt {
+            text: self.text(),
+            form: self.form(),
+        }
+    }
+
+    fn form(&self) -> PromptForm {
+        if self.raw_prompt {
             PromptForm::Raw
         } else {
             PromptForm::Chat
-        };
-        session.prompt(self.text(), form, image)
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::sae::Baseline;
-use llava_sae_cpp::{Error, Keep, RunOptions, Sampling, Session, TokenKind};
+use llava_sae_cpp::scan::read_image;
+use llava_sae_cpp::{Error, Session, TokenKind};
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
 use super::progress::Counter;
@@ -107,17 +108,7 @@ impl Sums {
         prompt: &PromptArgs,
     ) -> llava_sae_cpp::Result<()> {
         let image = args::encode_quietly(session, path)?;
-        let prompt = prompt.build(session, Some(&image))?;
-        let options = RunOptions {
-            steering: None,
-            keep: Keep {
-                features: true,
-                residuals: false,
-            },
-            max_tokens: 0,
-            sampling: Sampling::Greedy,
-        };
-        let trace = session.run(&prompt, options, &mut |_| {})?.trace;
+        let trace = read_image(session, &image, prompt.scanned())?;
         let mut max = vec![0.0_f32; self.max.len()];
         for (row_idx, token) in trace.tokens.iter().enumerate() {
             if token.kind != TokenKind::Image {

@@ -15,8 +15,10 @@ mod new_file;
 mod page;
 mod progress;
 mod saved_set;
+mod scan;
 mod sweep;
 mod table;
+mod top;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ enum Command {
     Convert(convert::ConvertArgs),
     Baseline(baseline::BaselineArgs),
     ExportCvec(export_cvec::ExportCvecArgs),
+    Scan(scan::ScanArgs),
+    Top(top::TopArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -89,6 +93,10 @@ Examples:
       Make a model folder
   llava-sae-cpp baseline -d llava-gemma-2b pictures/ -o sae-with-baseline.gguf
       Measure what features usually do on pictures, so that rankings show what is particular
+  llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
+      The features of a folder of pictures, as a table
+  llava-sae-cpp top features.parquet --class pizza
+      What pictures in the folder `pizza` fire more than the others
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
@@ -131,6 +139,8 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),
         Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, interrupt),
+        Some(Command::Scan(args)) => scan::run(args, cli.verbosity, interrupt),
+        Some(Command::Top(args)) => top::run(&args),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);

@@ -49,6 +49,17 @@ impl Counter {
         Self(bar.with_style(style))
     }
 
+    /// Counts things that are done already, which say nothing about the time that is left.
+    pub(super) fn begin_at(&self, n_done: usize) {
+        self.0.set_position(n_done as u64);
+        self.0.reset_eta();
+    }
+
+    /// Lets something print without the bar in its way.
+    pub(super) fn suspend(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
+    }
+
     pub(super) fn advance(&self) {
         self.0.inc(1);
     }

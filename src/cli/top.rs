@@ -1,0 +1,273 @@
+//! `top`: what a file of `scan` says of a feature or a class.
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args, ValueEnum};
+use llava_sae_cpp::scan::{
+    By, ClassFeatures, FeatureImages, ScanFile, features_of_class, images_of_feature,
+};
+use serde::Serialize;
+
+use super::table::one_line;
+use super::{CommandResult, print};
+
+/// List the images that fire a feature most, or the features of a class, from a file of `scan`
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+#[command(group(ArgGroup::new("subject").required(true).args(["feature", "class"])))]
+pub(super) struct TopArgs {
+    /// The Parquet file that `scan` wrote
+    file: PathBuf,
+    /// The images that fire this feature most: an index, or a label of a feature that some image fires
+    #[arg(long, value_name = "FEATURE", allow_hyphen_values = true)]
+    feature: Option<String>,
+    /// The features that this class's images fire more than all other images, on average
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// The value of a feature on an image: its largest activation, their sum, or the number of image
+    /// rows on which it fires
+    #[arg(long, value_name = "VALUE", default_value = "max")]
+    by: ByArg,
+    /// How many images or features
+    #[arg(long, value_name = "N", default_value = "10")]
+    top: NonZeroUsize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  llava-sae-cpp top features.parquet --feature 7310
+      The images that fire feature 7310 most
+  llava-sae-cpp top features.parquet --feature dog --by sum --top 3
+      … the feature that is labelled so, by the sum of its activations
+  llava-sae-cpp top features.parquet --class pizza --json
+      What images in folders called `pizza` fire more than the others";
+
+#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ByArg {
+    Max,
+    Sum,
+    Count,
+}
+
+impl From<ByArg> for By {
+    fn from(by: ByArg) -> Self {
+        match by {
+            ByArg::Max => Self::Max,
+            ByArg::Sum => Self::Sum,
+            ByArg::Count => Self::Count,
+        }
+    }
+}
+
+/// What `--feature … --json` prints.
+#[derive(Serialize)]
+struct FeatureReport<'a> {
+    file: String,
+    feature: usize,
+    label: Option<&'a str>,
+    by: ByArg,
+    n_images: u64,
+    n_firing: u64,
+    images: Vec<ImageEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct ImageEntry<'a> {
+    rank: usize,
+    path: &'a str,
+    class: Option<&'a str>,
+    sum: f32,
+    max: f32,
+    count: usize,
+}
+
+/// What `--class … --json` prints.
+#[derive(Serialize)]
+struct ClassReport<'a> {
+    file: String,
+    class: &'a str,
+    by: ByArg,
+    n_inside: u64,
+    n_outside: u64,
+    features: Vec<ClassEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct ClassEntry<'a> {
+    rank: usize,
+    feature: usize,
+    label: Option<&'a str>,
+    difference: f64,
+    mean_inside: f64,
+    mean_outside: f64,
+    share_inside: f64,
+    share_outside: f64,
+}
+
+pub(super) fn run(args: &TopArgs) -> CommandResult {
+    let file = ScanFile::open(&args.file)?;
+    let (by, top) = (args.by.into(), args.top.get());
+    if let Some(name) = &args.feature {
+        let found = images_of_feature(&file, name, by, top)?;
+        let n_images = file.contents().n_images();
+        return print(|out| match args.json {
+            true => print_json(out, &feature_report(args, &found, n_images)),
+            false => print_images(out, &found, args.by, n_images),
+        });
+    }
+    let class = args.class.as_deref().unwrap_or_default();
+    let found = features_of_class(&file, class, by, top)?;
+    print(|out| match args.json {
+        true => print_json(out, &class_report(args, class, &found)),
+        false => print_features(out, class, &found, args.by),
+    })
+}
+
+fn print_json(out: &mut dyn Write, report: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_string(report).expect("a report is plain data");
+    writeln!(out, "{json}")
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn feature_report<'a>(
+    args: &TopArgs,
+    found: &'a FeatureImages,
+    n_images: u64,
+) -> FeatureReport<'a> {
+    let images = found.images.iter().enumerate();
+    FeatureReport {
+        file: shown(&args.file),
+        feature: found.feature,
+        label: found.label.as_deref(),
+        by: args.by,
+        n_images,
+        n_firing: found.n_firing,
+        images: images
+            .map(|(i, image)| ImageEntry {
+                rank: i + 1,
+                path: &image.path,
+                class: image.class.as_deref(),
+                sum: image.active.sum,
+                max: image.active.max,
+                count: image.active.count,
+            })
+            .collect(),
+    }
+}
+
+fn class_report<'a>(args: &TopArgs, class: &'a str, found: &'a ClassFeatures) -> ClassReport<'a> {
+    let features = found.features.iter().enumerate();
+    ClassReport {
+        file: shown(&args.file),
+        class,
+        by: args.by,
+        n_inside: found.n_inside,
+        n_outside: found.n_outside,
+        features: features
+            .map(|(i, feature)| ClassEntry {
+                rank: i + 1,
+                feature: feature.feature,
+                label: feature.label.as_deref(),
+                difference: feature.difference(),
+                mean_inside: feature.mean_inside,
+                mean_outside: feature.mean_outside,
+                share_inside: feature.share_inside,
+                share_outside: feature.share_outside,
+            })
+            .collect(),
+    }
+}
+
+fn print_images(
+    out: &mut dyn Write,
+    found: &FeatureImages,
+    by: ByArg,
+    n_images: u64,
+) -> io::Result<()> {
+    let label = found.label.as_deref().map(|label| format!(" `{label}`"));
+    let title = format!(
+        "Feature {}{}: {} of {n_images} images fire it; by {}",
+        found.feature,
+        label.unwrap_or_default(),
+        found.n_firing,
+        by.phrase()
+    );
+    writeln!(out, "{}", one_line(&title))?;
+    if found.images.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "  rank       sum       max  tokens  image")?;
+    for (i, image) in found.images.iter().enumerate() {
+        let active = &image.active;
+        writeln!(
+            out,
+            "{:>6}  {:>8.3}  {:>8.3}  {:>6}  {}",
+            i + 1,
+            active.sum,
+            active.max,
+            active.count,
+            one_line(&image.path)
+        )?;
+    }
+    Ok(())
+}
+
+fn print_features(
+    out: &mut dyn Write,
+    class: &str,
+    found: &ClassFeatures,
+    by: ByArg,
+) -> io::Result<()> {
+    let title = format!(
+        "Features that the {} images of `{class}` fire more than the {} others; by {}",
+        found.n_inside,
+        found.n_outside,
+        by.phrase()
+    );
+    writeln!(out, "{}", one_line(&title))?;
+    if found.features.is_empty() {
+        return writeln!(out, "  there is none");
+    }
+    writeln!(
+        out,
+        "                      mean value       share of images"
+    )?;
+    writeln!(
+        out,
+        "  rank  feature    more    inside   outside  inside  outside  label"
+    )?;
+    for (i, feature) in found.features.iter().enumerate() {
+        let line = format!(
+            "{:>6}  {:>7}  {:>6.3}  {:>8.3}  {:>8.3}  {:>5.0}%  {:>6.0}%  {}",
+            i + 1,
+            feature.feature,
+            feature.difference(),
+            feature.mean_inside,
+            feature.mean_outside,
+            100.0 * feature.share_inside,
+            100.0 * feature.share_outside,
+            feature.label.as_deref().map(one_line).unwrap_or_default(),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+impl ByArg {
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Max => "largest activation",
+            Self::Sum => "sum of activations",
+            Self::Count => "number of image tokens",
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the name of a feature means: an index or a label. Pure text.
+
+use crate::{Error, Result};
+
+/// Candidates that an error about an ambiguous label lists.
+const MAX_CANDIDATES: usize = 8;
+
+/// The feature that `name` means: an index below `d_sae`, a label, or a text that is part of exactly
+/// one label (in upper or lower case).
+///
+/// # Errors
+/// An index out of range, a text that no label holds, or one that several hold.
+pub(crate) fn find_feature<'a>(
+    name: &str,
+    d_sae: usize,
+    labels: impl Iterator<Item = (usize, &'a str)> + Clone,
+) -> Result<usize> {
+    if is_index(name) {
+        let feature = name.parse().ok().filter(|&index| index < d_sae);
+        return feature.ok_or_else(|| no_feature(name, d_sae));
+    }
+    if labels.clone().next().is_none() {
+        return Err(Error::invalid(format!(
+            "cannot find feature `{name}`: this SAE has no labels"
+        ))
+        .with_hint("use an index, or convert the SAE with `--labels`"));
+    }
+    let wanted = name.to_lowercase();
+    let search = |matches: &dyn Fn(&str) -> bool| -> Vec<(usize, &str)> {
+        let labels = labels.clone();
+        labels.filter(|(_, label)| matches(label)).collect()
+    };
+    let mut found = search(&|label| label == name);
+    if found.is_empty() {
+        found = search(&|label| label.to_lowercase().contains(&wanted));
+    }
+    match found[..] {
+        [(feature, _)] => Ok(feature),
+        [] => Err(Error::invalid(format!("no label holds `{name}`"))
+            .with_hint("use an index, or a text that is part of a label")),
+        _ => Err(ambiguous(name, &found)),
+    }
+}
+
+/// Whether a name is meant as an index, in range or not.
+pub(crate) fn is_index(name: &str) -> bool {
+    let digits = name.strip_prefix('-').unwrap_or(name);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+pub(crate) fn no_feature(index: &str, d_sae: usize) -> Error {
+    Error::invalid(format!(
+        "no feature `{index}`: this SAE has {d_sae} features"
+    ))
+    .with_hint(format!(
+        "valid indices are 0 to {}",
+        d_sae.saturating_sub(1)
+    ))
+}
+
+fn ambiguous(name: &str, found: &[(usize, &str)]) -> Error {
+    let mut candidates: Vec<String> = found
+        .iter()
+        .take(MAX_CANDIDATES)
+        .map(|(feature, label)| format!("{feature} `{label}`"))
+        .collect();
+    if found.len() > MAX_CANDIDATES {
+        candidates.push(format!("{} more", found.len() - MAX_CANDIDATES));
+    }
+    Error::invalid(format!("`{name}` is part of {} labels", found.len())).with_hint(format!(
+        "use one of these indices: {}",
+        candidates.join(", ")
+    ))
+}

@@ -1,0 +1,353 @@
+//! What a scan has done so far: small complete files in a folder beside the target, which a later run
+//! goes on with and which are joined in the end.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use gguf_tools::gguf::Overwrite;
+use tempfile::{NamedTempFile, TempPath};
+
+use super::folder::{FoundPicture, class_of};
+use super::seal::Seal;
+use super::settings::Settings;
+use super::table::{
+    ActiveFeature, Contents, CoveredPicture, Row, ScanFile, TableWriter, open_and_check,
+};
+use crate::{Error, Result};
+
+/// Pictures of a part, at most.
+const PART_PICTURES: usize = 64;
+/// Rows of a part, about at most: they wait in memory.
+const PART_ROWS: usize = 1 << 20;
+/// The time after which a part is finished, however few pictures it has.
+const PART_TIME: Duration = Duration::from_secs(30);
+
+const PREFIX: &str = "part-";
+const SUFFIX: &str = ".parquet";
+/// Ends the names of files that are being written.
+const UNFINISHED: &str = ".unfinished";
+
+/// How far a scan is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Pictures in finished parts.
+    pub n_done: usize,
+    /// Those of them that could not be read.
+    pub n_skipped: usize,
+}
+
+/// What a finished file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Pictures that were read.
+    pub n_images: u64,
+    /// Pictures that could not be read.
+    pub n_skipped: u64,
+    /// Rows.
+    pub n_rows: u64,
+}
+
+/// The parts of a scan.
+pub struct Parts {
+    dir: PathBuf,
+    target: PathBuf,
+    settings: Settings,
+    d_sae: usize,
+    labels: Vec<String>,  // [d_sae], or empty
+    paths: Vec<PathBuf>,  // of finished parts, in order
+    next_part_idx: usize, // behind the last part
+    done: HashSet<String>,
+    n_skipped: usize,
+    waiting: Vec<(CoveredPicture, Vec<ActiveFeature>)>, // of the next part
+    n_waiting_rows: usize,
+    last_part: Instant,
+}
+
+impl Parts {
+    /// Opens the parts of `target`, or begins with none. Parts that are damaged, or whose pictures are
+    /// no longer as they were, are removed with a warning.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or read; parts of a scan with other settings.
+    pub fn open(
+        target: &Path,
+        settings: Settings,
+        d_sae: usize,
+        labels: Vec<String>,
+        pictures: &[FoundPicture],
+    ) -> Result<Self> {
+        let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+        let mut dir = target.clone().into_os_string();
+        dir.push(".parts");
+        let mut parts = Self {
+            dir: dir.into(),
+            target,
+            settings,
+            d_sae,
+            labels,
+            paths: Vec::new(),
+            next_part_idx: 0,
+            done: HashSet::new(),
+            n_skipped: 0,
+            waiting: Vec::new(),
+            n_waiting_rows: 0,
+            last_part: Instant::now(),
+        };
+        if !parts.dir.is_dir() {
+            fs::create_dir(&parts.dir).map_err(gguf_tools::Error::io("create", &parts.dir))?;
+        }
+        let by_path: HashMap<&str, &FoundPicture> = pictures
+            .iter()
+            .map(|picture| (&*picture.path, picture))
+            .collect();
+        for name in parts.names()? {
+            if name.ends_with(UNFINISHED) {
+                remove(&parts.dir.join(name))?;
+            } else if let Some(part_idx) = part_idx(&name) {
+                parts.next_part_idx = parts.next_part_idx.max(part_idx + 1);
+                parts.take_up(parts.dir.join(name), &by_path)?;
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The folder that holds them.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a picture is in a finished part.
+    pub fn has(&self, picture: &FoundPicture) -> bool {
+        self.done.contains(&picture.path)
+    }
+
+    /// How far the scan is.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            n_done: self.done.len(),
+            n_skipped: self.n_skipped,
+        }
+    }
+
+    /// Adds a picture's features, or that it cannot be read, and finishes a part when it is time.
+    ///
+    /// # Errors
+    /// A part that cannot be written.
+    pub fn add(
+        &mut self,
+        picture: &FoundPicture,
+        result: Result<Vec<ActiveFeature>>,
+    ) -> Result<()> {
+        let covered = CoveredPicture {
+            path: picture.path.clone(),
+            n_bytes: picture.n_bytes,
+            modified_ns: picture.modified_ns,
+            is_skipped: result.is_err(),
+        };
+        let active = result.unwrap_or_default();
+        self.n_waiting_rows += active.len();
+        self.waiting.push((covered, active));
+        let is_due = self.waiting.len() >= PART_PICTURES
+            || self.n_waiting_rows >= PART_ROWS
+            || self.last_part.elapsed() >= PART_TIME;
+        if is_due { self.finish_part() } else { Ok(()) }
+    }
+
+    /// Finishes a part of the pictures that wait for it.
+    ///
+    /// # Errors
+    /// A part that cannot be written.
+    pub fn finish_part(&mut self) -> Result<()> {
+        self.last_part = Instant::now();
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let path = self
+            .dir
+            .join(format!("{PREFIX}{:06}{SUFFIX}", self.next_part_idx));
+        let (file, temporary) = self.temporary(&path)?;
+        let mut table = TableWriter::new(file, &path)?;
+        let mut contents = Contents::new(self.settings.clone(), self.d_sae);
+        for (covered, active) in &self.waiting {
+            let class = class_of(&covered.path);
+            match covered.is_skipped {
+                true => contents.n_skipped += 1,
+                false => contents.add_images(class, 1),
+            }
+            for &active in active {
+                table.push(&Row {
+                    path: &covered.path,
+                    class,
+                    label: self
+                        .labels
+                        .get(active.feature)
+                        .map(String::as_str)
+                        .filter(|label| !label.is_empty()),
+                    active,
+                })?;
+            }
+        }
+        contents.pictures = self.waiting.drain(..).map(|(covered, _)| covered).collect();
+        self.n_waiting_rows = 0;
+        table.finish(&contents)?;
+        temporary.persist_noclobber(&path).map_err(|error| {
+            if error.error.kind() != std::io::ErrorKind::AlreadyExists {
+                return gguf_tools::Error::io("write", &path)(error.error).into();
+            }
+            Error::invalid(format!("another scan writes to `{}`", self.dir.display()))
+                .with_hint("let it end, or give another output")
+        })?;
+        self.next_part_idx += 1;
+        self.note(contents, path);
+        Ok(())
+    }
+
+    /// Joins the parts into the target and removes them. `on_part` is told how many have been joined,
+    /// of how many, and may stop it.
+    ///
+    /// # Errors
+    /// No picture that could be read; a part that cannot be read, a target that cannot be written, an
+    /// error of `on_part`. The parts stay then.
+    pub fn join(
+        mut self,
+        overwrite: Overwrite,
+        on_part: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Totals> {
+        self.finish_part()?;
+        overwrite.check(&self.target)?;
+        let (file, temporary) = self.temporary(&self.target)?;
+        let mut table = TableWriter::new(file, &self.target)?;
+        let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
+        let mut n_rows = 0;
+        for (i, path) in self.paths.iter().enumerate() {
+            on_part(i, self.paths.len())?;
+            let part = ScanFile::open(path)?;
+            for class in &part.contents().classes {
+                contents.add_images(class.class.as_deref(), class.n_images);
+            }
+            contents.n_skipped += part.contents().n_skipped;
+            n_rows += part.n_rows();
+            part.for_each_row(&mut |row| table.push(&row))?;
+        }
+        table.finish(&contents)?;
+        persist(temporary, &self.target, overwrite)?;
+        for path in &self.paths {
+            remove(path)?;
+        }
+        Ok(Totals {
+            n_images: contents.n_images(),
+            n_skipped: contents.n_skipped,
+            n_rows,
+        })
+    }
+
+    /// Removes the parts.
+    ///
+    /// # Errors
+    /// A part that cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        self.paths.iter().try_for_each(|path| remove(path))
+    }
+
+    /// Takes up a part that an earlier run finished.
+    fn take_up(&mut self, path: PathBuf, pictures: &HashMap<&str, &FoundPicture>) -> Result<()> {
+        let shown = path.display();
+        let (_, seal) = open_and_check(&path)?;
+        if seal != Seal::Whole {
+            log::warn!("`{shown}` is damaged: its pictures are read again");
+            return remove(&path);
+        }
+        let contents = ScanFile::open(&path)?.into_contents();
+        let differences = contents.settings.differences(&self.settings);
+        if !differences.is_empty() {
+            return Err(Error::invalid(format!(
+                "`{}` holds the parts of another scan: {differences}",
+                self.dir.display()
+            ))
+            .with_hint(
+                "go on with the options of that scan, give another output, or remove that folder to start anew",
+            ));
+        }
+        let is_still = |covered: &CoveredPicture| {
+            let picture = pictures.get(&*covered.path);
+            picture.is_some_and(|picture| covered.is_still(picture))
+        };
+        let changed = contents.pictures.iter().find(|covered| !is_still(covered));
+        let repeated = || {
+            let mut paths = contents.pictures.iter().map(|covered| &covered.path);
+            paths.find(|path| self.done.contains(*path))
+        };
+        if let Some(changed) = changed {
+            log::warn!(
+                "`{}` is not as it was: the pictures of `{shown}` are read again",
+                changed.path
+            );
+            return remove(&path);
+        }
+        if repeated().is_some() {
+            return remove(&path);
+        }
+        self.note(contents, path);
+        Ok(())
+    }
+
+    /// Counts a finished part.
+    fn note(&mut self, contents: Contents, path: PathBuf) {
+        for covered in contents.pictures {
+            self.n_skipped += usize::from(covered.is_skipped);
+            self.done.insert(covered.path);
+        }
+        self.paths.push(path);
+    }
+
+    /// The names in the folder, sorted.
+    fn names(&self) -> Result<Vec<String>> {
+        let read_error = || gguf_tools::Error::io("read", &self.dir);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(read_error())? {
+            let name = entry.map_err(read_error())?.file_name();
+            names.extend(name.into_string().ok());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// A file in the folder, for what will be `target`.
+    fn temporary(&self, target: &Path) -> Result<(File, TempPath)> {
+        // Not tempfile's own way to create the file: its files are private.
+        let create = |path: &Path| {
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true).open(path)
+        };
+        let mut builder = tempfile::Builder::new();
+        let made = builder.suffix(UNFINISHED).make_in(&self.dir, create);
+        let made = made.map(NamedTempFile::into_parts);
+        Ok(made.map_err(gguf_tools::Error::io("write", target))?)
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        // It stays where there is something in it.
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+fn part_idx(name: &str) -> Option<usize> {
+    let digits = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+    digits.parse().ok()
+}
+
+fn persist(temporary: TempPath, target: &Path, overwrite: Overwrite) -> Result<()> {
+    let persisted = match overwrite {
+        Overwrite::Refuse => temporary.persist_noclobber(target),
+        Overwrite::Replace => temporary.persist(target),
+    };
+    Ok(persisted.map_err(|error| gguf_tools::Error::io("write", target)(error.error))?)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    Ok(fs::remove_file(path).map_err(gguf_tools::Error::io("remove", path))?)
+}

@@ -1,0 +1,112 @@
+//! What the numbers of a scan depend on, so that only a run of the same kind goes on with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::ScanPrompt;
+use crate::{
+    Error, FlashAttention, ImagePrep, KvType, ModelFiles, PromptForm, Result, SessionOptions,
+};
+
+/// The folder, which stands in parts only: a finished file holds no path of the machine.
+const FOLDER: &str = "folder";
+
+/// What the numbers depend on, by name: the model's files by length and hash, the prompt, and how
+/// pictures are prepared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    /// Reads the model's files through. `options.interrupt` stops it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an interruption.
+    pub fn new(
+        files: &ModelFiles,
+        options: &SessionOptions,
+        prompt: ScanPrompt<'_>,
+        folder: &Path,
+    ) -> Result<Self> {
+        let identity = |path| identity(path, &options.interrupt);
+        let mut settings = BTreeMap::new();
+        let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+        set("model", identity(&files.model)?);
+        set("SAE", identity(&files.sae)?);
+        if let Some(mmproj) = &files.mmproj {
+            set("projector", identity(mmproj)?);
+        }
+        set("prompt", prompt.text.to_owned());
+        let form = match prompt.form {
+            PromptForm::Chat => "chat",
+            PromptForm::Raw => "raw",
+        };
+        set("prompt form", form.to_owned());
+        let image_prep = match options.image_prep {
+            ImagePrep::Crop => "crop",
+            ImagePrep::Pad => "pad",
+        };
+        set("image preparation", image_prep.to_owned());
+        let kv_type = match options.kv_type {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+        };
+        set("KV cache", kv_type.to_owned());
+        let flash_attention = match options.flash_attention {
+            FlashAttention::Auto => "auto",
+            FlashAttention::On => "on",
+            FlashAttention::Off => "off",
+        };
+        set("flash attention", flash_attention.to_owned());
+        let folder = folder
+            .canonicalize()
+            .map_err(gguf_tools::Error::io("read", folder))?;
+        set(FOLDER, folder.to_string_lossy().into_owned());
+        Ok(Self(settings))
+    }
+
+    /// What a finished file says: all but the folder.
+    pub(super) fn for_all_to_see(&self) -> Self {
+        let mut settings = self.0.clone();
+        settings.remove(FOLDER);
+        Self(settings)
+    }
+
+    /// How they differ from `now`, in words; nothing if they do not.
+    pub(super) fn differences(&self, now: &Self) -> String {
+        let names: BTreeSet<_> = self.0.keys().chain(now.0.keys()).collect();
+        let shown =
+            |value: Option<&String>| value.map_or("none".into(), |text| format!("`{text}`"));
+        let difference = |name: &String| {
+            let (was, is) = (self.0.get(name), now.0.get(name));
+            (was != is).then(|| format!("its {name} is {}, and not {}", shown(was), shown(is)))
+        };
+        let differences: Vec<_> = names.into_iter().filter_map(difference).collect();
+        differences.join("; ")
+    }
+}
+
+/// A file's length and hash.
+fn identity(path: &Path, interrupt: &AtomicBool) -> Result<String> {
+    let read_error = || gguf_tools::Error::io("read", path);
+    let mut file = File::open(path).map_err(read_error())?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        if interrupt.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        match file.read(&mut buffer).map_err(read_error())? {
+            0 => break,
+            n_read => hasher.update(&buffer[..n_read]),
+        };
+    }
+    let hash = hasher.finalize().to_hex();
+    Ok(format!("{} bytes, blake3 {hash}", hasher.count()))
+}

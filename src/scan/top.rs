@@ -1,0 +1,240 @@
+//! What a scan says of a feature, and of a class. One pass over the rows, and memory for the answer
+//! and a number for each feature.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use super::table::{ActiveFeature, ScanFile};
+use crate::labels;
+use crate::{Error, Result};
+
+/// Classes that an error lists.
+const MAX_CLASSES: usize = 20;
+
+/// The value of a picture's feature that is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The largest activation.
+    Max,
+    /// The activations' sum.
+    Sum,
+    /// The number of image rows on which it fires.
+    Count,
+}
+
+impl By {
+    /// The value.
+    pub fn of(self, active: &ActiveFeature) -> f64 {
+        match self {
+            Self::Max => f64::from(active.max),
+            Self::Sum => f64::from(active.sum),
+            Self::Count => active.count as f64,
+        }
+    }
+}
+
+/// An image that fires a feature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopImage {
+    /// Its path below the scanned folder.
+    pub path: String,
+    /// The name of the folder that it lies in.
+    pub class: Option<String>,
+    /// How it fires the feature.
+    pub active: ActiveFeature,
+}
+
+/// The images of a feature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureImages {
+    /// Its index.
+    pub feature: usize,
+    /// Its label, where a row has one.
+    pub label: Option<String>,
+    /// How many images fire it.
+    pub n_firing: u64,
+    /// Those that fire it most, best first.
+    pub images: Vec<TopImage>,
+}
+
+/// How a feature's value in a class differs from that elsewhere. Images that do not fire it count as 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassFeature {
+    /// Its index.
+    pub feature: usize,
+    /// Its label, where it has one.
+    pub label: Option<String>,
+    /// The mean over the class's images.
+    pub mean_inside: f64,
+    /// The mean over all other images.
+    pub mean_outside: f64,
+    /// The share of the class's images that fire it.
+    pub share_inside: f64,
+    /// The share of all other images that fire it.
+    pub share_outside: f64,
+}
+
+impl ClassFeature {
+    /// The class's mean less the others'.
+    pub fn difference(&self) -> f64 {
+        self.mean_inside - self.mean_outside
+    }
+}
+
+/// The features that a class fires more than other images do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassFeatures {
+    /// Images of the class.
+    pub n_inside: u64,
+    /// All other images.
+    pub n_outside: u64,
+    /// The features, by falling difference.
+    pub features: Vec<ClassFeature>,
+}
+
+/// The `n_images` images that fire a feature most: an index, a label of a feature that some image fires,
+/// or a text that is part of exactly one of these.
+///
+/// # Errors
+/// A name that means no feature or several, a file that cannot be read.
+pub fn images_of_feature(
+    file: &ScanFile,
+    name: &str,
+    by: By,
+    n_images: usize,
+) -> Result<FeatureImages> {
+    let mut labels = BTreeMap::new();
+    if !labels::is_index(name) {
+        file.for_each_row(&mut |row| {
+            if let Some(label) = row.label
+                && !labels.contains_key(&row.active.feature)
+            {
+                labels.insert(row.active.feature, label.to_owned());
+            }
+            Ok(())
+        })?;
+    }
+    let pairs = labels.iter().map(|(&feature, label)| (feature, &**label));
+    let feature = labels::find_feature(name, file.contents().d_sae, pairs)?;
+    let mut label = None;
+    let mut n_firing = 0;
+    let mut images = Vec::new();
+    file.for_each_row(&mut |row| {
+        if row.active.feature != feature {
+            return Ok(());
+        }
+        n_firing += 1;
+        if label.is_none() {
+            label = row.label.map(str::to_owned);
+        }
+        images.push(TopImage {
+            path: row.path.to_owned(),
+            class: row.class.map(str::to_owned),
+            active: row.active,
+        });
+        if images.len() >= n_images.saturating_mul(2).max(1024) {
+            keep_best(&mut images, by, n_images);
+        }
+        Ok(())
+    })?;
+    keep_best(&mut images, by, n_images);
+    Ok(FeatureImages {
+        feature,
+        label,
+        n_firing,
+        images,
+    })
+}
+
+fn keep_best(images: &mut Vec<TopImage>, by: By, n_images: usize) {
+    images.sort_by(|a, b| {
+        let (value_a, value_b) = (by.of(&a.active), by.of(&b.active));
+        falling(value_a, value_b).then_with(|| a.path.cmp(&b.path))
+    });
+    images.truncate(n_images);
+}
+
+fn falling(a: f64, b: f64) -> Ordering {
+    b.total_cmp(&a)
+}
+
+/// The `n_features` features that images of `class` fire most above all other images, on average.
+///
+/// # Errors
+/// A class that the file does not have, or has alone; a file that cannot be read.
+pub fn features_of_class(
+    file: &ScanFile,
+    class: &str,
+    by: By,
+    n_features: usize,
+) -> Result<ClassFeatures> {
+    #[derive(Clone, Default)]
+    struct Sums {
+        label: Option<String>,
+        value: [f64; 2],    // outside, inside
+        n_firing: [u64; 2], // outside, inside
+    }
+    let contents = file.contents();
+    let sizes = &contents.classes;
+    let found = sizes
+        .iter()
+        .find(|size| size.class.as_deref() == Some(class));
+    let n_inside = found.ok_or_else(|| no_class(file, class))?.n_images;
+    let n_outside = contents.n_images() - n_inside;
+    if n_outside == 0 {
+        return Err(Error::invalid(format!(
+            "all images are of class `{class}`: there are no others to compare with"
+        ))
+        .with_hint("scan a folder that holds a folder of pictures for each class"));
+    }
+    let mut sums = BTreeMap::<usize, Sums>::new();
+    file.for_each_row(&mut |row| {
+        let sums = sums.entry(row.active.feature).or_default();
+        if sums.label.is_none() {
+            sums.label = row.label.map(str::to_owned);
+        }
+        let side = usize::from(row.class == Some(class));
+        sums.value[side] += by.of(&row.active);
+        sums.n_firing[side] += 1;
+        Ok(())
+    })?;
+    let sizes = [n_outside as f64, n_inside as f64];
+    let compare = |(feature, sums): (usize, Sums)| ClassFeature {
+        feature,
+        label: sums.label,
+        mean_inside: sums.value[1] / sizes[1],
+        mean_outside: sums.value[0] / sizes[0],
+        share_inside: sums.n_firing[1] as f64 / sizes[1],
+        share_outside: sums.n_firing[0] as f64 / sizes[0],
+    };
+    let mut features: Vec<_> = sums
+        .into_iter()
+        .map(compare)
+        .filter(|feature| feature.difference() > 0.0)
+        .collect();
+    // By rising index where they are equal, as the sort is stable.
+    features.sort_by(|a, b| falling(a.difference(), b.difference()));
+    features.truncate(n_features);
+    Ok(ClassFeatures {
+        n_inside,
+        n_outside,
+        features,
+    })
+}
+
+fn no_class(file: &ScanFile, class: &str) -> Error {
+    let classes = file.contents().classes.iter();
+    let names: Vec<_> = classes.filter_map(|size| size.class.as_deref()).collect();
+    let error = Error::invalid(format!("no image is of class `{class}`"));
+    if names.is_empty() {
+        return error.with_hint(
+            "a class is a folder in the scanned one, and all pictures lie directly in that",
+        );
+    }
+    let shown = names.iter().take(MAX_CLASSES);
+    let mut list: Vec<_> = shown.map(|name| format!("`{name}`")).collect();
+    if names.len() > MAX_CLASSES {
+        list.push(format!("{} more", names.len() - MAX_CLASSES));
+    }
+    error.with_hint(format!("the classes are {}", list.join(", ")))
+}

@@ -1,0 +1,163 @@
+//! The model on many pictures, several at a time: a session for each thread, on the same weights.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use super::folder::FoundPicture;
+use super::table::ActiveFeature;
+use crate::features::{self, Over, Pool};
+use crate::llama::Model;
+use crate::session::load_model;
+use crate::{
+    Error, ImageEmbeddings, Keep, ModelFiles, Picture, PromptForm, Result, RunOptions, Sampling,
+    Session, SessionOptions, Trace, model_files,
+};
+
+/// Results of a worker that wait until it is their turn.
+const MAX_WAITING: usize = 8;
+
+/// The text that goes with each picture.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanPrompt<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// How it is understood.
+    pub form: PromptForm,
+}
+
+/// Runs the prompt on an image and reads features, without generating.
+///
+/// # Errors
+/// Those of [`Session::prompt`] and [`Session::run`].
+pub fn read_image(
+    session: &mut Session,
+    image: &ImageEmbeddings,
+    prompt: ScanPrompt<'_>,
+) -> Result<Trace> {
+    let prompt = session.prompt(prompt.text, prompt.form, Some(image))?;
+    let options = RunOptions {
+        steering: None,
+        keep: Keep {
+            features: true,
+            residuals: false,
+        },
+        max_tokens: 0,
+        sampling: Sampling::Greedy,
+    };
+    Ok(session.run(&prompt, options, &mut |_| {})?.trace)
+}
+
+/// Reads the features of `pictures` below `dir` with `jobs` sessions that share
+/// `options.threads` threads and the language model's weights. `on_picture` is given each picture's index
+/// and its features by rising index, in order; a picture that cannot be read has an error instead.
+///
+/// # Errors
+/// What stops all pictures: a model that cannot be opened, a prompt that does not fit, a failure of
+/// llama.cpp, an interruption, an error of `on_picture`.
+///
+/// # Panics
+/// When a worker panicked.
+pub fn scan(
+    files: &ModelFiles,
+    options: &SessionOptions,
+    prompt: ScanPrompt<'_>,
+    dir: &Path,
+    pictures: &[&FoundPicture],
+    jobs: usize,
+    on_picture: &mut dyn FnMut(usize, Result<Vec<ActiveFeature>>) -> Result<()>,
+) -> Result<()> {
+    if pictures.is_empty() {
+        return Ok(());
+    }
+    model_files::check(files)?;
+    let jobs = jobs.clamp(1, pictures.len());
+    let options = SessionOptions {
+        threads: (options.threads / jobs).max(1),
+        ..options.clone()
+    };
+    let model = load_model(files, &options)?;
+    thread::scope(|scope| {
+        let start = |worker_idx| {
+            let (sender, receiver) = sync_channel(MAX_WAITING);
+            let (model, options) = (Arc::clone(&model), options.clone());
+            let own = pictures.iter().skip(worker_idx).step_by(jobs);
+            let work = move || work(model, files, options, prompt, dir, own, &sender);
+            scope.spawn(work);
+            receiver
+        };
+        let workers: Vec<Receiver<_>> = (0..jobs).map(start).collect();
+        for picture_idx in 0..pictures.len() {
+            // A worker that hung up has panicked, which the scope raises again.
+            let Ok(result) = workers[picture_idx % jobs].recv() else {
+                break;
+            };
+            on_picture(picture_idx, result?)?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads every picture of its own until one fails for a reason that is not the picture's, or nobody
+/// listens any more.
+fn work<'a>(
+    model: Arc<Model>,
+    files: &ModelFiles,
+    options: SessionOptions,
+    prompt: ScanPrompt<'_>,
+    dir: &Path,
+    pictures: impl Iterator<Item = &'a &'a FoundPicture>,
+    results: &SyncSender<Result<Result<Vec<ActiveFeature>>>>,
+) {
+    let interrupt = Arc::clone(&options.interrupt);
+    let mut session = match Session::open_on(model, files, options) {
+        Ok(session) => session,
+        Err(error) => {
+            // The receiver may have gone with another worker's error.
+            let _ = results.send(Err(error));
+            return;
+        }
+    };
+    for picture in pictures {
+        let result = if interrupt.load(Ordering::Relaxed) {
+            Err(Error::Interrupted)
+        } else {
+            features_of(&mut session, &dir.join(&picture.path), prompt)
+        };
+        let is_last = result.is_err();
+        if results.send(result).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// A picture's features; the outer error is not the picture's fault.
+fn features_of(
+    session: &mut Session,
+    path: &Path,
+    prompt: ScanPrompt<'_>,
+) -> Result<Result<Vec<ActiveFeature>>> {
+    let image = Picture::open(path).and_then(|picture| session.encode_image(&picture));
+    let image = match image {
+        Ok(image) => image,
+        Err(error @ (Error::Invalid { .. } | Error::File(_))) => return Ok(Err(error)),
+        Err(error) => return Err(error),
+    };
+    let trace = read_image(session, &image, prompt)?;
+    let positions = features::pooled_positions(&trace.tokens, Over::Image)?;
+    let d_sae = session.sae().meta().d_sae;
+    let scores = features::rank(&trace.activations, &positions, d_sae, Pool::Sum, None);
+    let mut active: Vec<_> = scores
+        .into_iter()
+        .map(|score| ActiveFeature {
+            feature: score.feature,
+            sum: score.score,
+            max: score.max,
+            count: score.n_tokens,
+        })
+        .collect();
+    active.sort_unstable_by_key(|active| active.feature);
+    Ok(Ok(active))
+}
