@@ -129,7 +129,11 @@ const INTERRUPTED: u8 = 130;
 pub(crate) fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
-    let interrupt = stop_on_ctrl_c();
+    let interrupt = match cli.command {
+        // It only reads, so that it can end at once.
+        Some(Command::Top(_)) => Arc::default(),
+        _ => stop_on_ctrl_c(),
+    };
     let result = match cli.command {
         None => describe::run(cli.describe, cli.verbosity, interrupt),
         Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),

@@ -100,8 +100,9 @@ pub(super) fn run(
     let totals = match read_pictures(&mut parts, &args, &files, &options, &pictures, verbosity) {
         Ok(()) => join(parts, &args, overwrite, &options.interrupt, verbosity),
         Err(error) => {
-            let kept = parts.finish_part().map(|()| parts.progress().n_done);
-            Err((error, kept.unwrap_or_else(|_| parts.progress().n_done)))
+            // Where there is no room, this fails for the reason that is told already.
+            let _ = parts.finish_part();
+            Err((error, parts.progress().n_done))
         }
     };
     let totals = totals.map_err(|(error, n_kept)| {

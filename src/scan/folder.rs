@@ -19,6 +19,8 @@ pub struct FoundPicture {
     pub(super) n_bytes: u64,
     /// When it was changed, in nanoseconds since 1970.
     pub(super) modified_ns: u64,
+    /// Its place among the pictures of the folder.
+    pub(super) position: usize,
 }
 
 impl FoundPicture {
@@ -42,6 +44,9 @@ pub fn pictures_in(dir: &Path) -> Result<Vec<FoundPicture>> {
     let mut found = Vec::new();
     walk(dir, "", &mut Vec::new(), &mut found)?;
     found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    for (position, picture) in found.iter_mut().enumerate() {
+        picture.position = position;
+    }
     Ok(found)
 }
 
@@ -75,6 +80,7 @@ fn walk(
                 path,
                 n_bytes: metadata.map_or(0, |metadata| metadata.len()),
                 modified_ns: modified.unwrap_or(0),
+                position: 0,
             });
         }
     }

@@ -1,8 +1,9 @@
 //! What a scan has done so far: small complete files in a folder beside the target, which a later run
 //! goes on with and which are joined in the end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -55,12 +56,13 @@ pub struct Parts {
     target: PathBuf,
     settings: Settings,
     d_sae: usize,
-    labels: Vec<String>,  // [d_sae], or empty
-    paths: Vec<PathBuf>,  // of finished parts, in order
-    next_part_idx: usize, // behind the last part
+    labels: Vec<String>,             // [d_sae], or empty
+    paths: BTreeMap<usize, PathBuf>, // of finished parts, by the position of their first picture
+    next_part_idx: usize,            // behind the last part
     done: HashSet<String>,
     n_skipped: usize,
     waiting: Vec<(CoveredPicture, Vec<ActiveFeature>)>, // of the next part
+    waiting_positions: Range<usize>,                    // of the waiting pictures
     n_waiting_rows: usize,
     last_part: Instant,
 }
@@ -87,11 +89,12 @@ impl Parts {
             settings,
             d_sae,
             labels,
-            paths: Vec::new(),
+            paths: BTreeMap::new(),
             next_part_idx: 0,
             done: HashSet::new(),
             n_skipped: 0,
             waiting: Vec::new(),
+            waiting_positions: 0..0,
             n_waiting_rows: 0,
             last_part: Instant::now(),
         };
@@ -140,6 +143,14 @@ impl Parts {
         picture: &FoundPicture,
         result: Result<Vec<ActiveFeature>>,
     ) -> Result<()> {
+        // A part has all pictures between its first and its last, so that parts have an order.
+        if self.waiting_positions.end != picture.position {
+            self.finish_part()?;
+        }
+        if self.waiting.is_empty() {
+            self.waiting_positions.start = picture.position;
+        }
+        self.waiting_positions.end = picture.position + 1;
         let covered = CoveredPicture {
             path: picture.path.clone(),
             n_bytes: picture.n_bytes,
@@ -200,7 +211,7 @@ impl Parts {
                 .with_hint("let it end, or give another output")
         })?;
         self.next_part_idx += 1;
-        self.note(contents, path);
+        self.note(contents, self.waiting_positions.start, path);
         Ok(())
     }
 
@@ -221,7 +232,7 @@ impl Parts {
         let mut table = TableWriter::new(file, &self.target)?;
         let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
         let mut n_rows = 0;
-        for (i, path) in self.paths.iter().enumerate() {
+        for (i, path) in self.paths.values().enumerate() {
             on_part(i, self.paths.len())?;
             let part = ScanFile::open(path)?;
             for class in &part.contents().classes {
@@ -233,7 +244,7 @@ impl Parts {
         }
         table.finish(&contents)?;
         persist(temporary, &self.target, overwrite)?;
-        for path in &self.paths {
+        for path in self.paths.values() {
             remove(path)?;
         }
         Ok(Totals {
@@ -248,7 +259,7 @@ impl Parts {
     /// # Errors
     /// A part that cannot be removed.
     pub fn discard(self) -> Result<()> {
-        self.paths.iter().try_for_each(|path| remove(path))
+        self.paths.values().try_for_each(|path| remove(path))
     }
 
     /// Takes up a part that an earlier run finished.
@@ -274,32 +285,31 @@ impl Parts {
             let picture = pictures.get(&*covered.path);
             picture.is_some_and(|picture| covered.is_still(picture))
         };
-        let changed = contents.pictures.iter().find(|covered| !is_still(covered));
-        let repeated = || {
-            let mut paths = contents.pictures.iter().map(|covered| &covered.path);
-            paths.find(|path| self.done.contains(*path))
-        };
-        if let Some(changed) = changed {
+        if let Some(changed) = contents.pictures.iter().find(|covered| !is_still(covered)) {
             log::warn!(
                 "`{}` is not as it was: the pictures of `{shown}` are read again",
                 changed.path
             );
             return remove(&path);
         }
-        if repeated().is_some() {
-            return remove(&path);
+        let mut covered = contents.pictures.iter().map(|covered| &*covered.path);
+        let first = covered.clone().next().and_then(|path| pictures.get(path));
+        match first.map(|picture| picture.position) {
+            Some(position) if !covered.any(|path| self.done.contains(path)) => {
+                self.note(contents, position, path);
+                Ok(())
+            }
+            _ => remove(&path),
         }
-        self.note(contents, path);
-        Ok(())
     }
 
-    /// Counts a finished part.
-    fn note(&mut self, contents: Contents, path: PathBuf) {
+    /// Counts a finished part, whose first picture has this position.
+    fn note(&mut self, contents: Contents, position: usize, path: PathBuf) {
         for covered in contents.pictures {
             self.n_skipped += usize::from(covered.is_skipped);
             self.done.insert(covered.path);
         }
-        self.paths.push(path);
+        self.paths.insert(position, path);
     }
 
     /// The names in the folder, sorted.

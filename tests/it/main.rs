@@ -24,5 +24,7 @@ mod page;
 mod pictures;
 mod preprocessing;
 mod sae_formats;
+mod scan;
+mod scan_top;
 mod sweep;
 mod vision;

@@ -1,0 +1,435 @@
+//! `scan`: what it writes, and how it goes on where it stopped.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use gguf_tools::gguf::TensorType;
+use llava_sae_cpp::scan::ScanFile;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+
+use crate::bad_input::check;
+use crate::command_line::{names, program, run, stdout};
+use crate::fixture::{Fixture, temporary_root};
+
+/// A row of the table, owned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OwnedRow {
+    pub(crate) path: String,
+    pub(crate) class: Option<String>,
+    pub(crate) feature: usize,
+    pub(crate) label: Option<String>,
+    pub(crate) sum: f32,
+    pub(crate) max: f32,
+    pub(crate) count: usize,
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+pub(crate) fn rows(file: &Path) -> Vec<OwnedRow> {
+    let file = ScanFile::open(file).expect("a whole file");
+    let mut rows = Vec::new();
+    file.for_each_row(&mut |row| {
+        rows.push(OwnedRow {
+            path: row.path.to_owned(),
+            class: row.class.map(str::to_owned),
+            feature: row.active.feature,
+            label: row.label.map(str::to_owned),
+            sum: row.active.sum,
+            max: row.active.max,
+            count: row.active.count,
+        });
+        Ok(())
+    })
+    .expect("readable");
+    assert_eq!(rows.len() as u64, file.n_rows());
+    rows
+}
+
+/// A new folder of this name, below that of the test run.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    let dir = temporary_root().join("scan").join(name);
+    fs::create_dir_all(&dir).expect("a folder of our own");
+    dir
+}
+
+fn add(picture: &str, dir: &Path, to: &str) {
+    let target = dir.join(to);
+    fs::create_dir_all(target.parent().expect("it is in a folder")).expect("a folder of our own");
+    let source = Path::new("assets/pictures").join(picture);
+    fs::copy(source, target).expect("a copy");
+}
+
+/// Pictures of two classes, one of none, and files that are no pictures.
+pub(crate) fn two_classes(name: &str) -> PathBuf {
+    let dir = folder(name);
+    add("apple.png", &dir, "food/apple.png");
+    add("carrot-mushroom.png", &dir, "food/red/Carrot.PNG");
+    add("doughnut-turtle.png", &dir, "food/doughnut.png");
+    add("airplane.png", &dir, "vehicle/airplane.png");
+    add("boat.png", &dir, "vehicle/boat.png");
+    add("butterfly-guitar.png", &dir, "guitar.png");
+    fs::write(dir.join("food/notes.txt"), "no picture").expect("a file of our own");
+    dir
+}
+
+/// 12 × 16 pictures, which make three parts.
+fn many(name: &str) -> PathBuf {
+    let dir = folder(name);
+    for class in "abcdefghijkl".chars() {
+        let class_dir = dir.join(class.to_string());
+        fs::create_dir_all(&class_dir).expect("a folder of our own");
+        for name in Fixture::Demo.picture_names() {
+            fs::copy(Fixture::Demo.picture(&name), class_dir.join(name)).expect("a copy");
+        }
+    }
+    dir
+}
+
+fn scan(dir: &Path, output: &Path, args: &[&str]) -> Output {
+    run(&[&["scan", text(dir), "-o", text(output)], args].concat())
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Each value of each row is what `features` prints for the same picture.
+#[test]
+fn rows_are_what_features_says() {
+    let dir = two_classes("contents");
+    let file = dir.join("features.parquet");
+    let output = scan(&dir, &file, &["-q"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    let rows = rows(&file);
+    let classes = [
+        ("food/apple.png", Some("food")),
+        ("food/doughnut.png", Some("food")),
+        ("food/red/Carrot.PNG", Some("red")),
+        ("guitar.png", None),
+        ("vehicle/airplane.png", Some("vehicle")),
+        ("vehicle/boat.png", Some("vehicle")),
+    ];
+    let mut expected = Vec::new();
+    for (path, class) in classes {
+        let path_below = text(&dir.join(path)).to_owned();
+        let mut of_picture = BTreeMap::<u64, OwnedRow>::new();
+        for pool in ["sum", "max", "count"] {
+            let report = stdout(&[
+                "features",
+                "--json",
+                "--rank",
+                "activation",
+                "--top",
+                "768",
+                "--pool",
+                pool,
+                &path_below,
+            ]);
+            let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+            for entry in report["features"].as_array().expect("a list") {
+                let feature = entry["feature"].as_u64().expect("an index");
+                let row = of_picture.entry(feature).or_insert_with(|| OwnedRow {
+                    path: path.to_owned(),
+                    class: class.map(str::to_owned),
+                    feature: feature as usize,
+                    label: entry["label"].as_str().map(str::to_owned),
+                    sum: 0.0,
+                    max: 0.0,
+                    count: 0,
+                });
+                let score = entry["score"].as_f64().expect("a number") as f32;
+                match pool {
+                    "sum" => row.sum = score,
+                    "max" => row.max = score,
+                    _ => row.count = score as usize,
+                }
+            }
+        }
+        expected.extend(of_picture.into_values());
+    }
+    assert!(expected.len() > 300, "{}", expected.len());
+    assert_eq!(rows, expected);
+
+    // The schema is what the help says, and only what a finished file needs is beside it.
+    let opened = fs::File::open(&file).expect("it was written");
+    let metadata = ArrowReaderMetadata::load(&opened, Default::default()).expect("a valid file");
+    let fields: Vec<_> = metadata
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| {
+            format!(
+                "{} {} {}",
+                field.name(),
+                field.data_type(),
+                field.is_nullable()
+            )
+        })
+        .collect();
+    let expected = [
+        "path Utf8 false",
+        "class Utf8 true",
+        "feature Int32 false",
+        "label Utf8 true",
+        "sum Float32 false",
+        "max Float32 false",
+        "count Int32 false",
+    ];
+    assert_eq!(fields, expected);
+    let contents = ScanFile::open(&file).expect("a whole file");
+    assert_eq!(contents.contents().n_images(), 6);
+    assert_eq!(contents.contents().classes.len(), 4);
+    let bytes = fs::read(&file).expect("readable");
+    let dir_name = text(&dir).as_bytes();
+    let mut windows = bytes.windows(dir_name.len());
+    assert!(
+        !windows.any(|window| window == dir_name),
+        "no machine's path"
+    );
+    assert!(!names(&dir).contains(&"features.parquet.parts".to_owned()));
+
+    for jobs in ["2", "3", "100"] {
+        let other = dir.join(format!("{jobs}.parquet"));
+        let output = scan(&dir, &other, &["--jobs", jobs]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(fs::read(&other).expect("written"), bytes, "{jobs} jobs");
+    }
+}
+
+#[test]
+fn broken_pictures_are_reported_and_skipped() {
+    let dir = two_classes("broken");
+    let (whole, file) = (dir.join("whole.parquet"), dir.join("features.parquet"));
+    assert!(scan(&dir, &whole, &["-q"]).status.success());
+    let bytes = fs::read("assets/pictures/apple.png").expect("a committed file");
+    fs::write(dir.join("food/half.png"), &bytes[..bytes.len() / 2]).expect("a file of our own");
+    fs::write(dir.join("a.jpg"), "").expect("a file of our own");
+    let strip = image::RgbImage::new(2, 400);
+    strip.save(dir.join("strip.png")).expect("saved");
+    for jobs in ["1", "2"] {
+        let output = scan(&dir, &file, &["--jobs", jobs, "--force"]);
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        let lines: Vec<_> = stderr.lines().skip(1).collect(); // behind the demo's
+        assert_eq!(lines.len(), 4, "{stderr}");
+        assert!(lines[0].contains("skipped: ") && lines[0].contains("a.jpg"));
+        assert!(lines[1].contains("food/half.png"), "{stderr}");
+        assert!(lines[2].contains("strip.png") && lines[2].contains("2 × 400"));
+        assert!(lines[3].contains("skipped 3 of 9 pictures"), "{stderr}");
+        assert_eq!(rows(&file), rows(&whole));
+        let contents = ScanFile::open(&file).expect("a whole file");
+        assert_eq!(contents.contents().n_skipped, 3);
+        assert_eq!(contents.contents().n_images(), 6);
+    }
+}
+
+/// Ctrl-C, twice, and parts that are spoilt in between: the file is that of a run without a break.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_scan_goes_on() {
+    let dir = many("many");
+    fs::write(dir.join("a/99.png"), "broken").expect("a file of our own");
+    let out = folder("many-out");
+    let (whole, file) = (out.join("whole.parquet"), out.join("features.parquet"));
+    let parts = out.join("features.parquet.parts");
+    assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
+    let expected = fs::read(&whole).expect("it was written");
+
+    let finished = |dir: &Path| -> Vec<String> {
+        let names = if dir.is_dir() { names(dir) } else { Vec::new() };
+        names
+            .into_iter()
+            .filter(|name| name.ends_with(".parquet"))
+            .collect()
+    };
+    let interrupt = |n_parts: usize, jobs: &str| {
+        let mut child = program()
+            .args(["scan", text(&dir), "-o", text(&file), "-t", "1"])
+            .args(["--jobs", jobs])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        while finished(&parts).len() < n_parts {
+            let ended = child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "it ended before it wrote anything");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        crate::bad_input::send("INT", &child);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        assert!(!file.exists());
+        let unfinished = names(&parts);
+        let unfinished = unfinished.iter().find(|name| name.ends_with(".unfinished"));
+        assert_eq!(unfinished, None);
+        stderr(&output)
+    };
+    let said = interrupt(2, "2");
+    assert!(said.contains("of 193 pictures are done"), "{said}");
+    assert!(said.contains("error: interrupted"), "{said}");
+    let n_parts = names(&parts).len();
+
+    // Other settings are refused, and nothing is lost by it.
+    let other_prompt = ["scan", text(&dir), "-o", text(&file), "-p", "Why?"];
+    let words = [
+        "its prompt is `Describe the image.`, and not `Why?`",
+        "hint: ",
+    ];
+    check(&other_prompt, 1, &words);
+    let other_dir = two_classes("many-other");
+    check(
+        &["scan", text(&other_dir), "-o", text(&file)],
+        1,
+        &["its folder is", "hint: "],
+    );
+    let other_prep = ["scan", text(&dir), "-o", text(&file), "--image-prep", "pad"];
+    check(&other_prep, 1, &["image preparation", "hint: "]);
+    let other_model = Fixture::Demo.converted(TensorType::F32);
+    check(
+        &[
+            "scan",
+            text(&dir),
+            "-o",
+            text(&file),
+            "-d",
+            text(&other_model),
+        ],
+        1,
+        &["its SAE is", "its model is", "hint: "],
+    );
+    assert_eq!(names(&parts).len(), n_parts);
+
+    // What a killed run leaves is removed; a damaged part is read again.
+    fs::write(parts.join("x.unfinished"), "half").expect("a file of our own");
+    let last = names(&parts)
+        .into_iter()
+        .rfind(|name| name.ends_with(".parquet"));
+    let last = parts.join(last.expect("a part"));
+    let mut damaged = fs::read(&last).expect("a part");
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0x10;
+    fs::write(&last, damaged).expect("a file of our own");
+    let output = scan(&dir, &file, &["-t", "1"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("is damaged") && said.contains("going on with"),
+        "{said}"
+    );
+    assert!(said.contains("skipped 1 of 193 pictures"), "{said}");
+    assert_eq!(fs::read(&file).expect("written"), expected);
+    assert!(!parts.exists());
+
+    // A picture that changed in between is read again.
+    fs::remove_file(&file).expect("our own");
+    interrupt(1, "1");
+    fs::copy(Fixture::Demo.picture("00.png"), dir.join("a/99.png")).expect("a copy");
+    let output = scan(&dir, &file, &["-t", "1"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("`a/99.png` is not as it was"), "{said}");
+    assert!(!said.contains("skipped"), "{said}");
+    let of_new: Vec<_> = rows(&file)
+        .into_iter()
+        .filter(|row| row.path == "a/99.png")
+        .collect();
+    let of_old: Vec<_> = rows(&file)
+        .into_iter()
+        .filter(|row| row.path == "b/00.png")
+        .collect();
+    let values = |rows: &[OwnedRow]| -> Vec<_> {
+        rows.iter()
+            .map(|row| (row.feature, row.sum, row.max, row.count))
+            .collect()
+    };
+    assert_eq!(values(&of_new), values(&of_old));
+    assert!(!of_new.is_empty());
+}
+
+#[test]
+fn scans_that_are_refused() {
+    let dir = folder("refused");
+    let pictures = two_classes("refused/pictures");
+    let file = dir.join("features.parquet");
+    let refused = |dir: &Path, output: &Path, words: &[&str]| {
+        check(&["scan", text(dir), "-o", text(output)], 1, words);
+    };
+    refused(&dir.join("missing"), &file, &["cannot read", "missing"]);
+    refused(&pictures.join("guitar.png"), &file, &["guitar.png"]);
+    let empty = folder("refused/empty");
+    fs::write(empty.join("notes.txt"), "no picture").expect("a file of our own");
+    refused(&empty, &file, &["no pictures in", "hint: ", "jpg"]);
+    refused(&pictures, &dir.join("no/such/file"), &["no/such"]);
+    refused(&pictures, &dir, &["it is a folder", "hint: "]);
+    let picture = pictures.join("guitar.png");
+    check(
+        &["scan", text(&pictures), "-o", text(&picture), "--force"],
+        1,
+        &["it is an input", "hint: "],
+    );
+    check(&["scan", text(&pictures)], 2, &["--output"]);
+    let zero = ["scan", text(&pictures), "-o", text(&file), "--jobs", "0"];
+    check(&zero, 2, &["--jobs"]);
+    let in_a_small_context = ["scan", text(&pictures), "-o", text(&file), "-c", "16"];
+    check(&in_a_small_context, 1, &["78 tokens", "hint: "]);
+    let unmarked = ["scan", text(&pictures), "-o", text(&file), "--raw-prompt"];
+    check(&unmarked, 1, &["<image>", "hint: "]);
+    let demo = Fixture::Demo.converted(TensorType::F32);
+    let (model, sae) = (demo.join("model-f32.gguf"), demo.join("sae.gguf"));
+    let blind = ["-m", text(&model), "--sae", text(&sae)];
+    let blind = [&["scan", text(&pictures), "-o", text(&file)], &blind[..]].concat();
+    check(&blind, 1, &["no projector", "hint: "]);
+
+    let broken = folder("refused/broken");
+    fs::write(broken.join("a.png"), "broken").expect("a file of our own");
+    fs::write(broken.join("b.jpg"), "broken").expect("a file of our own");
+    refused(
+        &broken,
+        &file,
+        &["a.png", "b.jpg", "none of the 2 pictures", "hint: "],
+    );
+    assert_eq!(names(&dir), ["broken", "empty", "pictures"]);
+
+    fs::write(&file, "mine").expect("a file of our own");
+    refused(&pictures, &file, &["features.parquet", "--force"]);
+    assert_eq!(fs::read(&file).expect("still there"), b"mine");
+    assert!(scan(&pictures, &file, &["-q", "--force"]).status.success());
+    assert!(!rows(&file).is_empty());
+}
+
+/// A full disk, played by a limit on file sizes, as the shell sets it (in blocks of 512 bytes).
+#[cfg(unix)]
+#[test]
+fn no_room_for_a_scan() {
+    let dir = two_classes("full/pictures");
+    let out = folder("full/out");
+    let (model, file) = (
+        Fixture::Demo.converted(TensorType::F32),
+        out.join("f.parquet"),
+    );
+    let scan = |limit: &str| {
+        let command = format!(
+            "trap '' XFSZ; ulimit -f {limit}; exec '{}' scan -d '{}' '{}' -o '{}'",
+            env!("CARGO_BIN_EXE_llava-sae-cpp"),
+            model.display(),
+            dir.display(),
+            file.display()
+        );
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["-c", &command]);
+        shell.output().expect("a shell")
+    };
+    let output = scan("8");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: cannot write"), "{said}");
+    assert!(names(&out).is_empty(), "{:?}", names(&out));
+    assert!(scan("unlimited").status.success());
+    assert_eq!(names(&out), ["f.parquet"]);
+}
