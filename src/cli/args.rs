@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use image::RgbImage;
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
-    Error, FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt,
-    PromptForm, Sampling, Session, SessionOptions, demo,
+    FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
+    Sampling, Session, SessionOptions, demo,
 };
 
 use super::interventions::{ANY, InterventionArgs};

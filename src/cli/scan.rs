@@ -13,7 +13,7 @@ use llava_sae_cpp::scan::{
 };
 use llava_sae_cpp::{Error, ModelFiles, SessionOptions};
 
-use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::args::{ModelArgs, PromptArgs, Verbosity};
 use super::new_file::check_is_no_input;
 use super::progress::{Counter, Spinner};
 use super::table::one_line;

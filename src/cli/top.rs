@@ -228,7 +228,7 @@ fn print_features(
     by: ByArg,
 ) -> io::Result<()> {
     let title = format!(
-        "Features that the {} images of `{class}` fire more than the {} others; by {}",
+        "Features that images of `{class}` ({}) fire more than the others ({}); by {}",
         found.n_inside,
         found.n_outside,
         by.phrase()
