@@ -25,6 +25,8 @@ mod pictures;
 mod preprocessing;
 mod sae_formats;
 mod scan;
+#[cfg(unix)]
+mod scan_resume;
 mod scan_top;
 mod sweep;
 mod vision;

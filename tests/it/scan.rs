@@ -1,4 +1,4 @@
-//! `scan`: what it writes, and how it goes on where it stopped.
+//! `scan`: what it writes, and what it refuses.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use llava_sae_cpp::scan::ScanFile;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 
 use crate::bad_input::check;
-use crate::command_line::{names, program, run, stdout};
+use crate::command_line::{names, run, stdout};
 use crate::fixture::{Fixture, temporary_root};
 
 /// A row of the table, owned.
@@ -76,24 +76,11 @@ pub(crate) fn two_classes(name: &str) -> PathBuf {
     dir
 }
 
-/// 12 × 16 pictures, which make three parts.
-fn many(name: &str) -> PathBuf {
-    let dir = folder(name);
-    for class in "abcdefghijkl".chars() {
-        let class_dir = dir.join(class.to_string());
-        fs::create_dir_all(&class_dir).expect("a folder of our own");
-        for name in Fixture::Demo.picture_names() {
-            fs::copy(Fixture::Demo.picture(&name), class_dir.join(name)).expect("a copy");
-        }
-    }
-    dir
-}
-
-fn scan(dir: &Path, output: &Path, args: &[&str]) -> Output {
+pub(crate) fn scan(dir: &Path, output: &Path, args: &[&str]) -> Output {
     run(&[&["scan", text(dir), "-o", text(output)], args].concat())
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -228,128 +215,6 @@ fn broken_pictures_are_reported_and_skipped() {
     }
 }
 
-/// Ctrl-C, twice, and parts that are spoilt in between: the file is that of a run without a break.
-#[cfg(unix)]
-#[test]
-fn an_interrupted_scan_goes_on() {
-    let dir = many("many");
-    fs::write(dir.join("a/99.png"), "broken").expect("a file of our own");
-    let out = folder("many-out");
-    let (whole, file) = (out.join("whole.parquet"), out.join("features.parquet"));
-    let parts = out.join("features.parquet.parts");
-    assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
-    let expected = fs::read(&whole).expect("it was written");
-
-    let finished = |dir: &Path| -> Vec<String> {
-        let names = if dir.is_dir() { names(dir) } else { Vec::new() };
-        names
-            .into_iter()
-            .filter(|name| name.ends_with(".parquet"))
-            .collect()
-    };
-    let interrupt = |n_parts: usize, jobs: &str| {
-        let mut child = program()
-            .args(["scan", text(&dir), "-o", text(&file), "-t", "1"])
-            .args(["--jobs", jobs])
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        while finished(&parts).len() < n_parts {
-            let ended = child.try_wait().expect("it is our child");
-            assert!(ended.is_none(), "it ended before it wrote anything");
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-        crate::bad_input::send("INT", &child);
-        let output = child.wait_with_output().expect("it ends");
-        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-        assert!(!file.exists());
-        let unfinished = names(&parts);
-        let unfinished = unfinished.iter().find(|name| name.ends_with(".unfinished"));
-        assert_eq!(unfinished, None);
-        stderr(&output)
-    };
-    let said = interrupt(2, "2");
-    assert!(said.contains("of 193 pictures are done"), "{said}");
-    assert!(said.contains("error: interrupted"), "{said}");
-    let n_parts = names(&parts).len();
-
-    // Other settings are refused, and nothing is lost by it.
-    let other_prompt = ["scan", text(&dir), "-o", text(&file), "-p", "Why?"];
-    let words = [
-        "its prompt is `Describe the image.`, and not `Why?`",
-        "hint: ",
-    ];
-    check(&other_prompt, 1, &words);
-    let other_dir = two_classes("many-other");
-    check(
-        &["scan", text(&other_dir), "-o", text(&file)],
-        1,
-        &["its folder is", "hint: "],
-    );
-    let other_prep = ["scan", text(&dir), "-o", text(&file), "--image-prep", "pad"];
-    check(&other_prep, 1, &["image preparation", "hint: "]);
-    let other_model = Fixture::Demo.converted(TensorType::F32);
-    check(
-        &[
-            "scan",
-            text(&dir),
-            "-o",
-            text(&file),
-            "-d",
-            text(&other_model),
-        ],
-        1,
-        &["its SAE is", "its model is", "hint: "],
-    );
-    assert_eq!(names(&parts).len(), n_parts);
-
-    // What a killed run leaves is removed; a damaged part is read again.
-    fs::write(parts.join("x.unfinished"), "half").expect("a file of our own");
-    let last = names(&parts)
-        .into_iter()
-        .rfind(|name| name.ends_with(".parquet"));
-    let last = parts.join(last.expect("a part"));
-    let mut damaged = fs::read(&last).expect("a part");
-    let middle = damaged.len() / 2;
-    damaged[middle] ^= 0x10;
-    fs::write(&last, damaged).expect("a file of our own");
-    let output = scan(&dir, &file, &["-t", "1"]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(
-        said.contains("is damaged") && said.contains("going on with"),
-        "{said}"
-    );
-    assert!(said.contains("skipped 1 of 193 pictures"), "{said}");
-    assert_eq!(fs::read(&file).expect("written"), expected);
-    assert!(!parts.exists());
-
-    // A picture that changed in between is read again.
-    fs::remove_file(&file).expect("our own");
-    interrupt(1, "1");
-    fs::copy(Fixture::Demo.picture("00.png"), dir.join("a/99.png")).expect("a copy");
-    let output = scan(&dir, &file, &["-t", "1"]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("`a/99.png` is not as it was"), "{said}");
-    assert!(!said.contains("skipped"), "{said}");
-    let of_new: Vec<_> = rows(&file)
-        .into_iter()
-        .filter(|row| row.path == "a/99.png")
-        .collect();
-    let of_old: Vec<_> = rows(&file)
-        .into_iter()
-        .filter(|row| row.path == "b/00.png")
-        .collect();
-    let values = |rows: &[OwnedRow]| -> Vec<_> {
-        rows.iter()
-            .map(|row| (row.feature, row.sum, row.max, row.count))
-            .collect()
-    };
-    assert_eq!(values(&of_new), values(&of_old));
-    assert!(!of_new.is_empty());
-}
-
 #[test]
 fn scans_that_are_refused() {
     let dir = folder("refused");
@@ -401,35 +266,35 @@ fn scans_that_are_refused() {
     assert!(!rows(&file).is_empty());
 }
 
-/// A full disk, played by a limit on file sizes, as the shell sets it (in blocks of 512 bytes).
+/// A scan on a full disk, played by a limit on file sizes, as the shell sets it (in blocks of 512 bytes).
+#[cfg(unix)]
+pub(crate) fn scan_with_limit(limit: &str, dir: &Path, output: &Path, args: &str) -> Output {
+    let command = format!(
+        "trap '' XFSZ; ulimit -f {limit}; exec '{}' scan '{}' -o '{}' {args}",
+        env!("CARGO_BIN_EXE_llava-sae-cpp"),
+        dir.display(),
+        output.display()
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.current_dir(env!("CARGO_MANIFEST_DIR"));
+    shell.env("XDG_CACHE_HOME", temporary_root().join("cache"));
+    shell.args(["-c", &command]).output().expect("a shell")
+}
+
 #[cfg(unix)]
 #[test]
 fn no_room_for_a_scan() {
     let dir = two_classes("full/pictures");
     let out = folder("full/out");
-    let (model, file) = (
-        Fixture::Demo.converted(TensorType::F32),
-        out.join("f.parquet"),
-    );
-    let scan = |limit: &str| {
-        let command = format!(
-            "trap '' XFSZ; ulimit -f {limit}; exec '{}' scan -d '{}' '{}' -o '{}'",
-            env!("CARGO_BIN_EXE_llava-sae-cpp"),
-            model.display(),
-            dir.display(),
-            file.display()
-        );
-        let mut shell = std::process::Command::new("sh");
-        shell
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["-c", &command]);
-        shell.output().expect("a shell")
-    };
-    let output = scan("8");
+    let file = out.join("f.parquet");
+    let model = Fixture::Demo.converted(TensorType::F32);
+    let model = format!("-d '{}'", model.display());
+    let output = scan_with_limit("8", &dir, &file, &model);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("error: cannot write"), "{said}");
     assert!(names(&out).is_empty(), "{:?}", names(&out));
-    assert!(scan("unlimited").status.success());
+    let output = scan_with_limit("unlimited", &dir, &file, &model);
+    assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(names(&out), ["f.parquet"]);
 }
