@@ -1,6 +1,6 @@
 //! A checksum in a Parquet file's own metadata. It is checked before the file is taken apart: the
 //! `parquet` crate (56) believes the lengths in a damaged file, and asks for any amount of memory; and of
-//! 600 files with flipped bits, under checksums made to match, it panicked on 22. It guards against
+//! 597 files with flipped bits, under checksums made to match, it panicked on 21. It guards against
 //! damage, not against who makes a checksum match.
 
 use std::fs::File;
