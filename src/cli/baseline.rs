@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use gguf_tools::gguf::Overwrite;
 use gguf_tools::sae::Baseline;
 use llava_sae_cpp::scan::read_image;
 use llava_sae_cpp::{Error, Session, TokenKind};
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::new_file::overwrite;
 use super::progress::Counter;
 use super::{CommandResult, Outcome};
 
@@ -36,11 +36,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    let overwrite = if args.force {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
-    };
+    let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
     let pictures = files_in(&args.dir)?;
     let mut session = args.model.open(verbosity, Arc::clone(&interrupt))?;

@@ -13,6 +13,7 @@ use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{Error, ModelFiles};
 
 use super::args::Verbosity;
+use super::new_file::overwrite;
 use super::progress::{self, Spinner};
 use super::{CommandResult, Outcome};
 
@@ -105,11 +106,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    let overwrite = if args.force {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
-    };
+    let overwrite = overwrite(args.force);
     let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
     let sae = in_output("sae", args.sae_type.tensor_type().name());
     let model = in_output("model", args.model_type.name());

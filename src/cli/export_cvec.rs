@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use gguf_tools::gguf::Overwrite;
 
 use super::args::{ModelArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
+use super::new_file::overwrite;
 use super::{CommandResult, Outcome};
 
 /// Write a control vector that does the same in llama.cpp's own programs
@@ -35,11 +35,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    let overwrite = if args.force {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
-    };
+    let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
     let mut session = args.model.open(verbosity, interrupt)?;
     let steering = args.interventions.steering(&mut session)?;

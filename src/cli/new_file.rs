@@ -53,6 +53,15 @@ impl NewFile {
     }
 }
 
+/// What `--force` means.
+pub(super) fn overwrite(force: bool) -> Overwrite {
+    if force {
+        Overwrite::Replace
+    } else {
+        Overwrite::Refuse
+    }
+}
+
 /// Checks that `output` is none of the files that are read.
 pub(super) fn check_is_no_input(
     output: &Path,

@@ -14,7 +14,7 @@ use llava_sae_cpp::scan::{
 use llava_sae_cpp::{Error, ModelFiles, SessionOptions};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
-use super::new_file::check_is_no_input;
+use super::new_file::{check_is_no_input, overwrite};
 use super::progress::{Counter, Spinner};
 use super::table::one_line;
 use super::{CommandResult, Outcome};
@@ -67,11 +67,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    let overwrite = if args.force {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
-    };
+    let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
     let pictures = pictures_in(&args.dir)?;
     if pictures.is_empty() {

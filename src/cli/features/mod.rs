@@ -17,7 +17,7 @@ use llava_sae_cpp::{Error, Picture, Sae, Session};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
-use super::new_file::{NewFile, check_is_no_input};
+use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::page::{About, Page};
 use super::{CommandResult, Failure, Outcome, heatmap, saved_set};
 
@@ -184,10 +184,7 @@ fn no_baseline() -> Error {
 
 impl FeaturesArgs {
     fn overwrite(&self) -> Overwrite {
-        match self.force {
-            true => Overwrite::Replace,
-            false => Overwrite::Refuse,
-        }
+        overwrite(self.force)
     }
 
     /// What the score is, in words.
