@@ -48,6 +48,7 @@ pub mod scan;
 mod session;
 pub mod steering;
 mod sweep;
+mod tap;
 mod tokens;
 
 pub use error::{Error, Result};
@@ -56,8 +57,9 @@ pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model_files::ModelFiles;
 pub use picture::{ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
-pub use run::{Keep, Run, RunOptions, Stop, Trace};
+pub use run::{Run, RunOptions, Stop};
 pub use sae::{Activations, Sae};
 pub use session::{Session, SessionOptions};
 pub use sweep::{ScoredRun, Sweep};
+pub use tap::{Keep, Trace};
 pub use tokens::{Token, TokenKind};

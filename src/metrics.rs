@@ -5,8 +5,9 @@
 
 use crate::llama::{AddBos, Sampling};
 use crate::prompt::Prompt;
-use crate::run::{Keep, RunOptions, Substitute, Substituted};
+use crate::run::RunOptions;
 use crate::session::Session;
+use crate::tap::{Keep, Substitute, Substituted};
 use crate::tokens::TokenKind;
 use crate::{Error, Result};
 

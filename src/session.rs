@@ -17,10 +17,11 @@ use crate::memory;
 use crate::model_files::{self, CheckedFiles, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{self, Run, RunOptions, Substitute, Tap};
+use crate::run::{self, Run, RunOptions};
 use crate::sae::Sae;
 use crate::steering::Steering;
 use crate::sweep::{self, Sweep};
+use crate::tap::{Substitute, Tap};
 use crate::tokens::Token;
 use crate::{Error, Result};
 

@@ -3,9 +3,10 @@
 use crate::llama::Sampling;
 use crate::logits::{kl_divergence, log_prob};
 use crate::prompt::Prompt;
-use crate::run::{Keep, Run, RunOptions};
+use crate::run::{Run, RunOptions};
 use crate::session::Session;
 use crate::steering::Steering;
+use crate::tap::Keep;
 use crate::{Error, Result};
 
 /// A prompt's runs under several interventions.
