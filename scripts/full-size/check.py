@@ -2,8 +2,8 @@
 
     python check.py FOLDER       makes what is missing in FOLDER, which needs 30 GB; Linux
 
-Both `cp` and `convert` read a checkpoint that has been read before and end when their output is on the disk; the
-fastest of three counts, and they take turns. This process must stay small, since Linux counts a parent's memory in its
+Both `cp` and `convert` read a checkpoint that has been read before and end when their output is on the disk; they take
+turns, and the median of three counts. This process must stay small, since Linux counts a parent's memory in its
 children's peak.
 """
 
@@ -115,10 +115,10 @@ def measure_conversions(folder: Path) -> tuple[Finished, dict[str, Finished]]:
         copies.append(copy(folder))
         read_through(sources(folder))
         conversions.append(convert(folder, "f16"))
-    fastest = lambda runs: min(runs, key=lambda run: run.seconds)
+    median = lambda runs: sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     read_through(sources(folder))
     others = {name: convert(folder, name) for name in TYPES if name != "f16"}
-    return fastest(copies), {"f16": fastest(conversions)} | others
+    return median(copies), {"f16": median(conversions)} | others
 
 
 def agreement(folder: Path, name: str) -> dict:
