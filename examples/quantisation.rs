@@ -114,8 +114,8 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
         let options = RunOptions {
             steering: None,
             keep: Keep {
-                features: true,
-                residuals: false,
+                features: Over::Image.kinds(),
+                ..Keep::default()
             },
             max_tokens: 48,
             sampling: Sampling::Greedy,

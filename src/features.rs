@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gguf_tools::sae::Baseline;
 
 use crate::sae::Activations;
-use crate::tokens::{Token, TokenKind};
+use crate::tokens::{Positions, Token, TokenKind};
 use crate::{Error, Result};
 
 /// The positions that are pooled.
@@ -35,6 +35,15 @@ impl Over {
                 Error::invalid(format!("`{word}` is no set of positions"))
                     .with_hint("use `image`, `prompt`, `all`, or a position such as 586 or -3")
             }),
+        }
+    }
+
+    /// The kinds of rows that hold them.
+    pub fn kinds(self) -> Positions {
+        Positions {
+            image: self != Self::Prompt,
+            prompt: self != Self::Image,
+            generated: false,
         }
     }
 }
@@ -74,12 +83,6 @@ pub struct FeatureScore {
 /// # Errors
 /// A position outside of the prompt, or none at all (`image` without an image).
 pub fn pooled_positions(tokens: &[Token], over: Over) -> Result<Vec<usize>> {
-    let wanted = |kind: TokenKind| match over {
-        Over::Image => kind == TokenKind::Image,
-        Over::Prompt => kind == TokenKind::Text,
-        Over::All => kind != TokenKind::Generated,
-        Over::Position(_) => false,
-    };
     let n_prompt = tokens
         .iter()
         .filter(|token| token.kind != TokenKind::Generated)
@@ -102,7 +105,9 @@ pub fn pooled_positions(tokens: &[Token], over: Over) -> Result<Vec<usize>> {
                 .with_hint(format!("use {} to {}", -length, length - 1))
             });
     }
-    let positions: Vec<usize> = (0..n_prompt).filter(|&i| wanted(tokens[i].kind)).collect();
+    let kinds = over.kinds();
+    let is_pooled = |&position: &usize| kinds.contain(tokens[position].kind);
+    let positions: Vec<usize> = (0..n_prompt).filter(is_pooled).collect();
     if positions.is_empty() {
         return Err(Error::invalid("there are no image rows to look at")
             .with_hint("give an image, or use `--over prompt`"));

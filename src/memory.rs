@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 const GIGABYTE: f64 = 1e9;
 
-/// Checks that a KV cache of `n_sequences` times `n_tokens` fits into the memory that is free, of the
-/// first device if `use_gpu` and there is one, and `reclaimed` bytes besides.
+/// Checks that a KV cache of `n_sequences` times `n_tokens`, and `others` bytes, fit into the memory
+/// that is free, of the first device if `use_gpu` and there is one, and `reclaimed` bytes besides.
 ///
 /// # Errors
 /// When it does not: how much it takes, how much there is, and how many sequences fit.
@@ -18,10 +18,11 @@ pub(crate) fn check_cache(
     use_gpu: bool,
     n_tokens: usize,
     n_sequences: usize,
+    others: f64,
     reclaimed: f64,
 ) -> Result<()> {
     let sequence = cache_bytes(model, kv_type, n_tokens);
-    let needed = sequence * n_sequences as f64;
+    let needed = sequence * n_sequences as f64 + others;
     let free = free_bytes(use_gpu) + reclaimed;
     if needed <= free {
         return Ok(());
@@ -37,7 +38,7 @@ pub(crate) fn check_cache(
                 .with_hint("give a smaller `--ctx-size`, or `--kv-type q8_0`"),
         );
     }
-    let n_fit = (free / sequence) as usize;
+    let n_fit = ((free - others) / sequence) as usize;
     Err(Error::invalid(format!(
         "{n_sequences} runs of {n_tokens} tokens side by side take {sizes}: {n_fit} runs fit"
     ))

@@ -3,12 +3,13 @@
 //!
 //! As there, the rows of tokens that begin, end, separate or pad texts do not count.
 
+use crate::features::Over;
 use crate::llama::{AddBos, Sampling};
 use crate::prompt::Prompt;
 use crate::run::RunOptions;
 use crate::session::Session;
 use crate::tap::{Keep, Substitute, Substituted};
-use crate::tokens::TokenKind;
+use crate::tokens::{Positions, TokenKind};
 use crate::{Error, Result};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
@@ -44,7 +45,7 @@ impl Metrics {
     /// # Errors
     /// As [`Session::run`].
     pub fn add(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, &[TokenKind::Text, TokenKind::Image])?;
+        self.add_rows(session, prompt, Over::All.kinds())?;
         self.add_losses(session, prompt)
     }
 
@@ -53,20 +54,16 @@ impl Metrics {
     /// # Errors
     /// As [`Session::run`].
     pub fn add_image(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, &[TokenKind::Image])
+        self.add_rows(session, prompt, Over::Image.kinds())
     }
 
-    fn add_rows(
-        &mut self,
-        session: &mut Session,
-        prompt: &Prompt,
-        kinds: &[TokenKind],
-    ) -> Result<()> {
+    fn add_rows(&mut self, session: &mut Session, prompt: &Prompt, kinds: Positions) -> Result<()> {
         let options = RunOptions {
             steering: None,
             keep: Keep {
-                features: true,
+                features: kinds,
                 residuals: true,
+                logits: false,
             },
             max_tokens: 0,
             sampling: Sampling::Greedy,
@@ -76,7 +73,7 @@ impl Metrics {
         let rows = trace.residuals.chunks_exact(sae.meta().d_in);
         for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
             let is_special = token.id.is_some_and(|id| self.special.contains(&id));
-            if is_special || !kinds.contains(&token.kind) {
+            if is_special || !kinds.contain(token.kind) {
                 continue;
             }
             let mut reconstruction = row.to_vec();

@@ -3,14 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::hook_point::Site;
 use crate::llama::{
-    Context, GraphNode, Model, Output, OutputRow, Rows, Sampler, Sampling, Special,
+    Context, GraphNode, Model, Output, OutputRow, Pass, Rows, Sampler, Sampling, Special,
 };
 use crate::logits::log_prob;
 use crate::prompt::{Prompt, Segment};
 use crate::steering::Steering;
 use crate::tap::{Keep, Sequence, Substitute, Tap, Trace};
-use crate::tokens::{Row, Token};
+use crate::tokens::{Positions, Row, Token};
 use crate::{Error, Result};
 
 /// What a run does.
@@ -18,7 +19,7 @@ use crate::{Error, Result};
 pub struct RunOptions<'a> {
     /// Interventions, if any.
     pub steering: Option<&'a Steering>,
-    /// What is kept of the rows at the hook.
+    /// What is kept.
     pub keep: Keep,
     /// Tokens to generate, at most; 0 stops after the prompt.
     pub max_tokens: usize,
@@ -46,7 +47,7 @@ pub struct Run {
     pub token_ids: Vec<i32>,
     /// Why it ended.
     pub stop: Stop,
-    /// Logits after the prompt's last row, `[n_vocab]`.
+    /// Logits after the prompt's last row, `[n_vocab]`; empty where not kept.
     pub logits: Vec<f32>,
     /// What the hook saw.
     pub trace: Trace,
@@ -56,110 +57,173 @@ pub struct Run {
     pub generate_time: Duration,
 }
 
-/// Runs `prompt` in `context`, whose hook is on the graph node `node`, once for each of `options`:
-/// as sequences of their own, one prompt after the other, and generates their tokens side by side.
-/// `on_text` gets a run's index and its text as it comes, in whole characters.
-pub(crate) fn run(
-    context: &mut Context<Tap>,
-    node: &GraphNode,
-    model: &Model,
-    interrupt: &AtomicBool,
-    prompt: &Prompt,
-    options: &[RunOptions<'_>],
-    on_text: &mut dyn FnMut(usize, &str),
-) -> Result<Vec<Run>> {
-    let mut decoder = Decoder::start(context, node, options);
-    let mut generations = Vec::new();
-    for (sequence, options) in options.iter().enumerate() {
+/// What runs of prompts need.
+pub(crate) struct Runner<'a> {
+    pub(crate) context: &'a mut Context<Tap>,
+    /// The node that the context's hook is on.
+    pub(crate) node: &'a GraphNode,
+    pub(crate) model: &'a Model,
+    pub(crate) interrupt: &'a AtomicBool,
+    /// Whether prompts share the blocks below the hook.
+    pub(crate) share_prompts: bool,
+}
+
+impl Runner<'_> {
+    /// Runs `prompt` once for each of `options`: as sequences of their own, one prompt after the other,
+    /// and generates their tokens side by side. `on_text` gets a run's index and its text as it comes,
+    /// in whole characters.
+    pub(crate) fn run(
+        &mut self,
+        prompt: &Prompt,
+        options: &[RunOptions<'_>],
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Vec<Run>> {
+        let Some((layer, vector, unsteered)) = self.in_graph(options) else {
+            return self.run_hooked(prompt, options, on_text);
+        };
+        self.context.set_control_vector(layer, vector)?;
+        let runs = self.run_hooked(prompt, &[unsteered], on_text);
+        self.context.set_control_vector(layer, &[])?;
+        runs
+    }
+
+    /// The layer and the vector of a run that llama.cpp's control vector does alone, and its options
+    /// without the steering: nothing reads rows at the hook, and the same is added to every row.
+    fn in_graph<'o>(
+        &mut self,
+        options: &[RunOptions<'o>],
+    ) -> Option<(usize, &'o [f32], RunOptions<'o>)> {
+        let [run] = options else { return None };
+        let hook_point = self.context.hook().sae.hook_point();
+        // llama.cpp has none for layer 0.
+        let is_possible = hook_point.site() == Site::ResidPost && hook_point.layer() > 0;
+        let is_taken = self.context.has_control_vector();
+        if !is_possible || is_taken || run.reads_rows() || run.goal() == Goal::Rows {
+            return None;
+        }
+        let vector = run.steering?.constant()?;
+        let steering = None;
+        Some((hook_point.layer(), vector, RunOptions { steering, ..*run }))
+    }
+
+    fn run_hooked(
+        &mut self,
+        prompt: &Prompt,
+        options: &[RunOptions<'_>],
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Vec<Run>> {
+        let (model, interrupt) = (self.model, self.interrupt);
+        let mut decoder = self.decoder(options);
+        let mut generations = Vec::new();
+        for (sequence, options) in options.iter().enumerate() {
+            let start = Instant::now();
+            decoder.decode_prompt(sequence, prompt, options.goal())?;
+            let prompt_time = start.elapsed();
+            let mut generation = Generation {
+                max_tokens: options.max_tokens,
+                next: None,
+                sampler: Sampler::new(model, options.sampling),
+                text: StreamedText::default(),
+                token_ids: Vec::new(),
+                stop: (options.max_tokens == 0).then_some(Stop::Length),
+                logits: Vec::new(),
+                prompt_time,
+            };
+            if options.goal() == Goal::Logits {
+                let logits = decoder.context.logits(OutputRow::Last);
+                check_logits(logits)?;
+                if options.keep.logits {
+                    generation.logits = logits.to_vec();
+                }
+                generation.sample(decoder.context, OutputRow::Last);
+            }
+            generations.push(generation);
+        }
+        decoder.end_prompts();
         let start = Instant::now();
-        decoder.decode_prompt(sequence, prompt)?;
-        let prompt_time = start.elapsed();
-        let logits = decoder.context.logits(OutputRow::Last).to_vec();
-        if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(
-                Error::invalid("the model's logits are not numbers").with_hint(
-                    "use smaller strengths; without interventions, convert the model again",
-                ),
-            );
+        let (mut sequences, mut ids) = (Vec::new(), Vec::new());
+        loop {
+            sequences.clear();
+            ids.clear();
+            for (sequence, generation) in generations.iter_mut().enumerate() {
+                if generation.stop.is_some() {
+                    continue;
+                }
+                if interrupt.load(Ordering::Relaxed) {
+                    generation.stop = Some(Stop::Interrupted);
+                    continue;
+                }
+                let is_full = decoder.context.is_full(sequence);
+                generation.take_next(model, is_full, &mut |text| on_text(sequence, text));
+                if generation.stop.is_none() {
+                    sequences.push(sequence);
+                    ids.extend(generation.next);
+                }
+            }
+            if sequences.is_empty() {
+                break;
+            }
+            match decoder.decode_generated(&sequences, &ids) {
+                // The next round sees the interruption too.
+                Err(Error::Interrupted) => continue,
+                other => other?,
+            }
+            for (row_idx, &sequence) in sequences.iter().enumerate() {
+                generations[sequence].sample(decoder.context, OutputRow::Index(row_idx));
+            }
         }
-        let mut sampler = Sampler::new(model, options.sampling);
-        generations.push(Generation {
-            max_tokens: options.max_tokens,
-            next: sampler.sample(decoder.context, OutputRow::Last),
-            sampler,
-            text: StreamedText::default(),
-            token_ids: Vec::new(),
-            stop: (options.max_tokens == 0).then_some(Stop::Length),
-            logits,
-            prompt_time,
+        let generate_time = start.elapsed();
+        let runs = generations.into_iter().enumerate();
+        let runs = runs.map(|(sequence, generation)| Run {
+            text: generation.text.finish(&mut |text| on_text(sequence, text)),
+            token_ids: generation.token_ids,
+            stop: generation
+                .stop
+                .expect("the loop ends when all have stopped"),
+            logits: generation.logits,
+            trace: decoder.take_trace(sequence),
+            prompt_time: generation.prompt_time,
+            generate_time,
         });
+        Ok(runs.collect())
     }
-    let start = Instant::now();
-    let (mut sequences, mut ids) = (Vec::new(), Vec::new());
-    loop {
-        sequences.clear();
-        ids.clear();
-        for (sequence, generation) in generations.iter_mut().enumerate() {
-            if generation.stop.is_some() {
-                continue;
-            }
-            if interrupt.load(Ordering::Relaxed) {
-                generation.stop = Some(Stop::Interrupted);
-                continue;
-            }
-            let is_full = decoder.context.is_full(sequence);
-            generation.take_next(model, is_full, &mut |text| on_text(sequence, text));
-            if generation.stop.is_none() {
-                sequences.push(sequence);
-                ids.push(generation.next);
-            }
-        }
-        if sequences.is_empty() {
-            break;
-        }
-        match decoder.decode_generated(&sequences, &ids) {
-            // The next round sees the interruption too.
-            Err(Error::Interrupted) => continue,
-            other => other?,
-        }
-        for (row_idx, &sequence) in sequences.iter().enumerate() {
-            let generation = &mut generations[sequence];
-            let row = OutputRow::Index(row_idx);
-            generation.next = generation.sampler.sample(decoder.context, row);
-        }
+
+    /// The decoder of these runs.
+    fn decoder(&mut self, options: &[RunOptions<'_>]) -> Decoder<'_> {
+        let mut decoder = Decoder::start(self.context, self.node, options);
+        // Above a place in the stream, everything depends on the stream alone.
+        let is_stream = decoder.context.hook().sae.hook_point().site() == Site::ResidPost;
+        decoder.shares_prompts = self.share_prompts
+            && is_stream
+            && options.len() > 1
+            && options.iter().all(|run| run.goal() == Goal::Logits);
+        decoder
     }
-    let generate_time = start.elapsed();
-    let runs = generations.into_iter().enumerate();
-    let runs = runs.map(|(sequence, generation)| Run {
-        text: generation.text.finish(&mut |text| on_text(sequence, text)),
-        token_ids: generation.token_ids,
-        stop: generation
-            .stop
-            .expect("the loop ends when all have stopped"),
-        logits: generation.logits,
-        trace: decoder.take_trace(sequence),
-        prompt_time: generation.prompt_time,
-        generate_time,
-    });
-    Ok(runs.collect())
 }
 
 /// What a sequence has generated so far.
 struct Generation {
     max_tokens: usize,
     sampler: Sampler,
-    next: i32,
+    next: Option<i32>, // the token that follows; none before the first
     text: StreamedText,
     token_ids: Vec<i32>,
     stop: Option<Stop>,
-    logits: Vec<f32>, // [n_vocab], after the prompt
+    logits: Vec<f32>, // [n_vocab], after the prompt; empty where not kept
     prompt_time: Duration,
 }
 
 impl Generation {
+    /// Chooses the token that follows a row.
+    fn sample(&mut self, context: &mut Context<Tap>, row: OutputRow) {
+        if self.stop.is_none() {
+            self.next = Some(self.sampler.sample(context, row));
+        }
+    }
+
     /// Takes the next token into the text, or stops.
     fn take_next(&mut self, model: &Model, is_full: bool, on_text: &mut dyn FnMut(&str)) {
-        let id = self.next;
+        let id = self.next.expect("it was chosen after the last row");
         if model.is_end(id) {
             self.stop = Some(Stop::End);
             return;
@@ -178,12 +242,51 @@ impl Generation {
     }
 }
 
+fn check_logits(logits: &[f32]) -> Result<()> {
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return Err(Error::invalid("the model's logits are not numbers")
+            .with_hint("use smaller strengths; without interventions, convert the model again"));
+    }
+    Ok(())
+}
+
+/// How far a prompt is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    /// To the hook.
+    Rows,
+    /// To the logits after its last row.
+    Logits,
+}
+
+impl RunOptions<'_> {
+    fn goal(&self) -> Goal {
+        if self.max_tokens > 0 || self.keep.logits {
+            Goal::Logits
+        } else {
+            Goal::Rows
+        }
+    }
+
+    fn reads_rows(&self) -> bool {
+        self.keep.residuals || self.keep.features != Positions::NONE
+    }
+
+    /// Whether the hook has something to do.
+    fn is_hooked(&self) -> bool {
+        self.steering.is_some() || self.reads_rows() || self.goal() == Goal::Rows
+    }
+}
+
 /// The way of one or several runs through a context: announces rows, decodes them, checks that the
 /// hook saw them.
 struct Decoder<'a> {
     context: &'a mut Context<Tap>,
     node: &'a GraphNode,
-    hooked: bool,
+    pass: Pass,
+    /// Whether prompts share the blocks below the hook.
+    shares_prompts: bool,
+    hooked: bool, // at present
 }
 
 impl<'a> Decoder<'a> {
@@ -193,10 +296,10 @@ impl<'a> Decoder<'a> {
         options: &[RunOptions<'_>],
     ) -> Self {
         context.clear();
-        let hooked = options
-            .iter()
-            .any(|run| run.steering.is_some() || run.keep != Keep::default());
-        context.enable_hook(hooked);
+        let pass = match options.iter().any(RunOptions::is_hooked) {
+            true => Pass::Whole,
+            false => Pass::Unhooked,
+        };
         let tap = context.hook();
         tap.cursor.clear();
         tap.sequences = options
@@ -211,17 +314,30 @@ impl<'a> Decoder<'a> {
         Self {
             context,
             node,
-            hooked,
+            pass,
+            shares_prompts: false,
+            hooked: false,
         }
     }
 
-    fn decode_prompt(&mut self, sequence: usize, prompt: &Prompt) -> Result<()> {
+    fn set_pass(&mut self, pass: Pass) {
+        self.hooked = pass != Pass::Unhooked;
+        self.context.set_pass(pass);
+    }
+
+    fn decode_prompt(&mut self, sequence: usize, prompt: &Prompt, goal: Goal) -> Result<()> {
+        self.set_pass(match (goal, sequence) {
+            (Goal::Rows, _) => Pass::UpToHook,
+            (Goal::Logits, _) if !self.shares_prompts => self.pass,
+            (Goal::Logits, 0) => Pass::Recorded,
+            (Goal::Logits, _) => Pass::Replayed,
+        });
         let d_model = self.context.d_model();
         for (i, segment) in prompt.segments().iter().enumerate() {
-            let output = if i + 1 == prompt.segments().len() {
-                Output::LastRow
-            } else {
-                Output::None
+            let is_last = i + 1 == prompt.segments().len();
+            let output = match goal {
+                Goal::Logits if is_last => Output::LastRow,
+                Goal::Logits | Goal::Rows => Output::None,
             };
             match segment {
                 Segment::Text(ids) => {
@@ -234,7 +350,16 @@ impl<'a> Decoder<'a> {
                 }
             }
         }
+        if goal == Goal::Rows {
+            // Nothing above the hook was computed, so no other row may look at these.
+            self.context.truncate(sequence, 0)?;
+        }
         Ok(())
+    }
+
+    /// Ends the prompts: the rest is generated tokens.
+    fn end_prompts(&mut self) {
+        self.set_pass(self.pass);
     }
 
     fn decode(
@@ -280,7 +405,7 @@ pub(crate) fn replay(
     ids: &[i32],
     on_logits: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<()> {
-    context.enable_hook(false);
+    context.set_pass(Pass::Unhooked);
     context.truncate(0, n_prompt)?;
     let Some((_, inputs)) = ids.split_last() else {
         return Ok(());
@@ -305,8 +430,10 @@ pub(crate) fn cross_entropies(
     except: &[i32],
 ) -> Result<Vec<f64>> {
     let mut decoder = Decoder::start(context, node, &[]);
-    decoder.hooked = substitute.is_some();
-    decoder.context.enable_hook(decoder.hooked);
+    decoder.set_pass(match substitute {
+        Some(_) => Pass::Whole,
+        None => Pass::Unhooked,
+    });
     decoder.context.hook().sequences.push(Sequence {
         keep: Keep::default(),
         steering: None,

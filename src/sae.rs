@@ -65,6 +65,12 @@ impl Activations {
         self.values.push(value);
     }
 
+    /// Appends rows without active features.
+    pub(crate) fn push_empty_rows(&mut self, n_rows: usize) {
+        let end = self.features.len();
+        self.offsets.extend(std::iter::repeat_n(end, n_rows));
+    }
+
     fn finish_row(&mut self) {
         self.offsets.push(self.features.len());
     }

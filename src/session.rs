@@ -17,7 +17,7 @@ use crate::memory;
 use crate::model_files::{self, CheckedFiles, ModelFiles, VisionShape};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{self, Run, RunOptions};
+use crate::run::{self, Run, RunOptions, Runner};
 use crate::sae::Sae;
 use crate::steering::Steering;
 use crate::sweep::{self, Sweep};
@@ -44,6 +44,8 @@ pub struct SessionOptions {
     /// The context's length in tokens; 0 is enough for each run, up to an answer of the length
     /// that the model was trained on.
     pub context_size: usize,
+    /// Whether the prompts of runs side by side share the blocks below the hook, which changes no bit.
+    pub share_prompts: bool,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
     /// Whether llama.cpp's graph of the vision encoder is put right.
@@ -62,6 +64,7 @@ impl Default for SessionOptions {
             flash_attention: FlashAttention::Auto,
             n_ubatch: 512,
             context_size: 0,
+            share_prompts: true,
             image_prep: ImagePrep::Crop,
             vision_graph: VisionGraph::Corrected,
             interrupt: Arc::default(),
@@ -285,9 +288,17 @@ impl Session {
         let model = Arc::clone(&self.model);
         let node = self.node.clone();
         let interrupt = Arc::clone(&self.options.interrupt);
+        let share_prompts = self.options.share_prompts;
         let max_tokens = options.iter().map(|run| run.max_tokens).max().unwrap_or(0);
         let context = self.context_for(prompt, max_tokens, options.len().max(1))?;
-        run::run(context, &node, &model, &interrupt, prompt, options, on_text)
+        let mut runner = Runner {
+            context,
+            node: &node,
+            model: &model,
+            interrupt: &interrupt,
+            share_prompts,
+        };
+        runner.run(prompt, options, on_text)
     }
 
     /// Runs a prompt without interventions and with each of `steerings`, side by side.
@@ -362,12 +373,18 @@ impl Session {
                 let n_tokens = context.capacity() * context.n_sequences();
                 memory::cache_bytes(&self.model, kv_type, n_tokens)
             });
+            // What prompts share is kept as it was written to the cache, in f32.
+            let shared = match n_sequences {
+                1 => 0.0,
+                _ => memory::cache_bytes(&self.model, KvType::F32, n_prompt),
+            };
             memory::check_cache(
                 &self.model,
                 kv_type,
                 self.options.gpu_layers != 0,
                 needed,
                 n_sequences,
+                shared,
                 replaced,
             )?;
             let tap = match self.context.take() {

@@ -40,7 +40,10 @@ pub(crate) fn sweep(
 ) -> Result<Sweep> {
     let original = RunOptions {
         steering: None,
-        keep: Keep::default(),
+        keep: Keep {
+            logits: true,
+            ..Keep::default()
+        },
         max_tokens,
         sampling,
     };

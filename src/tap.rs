@@ -4,15 +4,18 @@ use crate::Result;
 use crate::llama::{Edited, RowHook};
 use crate::sae::{Activations, Sae};
 use crate::steering::{Encoded, Steering};
-use crate::tokens::{Cursor, Row, Token};
+use crate::tokens::{Cursor, Positions, Row, Token};
 
-/// What a run keeps of the rows at the hook. Nothing is computed that is not kept.
+/// What a run keeps. Nothing is computed that is not kept: without tokens to generate, and without
+/// logits, the model stops at the hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
-    /// The active features of each row.
-    pub features: bool,
+    /// The rows whose active features are kept.
+    pub features: Positions,
     /// The rows themselves, before and after interventions.
     pub residuals: bool,
+    /// The logits after the prompt's last row.
+    pub logits: bool,
 }
 
 /// What the hook saw.
@@ -20,7 +23,7 @@ pub struct Keep {
 pub struct Trace {
     /// What each row is.
     pub tokens: Vec<Token>,
-    /// The active features of each row **before** interventions; empty where not kept.
+    /// The active features of each row **before** interventions; rows that are not kept have none.
     pub activations: Activations,
     /// The rows before interventions, `[n_rows, d_in]` of the SAE; empty where not kept.
     pub residuals: Vec<f32>,
@@ -102,7 +105,8 @@ impl RowHook for Tap {
         let submitted = self.cursor.advance(rows.len() / d_in)?;
         let mut edited = Edited::No;
         let mut rest = rows;
-        for group in submitted.chunk_by(|a, b| a.sequence == b.sequence) {
+        let is_alike = |a: &Row, b: &Row| a.sequence == b.sequence && a.token.kind == b.token.kind;
+        for group in submitted.chunk_by(is_alike) {
             let (rows, others) = rest.split_at_mut(group.len() * d_in);
             rest = others;
             let sequence = &mut self.sequences[group[0].sequence];
@@ -115,6 +119,7 @@ impl RowHook for Tap {
 }
 
 impl Sequence {
+    /// Takes rows of one kind.
     fn on_rows(
         &mut self,
         sae: &mut Sae,
@@ -123,6 +128,7 @@ impl Sequence {
         rows: &mut [f32],
     ) -> Result<Edited> {
         let d_in = sae.meta().d_in;
+        let kind = submitted[0].token.kind;
         self.trace
             .tokens
             .extend(submitted.iter().map(|row| row.token));
@@ -134,28 +140,28 @@ impl Sequence {
             return Ok(Edited::Yes);
         }
         // Rows are encoded once, whether their features are kept, needed below, or both.
-        let activations = if self.keep.features {
+        let is_kept = self.keep.features.contain(kind);
+        let activations = if is_kept {
             &mut self.trace.activations
         } else {
+            self.trace.activations.push_empty_rows(submitted.len());
             encoded.clear();
             encoded
         };
         let first_row_idx = activations.n_rows();
-        let needs_encoder = |kind| {
-            let steering = self.steering.as_ref();
-            steering.is_some_and(|steering| steering.needs_encoder(kind))
-        };
-        if self.keep.features || submitted.iter().any(|row| needs_encoder(row.token.kind)) {
+        let steering = self.steering.as_mut();
+        let needs_encoder = steering
+            .as_ref()
+            .is_some_and(|steering| steering.needs_encoder(kind));
+        if is_kept || needs_encoder {
             sae.encode(rows, activations)?;
         }
-        let Some(steering) = &mut self.steering else {
+        let Some(steering) = steering else {
             return Ok(Edited::No);
         };
         let mut edited = Edited::No;
-        for (row_idx, (row, Row { token, .. })) in
-            (first_row_idx..).zip(rows.chunks_exact_mut(d_in).zip(submitted))
-        {
-            let decoder_scale = if steering.needs_encoder(token.kind) {
+        for (row_idx, row) in (first_row_idx..).zip(rows.chunks_exact_mut(d_in)) {
+            let decoder_scale = if needs_encoder {
                 sae.decoder_scale(row)
             } else {
                 1.0
@@ -164,7 +170,7 @@ impl Sequence {
                 activation: activations.get(row_idx, feature),
                 decoder_scale,
             };
-            if steering.apply(token.kind, row, encoded)? {
+            if steering.apply(kind, row, encoded)? {
                 edited = Edited::Yes;
             }
         }

@@ -56,8 +56,8 @@ impl Token {
     }
 }
 
-/// The kinds of positions that something applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kinds of positions that something applies to; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Positions {
     /// Image rows.
     pub image: bool,
@@ -74,7 +74,8 @@ impl Positions {
         prompt: true,
         generated: true,
     };
-    const NONE: Self = Self {
+    /// No position.
+    pub const NONE: Self = Self {
         image: false,
         prompt: false,
         generated: false,

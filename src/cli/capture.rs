@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use gguf_tools::gguf::Overwrite;
+use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -26,6 +27,9 @@ pub(super) struct CaptureArgs {
     /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Leave out the logits; with `-n 0`, the model stops at the hook then
+    #[arg(long)]
+    no_logits: bool,
     #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
@@ -47,7 +51,7 @@ any more; `-n 0` stops after the prompt):
   feature_ids       I32 [nnz]         active features of `resid`, by rising index
   feature_values    F32 [nnz]         their activations
   image_embeddings  F32 [n_image, d_model]  as the projector gives them, where there is an image
-  logits            F32 [vocab]       after the prompt's last token";
+  logits            F32 [vocab]       after the prompt's last token, without `--no-logits`";
 
 pub(super) fn run(
     args: CaptureArgs,
@@ -62,8 +66,9 @@ pub(super) fn run(
     let options = RunOptions {
         steering: steering.as_ref(),
         keep: Keep {
-            features: true,
+            features: Positions::ALL,
             residuals: true,
+            logits: !args.no_logits,
         },
         max_tokens: args.generate.max_tokens,
         sampling: args.generate.sampling(),
@@ -157,7 +162,9 @@ impl Tensors {
         tensors.add("feature_offsets", Dtype::I64, vec![n_rows + 1], offsets);
         tensors.add("feature_ids", Dtype::I32, vec![nnz], feature_ids);
         tensors.add_f32("feature_values", vec![nnz], &feature_values);
-        tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
+        if !run.logits.is_empty() {
+            tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
+        }
         tensors
     }
 

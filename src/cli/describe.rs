@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
-use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Session, Stop};
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ struct Report {
     timings: Timings,
 }
 
-/// Wall-clock times; of two runs, the prompts and the generations are summed.
+/// Wall-clock times; of two runs, the prompts' are summed, and both generate at the same time.
 #[derive(Serialize)]
 struct Timings {
     load_ms: f64,
@@ -57,41 +57,35 @@ pub(super) fn run(
         Over::Prompt
     };
 
-    let mut printer = Printer::new(!args.json, args.compare);
-    let mut original = None;
-    let mut steered = None;
-    if steering.is_none() || args.compare {
-        let run = describe(&mut session, &prompt, None, &args, verbosity, &mut printer)?;
-        original = Some(run);
-    }
-    let was_interrupted =
-        |run: &Option<Run>| matches!(run, Some(run) if run.stop == Stop::Interrupted);
-    if let Some(steering) = steering.as_ref().filter(|_| !was_interrupted(&original)) {
-        let run = describe(
-            &mut session,
-            &prompt,
-            Some(steering),
-            &args,
-            verbosity,
-            &mut printer,
-        )?;
-        steered = Some(run);
-    }
+    let runs = describe(
+        &mut session,
+        &prompt,
+        steering.as_ref(),
+        over,
+        &args,
+        verbosity,
+    )?;
+    let was_interrupted = runs.iter().any(|run| run.stop == Stop::Interrupted);
+    let (original, steered) = match (runs.as_slice(), &steering) {
+        ([original], None) => (Some(original), None),
+        ([steered], Some(_)) => (None, Some(steered)),
+        ([original, steered], _) => (Some(original), Some(steered)),
+        _ => unreachable!("a run, or two"),
+    };
 
-    let scores = match original.as_ref().or(steered.as_ref()) {
-        Some(run) if args.top > 0 => top_features(run, &mut session, over, args.top)?,
-        _ => Vec::new(),
+    let scores = match args.top {
+        0 => Vec::new(),
+        top => top_features(&runs[0], &mut session, over, top)?,
     };
     if args.json {
-        let runs = || original.iter().chain(&steered);
         let report = Report {
             model: args.model.shown_model(),
             sae: args.model.shown_sae(),
             prompt: args.prompt.text().to_owned(),
             image: args.image.as_ref().map(|path| path.display().to_string()),
             interventions: saved_set::entries(steering.as_ref(), session.sae()),
-            original: original.as_ref().map(json::Output::new),
-            steered: steered.as_ref().map(json::Output::new),
+            original: original.map(json::Output::new),
+            steered: steered.map(json::Output::new),
             features: json::features(&scores, session.sae()),
             n_prompt_tokens: prompt.tokens().len(),
             n_image_tokens: image
@@ -100,9 +94,9 @@ pub(super) fn run(
             timings: Timings {
                 load_ms: milliseconds(load_time),
                 image_ms: image.as_ref().map_or(0.0, |image| milliseconds(image.time)),
-                prompt_ms: milliseconds(runs().map(|run| run.prompt_time).sum()),
-                generate_ms: milliseconds(runs().map(|run| run.generate_time).sum()),
-                generated_tokens: runs().map(|run| run.token_ids.len()).sum(),
+                prompt_ms: milliseconds(runs.iter().map(|run| run.prompt_time).sum()),
+                generate_ms: milliseconds(runs[0].generate_time),
+                generated_tokens: runs.iter().map(|run| run.token_ids.len()).sum(),
             },
         };
         let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
@@ -122,40 +116,59 @@ pub(super) fn run(
             .and_then(|()| table::print_features(&mut out, title, &scores, session.sae()))
             .map_err(Failure::Output)?;
     }
-    if was_interrupted(&original) || was_interrupted(&steered) {
+    if was_interrupted {
         return Ok(Outcome::Interrupted);
     }
     Ok(Outcome::Done)
 }
 
+/// Runs the prompt without interventions, with them, or, to compare them, both ways side by side. The
+/// first run's text is printed as it comes.
 fn describe(
     session: &mut Session,
     prompt: &Prompt,
     steering: Option<&Steering>,
+    over: Over,
     args: &DescribeArgs,
     verbosity: Verbosity,
-    printer: &mut Printer,
-) -> Result<Run, Failure> {
-    // Features are read before interventions, so either run shows the same ones: the first is asked.
-    let wants_features = args.top > 0 && (steering.is_none() || !args.compare);
-    let options = RunOptions {
-        steering,
-        keep: Keep {
-            features: wants_features,
-            residuals: false,
-        },
-        max_tokens: args.generate.max_tokens,
-        sampling: args.generate.sampling(),
+) -> Result<Vec<Run>, Failure> {
+    let steerings = match steering {
+        Some(_) if args.compare => vec![None, steering],
+        _ => vec![steering],
     };
+    // Features are read before interventions, so either run shows the same ones: the first is asked.
+    let options: Vec<RunOptions<'_>> = (0..)
+        .zip(&steerings)
+        .map(|(i, &steering)| RunOptions {
+            steering,
+            keep: Keep {
+                features: match args.top > 0 && i == 0 {
+                    true => over.kinds(),
+                    false => Positions::NONE,
+                },
+                ..Keep::default()
+            },
+            max_tokens: args.generate.max_tokens,
+            sampling: args.generate.sampling(),
+        })
+        .collect();
     let spinner = Spinner::start("reading the prompt", verbosity);
-    printer.start(steering.is_some());
-    let run = session.run(prompt, options, &mut |text| {
-        spinner.finish();
-        printer.text(text);
+    let mut printer = Printer::new(!args.json, args.compare);
+    printer.start(steerings[0].is_some());
+    let runs = session.run_side_by_side(prompt, &options, &mut |run_idx, text| {
+        if run_idx == 0 {
+            spinner.finish();
+            printer.text(text);
+        }
     })?;
     spinner.finish();
     printer.end()?;
-    Ok(run)
+    if let [_, second] = &runs[..] {
+        printer.start(true);
+        printer.text(&second.text);
+        printer.end()?;
+    }
+    Ok(runs)
 }
 
 fn top_features(

@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::callback_state::CallbackState;
-use super::eval_hook::{EvalHook, GraphNode, RowHook, on_eval};
+use super::eval_hook::{EvalHook, GraphNode, Pass, RowHook, on_eval};
 use super::model::Model;
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ pub struct ContextOptions {
     pub interrupt: Arc<AtomicBool>,
 }
 
-/// Rows submitted at once, at least: llama.cpp cuts a batch into ubatches itself.
+/// Rows that a context takes at once, at least: as many as it may have sequences.
 const MIN_BATCH: usize = 512;
 
 /// `LLAMA_MAX_SEQ` (`llama-cparams.h`), above which llama.cpp refuses a context.
@@ -122,6 +122,7 @@ pub struct Context<H: RowHook> {
     model: Arc<Model>,
     options: ContextOptions,
     n_past: Vec<usize>, // [n_sequences]: rows of each
+    has_control_vector: bool,
 }
 
 impl<H: RowHook> Context<H> {
@@ -144,6 +145,7 @@ impl<H: RowHook> Context<H> {
                 hook,
                 model,
                 n_past: vec![0; options.n_sequences],
+                has_control_vector: false,
                 options,
             }),
             Err(error) => Err((error, hook.into_inner().hook)),
@@ -155,9 +157,10 @@ impl<H: RowHook> Context<H> {
         &mut self.hook.get().hook
     }
 
-    /// Turns the hook on or off. Off, the graph runs as if there were none.
-    pub fn enable_hook(&mut self, enabled: bool) {
-        self.hook.get().enabled = enabled;
+    /// Says how much is computed of what is decoded from here on. [`Pass::Recorded`] and
+    /// [`Pass::Unhooked`] forget what was recorded, and [`Pass::Replayed`] begins at its start.
+    pub fn set_pass(&mut self, pass: Pass) {
+        self.hook.get().set_pass(pass);
     }
 
     /// Takes the hook back.
@@ -245,7 +248,7 @@ impl<H: RowHook> Context<H> {
         }
         let mut start = 0;
         while start < n_rows {
-            let end = n_rows.min(start + self.options.n_ubatch.max(MIN_BATCH));
+            let end = n_rows.min(start + self.options.n_ubatch);
             let chunk = match rows {
                 Rows::Tokens(ids) => Rows::Tokens(&ids[start..end]),
                 Rows::Embeddings(values) => {
@@ -301,10 +304,11 @@ impl<H: RowHook> Context<H> {
             seq_id: seq_id.as_mut_ptr(),
             logits: wanted.as_mut_ptr(),
         };
+        self.hook.get().begin_graph();
         // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and
         // llama.cpp only reads them. The hook's state is not borrowed here.
         let code = unsafe { sys::llama_decode(self.ptr.0.as_ptr(), batch) };
-        if let Some(fault) = self.hook.get().take_fault() {
+        if let Some(fault) = self.hook.get().end_graph() {
             return Err(fault);
         }
         match code {
@@ -365,12 +369,18 @@ impl<H: RowHook> Context<H> {
             )
         };
         if code == 0 {
+            self.has_control_vector = !direction.is_empty();
             return Ok(());
         }
         Err(backend::failure(
             "llama_set_adapter_cvec",
             &format!("code {code}"),
         ))
+    }
+
+    /// Whether there is a control vector.
+    pub fn has_control_vector(&self) -> bool {
+        self.has_control_vector
     }
 
     pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as sys;
 
+use super::recording::Recording;
 use crate::{Error, Result};
 
 /// A node of a graph, by what tells it from the others.
@@ -74,11 +75,28 @@ pub enum Edited {
     No,
 }
 
+/// How much of a graph is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// All of it, as if there were no callback: the hook sees nothing.
+    Unhooked,
+    /// All of it.
+    Whole,
+    /// What leads to the hooked node. What the context holds of these rows above it is undefined, and
+    /// so are logits.
+    UpToHook,
+    /// All of it, and what stands below the hooked node is kept.
+    Recorded,
+    /// What stands above the hooked node. The rest is what [`Pass::Recorded`] kept of the same rows.
+    Replayed,
+}
+
 /// What the callback needs, at an address that llama.cpp keeps.
 pub(super) struct EvalHook<H> {
     pub(super) hook: H,
-    /// Off: no node is wanted, and the graph runs as if there were no callback.
-    pub(super) enabled: bool,
+    pass: Pass,
+    recording: Recording,
+    is_below: bool, // the graph has not come to the hooked node
     node: GraphNode,
     width: usize,
     rows: Vec<f32>, // [n_rows, width], reused
@@ -89,7 +107,9 @@ impl<H: RowHook> EvalHook<H> {
     pub(super) fn new(hook: H, node: GraphNode, width: usize) -> Self {
         Self {
             hook,
-            enabled: false,
+            pass: Pass::Unhooked,
+            recording: Recording::default(),
+            is_below: true,
             node,
             width,
             rows: Vec::new(),
@@ -97,23 +117,72 @@ impl<H: RowHook> EvalHook<H> {
         }
     }
 
-    /// The error or panic of the last graph, if any.
-    pub(super) fn take_fault(&mut self) -> Option<Error> {
+    /// How much is computed of the graphs that follow. A first recorded pass forgets earlier ones, and
+    /// each replay begins at the first recorded graph.
+    pub(super) fn set_pass(&mut self, pass: Pass) {
+        match pass {
+            Pass::Recorded | Pass::Unhooked => self.recording.clear(),
+            Pass::Replayed => self.recording.rewind(),
+            Pass::Whole | Pass::UpToHook => {}
+        }
+        self.pass = pass;
+    }
+
+    pub(super) fn begin_graph(&mut self) {
+        self.is_below = true;
+        if self.pass == Pass::Recorded {
+            self.recording.begin_graph();
+        }
+    }
+
+    /// Ends a graph; the error or panic in it, if any.
+    pub(super) fn end_graph(&mut self) -> Option<Error> {
+        self.recording.restore();
         self.fault.take()
     }
 
-    fn wants(&self, tensor: &sys::ggml_tensor) -> bool {
-        self.enabled && self.fault.is_none() && self.node.is(tensor)
+    fn on_ask(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+        if self.pass == Pass::Unhooked || self.fault.is_some() {
+            return Ok(false);
+        }
+        let is_hooked = self.node.is(tensor);
+        if !self.is_below {
+            return Ok(is_hooked);
+        }
+        match self.pass {
+            Pass::Recorded => Ok(is_hooked || Recording::wants(tensor)),
+            Pass::Replayed => Ok(self.recording.replay(tensor)? || is_hooked),
+            Pass::Unhooked | Pass::Whole | Pass::UpToHook => Ok(is_hooked),
+        }
     }
 
-    fn on_data(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
+    /// Whether the graph goes on.
+    fn on_data(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+        if self.fault.is_some() {
+            return Ok(false);
+        }
+        if !self.node.is(tensor) {
+            if self.pass == Pass::Recorded {
+                self.recording.record_cache_write(tensor)?;
+            }
+            return Ok(true);
+        }
+        self.is_below = false;
         let n_rows = n_rows(tensor, self.width)?;
         self.rows.resize(n_rows * self.width, 0.0);
-        read_rows(tensor, &mut self.rows);
-        if self.hook.on_rows(&mut self.rows)? == Edited::Yes {
+        if self.pass == Pass::Replayed {
+            self.recording.replay_rows(&mut self.rows)?;
+        } else {
+            read_rows(tensor, &mut self.rows);
+        }
+        if self.pass == Pass::Recorded {
+            self.recording.record_rows(&self.rows);
+        }
+        let edited = self.hook.on_rows(&mut self.rows)? == Edited::Yes;
+        if edited || self.pass == Pass::Replayed {
             write_rows(tensor, &self.rows);
         }
-        Ok(())
+        Ok(self.pass != Pass::UpToHook)
     }
 }
 
@@ -127,20 +196,19 @@ pub(super) unsafe extern "C" fn on_eval<H: RowHook>(
     let state = unsafe { &mut *user_data.cast::<EvalHook<H>>() };
     // SAFETY: ggml passes a node of the graph that it is computing.
     let tensor = unsafe { &mut *tensor };
-    if ask {
-        return state.wants(tensor);
-    }
-    match catch_panic(|| state.on_data(tensor)) {
-        Ok(()) => true,
-        Err(error) => {
-            state.fault = Some(error);
-            false
-        }
-    }
+    let answer = catch_panic(|| match ask {
+        true => state.on_ask(tensor),
+        false => state.on_data(tensor),
+    });
+    // A node is wanted after an error too: that ends the graph, since its data phase says so.
+    answer.unwrap_or_else(|error| {
+        state.fault = Some(error);
+        ask
+    })
 }
 
 /// Runs `work`; a panic becomes an error, since it must not cross into C.
-pub(super) fn catch_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic
             .downcast_ref::<String>()
@@ -180,6 +248,20 @@ pub(super) fn read_rows(tensor: &sys::ggml_tensor, rows: &mut [f32]) {
     // SAFETY: the backend has been synchronised, and `n_rows` proved that the tensor holds
     // `rows.len()` contiguous f32 values.
     unsafe { sys::ggml_backend_tensor_get(tensor, rows.as_mut_ptr().cast(), 0, n_bytes) };
+}
+
+/// Copies a contiguous tensor's `bytes.len()` bytes out of its backend's memory.
+pub(super) fn read_bytes(tensor: &sys::ggml_tensor, bytes: &mut [u8]) {
+    // SAFETY: the backend has been synchronised, and the tensor holds that many bytes.
+    unsafe {
+        sys::ggml_backend_tensor_get(tensor, bytes.as_mut_ptr().cast(), 0, bytes.len());
+    }
+}
+
+/// Copies `bytes`, all that a contiguous tensor holds, into its backend's memory.
+pub(super) fn write_bytes(tensor: &mut sys::ggml_tensor, bytes: &[u8]) {
+    // SAFETY: the tensor holds that many bytes, and is not being computed.
+    unsafe { sys::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len()) };
 }
 
 /// Copies `rows` over a tensor in its backend's memory.

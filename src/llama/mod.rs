@@ -20,6 +20,7 @@ mod matrix_product;
 mod model;
 mod patch_embedding;
 mod quantize;
+mod recording;
 mod sampler;
 mod tensor_context;
 mod vision;
@@ -28,7 +29,7 @@ pub(crate) use backend::free_device_bytes;
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };
-pub use eval_hook::{Edited, GraphNode, RowHook};
+pub use eval_hook::{Edited, GraphNode, Pass, RowHook};
 pub use matrix_product::MatrixProduct;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};

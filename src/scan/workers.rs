@@ -41,8 +41,8 @@ pub fn read_image(
     let options = RunOptions {
         steering: None,
         keep: Keep {
-            features: true,
-            residuals: false,
+            features: Over::Image.kinds(),
+            ..Keep::default()
         },
         max_tokens: 0,
         sampling: Sampling::Greedy,

@@ -64,7 +64,12 @@ fn an_exported_vector_does_the_same_in_llama_cpp() {
     let prompt = prompt(&mut session, Fixture::Demo, "00.png");
     let plain = RunOptions {
         steering: None,
-        keep: Keep::default(),
+        // What reads rows is steered by the hook, not by a control vector.
+        keep: Keep {
+            residuals: true,
+            logits: true,
+            ..Keep::default()
+        },
         max_tokens: 24,
         sampling: Sampling::Greedy,
     };

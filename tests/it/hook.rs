@@ -21,7 +21,10 @@ fn subject() -> (usize, f32) {
 fn options<'a>() -> RunOptions<'a> {
     RunOptions {
         steering: None,
-        keep: Keep::default(),
+        keep: Keep {
+            logits: true,
+            ..Keep::default()
+        },
         max_tokens: 24,
         sampling: Sampling::Greedy,
     }
@@ -39,8 +42,9 @@ fn reading_changes_no_bit() {
     let mut session = Fixture::Demo.exact_session();
     let plain = run(&mut session, options());
     let keep = Keep {
-        features: true,
+        features: Positions::ALL,
         residuals: true,
+        logits: true,
     };
     let hooked = run(&mut session, RunOptions { keep, ..options() });
     assert_eq!(plain.logits, hooked.logits);
@@ -48,6 +52,13 @@ fn reading_changes_no_bit() {
     assert!(plain.trace.tokens.is_empty(), "nothing was hooked");
     assert_eq!(hooked.trace.tokens.len(), hooked.trace.activations.n_rows());
 }
+
+/// What the hook reads cannot be steered in the graph alone.
+const THROUGH_THE_HOOK: Keep = Keep {
+    features: Positions::NONE,
+    residuals: true,
+    logits: true,
+};
 
 /// llama.cpp's control vector is an independent implementation of adding a vector everywhere.
 #[test]
@@ -64,6 +75,7 @@ fn steering_equals_llama_cpps_control_vector() {
         let delta = scaled_direction(&mut session, feature, strength);
         let ours = RunOptions {
             steering: Some(&steering),
+            keep: THROUGH_THE_HOOK,
             ..options()
         };
         let ours = session
@@ -110,8 +122,9 @@ fn ubatches_do_not_matter() {
         Fixture::Demo.session(TensorType::F32, options)
     };
     let keep = Keep {
-        features: true,
+        features: Positions::ALL,
         residuals: true,
+        logits: true,
     };
     let mut runs = [512, 3, 1].map(|n_ubatch| {
         let mut session = with_ubatch(n_ubatch);
@@ -161,8 +174,9 @@ fn touched(at: &str) -> Vec<(TokenKind, bool)> {
     let (feature, strength) = subject();
     let steering = steering(&mut session, feature, strength, positions);
     let keep = Keep {
-        features: false,
+        features: Positions::NONE,
         residuals: true,
+        logits: true,
     };
     let steered = RunOptions {
         steering: Some(&steering),

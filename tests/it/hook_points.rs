@@ -71,7 +71,7 @@ fn convert_sae(source: &Path, target: &Path, hook_name: Option<&str>) {
     .expect("the fixture converts");
 }
 
-fn open(
+pub(crate) fn open(
     architecture: &str,
     hook: &str,
     width: usize,
@@ -99,8 +99,9 @@ fn options<'a>() -> RunOptions<'a> {
     RunOptions {
         steering: None,
         keep: Keep {
-            features: true,
+            features: Positions::ALL,
             residuals: true,
+            logits: true,
         },
         max_tokens: 0,
         sampling: Sampling::Greedy,
@@ -138,7 +139,7 @@ fn worst_row(ours: &[f32], theirs: &[f32], width: usize) -> f64 {
         .fold(0.0, f64::max)
 }
 
-fn with_ubatch(n_ubatch: usize) -> SessionOptions {
+pub(crate) fn with_ubatch(n_ubatch: usize) -> SessionOptions {
     SessionOptions {
         n_ubatch,
         ..exact_options()
@@ -216,7 +217,10 @@ fn steering_is_that_of_transformers() {
             let steering = steering(&mut session, feature, strength, Positions::ALL);
             let plain = RunOptions {
                 max_tokens,
-                keep: Keep::default(),
+                keep: Keep {
+                    logits: true,
+                    ..Keep::default()
+                },
                 ..options()
             };
             let steered = RunOptions {

@@ -91,8 +91,9 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
     let options = RunOptions {
         steering: steered.then_some(&steering),
         keep: Keep {
-            features: true,
+            features: Positions::ALL,
             residuals: true,
+            logits: true,
         },
         max_tokens: 4,
         sampling: Sampling::Greedy,

@@ -21,6 +21,7 @@ mod interventions;
 mod metrics;
 mod oracle;
 mod page;
+mod passes;
 mod pictures;
 mod preprocessing;
 mod sae_formats;

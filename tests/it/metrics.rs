@@ -1,6 +1,7 @@
 //! `metrics`: fits against their formulas in f64, losses against transformers.
 
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
+use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, TokenKind,
 };
@@ -24,8 +25,9 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
     let options = RunOptions {
         steering: None,
         keep: Keep {
-            features: true,
+            features: Positions::ALL,
             residuals: true,
+            logits: true,
         },
         max_tokens: 0,
         sampling: Sampling::Greedy,

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::Overwrite;
 use llava_sae_cpp::features::{Over, Pool};
-use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Error, Picture, Sae, Session};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
@@ -198,6 +198,18 @@ impl FeaturesArgs {
             false => Over::Image,
             true => Over::Prompt,
         })
+    }
+
+    /// The rows whose features are shown somewhere.
+    fn looked_at(&self) -> Positions {
+        if self.html.is_some() {
+            return Positions::ALL;
+        }
+        let kinds = self.over().kinds();
+        Positions {
+            image: kinds.image || self.json || self.heatmap.is_some(),
+            ..kinds
+        }
     }
 
     /// The features that `--exclude` and `--exclude-always-on` name before anything is run.

@@ -94,8 +94,8 @@ pub(super) fn look(
         }
     };
     let keep = Keep {
-        features: true,
-        residuals: false,
+        features: args.looked_at(),
+        ..Keep::default()
     };
     let original = run(None, keep)?;
     let steered = steering.map(|_| run(steering, Keep::default()));

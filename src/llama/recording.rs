@@ -1,0 +1,136 @@
+//! The work below the hooked node, done once for several runs of the same prompt.
+//!
+//! llama.cpp cannot start in the middle of a graph, but a node whose operation is `GGML_OP_NONE` is
+//! computed by no backend. So a replayed graph has none below the hooked node but the writes to the KV
+//! cache, which get the rows that they were given in the recorded graph, and the hooked node gets its
+//! rows from there too. What stands above it is computed as ever: the results are those of the whole
+//! graph, bit for bit.
+//!
+//! That needs a hooked node on which everything above depends alone, as on the residual stream, and
+//! graphs of the same rows in the same order.
+
+use llama_cpp_sys_2 as sys;
+
+use super::eval_hook::{read_bytes, write_bytes};
+use crate::{Error, Result};
+
+/// What graphs gave below the hooked node, in their order.
+#[derive(Default)]
+pub(super) struct Recording {
+    graphs: Vec<RecordedGraph>,
+    graph_idx: usize,
+    cache_write_idx: usize,
+    skipped: Vec<(*mut sys::ggml_tensor, sys::ggml_op)>, // of the graph at hand
+}
+
+#[derive(Default)]
+struct RecordedGraph {
+    cache_writes: Vec<Vec<u8>>,
+    rows: Vec<f32>, // of the hooked node
+}
+
+impl Recording {
+    pub(super) fn clear(&mut self) {
+        self.graphs.clear();
+        self.rewind();
+    }
+
+    /// Goes back to the first recorded graph.
+    pub(super) fn rewind(&mut self) {
+        self.graph_idx = 0;
+        self.cache_write_idx = 0;
+    }
+
+    /// Whether the computed tensor of a node below the hooked one is needed for a recording: what is
+    /// written to the cache. A rotation is asked for lest a device fuses it into the write, and its
+    /// result is never seen.
+    pub(super) fn wants(node: &sys::ggml_tensor) -> bool {
+        writes_cache(node) || node.op == sys::GGML_OP_ROPE
+    }
+
+    pub(super) fn begin_graph(&mut self) {
+        self.graphs.push(RecordedGraph::default());
+    }
+
+    /// Keeps what was written to the cache.
+    pub(super) fn record_cache_write(&mut self, node: &mut sys::ggml_tensor) -> Result<()> {
+        if !writes_cache(node) {
+            return Ok(());
+        }
+        let written = written(node)?;
+        // SAFETY: the tensor is alive.
+        let mut bytes = vec![0; unsafe { sys::ggml_nbytes(written) }];
+        read_bytes(written, &mut bytes);
+        let graph = self.graphs.last_mut().expect("a graph was begun");
+        graph.cache_writes.push(bytes);
+        Ok(())
+    }
+
+    /// Keeps the hooked node's rows.
+    pub(super) fn record_rows(&mut self, rows: &[f32]) {
+        let graph = self.graphs.last_mut().expect("a graph was begun");
+        graph.rows.extend_from_slice(rows);
+    }
+
+    /// Takes a node below the hooked one out of the graph, or gives a write to the cache what it
+    /// writes. True says that the node is to be computed before the next one is looked at: memory is
+    /// reused from node to node.
+    pub(super) fn replay(&mut self, node: &mut sys::ggml_tensor) -> Result<bool> {
+        if writes_cache(node) {
+            let written = written(node)?;
+            let graph = self.graphs.get(self.graph_idx);
+            let bytes = graph.and_then(|graph| graph.cache_writes.get(self.cache_write_idx));
+            // SAFETY: the tensor is alive.
+            let n_bytes = unsafe { sys::ggml_nbytes(written) };
+            let bytes = bytes.filter(|bytes| bytes.len() == n_bytes);
+            write_bytes(written, bytes.ok_or_else(differs)?);
+            self.cache_write_idx += 1;
+            return Ok(true);
+        }
+        self.skipped.push((std::ptr::from_mut(node), node.op));
+        node.op = sys::GGML_OP_NONE;
+        Ok(false)
+    }
+
+    /// The hooked node's rows, of the graph that is replayed.
+    pub(super) fn replay_rows(&mut self, rows: &mut [f32]) -> Result<()> {
+        let graph = self.graphs.get(self.graph_idx).ok_or_else(differs)?;
+        if graph.rows.len() != rows.len() || graph.cache_writes.len() != self.cache_write_idx {
+            return Err(differs());
+        }
+        rows.copy_from_slice(&graph.rows);
+        self.graph_idx += 1;
+        self.cache_write_idx = 0;
+        Ok(())
+    }
+
+    /// Puts back what was taken out of the graph, which llama.cpp may use again.
+    pub(super) fn restore(&mut self) {
+        for (node, op) in self.skipped.drain(..) {
+            // SAFETY: llama.cpp keeps a graph until the next one is built, and none was since.
+            unsafe { (*node).op = op };
+        }
+    }
+}
+
+fn writes_cache(node: &sys::ggml_tensor) -> bool {
+    node.op == sys::GGML_OP_SET_ROWS
+}
+
+/// What a `GGML_OP_SET_ROWS` writes.
+fn written(node: &mut sys::ggml_tensor) -> Result<&mut sys::ggml_tensor> {
+    // SAFETY: the operation has its rows as its first operand (`ggml_set_rows` in `ggml.c`), a tensor
+    // of the same graph that nobody else touches now.
+    let written = unsafe { &mut *node.src[0] };
+    // SAFETY: the tensor is alive.
+    if unsafe { sys::ggml_is_contiguous(written) } {
+        return Ok(written);
+    }
+    Err(Error::invalid(
+        "this model's keys or values do not lie together, so that runs cannot share them",
+    ))
+}
+
+fn differs() -> Error {
+    Error::invalid("a replayed graph differs from the recorded one")
+}

@@ -1,0 +1,247 @@
+//! What a run leaves out changes nothing of what it gives.
+
+use gguf_tools::gguf::TensorType;
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::{
+    FlashAttention, Keep, KvType, Prompt, PromptForm, Run, RunOptions, Sampling, Session,
+    SessionOptions,
+};
+
+use crate::fixture::{Fixture, NEIGHBOURS, exact_options, prompt, relative_error, steering};
+use crate::hook_points;
+
+const LOGITS: Keep = Keep {
+    features: Positions::NONE,
+    residuals: false,
+    logits: true,
+};
+
+const ALL: Keep = Keep {
+    features: Positions::ALL,
+    residuals: true,
+    logits: true,
+};
+
+fn options(keep: Keep) -> RunOptions<'static> {
+    RunOptions {
+        steering: None,
+        keep,
+        max_tokens: 16,
+        sampling: Sampling::Greedy,
+    }
+}
+
+fn run(session: &mut Session, prompt: &Prompt, options: RunOptions<'_>) -> Run {
+    session
+        .run(prompt, options, &mut |_| {})
+        .expect("the run succeeds")
+}
+
+/// As users run it, and as the reference was.
+fn sessions() -> [Session; 2] {
+    let usual = SessionOptions {
+        threads: 1,
+        ..SessionOptions::default()
+    };
+    [
+        Fixture::Demo.session(TensorType::F16, usual),
+        Fixture::Demo.exact_session(),
+    ]
+}
+
+#[test]
+fn a_run_that_stops_at_the_hook_sees_the_same() {
+    for mut session in sessions() {
+        let prompt = prompt(&mut session, Fixture::Demo, "01.png");
+        let whole = run(
+            &mut session,
+            &prompt,
+            RunOptions {
+                max_tokens: 0,
+                ..options(ALL)
+            },
+        );
+        let keep = Keep {
+            logits: false,
+            ..ALL
+        };
+        let stopped = RunOptions {
+            max_tokens: 0,
+            ..options(keep)
+        };
+        let stopped = run(&mut session, &prompt, stopped);
+        assert!(stopped.logits.is_empty() && !whole.logits.is_empty());
+        assert_eq!(stopped.trace.tokens, whole.trace.tokens);
+        assert_eq!(stopped.trace.residuals, whole.trace.residuals);
+        assert_eq!(stopped.trace.activations, whole.trace.activations);
+        // It leaves nothing behind.
+        let again = run(&mut session, &prompt, options(LOGITS));
+        assert_eq!(again.logits, whole.logits);
+    }
+}
+
+#[test]
+fn rows_that_are_not_asked_for_have_no_features() {
+    let mut session = Fixture::Demo.exact_session();
+    let prompt = prompt(&mut session, Fixture::Demo, "01.png");
+    let all = run(&mut session, &prompt, options(ALL));
+    let features = Positions {
+        image: true,
+        ..Positions::NONE
+    };
+    let keep = Keep { features, ..LOGITS };
+    let some = run(&mut session, &prompt, options(keep));
+    assert_eq!(some.trace.tokens, all.trace.tokens);
+    for (row_idx, token) in all.trace.tokens.iter().enumerate() {
+        let [some, all] = [&some, &all].map(|run| {
+            let row = run.trace.activations.row(row_idx);
+            row.collect::<Vec<_>>()
+        });
+        match features.contain(token.kind) {
+            true => assert_eq!(some, all, "row {row_idx}"),
+            false => assert!(some.is_empty() && !all.is_empty(), "row {row_idx}"),
+        }
+    }
+}
+
+/// Without anything to read, an addition everywhere is llama.cpp's control vector.
+#[test]
+fn an_addition_in_the_graph_is_that_of_the_hook() {
+    for mut session in sessions() {
+        let prompt = prompt(&mut session, Fixture::Demo, "00.png");
+        let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
+        let steering = steering(&mut session, feature, strength, Positions::ALL);
+        let steered = |keep| RunOptions {
+            steering: Some(&steering),
+            ..options(keep)
+        };
+        let plain = run(&mut session, &prompt, options(LOGITS));
+        let in_graph = run(&mut session, &prompt, steered(LOGITS));
+        assert!(in_graph.trace.tokens.is_empty(), "the hook saw nothing");
+        let hooked = run(&mut session, &prompt, steered(ALL));
+        assert_eq!(in_graph.token_ids, hooked.token_ids);
+        assert_eq!(in_graph.logits, hooked.logits);
+        assert!(relative_error(&in_graph.logits, &plain.logits) > 1e-3);
+        // The vector is gone with the run.
+        let again = run(&mut session, &prompt, options(LOGITS));
+        assert_eq!(again.logits, plain.logits);
+    }
+}
+
+fn interventions(session: &mut Session, feature: usize, strength: f32) -> Vec<Steering> {
+    let one = |change, at| Intervention {
+        feature,
+        change,
+        units: Units::Raw,
+        at,
+    };
+    let image = Positions {
+        image: true,
+        ..Positions::NONE
+    };
+    [
+        one(Change::Add(strength), Positions::ALL),
+        one(Change::Add(-strength), image),
+        one(Change::Clamp(strength), Positions::ALL),
+        one(Change::Ablate, Positions::ALL),
+    ]
+    .map(|one| session.sae().steering(vec![one]).expect("a feature"))
+    .into()
+}
+
+/// Runs side by side, whose prompts share what is below the hook or do not, beside each run alone.
+fn check_shared(
+    open: &dyn Fn(SessionOptions) -> Session,
+    options: &SessionOptions,
+    prompt: &dyn Fn(&mut Session) -> Prompt,
+    (feature, strength): (usize, f32),
+    name: &str,
+) {
+    for share_prompts in [true, false] {
+        let mut session = open(SessionOptions {
+            share_prompts,
+            ..options.clone()
+        });
+        let prompt = prompt(&mut session);
+        let n_values = prompt.tokens().len() * session.sae().meta().d_in;
+        let steerings = interventions(&mut session, feature, strength);
+        let runs: Vec<_> = std::iter::once(None)
+            .chain(steerings.iter().map(Some))
+            .map(|steering| RunOptions {
+                steering,
+                ..self::options(ALL)
+            })
+            .collect();
+        let together = session.run_side_by_side(&prompt, &runs, &mut |_, _| {});
+        let together = together.expect("the runs succeed");
+        for (i, (together, options)) in together.iter().zip(runs).enumerate() {
+            let name = format!("{name}, run {i}, shared: {share_prompts}");
+            let alone = run(&mut session, &prompt, options);
+            assert_eq!(together.token_ids, alone.token_ids, "{name}");
+            assert_eq!(together.trace.tokens, alone.trace.tokens, "{name}");
+            let [ours, theirs] = [&together.trace, &alone.trace];
+            for (what, ours, theirs) in [
+                ("logits", &together.logits, &alone.logits),
+                ("rows", &ours.residuals, &theirs.residuals),
+                (
+                    "steered rows",
+                    &ours.steered_residuals,
+                    &theirs.steered_residuals,
+                ),
+            ] {
+                let error = relative_error(ours, theirs);
+                assert!(
+                    error < NEIGHBOURS || ours.is_empty(),
+                    "{name}: {what} {error:.2e}"
+                );
+            }
+            if share_prompts {
+                let [ours, theirs] = [ours, theirs].map(|trace| &trace.residuals[..n_values]);
+                assert!(
+                    ours == theirs,
+                    "{name}: the prompt's rows are the same bit for bit"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_share_what_is_below_the_hook() {
+    let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
+    let with_cache = |kv_type, flash_attention, n_ubatch| SessionOptions {
+        kv_type,
+        flash_attention,
+        n_ubatch,
+        ..exact_options()
+    };
+    for (name, options) in [
+        ("f32", exact_options()),
+        ("f16", with_cache(KvType::F16, FlashAttention::On, 512)),
+        ("q8_0", with_cache(KvType::Q8_0, FlashAttention::On, 512)),
+        ("ubatches", with_cache(KvType::F32, FlashAttention::Off, 7)),
+    ] {
+        let open = |options| Fixture::Demo.session(TensorType::F32, options);
+        let prompt = |session: &mut Session| prompt(session, Fixture::Demo, "00.png");
+        check_shared(&open, &options, &prompt, (feature, strength), name);
+    }
+}
+
+#[test]
+fn prompts_share_blocks_in_every_architecture() {
+    for architecture in hook_points::ARCHITECTURES {
+        for n_ubatch in [512, 5] {
+            let options = hook_points::with_ubatch(n_ubatch);
+            let open = |options| {
+                let hook = "blocks.1.hook_resid_post";
+                let session = hook_points::open(architecture, hook, 32, options);
+                session.expect("the fixture loads")
+            };
+            let prompt = |session: &mut Session| {
+                let prompt = session.prompt("a cat sits on the mat", PromptForm::Raw, None);
+                prompt.expect("tokenised")
+            };
+            check_shared(&open, &options, &prompt, (3, 4.0), architecture);
+        }
+    }
+}
