@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gguf_tools::sae::Baseline;
 
-use crate::sae::Activations;
+use crate::activations::Activations;
 use crate::tokens::{Positions, Token, TokenKind};
 use crate::{Error, Result};
 

@@ -29,8 +29,10 @@
 //!
 //! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
 
+mod activations;
 mod control_vector;
 pub mod demo;
+mod encoder;
 mod error;
 pub mod features;
 mod hook_point;
@@ -51,6 +53,8 @@ mod sweep;
 mod tap;
 mod tokens;
 
+pub use activations::Activations;
+pub use encoder::EncoderOptions;
 pub use error::{Error, Result};
 pub use hook_point::HookPoint;
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
@@ -58,7 +62,7 @@ pub use model_files::ModelFiles;
 pub use picture::{ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
 pub use run::{Run, RunOptions, Stop};
-pub use sae::{Activations, Sae};
+pub use sae::Sae;
 pub use session::{Session, SessionOptions};
 pub use sweep::{ScoredRun, Sweep};
 pub use tap::{Keep, Trace};

@@ -6,75 +6,11 @@ use std::collections::hash_map::Entry;
 use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
 
 use crate::Result;
+use crate::activations::Activations;
+use crate::encoder::{Encoder, EncoderOptions};
 use crate::hook_point::HookPoint;
 use crate::labels;
-use crate::llama::MatrixProduct;
 use crate::steering::{DecoderDirection, FeatureReader, Intervention, Steering};
-
-/// The active features of some rows, row by row (compressed sparse rows).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Activations {
-    offsets: Vec<usize>, // [n_rows]: where each row ends
-    features: Vec<u32>,  // [n_active], rising within a row
-    values: Vec<f32>,    // [n_active], above 0
-}
-
-impl Activations {
-    /// The number of rows.
-    pub fn n_rows(&self) -> usize {
-        self.offsets.len()
-    }
-
-    /// A row's active features, by rising index, with their activations.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn row(&self, row_idx: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
-        let start = row_idx
-            .checked_sub(1)
-            .map_or(0, |before| self.offsets[before]);
-        let range = start..self.offsets[row_idx];
-        let features = &self.features[range.clone()];
-        let values = &self.values[range];
-        features
-            .iter()
-            .map(|&feature| feature as usize)
-            .zip(values.iter().copied())
-    }
-
-    /// A feature's activation in a row, 0 where it is not active.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn get(&self, row_idx: usize, feature: usize) -> f32 {
-        let mut row = self.row(row_idx);
-        row.find(|entry| entry.0 == feature)
-            .map_or(0.0, |entry| entry.1)
-    }
-
-    /// Forgets all rows.
-    pub(crate) fn clear(&mut self) {
-        self.offsets.clear();
-        self.features.clear();
-        self.values.clear();
-    }
-
-    fn push(&mut self, feature: usize, value: f32) {
-        let feature = u32::try_from(feature).expect("an SAE's width is counted in 32 bits");
-        self.features.push(feature);
-        self.values.push(value);
-    }
-
-    /// Appends rows without active features.
-    pub(crate) fn push_empty_rows(&mut self, n_rows: usize) {
-        let end = self.features.len();
-        self.offsets.extend(std::iter::repeat_n(end, n_rows));
-    }
-
-    fn finish_row(&mut self) {
-        self.offsets.push(self.features.len());
-    }
-}
 
 /// Whether nothing has to be done to rows, since the weights take them as they are.
 fn is_folded(normalize: NormalizeActivations) -> bool {
@@ -133,56 +69,27 @@ fn normalize_row(normalize: NormalizeActivations, row: &mut [f32]) {
     }
 }
 
-/// Appends the `k` largest of `active` by rising feature; of equal ones, those with lower indices.
-fn push_largest(
-    active: impl Iterator<Item = (usize, f32)>,
-    k: usize,
-    largest: &mut Vec<(f32, u32)>,
-    out: &mut Activations,
-) {
-    largest.clear();
-    largest.extend(active.map(|(feature, h)| (h, feature as u32)));
-    if largest.len() > k {
-        largest.select_nth_unstable_by(k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        largest.truncate(k);
-        largest.sort_unstable_by_key(|entry| entry.1);
-    }
-    for &(h, feature) in &*largest {
-        out.push(feature as usize, h);
-    }
-}
-
 /// An SAE, ready to encode.
 pub struct Sae {
     file: SaeFile,
     hook_point: HookPoint,
-    encoder: MatrixProduct,
-    b_enc: Vec<f32>,     // [d_sae]
-    threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
-    b_dec: Vec<f32>,     // [d_model]; empty where it is not subtracted from the input
+    encoder: Encoder,
+    b_dec: Vec<f32>, // [d_model]; empty where it is not subtracted from the input
     baseline: Option<Baseline>,
     decoder_bias: Vec<f32>, // [d_in], for reconstructions; empty until the first
     decoder_rows: HashMap<usize, Vec<f32>>, // of features that reconstructions needed
     inputs: Vec<f32>,       // [n_rows, d_model], reused
-    largest: Vec<(f32, u32)>, // a row's pre-activations above 0 with their features, reused
 }
 
 impl Sae {
-    /// Makes an SAE of a checked file. Its encoder runs on the first device if `use_gpu` and there
-    /// is one, else on `threads` threads of the processor.
+    /// Makes an SAE of a checked file. Its encoder runs on the first device if there is one and it is wanted,
+    /// else on the processor, with the file's screen if it has one.
     ///
     /// # Errors
     /// An unsupported hook point, or a file that cannot be read.
-    pub fn new(file: SaeFile, use_gpu: bool, threads: usize) -> Result<Self> {
+    pub fn new(file: SaeFile, options: EncoderOptions) -> Result<Self> {
         let hook_point = HookPoint::parse(&file.meta.hook_name)?;
-        let encoder = MatrixProduct::load(file.path(), file.w_enc(), use_gpu, threads)?;
-        let b_enc = file.b_enc()?;
-        // JumpReLU (Rajamanoharan et al. 2024, eq. 3) keeps h where h > threshold; a ReLU is the
-        // same with a threshold of 0. SAELens applies the ReLU before the threshold.
-        let threshold = match file.threshold()? {
-            Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
-            None => vec![0.0; file.meta.d_sae],
-        };
+        let encoder = Encoder::new(&file, options)?;
         let b_dec = if file.meta.apply_b_dec_to_input {
             file.b_dec()?
         } else {
@@ -193,13 +100,10 @@ impl Sae {
             file,
             hook_point,
             encoder,
-            b_enc,
-            threshold,
             b_dec,
             decoder_bias: Vec::new(),
             decoder_rows: HashMap::new(),
             inputs: Vec::new(),
-            largest: Vec::new(),
         })
     }
 
@@ -225,7 +129,7 @@ impl Sae {
 
     /// What a feature's `h` must exceed to be active, `[d_sae]`: zeros for a ReLU and for top-k.
     pub fn threshold(&self) -> &[f32] {
-        &self.threshold
+        self.encoder.threshold()
     }
 
     /// Appends the active features of `rows`, `[n_rows, d_model]`, to `out`:
@@ -236,40 +140,18 @@ impl Sae {
     /// When ggml fails.
     pub fn encode(&mut self, rows: &[f32], out: &mut Activations) -> Result<()> {
         let normalize = self.file.meta.normalize_activations;
-        let products = if self.b_dec.is_empty() && is_folded(normalize) {
-            self.encoder.apply(rows)?
-        } else {
-            self.inputs.clear();
-            self.inputs.extend_from_slice(rows);
-            for row in self.inputs.chunks_exact_mut(self.file.meta.d_in) {
-                normalize_row(normalize, row);
-                for (x, b) in row.iter_mut().zip(&self.b_dec) {
-                    *x -= b;
-                }
-            }
-            self.encoder.apply(&self.inputs)?
-        };
-        for row in products.chunks_exact(self.b_enc.len()) {
-            let biased = row
-                .iter()
-                .zip(&self.b_enc)
-                .map(|(product, bias)| product + bias);
-            let active = biased
-                .zip(&self.threshold)
-                .enumerate()
-                .filter(|(_, (h, threshold))| h > *threshold)
-                .map(|(feature, (h, _))| (feature, h));
-            match self.file.meta.architecture {
-                Architecture::TopK { k } => {
-                    push_largest(active, k, &mut self.largest, out);
-                }
-                Architecture::Standard | Architecture::JumpRelu => {
-                    active.for_each(|(feature, h)| out.push(feature, h));
-                }
-            }
-            out.finish_row();
+        if self.b_dec.is_empty() && is_folded(normalize) {
+            return self.encoder.encode(rows, out);
         }
-        Ok(())
+        self.inputs.clear();
+        self.inputs.extend_from_slice(rows);
+        for row in self.inputs.chunks_exact_mut(self.file.meta.d_in) {
+            normalize_row(normalize, row);
+            for (x, b) in row.iter_mut().zip(&self.b_dec) {
+                *x -= b;
+            }
+        }
+        self.encoder.encode(&self.inputs, out)
     }
 
     /// Replaces `row`, whose active features are the row `row_idx` of `activations`, by the SAE's
@@ -347,8 +229,8 @@ impl Sae {
 
     /// What gives the activation of one feature, by itself; none where features depend on each other
     /// (top-k) or on the row's size (normalised rows). It computes in f32 on the encoder's row
-    /// as stored; [`Sae::encode`] lets ggml round rows to the type of the weights, so that the two
-    /// differ by that rounding.
+    /// as stored, as [`Sae::encode`] does with a screen; without one, that lets ggml round rows to the
+    /// type of the weights, and the two differ by that rounding.
     ///
     /// # Errors
     /// A feature that the SAE does not have, or a file that cannot be read.
@@ -372,8 +254,8 @@ impl Sae {
         let offset: f64 = products.map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
         Ok(Some(FeatureReader {
             encoder_row,
-            bias: (f64::from(self.b_enc[feature]) - offset) as f32,
-            threshold: self.threshold[feature],
+            bias: (f64::from(self.encoder.b_enc()[feature]) - offset) as f32,
+            threshold: self.threshold()[feature],
         }))
     }
 

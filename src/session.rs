@@ -8,6 +8,7 @@ use std::time::Instant;
 use gguf_tools::gguf::Overwrite;
 
 use crate::control_vector;
+use crate::encoder::EncoderOptions;
 use crate::hook_point::{HookPoint, Site};
 use crate::llama::{
     Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
@@ -44,6 +45,8 @@ pub struct SessionOptions {
     /// The context's length in tokens; 0 is enough for each run, up to an answer of the length
     /// that the model was trained on.
     pub context_size: usize,
+    /// Whether features are computed by way of the SAE file's screen, where it has one.
+    pub screen: bool,
     /// Whether the prompts of runs side by side share the blocks below the hook, which changes no bit.
     pub share_prompts: bool,
     /// How a picture becomes square.
@@ -64,6 +67,7 @@ impl Default for SessionOptions {
             flash_attention: FlashAttention::Auto,
             n_ubatch: 512,
             context_size: 0,
+            screen: true,
             share_prompts: true,
             image_prep: ImagePrep::Crop,
             vision_graph: VisionGraph::Corrected,
@@ -120,7 +124,12 @@ impl Session {
             .with_hint("use `--kv-type f16`"));
         }
         let use_gpu = options.gpu_layers != 0;
-        let sae = Sae::new(checked.sae, use_gpu, options.threads)?;
+        let encoder = EncoderOptions {
+            use_gpu,
+            threads: options.threads,
+            screen: options.screen,
+        };
+        let sae = Sae::new(checked.sae, encoder)?;
         let vision = match (&files.mmproj, checked.vision) {
             (Some(path), Some(shape)) => {
                 let vision_options = VisionOptions {

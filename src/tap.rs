@@ -1,8 +1,9 @@
 //! The hook's work: copies rows out, computes features, applies interventions.
 
 use crate::Result;
+use crate::activations::Activations;
 use crate::llama::{Edited, RowHook};
-use crate::sae::{Activations, Sae};
+use crate::sae::Sae;
 use crate::steering::{Encoded, Steering};
 use crate::tokens::{Cursor, Positions, Row, Token};
 

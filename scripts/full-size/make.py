@@ -71,7 +71,7 @@ def main() -> None:
     vocabulary.make(llava)
     rng = torch.Generator().manual_seed(0)
     make_weights(llava, shapes(), rng)
-    make_sae(folder / "sae", rng)
+    make_sae(folder / "sae", torch.Generator().manual_seed(1))
 
 
 def shapes() -> dict[str, list[int]]:
@@ -146,10 +146,10 @@ def write_safetensors(path: Path, dtype: str, tensors: dict[str, list[int]], blo
 
 
 def make_sae(folder: Path, rng: torch.Generator) -> None:
-    """A standard SAE that some per cent of its features fire in."""
+    """A standard SAE of which some hundred features fire on a row, as on the published one's."""
     w_enc = torch.randn(D_MODEL, D_SAE, generator=rng)
     w_enc /= w_enc.norm(dim=0)
-    b_enc = -2 + 0.3 * torch.randn(D_SAE, generator=rng)
+    b_enc = -4.5 + 0.3 * torch.randn(D_SAE, generator=rng)
     w_dec = torch.randn(D_SAE, D_MODEL, generator=rng)
     w_dec *= (0.5 + torch.rand(D_SAE, 1, generator=rng)) / w_dec.norm(dim=1, keepdim=True)
     b_dec = 0.3 * torch.randn(D_MODEL, generator=rng)

@@ -64,6 +64,11 @@ impl MatrixProduct {
         })
     }
 
+    /// The rows' width.
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
     /// Multiplies: `rows` is `[n_rows, n_in]`, the result `[n_rows, n_out]`, and entry `(r, j)` the
     /// product of row `r` with the matrix's row `j`.
     ///

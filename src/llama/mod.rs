@@ -24,6 +24,7 @@ mod recording;
 mod sampler;
 mod tensor_context;
 mod vision;
+mod weight_rows;
 
 pub(crate) use backend::free_device_bytes;
 pub use context::{
@@ -35,3 +36,4 @@ pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};
 pub use sampler::{Sampler, Sampling};
 pub use vision::{Vision, VisionGraph, VisionOptions};
+pub use weight_rows::{WeightRows, dot};

@@ -29,5 +29,6 @@ mod scan;
 #[cfg(unix)]
 mod scan_resume;
 mod scan_top;
+mod screen;
 mod sweep;
 mod vision;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
-use llava_sae_cpp::{Activations, Sae};
+use llava_sae_cpp::{Activations, EncoderOptions, Sae};
 
 use crate::fixture::{Oracle, relative_error, temporary_root};
 
@@ -65,6 +65,12 @@ const CASES: [(&str, &str); 18] = [
     ("sparsify/layers.1", "sparsify: topk"),
 ];
 
+const ON_THE_PROCESSOR: EncoderOptions = EncoderOptions {
+    use_gpu: false,
+    threads: 1,
+    screen: true,
+};
+
 #[test]
 fn activations_and_reconstructions_are_those_of_the_sources() {
     let oracle = Oracle::read(&root());
@@ -78,7 +84,7 @@ fn check(name: &str, meta: &str, oracle: &Oracle) {
     let expected_meta = format!("an SAE of {meta}, 40 features at blocks.1.hook_resid_post");
     assert_eq!(file.meta.to_string(), expected_meta, "{name}");
     let (d_sae, d_in) = (file.meta.d_sae, file.meta.d_in);
-    let mut sae = Sae::new(file, false, 1).expect(name);
+    let mut sae = Sae::new(file, ON_THE_PROCESSOR).expect(name);
     let mut activations = Activations::default();
     let x = oracle.f32("x");
     sae.encode(&x, &mut activations).expect(name);

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::labels;
 use super::norm_factor::{self, Published};
 use super::recognize;
-use super::schema::{self, LOG_SPARSITY, MATRIX_TYPES, SaeMeta};
+use super::schema::{
+    self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, SaeMeta, W_ENC_SCREEN,
+};
 use super::source::{FeatureMatrix, Source, norm};
 use crate::gguf::{Overwrite, TensorType, TensorWriter};
 use crate::output_dir::OutputDir;
@@ -71,18 +73,31 @@ pub fn convert(
         labels: labels.texts,
         labels_source: labels.source,
     };
-    let optional: &[&str] = if sae.log_sparsity.is_some() {
-        &[LOG_SPARSITY]
-    } else {
-        &[]
-    };
+    // A screen reads fewer bytes than the encoder does.
+    let is_screened =
+        weight_type != TensorType::Q8_0 && TensorType::Q8_0.row_bytes(sae.d_in).is_some();
+    let mut optional = Vec::new();
+    if is_screened {
+        optional.extend([W_ENC_SCREEN, SCREEN_ERROR, SCREEN_NORM]);
+    }
+    if sae.log_sparsity.is_some() {
+        optional.push(LOG_SPARSITY);
+    }
     let _out_dir = OutputDir::create(target.parent().unwrap_or(Path::new("")))?;
-    let mut writer = schema::begin(target, options.overwrite, &meta, weight_type, optional)?;
+    let mut writer = schema::begin(target, options.overwrite, &meta, weight_type, &optional)?;
+    let n_readings = 1 + u64::from(is_screened);
     let mut meter = Meter::new(
         progress,
-        sae.w_enc.tensor.n_bytes() + sae.w_dec.tensor.n_bytes(),
+        n_readings * sae.w_enc.tensor.n_bytes() + sae.w_dec.tensor.n_bytes(),
     );
-    write_tensors(&sae, norm_factor.unwrap_or(1.0), &mut writer, &mut meter)?;
+    let screened = is_screened.then_some(weight_type);
+    write_tensors(
+        &sae,
+        norm_factor.unwrap_or(1.0),
+        screened,
+        &mut writer,
+        &mut meter,
+    )?;
     writer.finish()?;
     Ok(meta)
 }
@@ -106,7 +121,8 @@ fn weight_type(wanted: TensorType, d_in: usize) -> Result<TensorType> {
     Ok(TensorType::F16)
 }
 
-/// Writes all tensors in the schema's order, with the norm factor `s` and all others folded in.
+/// Writes all tensors in the schema's order, with the norm factor `s` and all others folded in, and a
+/// screen where the type is given that the encoder is stored as.
 ///
 /// The SAE was trained on `s·x`: `h = (s·x - b_dec)·W_enc + b_enc`, and its reconstruction of `x` is
 /// `(a·W_dec + b_dec) / s`. So `W_enc·s`, `W_dec/s` and `b_dec/s` do the same to `x` itself, and
@@ -116,7 +132,13 @@ fn weight_type(wanted: TensorType, d_in: usize) -> Result<TensorType> {
 /// With `rescale_acts_by_decoder_norm`, `h` is multiplied by the norm of the decoder's row before the
 /// largest are chosen, and the activation is divided by it before it is decoded: both go into the
 /// weights (`fold_W_dec_norm` in SAELens' `saes/topk_sae.py`).
-fn write_tensors(sae: &Source, s: f32, writer: &mut TensorWriter, meter: &mut Meter) -> Result<()> {
+fn write_tensors(
+    sae: &Source,
+    s: f32,
+    screened: Option<TensorType>,
+    writer: &mut TensorWriter,
+    meter: &mut Meter,
+) -> Result<()> {
     let norms = if sae.rescale_by_decoder_norm {
         sae.w_dec.norms()?
     } else {
@@ -149,10 +171,49 @@ fn write_tensors(sae: &Source, s: f32, writer: &mut TensorWriter, meter: &mut Me
     if let Some(threshold) = &sae.threshold {
         writer.write_f32(threshold)?;
     }
+    if let Some(stored_type) = screened {
+        write_screen(&sae.w_enc, encoder_factor, stored_type, writer, meter)?;
+    }
     if let Some(log_sparsity) = &sae.log_sparsity {
         writer.write_f32(log_sparsity)?;
     }
     Ok(())
+}
+
+/// Writes the encoder in q8_0, how far each row is from the one stored as `stored_type`, and the
+/// lengths of the rows.
+fn write_screen(
+    encoder: &FeatureMatrix,
+    factor: impl Fn(usize) -> f32,
+    stored_type: TensorType,
+    writer: &mut TensorWriter,
+    meter: &mut Meter,
+) -> Result<()> {
+    let (mut errors, mut norms) = (Vec::new(), Vec::new());
+    let mut screened = vec![0.0; encoder.d_in()];
+    let mut bytes = Vec::new();
+    let mut blocks = encoder.blocks()?;
+    while let Some(block) = blocks.next()? {
+        for (idx, row) in block.rows.chunks_exact_mut(encoder.d_in()).enumerate() {
+            let factor = factor(block.first_feature + idx);
+            row.iter_mut().for_each(|value| *value *= factor);
+            bytes.clear();
+            stored_type.quantize(row, &mut bytes);
+            stored_type.dequantize(&bytes, row);
+            bytes.clear();
+            TensorType::Q8_0.quantize(row, &mut bytes);
+            TensorType::Q8_0.dequantize(&bytes, &mut screened);
+            norms.push(norm(&screened));
+            for (rounded, value) in screened.iter_mut().zip(&*row) {
+                *rounded -= value;
+            }
+            errors.push(norm(&screened));
+        }
+        writer.write_f32(block.rows)?;
+        meter.advance(block.n_bytes)?;
+    }
+    writer.write_f32(&errors)?;
+    writer.write_f32(&norms)
 }
 
 /// Writes a matrix with each feature's row times its factor; returns the rows' L2 norms, `[d_sae]`.

@@ -5,10 +5,21 @@ use std::path::Path;
 use super::baseline::Baseline;
 use super::schema::{
     Architecture, B_DEC, B_ENC, BASELINE_PICTURES, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    SaeMeta, THRESHOLD, W_DEC, W_ENC, refused,
+    SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN, refused,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};
+
+/// The encoder in q8_0, and how far that is from the encoder.
+#[derive(Clone, Debug)]
+pub struct EncoderScreen {
+    /// Dims `[d_in, d_sae]`: `ŵ` of each feature.
+    pub tensor: TensorInfo,
+    /// `‖w − ŵ‖`, `[d_sae]`.
+    pub error: Vec<f32>,
+    /// `‖ŵ‖`, `[d_sae]`.
+    pub norm: Vec<f32>,
+}
 
 /// An SAE's GGUF file, checked against the schema; the weights stay in the file.
 #[derive(Debug)]
@@ -46,6 +57,21 @@ impl SaeFile {
     /// The encoder: dims `[d_in, d_sae]`, row `i` is the encoder direction of feature `i`.
     pub fn w_enc(&self) -> &TensorInfo {
         &self.w_enc
+    }
+
+    /// The encoder in q8_0, where the file has one beside an encoder of more bits.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn screen(&self) -> Result<Option<EncoderScreen>> {
+        let Some(tensor) = self.gguf.tensor(W_ENC_SCREEN) else {
+            return Ok(None);
+        };
+        Ok(Some(EncoderScreen {
+            tensor: tensor.clone(),
+            error: self.vector(SCREEN_ERROR)?,
+            norm: self.vector(SCREEN_NORM)?,
+        }))
     }
 
     /// The decoder: dims `[d_in, d_sae]`, row `i` is the decoder direction of feature `i`.

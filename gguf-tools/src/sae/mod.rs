@@ -26,6 +26,6 @@ mod tensor_file;
 
 pub use baseline::Baseline;
 pub use convert::{SaeOptions, convert};
-pub use file::SaeFile;
+pub use file::{EncoderScreen, SaeFile};
 pub use schema::{Architecture, NormalizeActivations, SaeMeta};
 pub use source::Format;

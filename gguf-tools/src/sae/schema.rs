@@ -9,6 +9,9 @@
 //! | --- | --- | --- |
 //! | `sae.w_enc` | `[d_sae, d_in]` | row `i`: encoder direction of feature `i` (the transpose of `W_enc` in SAELens) |
 //! | `sae.w_dec` | `[d_sae, d_in]` | row `i`: decoder direction of feature `i` |
+//! | `sae.w_enc_screen` | `[d_sae, d_in]` | optional: `sae.w_enc` in q8_0, which a reader computes with to see which features can be active |
+//! | `sae.screen_error` | `[d_sae]` | with the screen: L2 norm of each row's difference from `sae.w_enc` |
+//! | `sae.screen_norm` | `[d_sae]` | with the screen: L2 norm of each of its rows |
 //! | `sae.b_enc` | `[d_sae]` | |
 //! | `sae.b_dec` | `[d_in]` | |
 //! | `sae.decoder_norm` | `[d_sae]` | L2 norm of each decoder row |
@@ -30,6 +33,9 @@ const FORMAT_VERSION: u32 = 1;
 
 pub(super) const W_ENC: &str = "sae.w_enc";
 pub(super) const W_DEC: &str = "sae.w_dec";
+pub(super) const W_ENC_SCREEN: &str = "sae.w_enc_screen";
+pub(super) const SCREEN_ERROR: &str = "sae.screen_error";
+pub(super) const SCREEN_NORM: &str = "sae.screen_norm";
 pub(super) const B_ENC: &str = "sae.b_enc";
 pub(super) const B_DEC: &str = "sae.b_dec";
 pub(super) const DECODER_NORM: &str = "sae.decoder_norm";
@@ -159,6 +165,7 @@ struct TensorSpec {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Matrix,
+    Screen,
     Vector,
 }
 
@@ -204,6 +211,14 @@ impl SaeMeta {
         if self.architecture == Architecture::JumpRelu {
             tensors.push(vector(THRESHOLD, d_sae, true));
         }
+        tensors.push(TensorSpec {
+            name: W_ENC_SCREEN,
+            dims: vec![d_in, d_sae],
+            kind: Kind::Screen,
+            is_required: false,
+        });
+        tensors.push(vector(SCREEN_ERROR, d_sae, false));
+        tensors.push(vector(SCREEN_NORM, d_sae, false));
         tensors.push(vector(LOG_SPARSITY, d_sae, false));
         tensors.push(vector(IMAGE_BASELINE, d_sae, false));
         tensors.push(vector(IMAGE_FREQUENCY, d_sae, false));
@@ -222,6 +237,7 @@ impl SaeMeta {
             let tensor = gguf.require_tensor(spec.name, &spec.dims)?;
             let allowed = match spec.kind {
                 Kind::Matrix => &MATRIX_TYPES[..],
+                Kind::Screen => &[TensorType::Q8_0],
                 Kind::Vector => &[TensorType::F32],
             };
             if !allowed.contains(&tensor.tensor_type) {
@@ -249,12 +265,15 @@ impl SaeMeta {
                 ),
             ));
         }
-        let parts = [IMAGE_BASELINE, IMAGE_FREQUENCY].map(|name| gguf.tensor(name).is_some());
-        if parts[0] != parts[1] {
-            return Err(refused(
-                gguf,
-                &format!("`{IMAGE_BASELINE}` and `{IMAGE_FREQUENCY}` belong together"),
-            ));
+        for parts in [
+            &[IMAGE_BASELINE, IMAGE_FREQUENCY][..],
+            &[W_ENC_SCREEN, SCREEN_ERROR, SCREEN_NORM],
+        ] {
+            let n_there = parts.iter().filter(|name| gguf.tensor(name).is_some());
+            if ![0, parts.len()].contains(&n_there.count()) {
+                let names = parts.join("`, `");
+                return Err(refused(gguf, &format!("`{names}` belong together")));
+            }
         }
         Ok(())
     }
@@ -423,6 +442,7 @@ pub(super) fn begin(
         if tensor.is_required || optional.contains(&tensor.name) {
             let tensor_type = match tensor.kind {
                 Kind::Matrix => weight_type,
+                Kind::Screen => TensorType::Q8_0,
                 Kind::Vector => TensorType::F32,
             };
             writer.declare(tensor.name, &tensor.dims, tensor_type);

@@ -45,6 +45,56 @@ fn transposed(values: &[f32], n_columns: usize) -> Vec<f32> {
     (0..n_columns).flat_map(column).copied().collect()
 }
 
+/// The screen is the stored encoder in q8_0, and its bounds are their formulas'.
+#[test]
+fn the_screen_is_of_the_stored_encoder() {
+    for weight_type in [TensorType::F32, TensorType::F16, TensorType::Q8_0] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let target = dir.path().join("sae.gguf");
+        let options = SaeOptions {
+            weight_type,
+            ..options()
+        };
+        let mut go_on = |_, _| ControlFlow::Continue(());
+        sae::convert(&demo().join("sae"), &target, &options, &mut go_on).expect("convertible");
+        let file = SaeFile::open(&target).expect("the schema holds");
+        let Some(screen) = file.screen().expect("readable") else {
+            assert_eq!(weight_type, TensorType::Q8_0);
+            continue;
+        };
+        assert_eq!(screen.tensor.tensor_type, TensorType::Q8_0);
+        let (stored, screened) = (
+            matrix(&file, "sae.w_enc"),
+            matrix(&file, "sae.w_enc_screen"),
+        );
+        let rows = stored.chunks_exact(192).zip(screened.chunks_exact(192));
+        for (feature, (w, rounded)) in rows.enumerate() {
+            let mut bytes = Vec::new();
+            TensorType::Q8_0.quantize(w, &mut bytes);
+            let mut expected = [0.0; 192];
+            TensorType::Q8_0.dequantize(&bytes, &mut expected);
+            assert_eq!(rounded, expected);
+            let norm = |values: &mut dyn Iterator<Item = f64>| {
+                values.map(|value| value * value).sum::<f64>().sqrt()
+            };
+            let difference = w.iter().zip(rounded).map(|(w, r)| f64::from(w - r));
+            for (found, expected) in [
+                (screen.error[feature], norm(&mut difference.into_iter())),
+                (
+                    screen.norm[feature],
+                    norm(&mut rounded.iter().map(|&r| f64::from(r))),
+                ),
+            ] {
+                let found = f64::from(found);
+                assert!(
+                    (found - expected).abs() <= 1e-6 * expected,
+                    "{found}, {expected}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn the_demo_keeps_every_number() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -64,8 +114,8 @@ fn the_demo_keeps_every_number() {
         },
     )
     .expect("convertible");
-    // Encoder and decoder, f32.
-    assert_eq!(last, (2 * 192 * 768 * 4, 2 * 192 * 768 * 4));
+    // Encoder, twice because of its screen, and decoder, f32.
+    assert_eq!(last, (3 * 192 * 768 * 4, 3 * 192 * 768 * 4));
 
     let file = SaeFile::open(&target).expect("the schema holds");
     let bytes = std::fs::read(demo().join("sae/sae_weights.safetensors")).expect("readable");

@@ -166,6 +166,12 @@ fn each_fault_is_named() {
     check("type f16", &|sae| {
         sae.tensor("sae.b_enc", &[3], TensorType::F16)
     });
+    check("belong together", &|sae| {
+        sae.tensor("sae.screen_norm", &[3], TensorType::F32)
+    });
+    check("type f16", &|sae| {
+        sae.tensor("sae.w_enc_screen", &[32, 3], TensorType::F16)
+    });
     check("[3], but has [4]", &|sae| {
         sae.tensor("sae.image_baseline", &[4], TensorType::F32)
     });

@@ -1,0 +1,287 @@
+//! The encoder of an SAE: rows to active features.
+//!
+//! Where the SAE's file has a screen, the encoder in q8_0, rows are multiplied with that, which reads
+//! half the bytes of f16, and only the features that can be active are computed from the encoder itself:
+//! in f32, from the rows as they are. ggml rounds a row `x` to `x̂` for such a product, so the
+//! pre-activation is at most
+//!
+//! ```text
+//! x̂·ŵ + b + ‖x‖·‖w − ŵ‖ + ‖x − x̂‖·‖ŵ‖
+//! ```
+//!
+//! by Cauchy and Schwarz. A feature is left out where that is not above its threshold, and with top-k
+//! where it is below what `k` others reach at least; so the features are those that computing all of
+//! them gives.
+
+use gguf_tools::gguf::TensorType;
+use gguf_tools::sae::{Architecture, EncoderScreen, SaeFile};
+
+use crate::Result;
+use crate::activations::Activations;
+use crate::llama::{MatrixProduct, WeightRows, dot, free_device_bytes};
+
+/// Rows that are multiplied at once: their products, some megabytes, stay in the processor's cache.
+const BLOCK_ROWS: usize = 64;
+/// Features from which on it pays to start threads.
+const MIN_SHARED: usize = 4096;
+
+/// How an encoder computes.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderOptions {
+    /// Whether a device is used, where there is one.
+    pub use_gpu: bool,
+    /// Processor threads.
+    pub threads: usize,
+    /// Whether the file's screen is used, where it has one.
+    pub screen: bool,
+}
+
+/// An encoder with its weights in the mapped file.
+pub(crate) struct Encoder {
+    product: MatrixProduct, // with the screen, or with the encoder where there is none
+    screen: Option<Screen>,
+    b_enc: Vec<f32>,     // [d_sae]
+    threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
+    k: Option<usize>,
+    candidates: Activations,  // of a block of rows, reused
+    largest: Vec<(f32, u32)>, // a row's pre-activations above 0 with their features, reused
+}
+
+impl Encoder {
+    /// Prepares a checked file's encoder: on the first device if there is one and it is wanted, else
+    /// with the screen on the processor's threads.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn new(file: &SaeFile, options: EncoderOptions) -> Result<Self> {
+        let d_sae = file.meta.d_sae;
+        let b_enc = file.b_enc()?;
+        // JumpReLU (Rajamanoharan et al. 2024, eq. 3) keeps h where h > threshold; a ReLU is the
+        // same with a threshold of 0. SAELens applies the ReLU before the threshold.
+        let threshold = match file.threshold()? {
+            Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
+            None => vec![0.0; d_sae],
+        };
+        // A device rounds rows in ways of its own: the bound is the processor's.
+        let is_on_processor = !options.use_gpu || free_device_bytes().is_none();
+        let screen = file.screen()?.filter(|_| options.screen && is_on_processor);
+        let tensor = screen
+            .as_ref()
+            .map_or(file.w_enc(), |screen| &screen.tensor);
+        let (use_gpu, threads) = (options.use_gpu, options.threads);
+        Ok(Self {
+            product: MatrixProduct::load(file.path(), tensor, use_gpu, threads)?,
+            screen: screen
+                .map(|screen| Screen::new(file, screen, threads))
+                .transpose()?,
+            b_enc,
+            threshold,
+            k: match file.meta.architecture {
+                Architecture::TopK { k } => Some(k),
+                Architecture::Standard | Architecture::JumpRelu => None,
+            },
+            candidates: Activations::default(),
+            largest: Vec::new(),
+        })
+    }
+
+    pub(crate) fn b_enc(&self) -> &[f32] {
+        &self.b_enc
+    }
+
+    /// What `h` must exceed, `[d_sae]`.
+    pub(crate) fn threshold(&self) -> &[f32] {
+        &self.threshold
+    }
+
+    /// Appends the active features of `inputs`, `[n_rows, d_in]`, as the SAE was trained on them:
+    /// `h = x · W_enc + b_enc` where that exceeds the threshold, and of these the `k` largest.
+    ///
+    /// # Errors
+    /// When ggml fails.
+    pub(crate) fn encode(&mut self, inputs: &[f32], out: &mut Activations) -> Result<()> {
+        let d_in = self.product.n_in();
+        for inputs in inputs.chunks(BLOCK_ROWS * d_in) {
+            let products = self.product.apply(inputs)?;
+            let products = products.chunks_exact(self.b_enc.len());
+            self.candidates.clear();
+            for (x, products) in inputs.chunks_exact(d_in).zip(products) {
+                match &mut self.screen {
+                    Some(screen) => {
+                        let gate = (&self.b_enc[..], &self.threshold[..], self.k);
+                        screen.push_candidates(x, products, gate, &mut self.candidates);
+                    }
+                    None => {
+                        for (feature, (product, b)) in products.iter().zip(&self.b_enc).enumerate()
+                        {
+                            let h = product + b;
+                            if h > self.threshold[feature] {
+                                self.candidates.push(feature, h);
+                            }
+                        }
+                    }
+                }
+                self.candidates.finish_row();
+            }
+            if let Some(screen) = &mut self.screen {
+                screen.compute(inputs, &self.b_enc, &mut self.candidates);
+            }
+            for row_idx in 0..self.candidates.n_rows() {
+                let active = self.candidates.row(row_idx);
+                let active = active.filter(|&(feature, h)| h > self.threshold[feature]);
+                match self.k {
+                    Some(k) => push_largest(active, k, &mut self.largest, out),
+                    None => active.for_each(|(feature, h)| out.push(feature, h)),
+                }
+                out.finish_row();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a screen's product says of features, and the encoder's rows for those that it leaves.
+struct Screen {
+    error: Vec<f32>, // ‖w − ŵ‖, [d_sae]
+    norm: Vec<f32>,  // ‖ŵ‖, [d_sae]
+    weights: WeightRows,
+    threads: usize,
+    rounded: Vec<f32>, // a row as ggml rounds it, reused
+    bytes: Vec<u8>,    // the same in q8_0, reused
+    lower: Vec<f32>,   // what features reach at least, reused
+    order: Vec<u32>,   // candidates by feature, reused
+}
+
+impl Screen {
+    fn new(file: &SaeFile, screen: EncoderScreen, threads: usize) -> Result<Self> {
+        Ok(Self {
+            error: screen.error,
+            norm: screen.norm,
+            weights: WeightRows::open(file.path(), file.w_enc())?,
+            threads,
+            rounded: Vec::new(),
+            bytes: Vec::new(),
+            lower: Vec::new(),
+            order: Vec::new(),
+        })
+    }
+
+    /// Appends the features that can be active in the row `x`, whose products with the screen are given,
+    /// with no activation yet.
+    fn push_candidates(
+        &mut self,
+        x: &[f32],
+        products: &[f32],
+        (b_enc, threshold, k): (&[f32], &[f32], Option<usize>),
+        out: &mut Activations,
+    ) {
+        let [of_error, of_norm] = self.uncertainty(x);
+        let uncertainty =
+            |feature: usize| of_error * self.error[feature] + of_norm * self.norm[feature];
+        let d_sae = b_enc.len();
+        let mut floor = f32::NEG_INFINITY;
+        if let Some(k) = k {
+            self.lower.clear();
+            self.lower.extend(
+                (0..d_sae).map(|feature| products[feature] + b_enc[feature] - uncertainty(feature)),
+            );
+            // What the k-th of them reaches at least.
+            let (_, kth, _) = self
+                .lower
+                .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+            floor = *kth;
+        }
+        for feature in 0..d_sae {
+            let upper = products[feature] + b_enc[feature] + uncertainty(feature);
+            // A sum that is not a number says nothing, so such a feature is computed.
+            if !(upper <= threshold[feature] || upper < floor) {
+                out.push(feature, 0.0);
+            }
+        }
+    }
+
+    /// What a feature's `‖w − ŵ‖` and `‖ŵ‖` are to be multiplied by, for the row `x`.
+    fn uncertainty(&mut self, x: &[f32]) -> [f32; 2] {
+        let q8_0 = TensorType::Q8_0;
+        self.bytes.clear();
+        q8_0.quantize(x, &mut self.bytes);
+        self.rounded.resize(x.len(), 0.0);
+        q8_0.dequantize(&self.bytes, &mut self.rounded);
+        for (rounded, x) in self.rounded.iter_mut().zip(x) {
+            *rounded -= x;
+        }
+        let norm = |row: &[f32]| dot(row, row).sqrt();
+        let (length, rounding) = (norm(x), norm(&self.rounded));
+        // Both products are sums in f32: of blocks of 32, and of some 64 sums side by side.
+        let n_sums = (x.len() / 32 + 64) as f32;
+        let of_sums = n_sums * f32::EPSILON * (length + rounding);
+        // The bound itself is computed in f32.
+        let slack = 1.0 + 1e-4;
+        [slack * length, slack * (rounding + of_sums)]
+    }
+
+    /// Computes the candidates' pre-activations in the rows `inputs`.
+    fn compute(&mut self, inputs: &[f32], b_enc: &[f32], candidates: &mut Activations) {
+        let d_in = inputs.len() / candidates.n_rows().max(1);
+        let n_candidates = candidates.n_active();
+        // By feature, so that each row of the encoder is read once.
+        self.order.clear();
+        self.order.extend(0..n_candidates as u32);
+        let (features, rows) = candidates.places();
+        self.order.sort_unstable_by_key(|&i| features[i as usize]);
+        let weights = &self.weights;
+        let compute = |order: &[u32]| {
+            let mut buffer = Vec::new();
+            let mut computed = Vec::with_capacity(order.len());
+            for places in order.chunk_by(|&a, &b| features[a as usize] == features[b as usize]) {
+                let feature = features[places[0] as usize] as usize;
+                let w = weights.row(feature, &mut buffer);
+                for &place in places {
+                    let x = &inputs[rows[place as usize] * d_in..][..d_in];
+                    computed.push((place, dot(x, w) + b_enc[feature]));
+                }
+            }
+            computed
+        };
+        let n_parts = match n_candidates {
+            0..MIN_SHARED => 1,
+            _ => self.threads,
+        };
+        let part = n_candidates.div_ceil(n_parts).max(1);
+        let computed: Vec<Vec<(u32, f32)>> = std::thread::scope(|scope| {
+            let mut parts = self.order.chunks(part);
+            let own = parts.next();
+            let compute = &compute;
+            let others: Vec<_> = parts
+                .map(|part| scope.spawn(move || compute(part)))
+                .collect();
+            let own = own.map(compute).into_iter();
+            let others = others
+                .into_iter()
+                .map(|other| other.join().expect("no panic"));
+            own.chain(others).collect()
+        });
+        for (place, h) in computed.into_iter().flatten() {
+            candidates.set_value(place as usize, h);
+        }
+    }
+}
+
+/// Appends the `k` largest of `active` by rising feature; of equal ones, those with lower indices.
+fn push_largest(
+    active: impl Iterator<Item = (usize, f32)>,
+    k: usize,
+    largest: &mut Vec<(f32, u32)>,
+    out: &mut Activations,
+) {
+    largest.clear();
+    largest.extend(active.map(|(feature, h)| (h, feature as u32)));
+    if largest.len() > k {
+        largest.select_nth_unstable_by(k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        largest.truncate(k);
+        largest.sort_unstable_by_key(|entry| entry.1);
+    }
+    for &(h, feature) in &*largest {
+        out.push(feature as usize, h);
+    }
+}
