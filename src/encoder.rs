@@ -13,15 +13,19 @@
 //! where it is below what `k` others reach at least; so the features are those that computing all of
 //! them gives.
 
-use gguf_tools::gguf::TensorType;
 use gguf_tools::sae::{Architecture, EncoderScreen, SaeFile};
+use half::f16;
 
 use crate::Result;
 use crate::activations::Activations;
 use crate::llama::{MatrixProduct, WeightRows, dot, free_device_bytes};
 
 /// Rows that are multiplied at once: their products, some megabytes, stay in the processor's cache.
-const BLOCK_ROWS: usize = 64;
+const BLOCK_ROWS: usize = 128;
+/// Values that share a scale in q8_0.
+const Q8_0_BLOCK: usize = 32;
+/// Features that are looked at together.
+const LANES: usize = 16;
 /// Features from which on it pays to start threads.
 const MIN_SHARED: usize = 4096;
 
@@ -69,17 +73,18 @@ impl Encoder {
             .as_ref()
             .map_or(file.w_enc(), |screen| &screen.tensor);
         let (use_gpu, threads) = (options.use_gpu, options.threads);
+        let k = match file.meta.architecture {
+            Architecture::TopK { k } => Some(k),
+            Architecture::Standard | Architecture::JumpRelu => None,
+        };
         Ok(Self {
             product: MatrixProduct::load(file.path(), tensor, use_gpu, threads)?,
             screen: screen
-                .map(|screen| Screen::new(file, screen, threads))
+                .map(|screen| Screen::new(file, screen, [&b_enc, &threshold], k, threads))
                 .transpose()?,
             b_enc,
             threshold,
-            k: match file.meta.architecture {
-                Architecture::TopK { k } => Some(k),
-                Architecture::Standard | Architecture::JumpRelu => None,
-            },
+            k,
             candidates: Activations::default(),
             largest: Vec::new(),
         })
@@ -107,10 +112,7 @@ impl Encoder {
             self.candidates.clear();
             for (x, products) in inputs.chunks_exact(d_in).zip(products) {
                 match &mut self.screen {
-                    Some(screen) => {
-                        let gate = (&self.b_enc[..], &self.threshold[..], self.k);
-                        screen.push_candidates(x, products, gate, &mut self.candidates);
-                    }
+                    Some(screen) => screen.push_candidates(x, products, &mut self.candidates),
                     None => {
                         for (feature, (product, b)) in products.iter().zip(&self.b_enc).enumerate()
                         {
@@ -124,7 +126,7 @@ impl Encoder {
                 self.candidates.finish_row();
             }
             if let Some(screen) = &mut self.screen {
-                screen.compute(inputs, &self.b_enc, &mut self.candidates);
+                screen.compute(inputs, &mut self.candidates);
             }
             for row_idx in 0..self.candidates.n_rows() {
                 let active = self.candidates.row(row_idx);
@@ -142,25 +144,36 @@ impl Encoder {
 
 /// What a screen's product says of features, and the encoder's rows for those that it leaves.
 struct Screen {
-    error: Vec<f32>, // ‖w − ŵ‖, [d_sae]
-    norm: Vec<f32>,  // ‖ŵ‖, [d_sae]
+    error: Vec<f32>,  // ‖w − ŵ‖, [d_sae]
+    norm: Vec<f32>,   // ‖ŵ‖, [d_sae]
+    b_enc: Vec<f32>,  // [d_sae]
+    margin: Vec<f32>, // b_enc − threshold, [d_sae]
+    k: Option<usize>,
+    largest: [f32; 2], // of `error` and `norm`
     weights: WeightRows,
     threads: usize,
-    rounded: Vec<f32>, // a row as ggml rounds it, reused
-    bytes: Vec<u8>,    // the same in q8_0, reused
-    lower: Vec<f32>,   // what features reach at least, reused
-    order: Vec<u32>,   // candidates by feature, reused
+    lower: Vec<f32>, // what features reach at least, reused
+    order: Vec<u32>, // candidates by feature, reused
 }
 
 impl Screen {
-    fn new(file: &SaeFile, screen: EncoderScreen, threads: usize) -> Result<Self> {
+    fn new(
+        file: &SaeFile,
+        screen: EncoderScreen,
+        [b_enc, threshold]: [&[f32]; 2],
+        k: Option<usize>,
+        threads: usize,
+    ) -> Result<Self> {
+        let largest = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
         Ok(Self {
+            largest: [largest(&screen.error), largest(&screen.norm)],
             error: screen.error,
             norm: screen.norm,
+            margin: b_enc.iter().zip(threshold).map(|(b, t)| b - t).collect(),
+            b_enc: b_enc.to_vec(),
+            k,
             weights: WeightRows::open(file.path(), file.w_enc())?,
             threads,
-            rounded: Vec::new(),
-            bytes: Vec::new(),
             lower: Vec::new(),
             order: Vec::new(),
         })
@@ -168,60 +181,51 @@ impl Screen {
 
     /// Appends the features that can be active in the row `x`, whose products with the screen are given,
     /// with no activation yet.
-    fn push_candidates(
-        &mut self,
-        x: &[f32],
-        products: &[f32],
-        (b_enc, threshold, k): (&[f32], &[f32], Option<usize>),
-        out: &mut Activations,
-    ) {
-        let [of_error, of_norm] = self.uncertainty(x);
+    fn push_candidates(&mut self, x: &[f32], products: &[f32], out: &mut Activations) {
+        let [of_error, of_norm] = uncertainty(x);
         let uncertainty =
             |feature: usize| of_error * self.error[feature] + of_norm * self.norm[feature];
-        let d_sae = b_enc.len();
-        let mut floor = f32::NEG_INFINITY;
-        if let Some(k) = k {
-            self.lower.clear();
-            self.lower.extend(
-                (0..d_sae).map(|feature| products[feature] + b_enc[feature] - uncertainty(feature)),
-            );
-            // What the k-th of them reaches at least.
-            let (_, kth, _) = self
-                .lower
-                .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-            floor = *kth;
-        }
-        for feature in 0..d_sae {
-            let upper = products[feature] + b_enc[feature] + uncertainty(feature);
-            // A sum that is not a number says nothing, so such a feature is computed.
-            if !(upper <= threshold[feature] || upper < floor) {
-                out.push(feature, 0.0);
+        let floor = match self.k {
+            None => f32::NEG_INFINITY,
+            Some(k) => {
+                self.lower.clear();
+                let biased = products.iter().zip(&self.b_enc).enumerate();
+                let lower =
+                    biased.map(|(feature, (product, b))| product + b - uncertainty(feature));
+                self.lower.extend(lower);
+                // What the k-th of them reaches at least.
+                let (_, kth, _) = self
+                    .lower
+                    .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+                *kth
+            }
+        };
+        // Sums that are no number say nothing, so such features are computed.
+        let is_beyond = |sum: f32| sum > 0.0 || sum.is_nan();
+        let most = of_error * self.largest[0] + of_norm * self.largest[1];
+        let lanes = products.chunks(LANES).zip(self.margin.chunks(LANES));
+        for (i, (products, margins)) in lanes.enumerate() {
+            // Nearly all features are far below their thresholds, which takes two numbers each to see.
+            let sums = products
+                .iter()
+                .zip(margins)
+                .map(|(product, margin)| product + margin + most);
+            if !sums.fold(false, |any, sum| any | is_beyond(sum)) {
+                continue;
+            }
+            for (lane, (product, margin)) in products.iter().zip(margins).enumerate() {
+                let feature = i * LANES + lane;
+                let uncertainty = uncertainty(feature);
+                let is_below_floor = product + self.b_enc[feature] + uncertainty < floor;
+                if is_beyond(product + margin + uncertainty) && !is_below_floor {
+                    out.push(feature, 0.0);
+                }
             }
         }
     }
 
-    /// What a feature's `‖w − ŵ‖` and `‖ŵ‖` are to be multiplied by, for the row `x`.
-    fn uncertainty(&mut self, x: &[f32]) -> [f32; 2] {
-        let q8_0 = TensorType::Q8_0;
-        self.bytes.clear();
-        q8_0.quantize(x, &mut self.bytes);
-        self.rounded.resize(x.len(), 0.0);
-        q8_0.dequantize(&self.bytes, &mut self.rounded);
-        for (rounded, x) in self.rounded.iter_mut().zip(x) {
-            *rounded -= x;
-        }
-        let norm = |row: &[f32]| dot(row, row).sqrt();
-        let (length, rounding) = (norm(x), norm(&self.rounded));
-        // Both products are sums in f32: of blocks of 32, and of some 64 sums side by side.
-        let n_sums = (x.len() / 32 + 64) as f32;
-        let of_sums = n_sums * f32::EPSILON * (length + rounding);
-        // The bound itself is computed in f32.
-        let slack = 1.0 + 1e-4;
-        [slack * length, slack * (rounding + of_sums)]
-    }
-
     /// Computes the candidates' pre-activations in the rows `inputs`.
-    fn compute(&mut self, inputs: &[f32], b_enc: &[f32], candidates: &mut Activations) {
+    fn compute(&mut self, inputs: &[f32], candidates: &mut Activations) {
         let d_in = inputs.len() / candidates.n_rows().max(1);
         let n_candidates = candidates.n_active();
         // By feature, so that each row of the encoder is read once.
@@ -229,7 +233,7 @@ impl Screen {
         self.order.extend(0..n_candidates as u32);
         let (features, rows) = candidates.places();
         self.order.sort_unstable_by_key(|&i| features[i as usize]);
-        let weights = &self.weights;
+        let (weights, b_enc) = (&self.weights, &self.b_enc);
         let compute = |order: &[u32]| {
             let mut buffer = Vec::new();
             let mut computed = Vec::with_capacity(order.len());
@@ -265,6 +269,39 @@ impl Screen {
             candidates.set_value(place as usize, h);
         }
     }
+}
+
+/// What a feature's `‖w − ŵ‖` and `‖ŵ‖` are to be multiplied by, for the row `x`.
+fn uncertainty(x: &[f32]) -> [f32; 2] {
+    let (length, rounding) = (dot(x, x).sqrt(), rounding(x));
+    // The product with the screen is a sum of blocks in f32, and that with the encoder one of some 64
+    // sums side by side.
+    let n_sums = (x.len() / Q8_0_BLOCK + 64) as f32;
+    let of_sums = n_sums * f32::EPSILON * (length + rounding);
+    // The bound itself is computed in f32.
+    let slack = 1.0 + 1e-4;
+    [slack * length, slack * (rounding + of_sums)]
+}
+
+/// `‖x − x̂‖`, `x̂` being the row in q8_0 (`quantize_row_q8_0` in ggml's `ggml-quants.c`): ties go to even
+/// here, which changes no distance.
+fn rounding(x: &[f32]) -> f32 {
+    // Adding it leaves no fraction, and subtracting it the nearest integer, below 2^22.
+    const ROUND: f32 = 12_582_912.0;
+    let of_block = |block: &[f32]| -> f32 {
+        let max = block
+            .iter()
+            .fold(0.0_f32, |max, value| max.max(value.abs()));
+        let scale = max / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let stored = f16::from_f32(scale).to_f32();
+        let squares = block.iter().map(|value| {
+            let difference = value - stored * ((value * inverse + ROUND) - ROUND);
+            difference * difference
+        });
+        squares.sum()
+    };
+    x.chunks_exact(Q8_0_BLOCK).map(of_block).sum::<f32>().sqrt()
 }
 
 /// Appends the `k` largest of `active` by rising feature; of equal ones, those with lower indices.

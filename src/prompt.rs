@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::llama::{AddBos, Model};
-use crate::tokens::{Token, TokenKind};
+use crate::tokens::{Positions, Token, TokenKind};
 use crate::{Error, Result};
 
 /// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
@@ -119,6 +119,16 @@ impl Prompt {
     /// Its pieces, in order.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// Its pieces up to the last one whose rows are of these kinds.
+    pub(crate) fn segments_to(&self, kinds: Positions) -> &[Segment] {
+        let is_last = |segment: &Segment| match segment {
+            Segment::Text(_) => kinds.prompt,
+            Segment::Image(_) => kinds.image,
+        };
+        let last = self.segments.iter().rposition(is_last);
+        &self.segments[..last.map_or(0, |last| last + 1)]
     }
 
     /// What each row is.

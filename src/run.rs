@@ -98,7 +98,7 @@ impl Runner<'_> {
         // llama.cpp has none for layer 0.
         let is_possible = hook_point.site() == Site::ResidPost && hook_point.layer() > 0;
         let is_taken = self.context.has_control_vector();
-        if !is_possible || is_taken || run.reads_rows() || run.goal() == Goal::Rows {
+        if !is_possible || is_taken || run.reads_rows() || run.goal() != Goal::Logits {
             return None;
         }
         let vector = run.steering?.constant()?;
@@ -253,8 +253,8 @@ fn check_logits(logits: &[f32]) -> Result<()> {
 /// How far a prompt is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
-    /// To the hook.
-    Rows,
+    /// To the hook, as far as rows of these kinds go.
+    Rows(Positions),
     /// To the logits after its last row.
     Logits,
 }
@@ -263,8 +263,10 @@ impl RunOptions<'_> {
     fn goal(&self) -> Goal {
         if self.max_tokens > 0 || self.keep.logits {
             Goal::Logits
+        } else if self.keep.residuals {
+            Goal::Rows(Positions::ALL)
         } else {
-            Goal::Rows
+            Goal::Rows(self.keep.features)
         }
     }
 
@@ -274,7 +276,7 @@ impl RunOptions<'_> {
 
     /// Whether the hook has something to do.
     fn is_hooked(&self) -> bool {
-        self.steering.is_some() || self.reads_rows() || self.goal() == Goal::Rows
+        self.steering.is_some() || self.reads_rows() || self.goal() != Goal::Logits
     }
 }
 
@@ -327,17 +329,21 @@ impl<'a> Decoder<'a> {
 
     fn decode_prompt(&mut self, sequence: usize, prompt: &Prompt, goal: Goal) -> Result<()> {
         self.set_pass(match (goal, sequence) {
-            (Goal::Rows, _) => Pass::UpToHook,
+            (Goal::Rows(_), _) => Pass::UpToHook,
             (Goal::Logits, _) if !self.shares_prompts => self.pass,
             (Goal::Logits, 0) => Pass::Recorded,
             (Goal::Logits, _) => Pass::Replayed,
         });
         let d_model = self.context.d_model();
-        for (i, segment) in prompt.segments().iter().enumerate() {
-            let is_last = i + 1 == prompt.segments().len();
+        let segments = match goal {
+            Goal::Logits => prompt.segments(),
+            Goal::Rows(kinds) => prompt.segments_to(kinds),
+        };
+        for (i, segment) in segments.iter().enumerate() {
+            let is_last = i + 1 == segments.len();
             let output = match goal {
                 Goal::Logits if is_last => Output::LastRow,
-                Goal::Logits | Goal::Rows => Output::None,
+                Goal::Logits | Goal::Rows(_) => Output::None,
             };
             match segment {
                 Segment::Text(ids) => {
@@ -350,7 +356,7 @@ impl<'a> Decoder<'a> {
                 }
             }
         }
-        if goal == Goal::Rows {
+        if goal != Goal::Logits {
             // Nothing above the hook was computed, so no other row may look at these.
             self.context.truncate(sequence, 0)?;
         }

@@ -1,6 +1,6 @@
 //! Model, vision, SAE and steering together: the one place where they meet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use gguf_tools::gguf::Overwrite;
 use crate::control_vector;
 use crate::encoder::EncoderOptions;
 use crate::hook_point::{HookPoint, Site};
+use crate::image_cache::{self, ImageCache};
 use crate::llama::{
     Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
     Sampling, Special, Vision, VisionGraph, VisionOptions,
@@ -34,7 +35,7 @@ pub struct SessionOptions {
     /// Layers kept on a device; negative means all of them, 0 none (the SAE and the vision encoder
     /// follow).
     pub gpu_layers: i32,
-    /// Whether quantised weights are repacked for the processor.
+    /// Whether quantised weights are repacked for the processor, which takes time and memory for a copy.
     pub repack: bool,
     /// The KV cache's number type.
     pub kv_type: KvType,
@@ -45,6 +46,9 @@ pub struct SessionOptions {
     /// The context's length in tokens; 0 is enough for each run, up to an answer of the length
     /// that the model was trained on.
     pub context_size: usize,
+    /// Whether llama.cpp gets a callback, without which nothing can be read or steered: for measuring
+    /// what it costs.
+    pub eval_callback: bool,
     /// Whether features are computed by way of the SAE file's screen, where it has one.
     pub screen: bool,
     /// Whether the prompts of runs side by side share the blocks below the hook, which changes no bit.
@@ -53,6 +57,8 @@ pub struct SessionOptions {
     pub image_prep: ImagePrep,
     /// Whether llama.cpp's graph of the vision encoder is put right.
     pub vision_graph: VisionGraph,
+    /// Where image embeddings are kept for other sessions.
+    pub image_cache: Option<ImageCache>,
     /// Set from elsewhere, it stops what is running.
     pub interrupt: Arc<AtomicBool>,
 }
@@ -62,15 +68,17 @@ impl Default for SessionOptions {
         Self {
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             gpu_layers: -1,
-            repack: true,
+            repack: false,
             kv_type: KvType::F16,
             flash_attention: FlashAttention::Auto,
             n_ubatch: 512,
             context_size: 0,
+            eval_callback: true,
             screen: true,
             share_prompts: true,
             image_prep: ImagePrep::Crop,
             vision_graph: VisionGraph::Corrected,
+            image_cache: None,
             interrupt: Arc::default(),
         }
     }
@@ -79,7 +87,7 @@ impl Default for SessionOptions {
 /// A loaded model with its SAE.
 pub struct Session {
     model: Arc<Model>,
-    vision: Option<(Vision, VisionShape)>,
+    vision: Option<LazyVision>,
     options: SessionOptions,
     node: GraphNode,
     // One of the two holds the hook: a context is made when the first run says how long it is.
@@ -96,6 +104,14 @@ impl Session {
         let checked = model_files::check(files)?;
         let model = load_model(files, &options)?;
         Self::with_model(model, checked, files, options)
+    }
+
+    /// Opens another session on this one's language model, whose file `files` has to name too.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_beside(&self, files: &ModelFiles, options: SessionOptions) -> Result<Self> {
+        Self::open_on(Arc::clone(&self.model), files, options)
     }
 
     /// As [`Session::open`], with a language model that other sessions use too: `model` must have
@@ -130,21 +146,16 @@ impl Session {
             screen: options.screen,
         };
         let sae = Sae::new(checked.sae, encoder)?;
-        let vision = match (&files.mmproj, checked.vision) {
-            (Some(path), Some(shape)) => {
-                let vision_options = VisionOptions {
-                    use_gpu,
-                    threads: options.threads,
-                    flash_attention: options.flash_attention,
-                    vision_graph: options.vision_graph,
-                };
-                Some((
-                    Vision::load(path, Arc::clone(&model), vision_options)?,
-                    shape,
-                ))
-            }
-            _ => None,
-        };
+        let vision = files
+            .mmproj
+            .clone()
+            .zip(checked.vision)
+            .map(|(path, shape)| LazyVision {
+                path,
+                shape,
+                loaded: None,
+                fingerprint: None,
+            });
         Ok(Self {
             node: checked.node,
             tap: Some(Tap::new(sae)),
@@ -183,17 +194,16 @@ impl Session {
     /// # Errors
     /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
     pub fn encode_image(&mut self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let prep = self.options.image_prep;
-        let (vision, shape) = self.vision.as_mut().ok_or_else(|| {
+        let vision = self.vision.as_mut().ok_or_else(|| {
             Error::invalid("this model has no projector, so it cannot see images")
                 .with_hint("give the projector's file with `--mmproj`")
         })?;
-        let pixels = picture.prepare(shape.image_size, prep)?;
+        let pixels = picture.prepare(vision.shape.image_size, self.options.image_prep)?;
         let start = Instant::now();
-        let rows = vision.encode(&pixels, shape.image_size as usize)?;
+        let rows = vision.rows(&pixels, &self.model, &self.options)?;
         Ok(ImageEmbeddings {
             rows: rows.into(),
-            grid: [shape.grid; 2],
+            grid: [vision.shape.grid; 2],
             time: start.elapsed(),
         })
     }
@@ -410,6 +420,7 @@ impl Session {
                 threads: self.options.threads,
                 kv_type,
                 flash_attention: self.options.flash_attention,
+                eval_callback: self.options.eval_callback,
                 interrupt: Arc::clone(&self.options.interrupt),
             };
             let d_in = tap.sae.meta().d_in;
@@ -424,6 +435,76 @@ impl Session {
             };
         }
         Ok(self.context.as_mut().expect("made above"))
+    }
+}
+
+/// A vision encoder that is loaded when a picture is not in the cache.
+struct LazyVision {
+    path: PathBuf,
+    shape: VisionShape,
+    loaded: Option<Vision>,
+    fingerprint: Option<blake3::Hash>,
+}
+
+impl LazyVision {
+    /// The embeddings of a prepared picture, `[n_image_tokens, d_model]`.
+    fn rows(
+        &mut self,
+        pixels: &[u8],
+        model: &Arc<Model>,
+        options: &SessionOptions,
+    ) -> Result<Vec<f32>> {
+        let Some(cache) = &options.image_cache else {
+            return self.encode(pixels, model, options);
+        };
+        let fingerprint = match self.fingerprint {
+            Some(known) => known,
+            None => *self
+                .fingerprint
+                .insert(image_cache::fingerprint(&self.path)?),
+        };
+        // All but the threads, which change no bit.
+        let VisionOptions {
+            use_gpu,
+            threads: _,
+            flash_attention,
+            vision_graph,
+        } = vision_options(options);
+        let settings = format!("{use_gpu} {flash_attention:?} {vision_graph:?}");
+        let key = image_cache::Key::new(pixels, &fingerprint, &settings);
+        let n_values = self.shape.grid * self.shape.grid * model.d_model();
+        if let Some(rows) = cache.get(&key, n_values) {
+            return Ok(rows);
+        }
+        let rows = self.encode(pixels, model, options)?;
+        cache.put(&key, &rows);
+        Ok(rows)
+    }
+
+    fn encode(
+        &mut self,
+        pixels: &[u8],
+        model: &Arc<Model>,
+        options: &SessionOptions,
+    ) -> Result<Vec<f32>> {
+        let vision = match &mut self.loaded {
+            Some(loaded) => loaded,
+            None => self.loaded.insert(Vision::load(
+                &self.path,
+                Arc::clone(model),
+                vision_options(options),
+            )?),
+        };
+        vision.encode(pixels, self.shape.image_size as usize)
+    }
+}
+
+fn vision_options(options: &SessionOptions) -> VisionOptions {
+    VisionOptions {
+        use_gpu: options.gpu_layers != 0,
+        threads: options.threads,
+        flash_attention: options.flash_attention,
+        vision_graph: options.vision_graph,
     }
 }
 

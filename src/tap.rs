@@ -8,7 +8,7 @@ use crate::steering::{Encoded, Steering};
 use crate::tokens::{Cursor, Positions, Row, Token};
 
 /// What a run keeps. Nothing is computed that is not kept: without tokens to generate, and without
-/// logits, the model stops at the hook.
+/// logits, the model stops at the hook, and behind the last row whose features are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
     /// The rows whose active features are kept.
@@ -22,7 +22,7 @@ pub struct Keep {
 /// What the hook saw.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    /// What each row is.
+    /// What each row is that the model computed.
     pub tokens: Vec<Token>,
     /// The active features of each row **before** interventions; rows that are not kept have none.
     pub activations: Activations,

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAM = ROOT / "target/release/llava-sae-cpp"
 PICTURES = sorted((ROOT / "assets/pictures").glob("*.png"))
-MAIN_JOB = ["--steer", "4501:-6", "--compare", "--top", "10", "-n", "32"]
+MAIN_JOB = ["--steer", "4501:-6", "--top", "10", "-n", "32", "--image-cache", "0"]
 EXACT = ["--kv-type", "f32", "-fa", "off", "-n", "0"]  # as the reference computes
 REPEATS = 3
 # Number types of the language model, projector and SAE.
@@ -136,7 +136,7 @@ def main_job(folder: Path, name: str, pictures: list[Path]) -> tuple[dict, list[
     runs = [run([*command, picture]) for picture in pictures]
     reports = [json.loads(finished.stdout) for finished in runs]
     times = [report["timings"] for report in reports]
-    n_prompt = 2 * reports[0]["n_prompt_tokens"]  # once plain and once steered
+    n_prompt = reports[0]["n_prompt_tokens"]
     medians = {
         "load": statistics.median(t["load_ms"] / 1e3 for t in times),
         "image": statistics.median(t["image_ms"] / 1e3 for t in times),

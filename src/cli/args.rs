@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use image::RgbImage;
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
-    FlashAttention, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt, PromptForm,
-    Sampling, Session, SessionOptions, demo,
+    FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt,
+    PromptForm, Sampling, Session, SessionOptions, demo,
 };
 
 use super::interventions::{ANY, InterventionArgs};
@@ -122,6 +122,18 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     image_prep: ImagePrepArg,
+    /// Repack quantised weights for the processor: slower to load, and a copy in memory, for tokens
+    /// that some processors generate faster
+    #[arg(long, help_heading = "Computation")]
+    repack: bool,
+    /// Megabytes of image embeddings that are kept on the disk for other runs; 0 keeps none
+    #[arg(
+        long,
+        value_name = "MB",
+        default_value_t = 1000,
+        help_heading = "Computation"
+    )]
+    image_cache: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -173,6 +185,7 @@ impl ModelArgs {
         SessionOptions {
             threads: self.threads.map_or(defaults.threads, usize::from),
             gpu_layers: self.gpu_layers,
+            repack: self.repack,
             kv_type: match self.kv_type {
                 KvTypeArg::F32 => KvType::F32,
                 KvTypeArg::F16 => KvType::F16,
@@ -185,6 +198,10 @@ impl ModelArgs {
             },
             context_size: self.ctx_size,
             image_prep: self.image_prep.into(),
+            image_cache: match self.image_cache {
+                0 => None,
+                megabytes => ImageCache::of_user(u64::from(megabytes) * 1_000_000),
+            },
             interrupt,
             ..defaults
         }

@@ -60,6 +60,8 @@ pub struct ContextOptions {
     pub kv_type: KvType,
     /// Whether to use flash attention.
     pub flash_attention: FlashAttention,
+    /// Whether llama.cpp gets a callback; without one, the hook sees nothing.
+    pub eval_callback: bool,
     /// Set from elsewhere, it stops a decode within a node's time (on the processor).
     pub interrupt: Arc<AtomicBool>,
 }
@@ -424,8 +426,10 @@ fn init(
     params.flash_attn_type = options.flash_attention.to_c();
     params.type_k = kv_type;
     params.type_v = kv_type;
-    params.cb_eval = Some(on_eval);
-    params.cb_eval_user_data = user_data;
+    if options.eval_callback {
+        params.cb_eval = Some(on_eval);
+        params.cb_eval_user_data = user_data;
+    }
     params.abort_callback = Some(is_interrupted);
     params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
     // SAFETY: the model is alive, and the caller keeps `user_data` and the flag.

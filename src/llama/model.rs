@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub struct ModelOptions {
     /// Layers kept on a device; negative means all of them.
     pub gpu_layers: i32,
-    /// Whether quantised weights are repacked for the processor: faster prompts, slower loading.
+    /// Whether quantised weights are repacked for the processor, which takes time and memory for a copy.
     /// They never are where llama.cpp was compiled for AMX, whose kernels crash.
     pub repack: bool,
 }

@@ -16,6 +16,7 @@ mod fixture;
 mod heatmap;
 mod hook;
 mod hook_points;
+mod image_cache;
 mod intervention_args;
 mod interventions;
 mod metrics;
@@ -24,6 +25,7 @@ mod page;
 mod passes;
 mod pictures;
 mod preprocessing;
+mod random_sae;
 mod sae_formats;
 mod scan;
 #[cfg(unix)]

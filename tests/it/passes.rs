@@ -4,7 +4,7 @@ use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
     FlashAttention, Keep, KvType, Prompt, PromptForm, Run, RunOptions, Sampling, Session,
-    SessionOptions,
+    SessionOptions, TokenKind,
 };
 
 use crate::fixture::{Fixture, NEIGHBOURS, exact_options, prompt, relative_error, steering};
@@ -74,6 +74,32 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
         assert_eq!(stopped.trace.tokens, whole.trace.tokens);
         assert_eq!(stopped.trace.residuals, whole.trace.residuals);
         assert_eq!(stopped.trace.activations, whole.trace.activations);
+        // Without the rows behind the image, if nobody asks for them.
+        let n_text = (whole.trace.tokens.iter().rev())
+            .take_while(|token| token.kind == TokenKind::Text)
+            .count();
+        let features = Positions {
+            image: true,
+            ..Positions::NONE
+        };
+        let keep = Keep {
+            features,
+            ..Keep::default()
+        };
+        let shorter = RunOptions {
+            max_tokens: 0,
+            ..options(keep)
+        };
+        let shorter = run(&mut session, &prompt, shorter).trace;
+        assert!(n_text > 0);
+        assert_eq!(shorter.tokens.len(), whole.trace.tokens.len() - n_text);
+        for (row_idx, token) in shorter.tokens.iter().enumerate() {
+            if token.kind == TokenKind::Image {
+                let [ours, theirs] = [&shorter, &whole.trace]
+                    .map(|trace| trace.activations.row(row_idx).collect::<Vec<_>>());
+                assert_eq!(ours, theirs, "row {row_idx}");
+            }
+        }
         // It leaves nothing behind.
         let again = run(&mut session, &prompt, options(LOGITS));
         assert_eq!(again.logits, whole.logits);

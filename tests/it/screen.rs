@@ -1,110 +1,29 @@
 //! Features by way of a screen are those of the whole encoder.
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use gguf_tools::gguf::{Overwrite, TensorType};
-use gguf_tools::sae::{self, Architecture, SaeFile, SaeOptions};
+use gguf_tools::gguf::TensorType;
+use gguf_tools::sae::{Architecture, SaeFile};
 use llava_sae_cpp::{Activations, EncoderOptions, Sae};
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::json;
 
 use crate::fixture::temporary_root;
+use crate::random_sae::{self, Random};
 
 const D_IN: usize = 256;
 const D_SAE: usize = 1024;
 const N_ROWS: usize = 100;
 
-/// Normally distributed numbers, the same in each run (splitmix64, Box and Muller).
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f32 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        (radius * (std::f64::consts::TAU * self.uniform()).cos()) as f32
-    }
-
-    fn normals(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.normal()).collect()
-    }
-}
-
-/// Rows with some entries that are far larger than the others, as residual streams have.
+/// The first one is all zeros.
 fn rows() -> Vec<f32> {
-    let mut random = Random(1);
-    let mut rows = random.normals(N_ROWS * D_IN);
-    for row in rows.chunks_exact_mut(D_IN) {
-        row[7] *= 80.0;
-        row[200] += 30.0;
-    }
+    let mut rows = Random(1).rows(N_ROWS, D_IN);
     rows[..D_IN].fill(0.0);
     rows
 }
 
-/// A random SAE of `SAELens`, converted.
 fn convert(architecture: &str, weight_type: TensorType) -> SaeFile {
-    let dir = temporary_root().join(format!("screen-{architecture}-{}", weight_type.name()));
-    std::fs::create_dir_all(&dir).expect("a folder of our own");
-    let mut random = Random(2);
-    let mut tensors = vec![
-        ("W_enc", vec![D_IN, D_SAE], random.normals(D_IN * D_SAE)),
-        ("W_dec", vec![D_SAE, D_IN], random.normals(D_IN * D_SAE)),
-        ("b_dec", vec![D_IN], random.normals(D_IN)),
-    ];
-    // So that some per cent are active.
-    let b_enc = random.normals(D_SAE).iter().map(|b| b - 100.0).collect();
-    tensors.push(("b_enc", vec![D_SAE], b_enc));
-    let mut config = json!({
-        "architecture": architecture, "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32",
-        "apply_b_dec_to_input": true, "normalize_activations": "none",
-        "metadata": {"hook_name": "blocks.1.hook_resid_post"},
-    });
-    match architecture {
-        "jumprelu" => {
-            let threshold = random.normals(D_SAE).into_iter().map(|t| 10.0 * t.abs());
-            tensors.push(("threshold", vec![D_SAE], threshold.collect()));
-        }
-        "topk" => config["k"] = json!(20),
-        _ => {}
-    }
-    std::fs::write(dir.join("cfg.json"), config.to_string()).expect("our own folder");
-    write_safetensors(&dir.join("sae_weights.safetensors"), &tensors);
-    let target = dir.join("sae.gguf");
-    let options = SaeOptions {
-        weight_type,
-        norm_factor: None,
-        hook_name: None,
-        labels: Vec::new(),
-        overwrite: Overwrite::Replace,
-    };
-    let progress = &mut |_, _| ControlFlow::Continue(());
-    sae::convert(&dir, &target, &options, progress).expect("the SAE converts");
-    SaeFile::open(&target).expect("just written")
-}
-
-fn write_safetensors(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, _, values)| {
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect()
-        })
-        .collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        (*name, view.expect("as many bytes as the shape says"))
-    });
-    safetensors::serialize_to_file(views, None, path).expect("our own folder");
+    let name = format!("screen-{architecture}-{}", weight_type.name());
+    let dir = temporary_root().join(name);
+    random_sae::make(&dir, architecture, [D_IN, D_SAE], weight_type)
 }
 
 fn encode(path: PathBuf, screen: bool, threads: usize, rows: &[f32]) -> Activations {

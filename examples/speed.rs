@@ -1,0 +1,477 @@
+//! Times what `scripts/bench.sh` makes tables of:
+//! `speed MODEL MMPROJ SAE SAE_Q8_0 PICTURE ROUNDS N_TOKENS`.
+//!
+//! Everything that is compared takes turns in one process, on the same weights. A line of JSON for
+//! each row: its table, its name, and one time a round, in milliseconds.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use gguf_tools::gguf::Gguf;
+use gguf_tools::sae::SaeFile;
+use llava_sae_cpp::llama::MatrixProduct;
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::{
+    Activations, EncoderOptions, ImageCache, Keep, ModelFiles, Picture, Prompt, PromptForm, Run,
+    RunOptions, Sae, Sampling, Session, SessionOptions,
+};
+use serde_json::json;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const PROMPT: &str = "Describe the image.";
+/// Tokens of a turn, where single tokens are compared.
+const TURN_TOKENS: usize = 25;
+/// Bytes that are copied to see how fast memory is: more than any cache.
+const COPIED_BYTES: usize = 512 << 20;
+/// Rows of the product that shows how fast the processor calculates.
+const PRODUCT_ROWS: usize = 512;
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, mmproj, sae, sae_q8_0, picture, rounds, n_tokens] = &args[..] else {
+        return Err("expected seven arguments".into());
+    };
+    let files = |sae: &String| ModelFiles {
+        model: PathBuf::from(model),
+        mmproj: Some(PathBuf::from(mmproj)),
+        sae: PathBuf::from(sae),
+    };
+    let mut bench = Bench::open(&files(sae), &files(sae_q8_0), rounds.parse()?)?;
+    let picture = Picture::open(Path::new(picture))?;
+    bench.start_up(&files(sae), &picture)?;
+    bench.image(&picture)?;
+    bench.tokens()?;
+    bench.prompts(&picture)?;
+    bench.sweeps(&picture, n_tokens.parse()?)?;
+    bench.encoder(&files(sae), &files(sae_q8_0))?;
+    bench.limits(&files(sae))
+}
+
+/// Sessions on the same weights, and how often each is timed.
+struct Bench {
+    /// Without a callback.
+    bare: Session,
+    /// As the command line opens it.
+    usual: Session,
+    /// With the encoder as it is stored.
+    whole: Session,
+    /// With the encoder in q8_0.
+    q8_0: Session,
+    /// With repacked weights.
+    repacked: Session,
+    /// With prompts side by side that share nothing.
+    apart: Session,
+    rounds: usize,
+}
+
+/// What is timed: a name, and the work, which tells its own time.
+type Timed<'a> = (&'a str, Box<dyn FnMut(&mut Bench) -> Outcome<f64> + 'a>);
+
+impl Bench {
+    fn open(files: &ModelFiles, q8_0: &ModelFiles, rounds: usize) -> Outcome<Self> {
+        let with = |change: fn(&mut SessionOptions)| {
+            let mut options = SessionOptions::default();
+            change(&mut options);
+            options
+        };
+        let usual = Session::open(files, SessionOptions::default())?;
+        let beside = |files, options| usual.open_beside(files, options);
+        Ok(Self {
+            bare: beside(files, with(|options| options.eval_callback = false))?,
+            whole: beside(files, with(|options| options.screen = false))?,
+            q8_0: beside(q8_0, SessionOptions::default())?,
+            apart: beside(files, with(|options| options.share_prompts = false))?,
+            repacked: Session::open(files, with(|options| options.repack = true))?,
+            usual,
+            rounds,
+        })
+    }
+
+    /// Lets all take turns: once to warm up, then once a round.
+    fn time(&mut self, table: &str, timed: Vec<Timed<'_>>) -> Outcome<()> {
+        self.time_often(table, timed, self.rounds)
+    }
+
+    fn time_often(&mut self, table: &str, mut timed: Vec<Timed<'_>>, rounds: usize) -> Outcome<()> {
+        let mut samples = vec![Vec::new(); timed.len()];
+        for round in 0..=rounds {
+            for ((_, work), samples) in timed.iter_mut().zip(&mut samples) {
+                let milliseconds = work(self)?;
+                if round > 0 {
+                    samples.push(milliseconds);
+                }
+            }
+        }
+        for ((name, _), samples) in timed.iter().zip(samples) {
+            println!("{}", json!({"table": table, "row": name, "ms": samples}));
+        }
+        Ok(())
+    }
+
+    /// From files to the first token.
+    fn start_up(&mut self, files: &ModelFiles, picture: &Picture) -> Outcome<()> {
+        let open = |repack| SessionOptions {
+            repack,
+            ..SessionOptions::default()
+        };
+        let load = |repack| {
+            let start = Instant::now();
+            black_box(Session::open(files, open(repack))?);
+            Ok(milliseconds(start))
+        };
+        let first = |image_cache: Option<ImageCache>| {
+            let start = Instant::now();
+            let options_ = SessionOptions {
+                image_cache,
+                ..open(false)
+            };
+            let mut session = Session::open(files, options_)?;
+            let prompt = prompt(&mut session, picture)?;
+            run(&mut session, &prompt, options(Keep::default(), None, 1))?;
+            Ok(milliseconds(start))
+        };
+        let dir = tempfile::tempdir()?;
+        let cache = ImageCache::new(dir.path().to_owned(), 1 << 30);
+        self.time(
+            "start",
+            vec![
+                ("load", Box::new(|_| load(false))),
+                ("load, weights repacked", Box::new(|_| load(true))),
+                ("first token", Box::new(|_| first(None))),
+                (
+                    "first token of a picture in the cache",
+                    Box::new(|_| first(Some(cache.clone()))),
+                ),
+            ],
+        )
+    }
+
+    fn image(&mut self, picture: &Picture) -> Outcome<()> {
+        let encode = |bench: &mut Self| {
+            let start = Instant::now();
+            black_box(bench.usual.encode_image(picture)?);
+            Ok(milliseconds(start))
+        };
+        self.time("image", vec![("image encoder", Box::new(encode))])
+    }
+
+    /// Generated tokens, each by itself.
+    fn tokens(&mut self) -> Outcome<()> {
+        let prompt = self
+            .usual
+            .prompt("Tell a long story.", PromptForm::Chat, None)?;
+        let prompt = &prompt;
+        let everywhere = steering(&mut self.usual, Change::Add(1.0), Positions::ALL)?;
+        let generated = Positions {
+            generated: true,
+            ..Positions::NONE
+        };
+        let added = steering(&mut self.usual, Change::Add(1.0), generated)?;
+        let clamped = steering(&mut self.usual, Change::Clamp(1.0), generated)?;
+        let rows = Keep {
+            residuals: true,
+            ..Keep::default()
+        };
+        let features = Keep {
+            features: generated,
+            ..Keep::default()
+        };
+        let time = |session: &mut Session, keep, steering| {
+            let run = run(session, prompt, options(keep, steering, TURN_TOKENS))?;
+            let n_decoded = run.token_ids.len() - 1; // the first one comes of the prompt
+            Ok(run.generate_time.as_secs_f64() * 1e3 / n_decoded as f64)
+        };
+        let nothing = Keep::default();
+        let (everywhere, added, clamped) = (&everywhere, &added, &clamped);
+        self.time_often(
+            "token",
+            vec![
+                (
+                    "no callback",
+                    Box::new(|b| time(&mut b.bare, nothing, None)),
+                ),
+                (
+                    "no callback, weights repacked",
+                    Box::new(|b| time(&mut b.repacked, nothing, None)),
+                ),
+                (
+                    "callback that wants nothing",
+                    Box::new(|b| time(&mut b.usual, nothing, None)),
+                ),
+                (
+                    "callback that reads rows",
+                    Box::new(|b| time(&mut b.usual, rows, None)),
+                ),
+                (
+                    "steering everywhere, in the graph",
+                    Box::new(|b| time(&mut b.usual, nothing, Some(everywhere))),
+                ),
+                (
+                    "steering generated tokens, in the callback",
+                    Box::new(|b| time(&mut b.usual, nothing, Some(added))),
+                ),
+                (
+                    "a clamp of generated tokens",
+                    Box::new(|b| time(&mut b.usual, nothing, Some(clamped))),
+                ),
+                (
+                    "features, encoder in f16",
+                    Box::new(|b| time(&mut b.whole, features, None)),
+                ),
+                (
+                    "features, encoder in q8_0",
+                    Box::new(|b| time(&mut b.q8_0, features, None)),
+                ),
+                (
+                    "features, exact by screening",
+                    Box::new(|b| time(&mut b.usual, features, None)),
+                ),
+            ],
+            // What differs by a hundredth shows in many short turns only.
+            4 * self.rounds,
+        )
+    }
+
+    /// A prompt with an image, without generating.
+    fn prompts(&mut self, picture: &Picture) -> Outcome<()> {
+        let prompt = prompt(&mut self.usual, picture)?;
+        let prompt = &prompt;
+        let added = steering(
+            &mut self.usual,
+            Change::Add(1.0),
+            Positions::parse("image")?,
+        )?;
+        let added = &added;
+        let logits = Keep {
+            logits: true,
+            ..Keep::default()
+        };
+        let features = Keep {
+            features: Positions::ALL,
+            ..logits
+        };
+        let to_hook = Keep {
+            features: Positions::parse("image")?,
+            ..Keep::default()
+        };
+        let time = |session: &mut Session, keep, steering| {
+            let run = run(session, prompt, options(keep, steering, 0))?;
+            Ok(run.prompt_time.as_secs_f64() * 1e3)
+        };
+        let n_image = prompt
+            .tokens()
+            .iter()
+            .filter(|token| token.id.is_none())
+            .count();
+        println!(
+            "{}",
+            json!({"n_prompt": prompt.tokens().len(), "n_image": n_image})
+        );
+        self.time(
+            "prompt",
+            vec![
+                ("no callback", Box::new(|b| time(&mut b.bare, logits, None))),
+                (
+                    "no callback, weights repacked",
+                    Box::new(|b| time(&mut b.repacked, logits, None)),
+                ),
+                (
+                    "steering image rows",
+                    Box::new(|b| time(&mut b.usual, logits, Some(added))),
+                ),
+                (
+                    "features of all rows, encoder in f16",
+                    Box::new(|b| time(&mut b.whole, features, None)),
+                ),
+                (
+                    "features of all rows, encoder in q8_0",
+                    Box::new(|b| time(&mut b.q8_0, features, None)),
+                ),
+                (
+                    "features of all rows, exact by screening",
+                    Box::new(|b| time(&mut b.usual, features, None)),
+                ),
+                (
+                    "features of image rows alone: the model stops at the hook",
+                    Box::new(|b| time(&mut b.usual, to_hook, None)),
+                ),
+            ],
+        )
+    }
+
+    /// A run, two to compare, and eight strengths with the original.
+    fn sweeps(&mut self, picture: &Picture, n_tokens: usize) -> Outcome<()> {
+        let prompt = prompt(&mut self.usual, picture)?;
+        let prompt = &prompt;
+        let image = Positions::parse("image")?;
+        let strengths = (1..=8).map(|i| Change::Add(i as f32));
+        let steerings: Vec<Steering> = strengths
+            .map(|change| steering(&mut self.usual, change, image))
+            .collect::<Outcome<_>>()?;
+        let steerings = &steerings;
+        let time = |session: &mut Session, n_steered: usize| {
+            let nothing = Keep::default();
+            let original = options(nothing, None, n_tokens);
+            let steered = steerings[..n_steered]
+                .iter()
+                .map(|steering| options(nothing, Some(steering), n_tokens));
+            let options: Vec<_> = std::iter::once(original).chain(steered).collect();
+            let start = Instant::now();
+            black_box(session.run_side_by_side(prompt, &options, &mut |_, _| {})?);
+            Ok(milliseconds(start))
+        };
+        self.time(
+            "sweep",
+            vec![
+                ("one run", Box::new(|b| time(&mut b.usual, 0))),
+                (
+                    "`--compare`, prompts apart",
+                    Box::new(|b| time(&mut b.apart, 1)),
+                ),
+                ("`--compare`", Box::new(|b| time(&mut b.usual, 1))),
+                ("a sweep of 8", Box::new(|b| time(&mut b.usual, 8))),
+            ],
+        )
+    }
+
+    /// The encoder alone, on one row.
+    fn encoder(&mut self, files: &ModelFiles, q8_0: &ModelFiles) -> Outcome<()> {
+        let d_in = self.usual.sae().meta().d_in;
+        let prompt = self.usual.prompt(PROMPT, PromptForm::Chat, None)?;
+        let keep = Keep {
+            residuals: true,
+            ..Keep::default()
+        };
+        let rows = run(&mut self.usual, &prompt, options(keep, None, 0))?
+            .trace
+            .residuals;
+        let row = &rows[rows.len() - d_in..];
+        let open = |path: &Path, screen| -> Outcome<Sae> {
+            let options = EncoderOptions {
+                use_gpu: false,
+                threads: SessionOptions::default().threads,
+                screen,
+            };
+            Ok(Sae::new(SaeFile::open(path)?, options)?)
+        };
+        let [mut whole, mut screened] = [open(&files.sae, false)?, open(&files.sae, true)?];
+        let mut q8_0 = open(&q8_0.sae, false)?;
+        let file = SaeFile::open(&files.sae)?;
+        let n_bytes = |tensor: &gguf_tools::gguf::TensorInfo| tensor.n_bytes;
+        let screen_bytes = file.screen()?.map(|screen| n_bytes(&screen.tensor));
+        println!(
+            "{}",
+            json!({"encoder_bytes": n_bytes(file.w_enc()), "screen_bytes": screen_bytes})
+        );
+        let time = |sae: &mut Sae| {
+            const REPEATS: u32 = 20;
+            let mut activations = Activations::default();
+            let start = Instant::now();
+            for _ in 0..REPEATS {
+                sae.encode(row, &mut activations)?;
+            }
+            black_box(&activations);
+            Ok(milliseconds(start) / f64::from(REPEATS))
+        };
+        self.time(
+            "encoder",
+            vec![
+                ("f16", Box::new(|_| time(&mut whole))),
+                ("q8_0", Box::new(|_| time(&mut q8_0))),
+                ("exact by screening", Box::new(|_| time(&mut screened))),
+            ],
+        )
+    }
+
+    /// How fast memory and processor are.
+    fn limits(&mut self, files: &ModelFiles) -> Outcome<()> {
+        let threads = SessionOptions::default().threads;
+        let source = vec![1_u8; COPIED_BYTES];
+        let mut target = vec![0_u8; COPIED_BYTES];
+        let model = Gguf::open(&files.model)?;
+        let tensor = model
+            .tensor("blk.0.ffn_up.weight")
+            .ok_or("no such tensor")?;
+        let mut product = MatrixProduct::load(&files.model, tensor, false, threads)?;
+        let rows = vec![0.5_f32; PRODUCT_ROWS * product.n_in()];
+        let n_operations: u64 = 2 * tensor.dims.iter().product::<u64>() * PRODUCT_ROWS as u64;
+        // All weights but those of the norms multiply each row; the embedding does once, for the last.
+        let of = |wanted: &dyn Fn(&str) -> bool| -> u64 {
+            let matrices = model
+                .tensors()
+                .iter()
+                .filter(|tensor| tensor.dims.len() == 2);
+            let wanted = matrices.filter(|tensor| wanted(&tensor.name));
+            wanted
+                .map(|tensor| tensor.dims.iter().product::<u64>())
+                .sum()
+        };
+        let bytes: u64 = model.tensors().iter().map(|tensor| tensor.n_bytes).sum();
+        println!(
+            "{}",
+            json!({
+                "copied_bytes": COPIED_BYTES,
+                "product_operations": n_operations,
+                "product_type": tensor.tensor_type.name(),
+                "model_bytes": bytes,
+                "block_weights": of(&|name| name.starts_with("blk.")),
+                "output_weights": of(&|name| name == "token_embd.weight"),
+            })
+        );
+        let copy = |_: &mut Self| {
+            let start = Instant::now();
+            let part = COPIED_BYTES.div_ceil(threads);
+            std::thread::scope(|scope| {
+                for (target, source) in target.chunks_mut(part).zip(source.chunks(part)) {
+                    scope.spawn(|| target.copy_from_slice(source));
+                }
+            });
+            black_box(&target);
+            Ok(milliseconds(start))
+        };
+        let multiply = |_: &mut Self| {
+            let start = Instant::now();
+            black_box(product.apply(&rows)?);
+            Ok(milliseconds(start))
+        };
+        self.time(
+            "limits",
+            vec![("copy", Box::new(copy)), ("product", Box::new(multiply))],
+        )
+    }
+}
+
+fn prompt(session: &mut Session, picture: &Picture) -> Outcome<Prompt> {
+    let image = session.encode_image(picture)?;
+    Ok(session.prompt(PROMPT, PromptForm::Chat, Some(&image))?)
+}
+
+fn options(keep: Keep, steering: Option<&Steering>, max_tokens: usize) -> RunOptions<'_> {
+    RunOptions {
+        steering,
+        keep,
+        max_tokens,
+        sampling: Sampling::Greedy,
+    }
+}
+
+fn run(session: &mut Session, prompt: &Prompt, options: RunOptions<'_>) -> Outcome<Run> {
+    Ok(session.run(prompt, options, &mut |_| {})?)
+}
+
+fn steering(session: &mut Session, change: Change, at: Positions) -> Outcome<Steering> {
+    let intervention = Intervention {
+        feature: 1,
+        change,
+        units: Units::Raw,
+        at,
+    };
+    Ok(session.sae().steering(vec![intervention])?)
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
