@@ -17,10 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "full-size"))
 import check  # noqa: E402
-from check import PROGRAM, ROOT, say  # noqa: E402
+from check import PICTURE, PROGRAM, ROOT, say  # noqa: E402
 
 SPEED = ROOT / "target/release/examples/speed"
-PICTURE = ROOT / "assets/pictures/airplane.png"
 N_TOKENS = 48
 MAIN_JOB = ["--steer", "4501:-6", "--top", "10", "-n", str(N_TOKENS), "--image-cache", "0"]
 # What the ratios of a table are to.

@@ -4,8 +4,8 @@
 
 The picture is described with the features of every row (the ten largest of each) and one feature's decoder direction
 added everywhere, as the main command does with `--steer 4501:-6 --top 10`. Without a cache every token runs the whole
-sequence again, as the original experiment did; every such token takes the same time but for its position, so a few
-stand for all. Prints one JSON object: seconds of each round after loading, for the image, the prompt and a token.
+sequence again, as the original experiment did; every such token takes the same time but for its position, so the first
+stands for all. Prints one JSON object: seconds of each round after loading, for the image, the prompt and a token.
 """
 
 import json
@@ -24,7 +24,7 @@ from make import HOOK_LAYER, NORM_FACTOR  # noqa: E402
 from reference import PROMPT  # noqa: E402
 
 FEATURE, STRENGTH, TOP = 4501, -6.0, 10
-UNCACHED_TOKENS = 2
+UNCACHED_TOKENS = 1
 
 
 class Sae:

@@ -1,4 +1,4 @@
-"""Measures the whole way from a full-size checkpoint to a steered description, and prints a Markdown table:
+"""Converts a full-size checkpoint, compares what the files compute with transformers, and prints a Markdown table:
 
     python check.py FOLDER       makes what is missing in FOLDER, which needs 30 GB; Linux
 
@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import threading
@@ -22,8 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAM = ROOT / "target/release/llava-sae-cpp"
-PICTURES = sorted((ROOT / "assets/pictures").glob("*.png"))
-MAIN_JOB = ["--steer", "4501:-6", "--top", "10", "-n", "32", "--image-cache", "0"]
+PICTURE = ROOT / "assets/pictures/airplane.png"
 EXACT = ["--kv-type", "f32", "-fa", "off", "-n", "0"]  # as the reference computes
 REPEATS = 3
 # Number types of the language model, projector and SAE.
@@ -129,25 +127,7 @@ def agreement(folder: Path, name: str) -> dict:
     return json.loads(run([sys.executable, HERE / "reference.py", "compare", reference, capture]).stdout)
 
 
-def main_job(folder: Path, name: str, pictures: list[Path]) -> tuple[dict, list[Finished]]:
-    """Medians over pictures, and the runs; each is run as a user would run it, model and all."""
-    say(f"running {name} on {len(pictures)} pictures")
-    command = [PROGRAM, "-q", "--json", "-d", folder / name, *MAIN_JOB]
-    runs = [run([*command, picture]) for picture in pictures]
-    reports = [json.loads(finished.stdout) for finished in runs]
-    times = [report["timings"] for report in reports]
-    n_prompt = reports[0]["n_prompt_tokens"]
-    medians = {
-        "load": statistics.median(t["load_ms"] / 1e3 for t in times),
-        "image": statistics.median(t["image_ms"] / 1e3 for t in times),
-        "prompt": statistics.median(n_prompt / t["prompt_ms"] * 1e3 for t in times),
-        "token": statistics.median(t["generate_ms"] / t["generated_tokens"] for t in times),
-        "whole": statistics.median(finished.seconds for finished in runs),
-    }
-    return medians, runs
-
-
-def table(folder: Path, copied: Finished, conversions: dict, jobs: dict, agreements: dict) -> list[str]:
+def table(folder: Path, copied: Finished, conversions: dict, agreements: dict) -> list[str]:
     n_bytes = sum(file.stat().st_size for file in sources(folder))
     sizes = {}
     for name in TYPES:
@@ -155,8 +135,6 @@ def table(folder: Path, copied: Finished, conversions: dict, jobs: dict, agreeme
         sizes[name] = ", ".join(f"{gigabytes[part]:.2f}" for part in ("model", "mmproj", "sae"))
     seconds = {name: f"{made.seconds:.1f}" for name, made in conversions.items()}
     memory = lambda runs: {name: f"{run.own:.0f} / {run.peak:.0f}" for name, run in runs.items()}
-    peaks = {name: max(runs, key=lambda run: run.peak) for name, (_, runs) in jobs.items()}
-    job = lambda key, form: {name: form.format(values[key]) for name, (values, _) in jobs.items()}
     error = lambda key: {name: f"{values[key]:.1e}" for name, values in agreements.items()}
     count = lambda key: {name: str(values[key]) for name, values in agreements.items()}
     n_active = agreements["f32"]["active"]
@@ -164,12 +142,6 @@ def table(folder: Path, copied: Finished, conversions: dict, jobs: dict, agreeme
         (f"conversion of {n_bytes / 1e9:.2f} GB, s (`cp`: {copied.seconds:.1f})", seconds),
         ("… peak memory, MiB: own / with mapped files", memory(conversions)),
         ("files, GB: model, projector, SAE", sizes),
-        ("load, s", job("load", "{:.1f}")),
-        ("image, s", job("image", "{:.1f}")),
-        ("prompt, tokens/s", job("prompt", "{:.1f}")),
-        ("generated token, ms", job("token", "{:.0f}")),
-        ("whole run, s", job("whole", "{:.1f}")),
-        ("… peak memory, MiB: own / with mapped files", memory(peaks)),
         ("image embeddings, relative error", error("image_embeddings")),
         ("residual stream, worst text row", error("text_row_worst")),
         ("… image rows, median", error("image_row_median")),
@@ -192,11 +164,10 @@ def main() -> None:
         run([sys.executable, HERE / "make.py", folder])
     if not (folder / "reference.safetensors").exists():
         say("running transformers")
-        run([sys.executable, HERE / "reference.py", "make", folder, PICTURES[0]])
+        run([sys.executable, HERE / "reference.py", "make", folder, PICTURE])
     copied, conversions = measure_conversions(folder)
-    jobs = {"f16": main_job(folder, "f16", PICTURES[:1]), "q4_k_m": main_job(folder, "q4_k_m", PICTURES)}
     agreements = {name: agreement(folder, name) for name in TYPES}
-    lines = table(folder, copied, conversions, jobs, agreements)
+    lines = table(folder, copied, conversions, agreements)
     shutil.rmtree(folder / "f32")
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     print(f"{os.cpu_count()} cores of {model[0].split(': ')[1] if model else platform.machine()}\n")
