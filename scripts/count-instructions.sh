@@ -42,7 +42,8 @@ row() {
     name=$1
     shift
     n=$(per_token callback "$@")
-    echo "| $name | $n ($((n * 10000 / total)) of 10000) |"
+    share=$(awk "BEGIN { printf \"%.2f\", 100 * $n / $total }")
+    echo "| $name | $n ($share %) |"
 }
 row "nothing is wanted"
 row "an addition at generated tokens" --steer 1:1 --at generated

@@ -26,8 +26,8 @@ const BLOCK_ROWS: usize = 128;
 const Q8_0_BLOCK: usize = 32;
 /// Features that are looked at together.
 const LANES: usize = 16;
-/// Features from which on it pays to start threads.
-const MIN_SHARED: usize = 4096;
+/// Multiplications from which on it pays to start threads.
+const MIN_SHARED: usize = 8 << 20;
 
 /// How an encoder computes.
 #[derive(Clone, Copy, Debug)]
@@ -148,8 +148,9 @@ struct Screen {
     norm: Vec<f32>,   // ‖ŵ‖, [d_sae]
     b_enc: Vec<f32>,  // [d_sae]
     margin: Vec<f32>, // b_enc − threshold, [d_sae]
+    slack: Vec<f32>,  // what sums with these are rounded by, at most, [d_sae]
     k: Option<usize>,
-    largest: [f32; 2], // of `error` and `norm`
+    largest: [f32; 3], // of `error`, `norm` and `slack`
     weights: WeightRows,
     threads: usize,
     lower: Vec<f32>, // what features reach at least, reused
@@ -165,11 +166,16 @@ impl Screen {
         threads: usize,
     ) -> Result<Self> {
         let largest = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
+        let terms = || b_enc.iter().zip(threshold);
+        let slack: Vec<f32> = terms()
+            .map(|(b, t)| 4.0 * f32::EPSILON * (b.abs() + t))
+            .collect();
         Ok(Self {
-            largest: [largest(&screen.error), largest(&screen.norm)],
+            largest: [&screen.error, &screen.norm, &slack].map(|values| largest(values)),
             error: screen.error,
             norm: screen.norm,
-            margin: b_enc.iter().zip(threshold).map(|(b, t)| b - t).collect(),
+            margin: terms().map(|(b, t)| b - t).collect(),
+            slack,
             b_enc: b_enc.to_vec(),
             k,
             weights: WeightRows::open(file.path(), file.w_enc())?,
@@ -183,8 +189,9 @@ impl Screen {
     /// with no activation yet.
     fn push_candidates(&mut self, x: &[f32], products: &[f32], out: &mut Activations) {
         let [of_error, of_norm] = uncertainty(x);
+        let of = |error: f32, norm: f32, slack: f32| of_error * error + of_norm * norm + slack;
         let uncertainty =
-            |feature: usize| of_error * self.error[feature] + of_norm * self.norm[feature];
+            |feature: usize| of(self.error[feature], self.norm[feature], self.slack[feature]);
         let floor = match self.k {
             None => f32::NEG_INFINITY,
             Some(k) => {
@@ -202,7 +209,8 @@ impl Screen {
         };
         // Sums that are no number say nothing, so such features are computed.
         let is_beyond = |sum: f32| sum > 0.0 || sum.is_nan();
-        let most = of_error * self.largest[0] + of_norm * self.largest[1];
+        let [error, norm, slack] = self.largest;
+        let most = of(error, norm, slack);
         let lanes = products.chunks(LANES).zip(self.margin.chunks(LANES));
         for (i, (products, margins)) in lanes.enumerate() {
             // Nearly all features are far below their thresholds, which takes two numbers each to see.
@@ -247,7 +255,7 @@ impl Screen {
             }
             computed
         };
-        let n_parts = match n_candidates {
+        let n_parts = match n_candidates * d_in {
             0..MIN_SHARED => 1,
             _ => self.threads,
         };
@@ -275,7 +283,7 @@ impl Screen {
 fn uncertainty(x: &[f32]) -> [f32; 2] {
     let (length, rounding) = (dot(x, x).sqrt(), rounding(x));
     // The product with the screen is a sum of blocks in f32, and that with the encoder one of some 64
-    // sums side by side.
+    // sums side by side; more is added to both.
     let n_sums = (x.len() / Q8_0_BLOCK + 64) as f32;
     let of_sums = n_sums * f32::EPSILON * (length + rounding);
     // The bound itself is computed in f32.

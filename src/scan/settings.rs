@@ -16,8 +16,8 @@ use crate::{
 /// The folder, which stands in parts only: a finished file holds no path of the machine.
 const FOLDER: &str = "folder";
 
-/// What the numbers depend on, by name: the model's files by length and hash, the prompt, and how
-/// pictures are prepared.
+/// What the numbers depend on, by name: the model's files by length and hash, the prompt, how
+/// pictures are prepared, and how llama.cpp computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Settings(BTreeMap<String, String>);
@@ -64,6 +64,12 @@ impl Settings {
             FlashAttention::Off => "off",
         };
         set("flash attention", flash_attention.to_owned());
+        // llama.cpp multiplies with other kernels then, which round in other ways.
+        let weights = match options.repack {
+            true => "repacked",
+            false => "as in the file",
+        };
+        set("weights", weights.to_owned());
         let folder = folder
             .canonicalize()
             .map_err(gguf_tools::Error::io("read", folder))?;

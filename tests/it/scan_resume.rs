@@ -145,7 +145,7 @@ fn a_scan_goes_on_with_what_there_is() {
     interrupted(&dir, &file, 1, "1");
     fs::copy(Fixture::Demo.picture("00.png"), dir.join("a/99.png")).expect("a copy");
     // Each part is smaller than this, and the whole is larger.
-    let output = scan_with_limit("250", &dir, &file, "--jobs 2");
+    let output = scan_with_limit("200", &dir, &file, "--jobs 2");
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("`a/99.png` is not as it was"), "{said}");
