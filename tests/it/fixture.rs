@@ -20,7 +20,7 @@ pub(crate) const IMAGE_EMBEDDINGS: f64 = if ON_DEVICE { 2e-4 } else { 1e-5 };
 pub(crate) const ROUNDING: f64 = if ON_DEVICE { 1e-4 } else { 1e-5 };
 /// What other sequences in the context change at most: attention sums over their cells too, as zeros,
 /// in another order, and a GELU that is rounded the other way in ggml's table of f16 is 2e-5.
-pub(crate) const NEIGHBOURS: f64 = 1e-4;
+pub(crate) const NEIGHBOURS: f64 = if ON_DEVICE { 5e-4 } else { 1e-4 };
 const ON_DEVICE: bool = cfg!(feature = "vulkan");
 
 /// A fixture checkpoint.
