@@ -31,12 +31,14 @@
 
 mod activations;
 mod control_vector;
+mod decoder;
 pub mod demo;
 mod encoder;
 mod error;
 pub mod features;
 mod hook_point;
 mod image_cache;
+mod image_encoder;
 mod labels;
 pub mod llama;
 mod logits;

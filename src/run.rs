@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::decoder::{Decoder, Goal};
 use crate::hook_point::Site;
 use crate::llama::{
     Context, GraphNode, Model, Output, OutputRow, Pass, Rows, Sampler, Sampling, Special,
@@ -11,7 +12,7 @@ use crate::logits::log_prob;
 use crate::prompt::{Prompt, Segment};
 use crate::steering::Steering;
 use crate::tap::{Keep, Sequence, Substitute, Tap, Trace};
-use crate::tokens::{Positions, Row, Token};
+use crate::tokens::{Positions, Token};
 use crate::{Error, Result};
 
 /// What a run does.
@@ -250,17 +251,8 @@ fn check_logits(logits: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// How far a prompt is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Goal {
-    /// To the hook, as far as rows of these kinds go.
-    Rows(Positions),
-    /// To the logits after its last row.
-    Logits,
-}
-
 impl RunOptions<'_> {
-    fn goal(&self) -> Goal {
+    pub(crate) fn goal(&self) -> Goal {
         if self.max_tokens > 0 || self.keep.logits {
             Goal::Logits
         } else if self.keep.residuals {
@@ -275,131 +267,8 @@ impl RunOptions<'_> {
     }
 
     /// Whether the hook has something to do.
-    fn is_hooked(&self) -> bool {
+    pub(crate) fn is_hooked(&self) -> bool {
         self.steering.is_some() || self.reads_rows() || self.goal() != Goal::Logits
-    }
-}
-
-/// The way of one or several runs through a context: announces rows, decodes them, checks that the
-/// hook saw them.
-struct Decoder<'a> {
-    context: &'a mut Context<Tap>,
-    node: &'a GraphNode,
-    pass: Pass,
-    /// Whether prompts share the blocks below the hook.
-    shares_prompts: bool,
-    hooked: bool, // at present
-}
-
-impl<'a> Decoder<'a> {
-    fn start(
-        context: &'a mut Context<Tap>,
-        node: &'a GraphNode,
-        options: &[RunOptions<'_>],
-    ) -> Self {
-        context.clear();
-        let pass = match options.iter().any(RunOptions::is_hooked) {
-            true => Pass::Whole,
-            false => Pass::Unhooked,
-        };
-        let tap = context.hook();
-        tap.cursor.clear();
-        tap.sequences = options
-            .iter()
-            .map(|run| Sequence {
-                keep: run.keep,
-                steering: run.steering.cloned(),
-                substitute: None,
-                trace: Trace::default(),
-            })
-            .collect();
-        Self {
-            context,
-            node,
-            pass,
-            shares_prompts: false,
-            hooked: false,
-        }
-    }
-
-    fn set_pass(&mut self, pass: Pass) {
-        self.hooked = pass != Pass::Unhooked;
-        self.context.set_pass(pass);
-    }
-
-    fn decode_prompt(&mut self, sequence: usize, prompt: &Prompt, goal: Goal) -> Result<()> {
-        self.set_pass(match (goal, sequence) {
-            (Goal::Rows(_), _) => Pass::UpToHook,
-            (Goal::Logits, _) if !self.shares_prompts => self.pass,
-            (Goal::Logits, 0) => Pass::Recorded,
-            (Goal::Logits, _) => Pass::Replayed,
-        });
-        let d_model = self.context.d_model();
-        let segments = match goal {
-            Goal::Logits => prompt.segments(),
-            Goal::Rows(kinds) => prompt.segments_to(kinds),
-        };
-        for (i, segment) in segments.iter().enumerate() {
-            let is_last = i + 1 == segments.len();
-            let output = match goal {
-                Goal::Logits if is_last => Output::LastRow,
-                Goal::Logits | Goal::Rows(_) => Output::None,
-            };
-            match segment {
-                Segment::Text(ids) => {
-                    let tokens = ids.iter().map(|&id| Token::text(id));
-                    self.decode(sequence, tokens, Rows::Tokens(ids), output)?;
-                }
-                Segment::Image(rows) => {
-                    let tokens = std::iter::repeat_n(Token::image(), rows.len() / d_model);
-                    self.decode(sequence, tokens, Rows::Embeddings(rows), output)?;
-                }
-            }
-        }
-        if goal != Goal::Logits {
-            // Nothing above the hook was computed, so no other row may look at these.
-            self.context.truncate(sequence, 0)?;
-        }
-        Ok(())
-    }
-
-    /// Ends the prompts: the rest is generated tokens.
-    fn end_prompts(&mut self) {
-        self.set_pass(self.pass);
-    }
-
-    fn decode(
-        &mut self,
-        sequence: usize,
-        tokens: impl Iterator<Item = Token>,
-        rows: Rows<'_>,
-        output: Output,
-    ) -> Result<()> {
-        let submitted = tokens.map(|token| Row { sequence, token });
-        self.context.hook().cursor.submit(submitted);
-        self.context.decode(sequence, rows, output)?;
-        self.check_hook()
-    }
-
-    fn decode_generated(&mut self, sequences: &[usize], ids: &[i32]) -> Result<()> {
-        let rows = sequences.iter().zip(ids).map(|(&sequence, &id)| Row {
-            sequence,
-            token: Token::generated(id),
-        });
-        self.context.hook().cursor.submit(rows);
-        self.context.decode_side_by_side(sequences, ids)?;
-        self.check_hook()
-    }
-
-    fn check_hook(&mut self) -> Result<()> {
-        if self.hooked {
-            self.context.hook().cursor.finish_decode(self.node)?;
-        }
-        Ok(())
-    }
-
-    fn take_trace(&mut self, sequence: usize) -> Trace {
-        std::mem::take(&mut self.context.hook().sequences[sequence].trace)
     }
 }
 

@@ -1,22 +1,22 @@
 //! Model, vision, SAE and steering together: the one place where they meet.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use gguf_tools::gguf::Overwrite;
 
 use crate::control_vector;
 use crate::encoder::EncoderOptions;
 use crate::hook_point::{HookPoint, Site};
-use crate::image_cache::{self, ImageCache};
+use crate::image_cache::ImageCache;
+use crate::image_encoder::ImageEncoder;
 use crate::llama::{
     Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
-    Sampling, Special, Vision, VisionGraph, VisionOptions,
+    Sampling, Special, VisionGraph,
 };
 use crate::memory;
-use crate::model_files::{self, CheckedFiles, ModelFiles, VisionShape};
+use crate::model_files::{self, CheckedFiles, ModelFiles};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{self, Run, RunOptions, Runner};
@@ -87,7 +87,7 @@ impl Default for SessionOptions {
 /// A loaded model with its SAE.
 pub struct Session {
     model: Arc<Model>,
-    vision: Option<LazyVision>,
+    image_encoder: Option<ImageEncoder>,
     options: SessionOptions,
     node: GraphNode,
     // One of the two holds the hook: a context is made when the first run says how long it is.
@@ -146,21 +146,13 @@ impl Session {
             screen: options.screen,
         };
         let sae = Sae::new(checked.sae, encoder)?;
-        let vision = files
-            .mmproj
-            .clone()
-            .zip(checked.vision)
-            .map(|(path, shape)| LazyVision {
-                path,
-                shape,
-                loaded: None,
-                fingerprint: None,
-            });
+        let projector = files.mmproj.clone().zip(checked.vision);
+        let image_encoder = projector.map(|(path, shape)| ImageEncoder::new(path, shape));
         Ok(Self {
             node: checked.node,
             tap: Some(Tap::new(sae)),
             model,
-            vision,
+            image_encoder,
             options,
             context: None,
         })
@@ -194,18 +186,11 @@ impl Session {
     /// # Errors
     /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
     pub fn encode_image(&mut self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let vision = self.vision.as_mut().ok_or_else(|| {
+        let encoder = self.image_encoder.as_mut().ok_or_else(|| {
             Error::invalid("this model has no projector, so it cannot see images")
                 .with_hint("give the projector's file with `--mmproj`")
         })?;
-        let pixels = picture.prepare(vision.shape.image_size, self.options.image_prep)?;
-        let start = Instant::now();
-        let rows = vision.rows(&pixels, &self.model, &self.options)?;
-        Ok(ImageEmbeddings {
-            rows: rows.into(),
-            grid: [vision.shape.grid; 2],
-            time: start.elapsed(),
-        })
+        encoder.encode(picture, &self.model, &self.options)
     }
 
     /// Builds a prompt of a text and at most one image.
@@ -435,76 +420,6 @@ impl Session {
             };
         }
         Ok(self.context.as_mut().expect("made above"))
-    }
-}
-
-/// A vision encoder that is loaded when a picture is not in the cache.
-struct LazyVision {
-    path: PathBuf,
-    shape: VisionShape,
-    loaded: Option<Vision>,
-    fingerprint: Option<blake3::Hash>,
-}
-
-impl LazyVision {
-    /// The embeddings of a prepared picture, `[n_image_tokens, d_model]`.
-    fn rows(
-        &mut self,
-        pixels: &[u8],
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<Vec<f32>> {
-        let Some(cache) = &options.image_cache else {
-            return self.encode(pixels, model, options);
-        };
-        let fingerprint = match self.fingerprint {
-            Some(known) => known,
-            None => *self
-                .fingerprint
-                .insert(image_cache::fingerprint(&self.path)?),
-        };
-        // All but the threads, which change no bit.
-        let VisionOptions {
-            use_gpu,
-            threads: _,
-            flash_attention,
-            vision_graph,
-        } = vision_options(options);
-        let settings = format!("{use_gpu} {flash_attention:?} {vision_graph:?}");
-        let key = image_cache::Key::new(pixels, &fingerprint, &settings);
-        let n_values = self.shape.grid * self.shape.grid * model.d_model();
-        if let Some(rows) = cache.get(&key, n_values) {
-            return Ok(rows);
-        }
-        let rows = self.encode(pixels, model, options)?;
-        cache.put(&key, &rows);
-        Ok(rows)
-    }
-
-    fn encode(
-        &mut self,
-        pixels: &[u8],
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<Vec<f32>> {
-        let vision = match &mut self.loaded {
-            Some(loaded) => loaded,
-            None => self.loaded.insert(Vision::load(
-                &self.path,
-                Arc::clone(model),
-                vision_options(options),
-            )?),
-        };
-        vision.encode(pixels, self.shape.image_size as usize)
-    }
-}
-
-fn vision_options(options: &SessionOptions) -> VisionOptions {
-    VisionOptions {
-        use_gpu: options.gpu_layers != 0,
-        threads: options.threads,
-        flash_attention: options.flash_attention,
-        vision_graph: options.vision_graph,
     }
 }
 
