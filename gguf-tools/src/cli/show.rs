@@ -37,6 +37,10 @@ fn print_text(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {
         gguf.version(),
         gguf.alignment()
     )?;
+    if let Ok(Some((shard_idx, n_shards))) = gguf.shard() {
+        let number = u32::from(shard_idx) + 1;
+        writeln!(out, "shard {number} of {n_shards} of a model")?;
+    }
     writeln!(out, "\n{} keys", metadata.len())?;
     let width = column_width(metadata.iter().map(|(key, _)| key));
     for (key, value) in metadata {

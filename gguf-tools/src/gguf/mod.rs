@@ -5,12 +5,14 @@
 //! keys and tensors mean.
 
 mod reader;
+mod shards;
 mod source;
 mod tensor_type;
 mod value;
 mod writer;
 
 pub use reader::{Gguf, TensorInfo};
+pub use shards::ShardName;
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 pub(crate) use writer::CompleteFile;

@@ -14,10 +14,11 @@ const PAIR_MEMORY_BYTES: u64 = size_of::<(String, Value)>() as u64 + 40;
 /// What a tensor takes in memory beside its name: itself, its dims, and its place in the set.
 const TENSOR_MEMORY_BYTES: u64 = size_of::<TensorInfo>() as u64 + 8 * MAX_DIMS as u64 + 40;
 
-/// A GGUF file whose header has been read and checked; the tensors' data stays in the file.
+/// A GGUF file, or a model of several, whose header has been read and checked; the tensors' data
+/// stays in the file.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
+    paths: Vec<PathBuf>, // one, or those of all shards
     version: u32,
     metadata: Vec<(String, Value)>,
     tensors: Vec<TensorInfo>,
@@ -34,7 +35,9 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// The number format.
     pub tensor_type: TensorType,
-    /// From the start of the file, in bytes.
+    /// Which of [`Gguf::paths`] holds it.
+    pub shard_idx: usize,
+    /// From the start of its file, in bytes.
     pub offset: u64,
     /// The data's length.
     pub n_bytes: u64,
@@ -85,7 +88,7 @@ impl Gguf {
         place_tensors(&mut tensors, &source, alignment)?;
 
         Ok(Self {
-            path: path.to_owned(),
+            paths: vec![path.to_owned()],
             version,
             metadata,
             tensors,
@@ -93,9 +96,26 @@ impl Gguf {
         })
     }
 
-    /// The file's path, as it was opened.
+    /// The file's path, as it was opened; of a model in shards the first one's.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.paths[0]
+    }
+
+    /// The paths of all shards, the first of which has the metadata: one, unless it was opened with
+    /// [`Gguf::open_with_shards`].
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Takes the tensors of another shard.
+    pub(super) fn add_shard(&mut self, shard: Self) {
+        let shard_idx = self.paths.len();
+        self.paths.extend(shard.paths);
+        let tensors = shard.tensors.into_iter();
+        self.tensors.extend(tensors.map(|tensor| TensorInfo {
+            shard_idx,
+            ..tensor
+        }));
     }
 
     /// The format's version: 2 or 3.
@@ -170,7 +190,7 @@ impl Gguf {
 
     /// The error for a key that is missing or of the wrong type.
     pub(crate) fn wrong_value(&self, key: &str, expected: &str, got: Option<&Value>) -> Error {
-        let path = self.path.display();
+        let path = self.path().display();
         match got {
             None => Error::invalid(format!("`{path}` has no key `{key}`")),
             Some(value) => Error::invalid(format!(
@@ -190,17 +210,24 @@ impl Gguf {
     /// # Errors
     /// When it is missing, or has another shape.
     pub fn require_tensor(&self, name: &str, dims: &[u64]) -> Result<&TensorInfo> {
-        let path = self.path.display();
-        let tensor = self
-            .tensor(name)
-            .ok_or_else(|| Error::invalid(format!("`{path}` has no tensor `{name}`")))?;
+        let tensor = self.tensor(name).ok_or_else(|| {
+            Error::invalid(format!(
+                "`{}` has no tensor `{name}`",
+                self.path().display()
+            ))
+        })?;
         if tensor.dims != dims {
+            let path = self.path_of(tensor).display();
             return Err(Error::invalid(format!(
                 "`{path}`: tensor `{name}` must have the dims {dims:?}, but has {:?}",
                 tensor.dims
             )));
         }
         Ok(tensor)
+    }
+
+    fn path_of(&self, tensor: &TensorInfo) -> &Path {
+        &self.paths[tensor.shard_idx]
     }
 
     /// All values of a tensor of this file.
@@ -241,15 +268,15 @@ impl Gguf {
         take: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         const BLOCK_BYTES: usize = 1 << 20;
-        let mut file = input_file::open(&self.path)?;
+        let path = self.path_of(tensor);
+        let mut file = input_file::open(path)?;
         file.seek(SeekFrom::Start(tensor.offset))
-            .map_err(Error::io("read", &self.path))?;
+            .map_err(Error::io("read", path))?;
         let mut n_left = size(tensor.n_bytes);
         let mut block = vec![0; BLOCK_BYTES.min(n_left)];
         while n_left > 0 {
             let block = &mut block[..BLOCK_BYTES.min(n_left)];
-            file.read_exact(block)
-                .map_err(Error::io("read", &self.path))?;
+            file.read_exact(block).map_err(Error::io("read", path))?;
             take(block)?;
             n_left -= block.len();
         }
@@ -258,10 +285,11 @@ impl Gguf {
 
     /// Reads rows from `first_row` on, as many as `out` holds.
     fn read_into(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
+        let path = self.path_of(tensor);
         if !tensor.tensor_type.is_convertible() {
             return Err(Error::invalid(format!(
                 "`{}`: tensor `{}` has the type {}, which is not converted here",
-                self.path.display(),
+                path.display(),
                 tensor.name,
                 tensor.tensor_type.name()
             )));
@@ -279,14 +307,14 @@ impl Gguf {
             tensor.name
         );
 
-        let mut file = input_file::open(&self.path)?;
+        let mut file = input_file::open(path)?;
         file.seek(SeekFrom::Start(tensor.offset + start))
-            .map_err(Error::io("read", &self.path))?;
+            .map_err(Error::io("read", path))?;
         let mut file = BufReader::with_capacity(1 << 20, file.take(length));
         let mut bytes = vec![0; row_bytes];
         for row in out.chunks_exact_mut(n_columns) {
             file.read_exact(&mut bytes)
-                .map_err(Error::io("read", &self.path))?;
+                .map_err(Error::io("read", path))?;
             tensor.tensor_type.dequantize(&bytes, row);
         }
         Ok(())
@@ -294,7 +322,9 @@ impl Gguf {
 }
 
 /// The first name that is there twice.
-fn first_twin<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> Option<&'a String> {
+pub(super) fn first_twin<'a>(
+    names: impl ExactSizeIterator<Item = &'a String>,
+) -> Option<&'a String> {
     let mut seen = HashSet::with_capacity(names.len());
     names.into_iter().find(|&name| !seen.insert(name))
 }

@@ -149,6 +149,7 @@ impl Source {
             name,
             dims,
             tensor_type,
+            shard_idx: 0,
             offset: u64::decode(self)?,
             n_bytes,
         })
