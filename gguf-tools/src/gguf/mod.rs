@@ -15,7 +15,7 @@ pub use reader::{Gguf, TensorInfo};
 pub use shards::ShardName;
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
-pub(crate) use writer::CompleteFile;
+pub(crate) use writer::{CompleteFile, checksum};
 pub use writer::{Overwrite, TensorWriter, Writer};
 
 const MAGIC: [u8; 4] = *b"GGUF";

@@ -1,7 +1,8 @@
 //! Reads GGUF headers, and tensors as f32.
 
 use std::collections::HashSet;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom, Take};
 use std::path::{Path, PathBuf};
 
 use super::source::Source;
@@ -285,6 +286,28 @@ impl Gguf {
 
     /// Reads rows from `first_row` on, as many as `out` holds.
     fn read_into(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
+        let n_columns = size(tensor.dims[0]);
+        let mut rows = self.rows(tensor, first_row, out.len() / n_columns)?;
+        for row in out.chunks_exact_mut(n_columns) {
+            let (_, values) = rows.next()?.expect("rows of the tensor");
+            row.copy_from_slice(values);
+        }
+        Ok(())
+    }
+
+    /// Starts to read `n_rows` rows of a tensor of this file, from `first_row` on.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the tensor's type has no conversion here.
+    ///
+    /// # Panics
+    /// When the tensor does not have these rows.
+    pub(crate) fn rows(
+        &self,
+        tensor: &TensorInfo,
+        first_row: usize,
+        n_rows: usize,
+    ) -> Result<Rows<'_>> {
         let path = self.path_of(tensor);
         if !tensor.tensor_type.is_convertible() {
             return Err(Error::invalid(format!(
@@ -295,29 +318,54 @@ impl Gguf {
             )));
         }
         let n_columns = size(tensor.dims[0]);
-        let row_bytes = tensor
-            .tensor_type
-            .row_bytes(n_columns)
-            .expect("checked by `open`");
+        let row_bytes = tensor.tensor_type.row_bytes(n_columns);
+        let row_bytes = row_bytes.expect("checked by `open`");
         let start = (first_row * row_bytes) as u64;
-        let length = (out.len() / n_columns * row_bytes) as u64;
+        let length = (n_rows * row_bytes) as u64;
         assert!(
             start + length <= tensor.n_bytes,
             "rows of `{}`",
             tensor.name
         );
-
         let mut file = input_file::open(path)?;
         file.seek(SeekFrom::Start(tensor.offset + start))
             .map_err(Error::io("read", path))?;
-        let mut file = BufReader::with_capacity(1 << 20, file.take(length));
-        let mut bytes = vec![0; row_bytes];
-        for row in out.chunks_exact_mut(n_columns) {
-            file.read_exact(&mut bytes)
-                .map_err(Error::io("read", path))?;
-            tensor.tensor_type.dequantize(&bytes, row);
+        Ok(Rows {
+            file: BufReader::with_capacity(1 << 20, file.take(length)),
+            path,
+            tensor_type: tensor.tensor_type,
+            bytes: vec![0; row_bytes],
+            values: vec![0.0; n_columns],
+            n_left: n_rows,
+        })
+    }
+}
+
+/// Rows of a tensor that are being read.
+pub(crate) struct Rows<'a> {
+    file: BufReader<Take<File>>,
+    path: &'a Path,
+    tensor_type: TensorType,
+    bytes: Vec<u8>,   // of one row, reused
+    values: Vec<f32>, // of one row, reused
+    n_left: usize,
+}
+
+impl Rows<'_> {
+    /// The next row as it lies in the file and as f32, and `None` after the last.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn next(&mut self) -> Result<Option<(&[u8], &[f32])>> {
+        if self.n_left == 0 {
+            return Ok(None);
         }
-        Ok(())
+        self.n_left -= 1;
+        self.file
+            .read_exact(&mut self.bytes)
+            .map_err(Error::io("read", self.path))?;
+        self.tensor_type.dequantize(&self.bytes, &mut self.values);
+        Ok(Some((&self.bytes, &self.values)))
     }
 }
 

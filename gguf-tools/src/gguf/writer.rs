@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use flate2::Crc;
 use tempfile::TempPath;
 
 use super::value::Scalar;
@@ -62,6 +63,8 @@ pub struct Writer {
     target: PathBuf,
     overwrite: Overwrite,
     metadata: Vec<(String, Value)>,
+    /// The key that the tensors' checksum goes to.
+    checksum_key: Option<String>,
     tensors: Vec<Declared>,
 }
 
@@ -100,6 +103,7 @@ impl Writer {
             target: target.clone(),
             overwrite,
             metadata: Vec::new(),
+            checksum_key: None,
             tensors: Vec::new(),
         })
     }
@@ -107,6 +111,12 @@ impl Writer {
     /// Adds a metadata value.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.metadata.push((key.to_owned(), value.into()));
+    }
+
+    /// Adds a u32 that becomes the [`checksum`] of the tensors once they are written.
+    pub(crate) fn set_checksum(&mut self, key: &str) {
+        self.set(key, 0_u32);
+        self.checksum_key = Some(key.to_owned());
     }
 
     /// Adds a tensor, whose values follow in the order of declaration; dims are in ggml's order, the
@@ -131,12 +141,20 @@ impl Writer {
         (self.metadata.len() as u64).encode(&mut header);
 
         let mut keys = HashSet::new();
+        let mut checksum = None;
         for (key, value) in &self.metadata {
             if key.is_empty() || !keys.insert(key.as_str()) {
                 return Err(self.refused(format!("key `{key}` is empty or set twice")));
             }
             key.encode(&mut header);
             value.encode(&mut header);
+            if self.checksum_key.as_ref() == Some(key) {
+                checksum = Some(Checksum {
+                    place: (header.len() - size_of::<u32>()) as u64,
+                    crc: Crc::new(),
+                    of_tensors: Vec::new(),
+                });
+            }
         }
 
         let mut names = HashSet::new();
@@ -183,6 +201,7 @@ impl Writer {
             tensors: planned,
             current_idx: 0,
             n_written: 0,
+            checksum,
             row: Vec::new(),
         };
         writer.write(&header)?;
@@ -206,7 +225,28 @@ pub struct TensorWriter {
     current_idx: usize,
     /// Bytes of the current tensor that are written.
     n_written: u64,
+    checksum: Option<Checksum>,
     row: Vec<u8>, // one quantised row, reused
+}
+
+/// The checksum of the tensors that are written.
+#[derive(Debug)]
+struct Checksum {
+    /// Where it goes, from the start of the file.
+    place: u64,
+    /// Of the current tensor.
+    crc: Crc,
+    of_tensors: Vec<u32>,
+}
+
+/// The checksum of tensors whose bytes have these CRC-32s: the CRC-32 of those, four bytes each, the
+/// lowest first.
+pub(crate) fn checksum(of_tensors: &[u32]) -> u32 {
+    let mut crc = Crc::new();
+    of_tensors
+        .iter()
+        .for_each(|sum| crc.update(&sum.to_le_bytes()));
+    crc.sum()
 }
 
 /// A tensor whose place in the file is fixed.
@@ -261,8 +301,15 @@ impl TensorWriter {
     pub(crate) fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes)?;
         self.n_written += bytes.len() as u64;
+        if let Some(checksum) = &mut self.checksum {
+            checksum.crc.update(bytes);
+        }
         let n_bytes = self.current()?.n_bytes;
         if self.n_written == n_bytes {
+            if let Some(checksum) = &mut self.checksum {
+                checksum.of_tensors.push(checksum.crc.sum());
+                checksum.crc.reset();
+            }
             let n_padding = n_bytes.next_multiple_of(DEFAULT_ALIGNMENT) - n_bytes;
             self.write(&[0; DEFAULT_ALIGNMENT as usize][..n_padding as usize])?;
             self.current_idx += 1;
@@ -306,6 +353,14 @@ impl TensorWriter {
             return Err(self.refused(format!("tensor `{}` is incomplete", tensor.name)));
         }
         let failed = |source| Error::io("write", &self.target)(source);
+        if let Some(Checksum {
+            place, of_tensors, ..
+        }) = &self.checksum
+        {
+            self.file.seek(SeekFrom::Start(*place)).map_err(failed)?;
+            let sum = checksum(of_tensors).to_le_bytes();
+            self.file.write_all(&sum).map_err(failed)?;
+        }
         self.file.flush().map_err(failed)?;
         let file = self
             .file

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::baseline::Baseline;
 use super::schema::{
     Architecture, B_DEC, B_ENC, BASELINE_PICTURES, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN, refused,
+    SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};
@@ -32,7 +32,8 @@ pub struct SaeFile {
 }
 
 impl SaeFile {
-    /// Opens the file at `path` and checks every key and every tensor's shape and type.
+    /// Opens the file at `path` and checks every key, every tensor's shape and type, and the ranges of
+    /// the vectors. What the matrices hold is seen by [`SaeFile::verify`].
     ///
     /// # Errors
     /// When it is no GGUF file, no SAE, of another version, or not as the schema says.
@@ -41,12 +42,14 @@ impl SaeFile {
         let meta = SaeMeta::read(&gguf)?;
         meta.check_tensors(&gguf)?;
         let matrix = |name| gguf.tensor(name).expect("just checked").clone();
-        Ok(Self {
+        let file = Self {
             w_enc: matrix(W_ENC),
             w_dec: matrix(W_DEC),
             meta,
             gguf,
-        })
+        };
+        file.check_vectors()?;
+        Ok(file)
     }
 
     /// The file's path, as it was opened.
@@ -161,11 +164,10 @@ impl SaeFile {
             .read_f32(self.gguf.tensor(name).expect("checked by `open`"))?;
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
-            Some(idx) => Err(refused(
-                &self.gguf,
-                &format!("tensor `{name}` holds {} at index {idx}", values[idx]),
-            )
-            .with_hint("the file is damaged: convert the SAE again")),
+            Some(idx) => Err(self.damaged(&format!(
+                "tensor `{name}` holds {} at index {idx}",
+                values[idx]
+            ))),
         }
     }
 }

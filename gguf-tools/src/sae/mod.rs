@@ -3,7 +3,7 @@
 //! ```text
 //! a folder ─► recognize ─► saelens, gemma_scope, sparsify, llama_scope ─► Source ─┐
 //! Neuronpedia's labels ─► labels ──────────────────────────────────────────────────┴─► convert ─► sae-*.gguf
-//! sae-*.gguf ─► schema ─► file: SaeFile, which the runtime reads
+//! sae-*.gguf ─► schema ─► file: SaeFile, which the runtime reads; verify, once for a new file
 //! what the runtime measured on pictures ─► baseline ─► a copy of sae-*.gguf
 //! ```
 //!
@@ -23,6 +23,7 @@ mod schema;
 mod source;
 mod sparsify;
 mod tensor_file;
+mod verify;
 
 pub use baseline::Baseline;
 pub use convert::{SaeOptions, convert};

@@ -21,6 +21,8 @@
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature fires |
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of.
+//! `sae.checksum` (u32, optional) is of all tensors above but the baseline's: the CRC-32 of their
+//! CRC-32s, in the file's order, each as four bytes with the lowest first.
 
 use std::fmt;
 use std::path::Path;
@@ -44,6 +46,7 @@ pub(super) const LOG_SPARSITY: &str = "sae.log_sparsity";
 pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
 pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
+pub(super) const CHECKSUM: &str = "sae.checksum";
 
 /// What an SAE is, apart from its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -223,6 +226,11 @@ impl SaeMeta {
         tensors.push(vector(IMAGE_BASELINE, d_sae, false));
         tensors.push(vector(IMAGE_FREQUENCY, d_sae, false));
         tensors
+    }
+
+    /// Whether such an SAE may have the tensor.
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.tensors().iter().any(|tensor| tensor.name == name)
     }
 
     /// Checks that the file has the tensors that belong to such an SAE.
@@ -438,6 +446,7 @@ pub(super) fn begin(
     }
     let mut writer = Writer::create(target, overwrite)?;
     meta.write(&mut writer);
+    writer.set_checksum(CHECKSUM);
     for tensor in meta.tensors() {
         if tensor.is_required || optional.contains(&tensor.name) {
             let tensor_type = match tensor.kind {

@@ -10,6 +10,7 @@ mod sae_file;
 mod sae_folder;
 mod sae_formats;
 mod sae_optional_files;
+mod sae_verify;
 mod shards;
 mod show;
 

@@ -29,6 +29,13 @@ impl Contents {
             .push((name, dims.to_vec(), tensor_type, values));
     }
 
+    fn vector(&mut self, name: &'static str, values: &[f32]) {
+        self.remove(name);
+        let dims = vec![values.len() as u64];
+        self.tensors
+            .push((name, dims, TensorType::F32, values.to_vec()));
+    }
+
     fn write(&self, dir: &Path) -> PathBuf {
         let path = dir.join("sae.gguf");
         let mut writer = Writer::create(&path, Overwrite::Replace).expect("the folder is there");
@@ -70,7 +77,7 @@ fn right() -> Contents {
     contents.tensor("sae.w_dec", &[32, 3], TensorType::F16);
     contents.tensor("sae.b_enc", &[3], TensorType::F32);
     contents.tensor("sae.b_dec", &[32], TensorType::F32);
-    contents.tensor("sae.decoder_norm", &[3], TensorType::F32);
+    contents.vector("sae.decoder_norm", &[3.0, 4.0, 5.0]);
     contents.tensor("sae.threshold", &[3], TensorType::F32);
     contents
 }
