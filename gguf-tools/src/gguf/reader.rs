@@ -62,6 +62,9 @@ impl Gguf {
         for _ in 0..n_pairs {
             metadata.push((source.string()?, Value::decode(&mut source)?));
         }
+        if metadata.iter().any(|(key, _)| key.is_empty()) {
+            return Err(source.malformed("a key is empty"));
+        }
         if let Some(key) = first_twin(metadata.iter().map(|(key, _)| key)) {
             return Err(source.malformed(format!("key `{key}` is there twice")));
         }

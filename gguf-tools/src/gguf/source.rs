@@ -137,7 +137,13 @@ impl Source {
             .collect::<Result<Vec<_>>>()?;
         let code = u32::decode(self)?;
         let tensor_type = TensorType::from_code(code).ok_or_else(|| {
-            self.malformed(format!("tensor `{name}` has the unknown type {code}"))
+            let Some((removed, instead)) = TensorType::removed(code) else {
+                return self.malformed(format!("tensor `{name}` has the unknown type {code}"));
+            };
+            self.malformed(format!(
+                "tensor `{name}` has type {code}, `{removed}`, which llama.cpp reads no more"
+            ))
+            .with_hint(format!("use a file of this model in `{instead}`"))
         })?;
         let n_bytes = tensor_bytes(tensor_type, &dims).ok_or_else(|| {
             self.malformed(format!(

@@ -26,7 +26,7 @@ pub enum TensorType {
 
 /// ggml's other formats: number, name, values of a block, bytes of a block
 /// (`ggml/include/ggml.h`, `ggml/src/ggml-common.h`).
-const OTHERS: [(u32, &str, usize, usize); 34] = [
+const OTHERS: [(u32, &str, usize, usize); 31] = [
     (2, "q4_0", 32, 18),
     (3, "q4_1", 32, 20),
     (6, "q5_0", 32, 22),
@@ -58,10 +58,19 @@ const OTHERS: [(u32, &str, usize, usize); 34] = [
     (40, "nvfp4", 64, 36),
     (41, "q1_0", 128, 18),
     (42, "q2_0", 64, 18),
-    // Removed from ggml, but still met in old files: repacked q4_0.
-    (31, "q4_0_4_4", 32, 18),
-    (32, "q4_0_4_8", 32, 18),
-    (33, "q4_0_8_8", 32, 18),
+];
+
+/// The formats that ggml has removed, which old files may have: number, name, and the format to
+/// use instead.
+const REMOVED: [(u32, &str, &str); 8] = [
+    (4, "q4_2", "q4_0"),
+    (5, "q4_3", "q4_1"),
+    (31, "q4_0_4_4", "q4_0"),
+    (32, "q4_0_4_8", "q4_0"),
+    (33, "q4_0_8_8", "q4_0"),
+    (36, "iq4_nl_4_4", "iq4_nl"),
+    (37, "iq4_nl_4_8", "iq4_nl"),
+    (38, "iq4_nl_8_8", "iq4_nl"),
 ];
 
 impl TensorType {
@@ -77,6 +86,12 @@ impl TensorType {
                 .any(|other| other.0 == code)
                 .then_some(Self::Other(code)),
         }
+    }
+
+    /// Name and successor of the format that had ggml's number `code`, if it has been removed.
+    pub(super) fn removed(code: u32) -> Option<(&'static str, &'static str)> {
+        let found = REMOVED.iter().find(|removed| removed.0 == code);
+        found.map(|&(_, name, instead)| (name, instead))
     }
 
     /// ggml's number for the format.

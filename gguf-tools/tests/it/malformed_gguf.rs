@@ -129,6 +129,7 @@ fn each_fault_is_named() {
         "key `a` is there twice",
         pair(pair(Bytes::header(0, 2), "a"), "a").padded(),
     );
+    check("a key is empty", pair(Bytes::header(0, 1), "").padded());
     check(
         "`general.alignment`",
         pair(Bytes::header(0, 1), "general.alignment").padded(),
@@ -137,7 +138,10 @@ fn each_fault_is_named() {
         |dims: &[u64], type_code| Bytes::header(1, 0).tensor("t", dims, type_code, 0).padded();
     check("0 dimensions", tensor(&[], 0));
     check("5 dimensions", tensor(&[1; 5], 0));
-    check("unknown type 4", tensor(&[1], 4));
+    check("type 4, `q4_2`", tensor(&[32], 4));
+    check("type 33, `q4_0_8_8`", tensor(&[32], 33));
+    check("type 36, `iq4_nl_4_4`", tensor(&[32], 36));
+    check("unknown type 43", tensor(&[1], 43));
     check("impossible dims [0]", tensor(&[0], 0));
     check("impossible dims [33]", tensor(&[33], 8));
     check("impossible dims", tensor(&[huge, huge], 0));
