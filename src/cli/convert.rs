@@ -198,6 +198,11 @@ fn convert_llava(
     let dir = model.parent().expect("it lies in the output folder");
     let mut bar = progress::byte_bar("model", verbosity, Arc::clone(&interrupt));
     let made = llava::convert(source, dir, &options, &mut bar)?;
+    if !verbosity.is_quiet() {
+        for line in &made.report {
+            eprintln!("{line}");
+        }
+    }
     if let Some(k_quant) = k_quant {
         let spinner = Spinner::start("quantising", verbosity);
         quantize_or_stop(&made.model, model, k_quant, &interrupt)?;

@@ -62,6 +62,9 @@ fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
         &mut |n_done, n_in_all| bar.update(n_done, n_in_all),
     )?;
     bar.finish();
+    for line in &files.report {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
     print_line(&files.model.display().to_string())?;
     print_line(&files.mmproj.display().to_string())
 }

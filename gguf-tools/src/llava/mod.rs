@@ -48,6 +48,8 @@ pub struct LlavaFiles {
     pub model: PathBuf,
     /// The image encoder with its projector: `mmproj-<type>.gguf`.
     pub mmproj: PathBuf,
+    /// What was read and decided, in lines for people.
+    pub report: Vec<String>,
 }
 
 /// Converts the checkpoint folder `dir` into two GGUF files in `out_dir`, which is made if need be.
@@ -67,11 +69,9 @@ pub fn convert(
     options: &LlavaOptions,
     progress: Progress,
 ) -> Result<LlavaFiles> {
-    let files = LlavaFiles {
-        model: out_dir.join(format!("model-{}.gguf", options.model_type.name())),
-        mmproj: out_dir.join(format!("mmproj-{}.gguf", options.mmproj_type.name())),
-    };
-    for path in [&files.model, &files.mmproj] {
+    let model_path = out_dir.join(format!("model-{}.gguf", options.model_type.name()));
+    let mmproj_path = out_dir.join(format!("mmproj-{}.gguf", options.mmproj_type.name()));
+    for path in [&model_path, &mmproj_path] {
         options.overwrite.check(path)?;
     }
     let model_file_type = file_type(options.model_type)?;
@@ -89,18 +89,19 @@ pub fn convert(
     )?;
     let tokenizer = Tokenizer::read(dir, &config)?;
     language_model::check_output(&config.text, &checkpoint)?;
-    output::warn_of_fallback(&files.model, &model_tensors, options.model_type);
-    output::warn_of_fallback(&files.mmproj, &mmproj_tensors, options.mmproj_type);
+    let report = report(&config, &tokenizer, &checkpoint, options);
+    output::warn_of_fallback(&model_path, &model_tensors, options.model_type);
+    output::warn_of_fallback(&mmproj_path, &mmproj_tensors, options.mmproj_type);
 
     let _out_dir = OutputDir::create(out_dir)?;
-    let mut model = Writer::create(&files.model, options.overwrite)?;
+    let mut model = Writer::create(&model_path, options.overwrite)?;
     model.set("general.architecture", "gemma");
     model.set("general.type", "model");
     write_general(dir, model_file_type, &mut model);
     language_model::write_metadata(&config.text, &mut model);
     tokenizer.write_metadata(&mut model);
 
-    let mut mmproj = Writer::create(&files.mmproj, options.overwrite)?;
+    let mut mmproj = Writer::create(&mmproj_path, options.overwrite)?;
     mmproj.set("general.architecture", "clip");
     mmproj.set("general.type", "mmproj");
     write_general(dir, mmproj_file_type, &mut mmproj);
@@ -116,10 +117,47 @@ pub fn convert(
     model.publish()?;
     if let Err(error) = mmproj.publish() {
         // What is left if this fails too is a whole file, and the first error is the one to tell.
-        let _ = fs::remove_file(&files.model);
+        let _ = fs::remove_file(&model_path);
         return Err(error);
     }
-    Ok(files)
+    Ok(LlavaFiles {
+        model: model_path,
+        mmproj: mmproj_path,
+        report,
+    })
+}
+
+fn report(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    checkpoint: &Checkpoint,
+    options: &LlavaOptions,
+) -> Vec<String> {
+    let Config { text, vision, .. } = config;
+    let [mean, std] = [vision.image_mean, vision.image_std].map(|colours| {
+        let [red, green, blue] = colours;
+        format!("({red:.4}, {green:.4}, {blue:.4})")
+    });
+    vec![
+        format!(
+            "read a LLaVA of Gemma: {} blocks of width {}, {} rows of vocabulary, tokens from `{}`",
+            text.n_layers, text.d_model, text.vocab_size, tokenizer.source
+        ),
+        format!(
+            "vision tower: CLIP of {} blocks of width {}, of which {} run, since `vision_feature_layer` is {}",
+            vision.n_layers, vision.d_model, vision.n_feature_layers, vision.feature_layer
+        ),
+        format!(
+            "pictures: {0} × {0} pixels in patches of {1}; mean {mean}, deviation {std}",
+            vision.image_size, vision.patch_size
+        ),
+        format!(
+            "weights: {}, written as {} (language model) and {} (vision tower and projector)",
+            type_of(checkpoint).name(),
+            options.model_type.name(),
+            options.mmproj_type.name()
+        ),
+    ]
 }
 
 /// The number type of the checkpoint's weights: the smallest that holds all of them exactly. Tensors
@@ -128,16 +166,19 @@ pub fn convert(
 /// # Errors
 /// Weights that cannot be found or read.
 pub fn weight_type(dir: &Path) -> Result<TensorType> {
-    let checkpoint = Checkpoint::open(dir)?;
+    Checkpoint::open(dir).map(|checkpoint| type_of(&checkpoint))
+}
+
+fn type_of(checkpoint: &Checkpoint) -> TensorType {
     let mut types = checkpoint
         .iter()
         .filter_map(|(_, tensor)| tensor.tensor_type());
     let first = types.next().unwrap_or(TensorType::F32);
-    Ok(if types.all(|tensor_type| tensor_type == first) {
+    if types.all(|tensor_type| tensor_type == first) {
         first
     } else {
         TensorType::F32
-    })
+    }
 }
 
 fn write_tensors(

@@ -29,7 +29,7 @@ fn check_dir(dir: &Path, expected: &[&str]) {
 }
 
 /// Checks the error for a checkpoint that `spoil` has changed.
-fn check(spoil: impl FnOnce(&mut Checkpoint), expected: &[&str]) {
+pub(crate) fn check(spoil: impl FnOnce(&mut Checkpoint), expected: &[&str]) {
     let mut checkpoint = Checkpoint::new();
     spoil(&mut checkpoint);
     let dir = tempfile::tempdir().unwrap();
@@ -124,6 +124,30 @@ fn settings_that_llama_cpp_cannot_compute() {
         set("/vision_config/patch_size", 5.into()),
         &["`vision_config.image_size` is 12", "multiple"],
     );
+    for (pointer, value, words) in [
+        (
+            "/image_token_index",
+            json!(-200),
+            ["`image_token_index` is -200", "-hf"],
+        ),
+        (
+            "/image_token_id",
+            json!(-1),
+            ["`image_token_id` is -1", "-hf"],
+        ),
+        (
+            "/model_type",
+            json!("llava_gemma"),
+            ["`model_type` is `llava_gemma`", "-hf"],
+        ),
+        (
+            "/mm_vision_tower",
+            json!("openai/clip-vit-large-patch14-336"),
+            ["`mm_vision_tower`", "-hf"],
+        ),
+    ] {
+        check(set(pointer, value), &words);
+    }
     check(
         set("/image_token_index", VOCAB_SIZE.into()),
         &["`image_token_index` is 272"],
@@ -153,16 +177,6 @@ fn settings_that_llama_cpp_cannot_compute() {
         set("/text_config/hidden_size", "wide".into()),
         &["config.json", "wide"],
     );
-    for crop_size in [
-        json!(24),
-        json!({ "height": 24, "width": 24 }),
-        json!({ "shortest_edge": 24 }),
-    ] {
-        check(
-            preprocessor(json!({ "crop_size": crop_size })),
-            &["preprocessor_config.json", "`crop_size` is 24x24", "12"],
-        );
-    }
 }
 
 fn preprocessor(config: Value) -> impl FnOnce(&mut Checkpoint) {

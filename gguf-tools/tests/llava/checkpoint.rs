@@ -60,6 +60,9 @@ pub(crate) struct Checkpoint {
 }
 
 pub(crate) const VOCAB_SIZE: usize = 272;
+
+/// Pixels on a side of the image.
+pub(crate) const IMAGE_SIZE: usize = 12;
 const D_MODEL: usize = 32;
 const D_FFN: usize = 64;
 const D_HEAD: usize = 16;
@@ -94,7 +97,7 @@ impl Checkpoint {
                     "intermediate_size": VISION_D_FFN,
                     "num_hidden_layers": N_VISION_LAYERS,
                     "num_attention_heads": 3,
-                    "image_size": 12,
+                    "image_size": IMAGE_SIZE,
                     "patch_size": PATCH_SIZE,
                 },
             }),

@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoint;
 mod files;
+mod preprocessor;
 mod spellings;
 mod tokens;
 mod values;

@@ -102,10 +102,6 @@ fn spellings_of_settings_make_no_difference() {
         let settings = serde_json::json!({ "added_tokens_decoder": null });
         c.files.insert("tokenizer_config.json", settings);
     });
-    check_same(|c| {
-        let settings = serde_json::json!({ "crop_size": { "shortest_edge": 12 } });
-        c.files.insert("preprocessor_config.json", settings);
-    });
     check_same(|c| c.config["vision_feature_layer"] = 2.into());
     check_same(|c| c.config["vision_feature_layer"] = serde_json::json!([-2]));
     check_same(|c| {

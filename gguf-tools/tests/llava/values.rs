@@ -349,7 +349,7 @@ fn settings_reach_the_files() {
         .tensors
         .retain(|name, _| !name.starts_with("multi_modal_projector") || name.ends_with("weight"));
     checkpoint.files.insert("processor_config.json", serde_json::json!({
-        "image_processor": { "crop_size": 12, "image_mean": [0.5, 0.25, 0.125], "image_std": [1.0, 0.5, 0.25] }
+        "image_processor": { "size": 12, "crop_size": 12, "image_mean": [0.5, 0.25, 0.125], "image_std": [1.0, 0.5, 0.25] }
     }));
     let dir = tempfile::tempdir().unwrap();
     checkpoint.write(dir.path());

@@ -4,15 +4,18 @@
 //! gives its `model_type` (`GemmaConfig`, `CLIPVisionConfig`, `LlavaConfig`, versions 4.38 to 5.x).
 //! What llama.cpp's graphs cannot compute is refused here, so that a [`Config`] can be converted.
 
+mod preprocessor;
 mod text;
 mod vision;
 
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use self::preprocessor::read_preprocessor;
 use self::text::RawText;
-use self::vision::{RawVision, read_preprocessor};
+use self::vision::RawVision;
 use crate::json_file::read_json;
 use crate::{Error, Result};
 
@@ -46,6 +49,11 @@ impl Config {
         let raw: RawConfig = read_json(&path)?;
         let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
 
+        raw.refuse_llavas_own().map_err(|what| {
+            refuse(what).with_hint(
+                "use the model's Hugging Face conversion, whose name often ends in `-hf`",
+            )
+        })?;
         expect(&raw.model_type, "model_type", "(none)", &["llava"]).map_err(refuse)?;
         expect(
             &raw.vision_feature_select_strategy,
@@ -74,10 +82,8 @@ impl Config {
             .map_err(refuse)?;
         read_preprocessor(dir, &mut vision)?;
 
-        let image_token_id = raw
-            .image_token_index
-            .or(raw.image_token_id)
-            .unwrap_or(32000);
+        let image_token_id = raw.image_token_index.or(raw.image_token_id);
+        let image_token_id = image_token_id.map_or(32000, i64::unsigned_abs) as usize;
         if image_token_id >= text.vocab_size {
             return Err(refuse(format!(
                 "`image_token_index` is {image_token_id}, `vocab_size` is only {}",
@@ -130,9 +136,46 @@ struct RawConfig {
     multimodal_projector_bias: Option<bool>,
     vision_feature_layer: Option<OneOrSeveral>,
     vision_feature_select_strategy: Option<String>,
-    image_token_index: Option<usize>,
-    image_token_id: Option<usize>,
+    image_token_index: Option<i64>,
+    image_token_id: Option<i64>,
     tie_word_embeddings: Option<bool>,
+    /// The vision tower in the configs of LLaVA's own code.
+    mm_vision_tower: Option<IgnoredAny>,
+}
+
+impl RawConfig {
+    /// Checks that the config is not one of LLaVA's own code (github.com/haotian-liu/LLaVA), which
+    /// names and splits weights in another way. There -200 marks an image's place among the tokens
+    /// (`IMAGE_TOKEN_INDEX` in `llava/constants.py`).
+    fn refuse_llavas_own(&self) -> std::result::Result<(), String> {
+        const TYPES: [&str; 5] = [
+            "llava_gemma",
+            "llava_llama",
+            "llava_mistral",
+            "llava_mpt",
+            "llava_qwen",
+        ];
+        for (key, id) in [
+            ("image_token_index", self.image_token_index),
+            ("image_token_id", self.image_token_id),
+        ] {
+            if let Some(id) = id.filter(|&id| id < 0) {
+                return Err(format!(
+                    "`{key}` is {id}, which is no token: LLaVA's own code marks an image's place so"
+                ));
+            }
+        }
+        match self.model_type.as_deref() {
+            Some(name) if TYPES.contains(&name) => Err(format!(
+                "`model_type` is `{name}`: the folder is in the form of LLaVA's own code"
+            )),
+            _ if self.mm_vision_tower.is_some() => Err(
+                "it has `mm_vision_tower`: the folder is in the form of LLaVA's own code"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Rows of the largest embedding. Gemma 1 has 256000, and each takes some hundred bytes of memory here,

@@ -1,12 +1,8 @@
-//! CLIP's part of `config.json`, and `preprocessor_config.json`.
-
-use std::path::Path;
+//! CLIP's part of `config.json`.
 
 use serde::Deserialize;
 
 use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
-use crate::json_file::read_optional_json;
-use crate::{Error, Result};
 
 /// A CLIP vision transformer.
 #[derive(Debug)]
@@ -14,6 +10,8 @@ pub(crate) struct VisionConfig {
     pub(crate) d_model: usize,
     pub(crate) d_ffn: usize,
     pub(crate) n_layers: usize,
+    /// As the config has it: counted from the end if negative.
+    pub(crate) feature_layer: i64,
     /// Layers that run before the projector reads: `hidden_states[n_feature_layers]`.
     pub(crate) n_feature_layers: usize,
     pub(crate) n_heads: usize,
@@ -81,10 +79,17 @@ impl RawVision {
         )?;
         let n_layers = self.num_hidden_layers.unwrap_or(12);
         in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
+        let &[feature_layer] = feature_layer.as_slice() else {
+            return Err(format!(
+                "`vision_feature_layer` is {:?}, only one layer is supported",
+                feature_layer.as_slice()
+            ));
+        };
         let vision = VisionConfig {
             d_model: self.hidden_size.unwrap_or(768),
             d_ffn: self.intermediate_size.unwrap_or(3072),
             n_layers,
+            feature_layer,
             n_feature_layers: n_feature_layers(feature_layer, n_layers)?,
             n_heads: self.num_attention_heads.unwrap_or(12),
             image_size: self.image_size.unwrap_or(224),
@@ -140,13 +145,7 @@ const MAX_IMAGE_SIZE: usize = 1 << 14;
 
 /// transformers indexes `hidden_states`, which has the embeddings at 0 and the output of layer
 /// `i` (from 1) at `i`, so the index, counted from the front, is the number of layers that run.
-fn n_feature_layers(layer: OneOrSeveral, n_layers: usize) -> std::result::Result<usize, String> {
-    let &[layer] = layer.as_slice() else {
-        return Err(format!(
-            "`vision_feature_layer` is {:?}, only one layer is supported",
-            layer.as_slice()
-        ));
-    };
+fn n_feature_layers(layer: i64, n_layers: usize) -> std::result::Result<usize, String> {
     let n_layers = n_layers as i64;
     let from_front = if layer < 0 {
         n_layers + 1 + layer
@@ -164,64 +163,3 @@ fn n_feature_layers(layer: OneOrSeveral, n_layers: usize) -> std::result::Result
 /// CLIP's own mean and deviation (`OPENAI_CLIP_MEAN`, `OPENAI_CLIP_STD` in transformers).
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-
-#[derive(Default, Deserialize)]
-struct RawPreprocessor {
-    image_mean: Option<[f32; 3]>,
-    image_std: Option<[f32; 3]>,
-    crop_size: Option<RawSize>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawSize {
-    Side(usize),
-    ShortestEdge {
-        #[serde(rename = "shortest_edge")]
-        side: usize,
-    },
-    Sides {
-        height: usize,
-        width: usize,
-    },
-}
-
-/// `processor_config.json`, where transformers 5 keeps the image processor's settings.
-#[derive(Deserialize)]
-struct RawProcessor {
-    image_processor: Option<RawPreprocessor>,
-}
-
-pub(super) fn read_preprocessor(dir: &Path, vision: &mut VisionConfig) -> Result<()> {
-    let mut path = dir.join("preprocessor_config.json");
-    let mut raw: Option<RawPreprocessor> = read_optional_json(&path)?;
-    if raw.is_none() {
-        path = dir.join("processor_config.json");
-        raw = read_optional_json::<RawProcessor>(&path)?.and_then(|raw| raw.image_processor);
-    }
-    let raw = raw.unwrap_or_default();
-    let (height, width) = match raw.crop_size {
-        None => (vision.image_size, vision.image_size),
-        Some(RawSize::Side(side) | RawSize::ShortestEdge { side }) => (side, side),
-        Some(RawSize::Sides { height, width }) => (height, width),
-    };
-    let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
-    if (height, width) != (vision.image_size, vision.image_size) {
-        return Err(refuse(format!(
-            "`crop_size` is {height}x{width}, but `image_size` in `config.json` is {}",
-            vision.image_size
-        )));
-    }
-    vision.image_mean = raw.image_mean.unwrap_or(vision.image_mean);
-    vision.image_std = raw.image_std.unwrap_or(vision.image_std);
-    for std in vision.image_std {
-        positive("image_std", std).map_err(refuse)?;
-    }
-    if vision.image_mean.iter().any(|mean| !mean.is_finite()) {
-        return Err(refuse(format!(
-            "`image_mean` is {:?}, expected finite numbers",
-            vision.image_mean
-        )));
-    }
-    Ok(())
-}

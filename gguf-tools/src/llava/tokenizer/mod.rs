@@ -31,6 +31,8 @@ pub(super) struct Tokenizer {
     /// Whether a text is tokenized as if it began with a space.
     add_space_prefix: bool,
     chat_template: String,
+    /// The file that the pieces are from.
+    pub(super) source: &'static str,
 }
 
 #[derive(Clone, Debug)]
@@ -79,10 +81,13 @@ impl Tokenizer {
         let n_rows = config.text.vocab_size;
         let settings: Settings =
             read_optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let Pieces {
-            mut tokens,
-            add_space_prefix,
-        } = read_pieces(dir, n_rows)?;
+        let (
+            source,
+            Pieces {
+                mut tokens,
+                add_space_prefix,
+            },
+        ) = read_pieces(dir, n_rows)?;
         for (id, added) in added_tokens(dir, &settings, n_rows)? {
             if id >= tokens.len() {
                 tokens.resize(id + 1, None);
@@ -136,6 +141,7 @@ impl Tokenizer {
             pad_id: named("pad_token", config.text.pad_token_id)?,
             add_space_prefix,
             chat_template: chat_template::read(dir)?,
+            source,
             tokens,
         })
     }
@@ -204,16 +210,19 @@ impl Token {
     }
 }
 
-fn read_pieces(dir: &Path, max_tokens: usize) -> Result<Pieces> {
-    let (model_path, json_path) = (dir.join("tokenizer.model"), dir.join("tokenizer.json"));
+/// The pieces, and the name of the file that has them.
+fn read_pieces(dir: &Path, max_tokens: usize) -> Result<(&'static str, Pieces)> {
+    const MODEL: &str = "tokenizer.model";
+    const JSON: &str = "tokenizer.json";
+    let (model_path, json_path) = (dir.join(MODEL), dir.join(JSON));
     if model_path.exists() {
-        return sentence_piece::read(&model_path, max_tokens);
+        return Ok((MODEL, sentence_piece::read(&model_path, max_tokens)?));
     }
     if json_path.exists() {
-        return bpe::read(&json_path, max_tokens);
+        return Ok((JSON, bpe::read(&json_path, max_tokens)?));
     }
     Err(Error::invalid(format!(
-        "`{}` has neither `tokenizer.model` nor `tokenizer.json`",
+        "`{}` has neither `{MODEL}` nor `{JSON}`",
         dir.display()
     )))
 }
