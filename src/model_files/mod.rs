@@ -3,7 +3,10 @@
 //! llama.cpp aborts the process on many malformed or foreign files, so everything that can be
 //! known from the headers is checked here, before llama.cpp sees a path.
 
+mod language_model;
 mod projector;
+mod rules;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +17,7 @@ use crate::hook_point::{HookPoint, Site};
 use crate::llama::GraphNode;
 use crate::{Error, Result};
 
+use language_model::LanguageModel;
 pub(crate) use projector::VisionShape;
 
 /// Paths of a language model, its projector and its SAE.
@@ -121,30 +125,14 @@ pub(crate) struct CheckedFiles {
 /// Reads the headers and checks that the files are what they should be and fit together.
 pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
     let model = Gguf::open(&files.model)?;
-    let arch = model.require_str("general.architecture")?.to_owned();
-    if matches!(&*arch, "clip" | "sae" | "controlvector") {
-        return Err(wrong_role(&files.model, "a language model", &arch));
-    }
-    model.require_str("tokenizer.ggml.model")?;
-    let d_model = u64::from(model.require_u32(&format!("{arch}.embedding_length"))?);
-    let n_layers = model.require_u32(&format!("{arch}.block_count"))? as usize;
-    if let Some(embedding) = model.tensor("token_embd.weight") {
-        if embedding.dims.first() != Some(&d_model) {
-            return Err(Error::invalid(format!(
-                "`token_embd.weight` in `{}` has shape {:?}, but `{arch}.embedding_length` is {d_model}",
-                files.model.display(),
-                embedding.dims
-            )));
-        }
-    } else {
-        return Err(Error::invalid(format!(
-            "no tensor `token_embd.weight` in `{}`",
-            files.model.display()
-        )));
-    }
+    let LanguageModel {
+        architecture,
+        d_model,
+        n_layers,
+    } = language_model::check(&model)?;
     let sae = SaeFile::open(&files.sae)?;
     let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
-    let node = hook_point.node(&arch, n_layers)?;
+    let node = hook_point.node(architecture, n_layers)?;
     check_site(&model, &sae, hook_point, &node)?;
     let width = match hook_point.site() {
         Site::ResidPost | Site::MlpOut | Site::AttnOut => d_model,

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use gguf_tools::gguf::{Gguf, Overwrite, TensorType, Writer};
+use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
@@ -15,6 +15,8 @@ use llava_sae_cpp::{
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
 use crate::fixture::{Oracle, exact_options, relative_error, steering, temporary_root};
+use crate::language_models::mixture_of_experts;
+use crate::rewritten::{Tensor, rewritten};
 
 pub(crate) const ARCHITECTURES: [&str; 6] =
     ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
@@ -295,35 +297,6 @@ fn text_goes_without_a_picture() {
     }
 }
 
-/// A copy of a model with one tensor more, and with its architecture's name replaced.
-fn changed(architecture: &str, name: &str, tensor: Option<&str>) -> PathBuf {
-    let original = Gguf::open(&model(architecture)).expect("a committed file");
-    let target = temporary_root().join(format!("changed-{architecture}-{name}.gguf"));
-    let mut writer = Writer::create(&target, Overwrite::Replace).expect("a file of our own");
-    let metadata = original.metadata().iter();
-    for (key, value) in metadata.filter(|(key, _)| key != "general.architecture") {
-        let renamed = key.replacen(&format!("{architecture}."), &format!("{name}."), 1);
-        writer.set(&renamed, value.clone());
-    }
-    writer.set("general.architecture", name);
-    for tensor in original.tensors() {
-        writer.declare(&tensor.name, &tensor.dims, tensor.tensor_type);
-    }
-    if let Some(tensor) = tensor {
-        writer.declare(tensor, &[32], TensorType::F32);
-    }
-    let mut writer = writer.begin().expect("a valid header");
-    for tensor in original.tensors() {
-        let values = original.read_f32(tensor).expect("a valid tensor");
-        writer.write_f32(&values).expect("a file of our own");
-    }
-    if tensor.is_some() {
-        writer.write_f32(&[1.0; 32]).expect("a file of our own");
-    }
-    writer.finish().expect("a file of our own");
-    target
-}
-
 fn check_refused(model: &Path, sae: &Path, more: &[&str], words: &[&str]) {
     let files = ["-m", text(model), "--sae", text(sae), "-p", "a"];
     check(
@@ -355,7 +328,9 @@ fn what_does_not_fit_is_refused() {
         &["`blocks.1.hook_resid_mid`", "`hook_mlp_out`"],
     );
     let sae = sae_at("blocks.1.hook_resid_post", 32);
-    let other = changed("llama", "starcoder2", None);
+    let other = rewritten(&model("llama"), &|parts| {
+        parts.rename("llama", "starcoder2")
+    });
     check_refused(&other, &sae, &[], &["`starcoder2`", "qwen3"]);
 }
 
@@ -363,11 +338,14 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn models_whose_nodes_show_something_else_are_refused() {
     let sae = sae_at("blocks.1.hook_mlp_out", 32);
-    let experts = changed("llama", "llama", Some("blk.1.ffn_gate_inp.weight"));
+    let experts = rewritten(&model("llama"), &mixture_of_experts);
     check_refused(&experts, &sae, &[], &["mixture of experts"]);
     let sae = sae_at("blocks.1.hook_attn_out", 32);
-    let scaled = changed("qwen2", "qwen2", Some("blk.1.attn_output.scale"));
-    check_refused(&scaled, &sae, &[], &["`blk.1.attn_output.scale`"]);
+    let name = "blk.1.attn_output.scale";
+    let scaled = rewritten(&model("qwen2"), &|parts| {
+        parts.add(Tensor::ones(name, &[1]))
+    });
+    check_refused(&scaled, &sae, &[], &[name]);
 
     // sparsify reads a module's output, before the norm that follows it in Gemma 2 and 3.
     let source = root().with_file_name("saes").join("sparsify/layers.1");

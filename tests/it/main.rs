@@ -19,6 +19,7 @@ mod hook_points;
 mod image_cache;
 mod intervention_args;
 mod interventions;
+mod language_models;
 mod metrics;
 mod oracle;
 mod page;
@@ -26,6 +27,7 @@ mod passes;
 mod pictures;
 mod preprocessing;
 mod random_sae;
+mod rewritten;
 mod sae_formats;
 mod scan;
 #[cfg(unix)]
