@@ -44,7 +44,7 @@ def main() -> None:
         (
             "oracle",
             work / "oracle" / "oracle.json",
-            lambda: oracle.make(Demo(llava, sae_folder, work), llava, drawings, work / "oracle"),
+            lambda: oracle.make(Demo(llava, sae_folder, work), llava, sae_folder, drawings, work / "oracle"),
         ),
     ]
     for name, result, make in stages:

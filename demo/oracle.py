@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
+import margins
 import sae as text_sae
 from corpus import PROMPT
 from evaluate import said_nouns, test_pictures
@@ -59,7 +60,7 @@ def run(demo: Demo, pixels: torch.Tensor, direction: torch.Tensor | None) -> dic
     }
 
 
-def make(demo: Demo, llava: Path, drawings_path: Path, out: Path) -> None:
+def make(demo: Demo, llava: Path, sae_folder: Path, drawings_path: Path, out: Path) -> None:
     """Writes `pictures/`, `oracle.json` and `oracle.safetensors` to `out`."""
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     processor = CLIPImageProcessor.from_pretrained(llava)
@@ -109,5 +110,6 @@ def make(demo: Demo, llava: Path, drawings_path: Path, out: Path) -> None:
         "pictures": entries,
     }
     (out / "oracle.json").write_text(json.dumps(report, indent=1) + "\n")
+    margins.add(out, llava, sae_folder)
     n_right = sum(said_nouns(entry["caption"]) == said_nouns(entry["reference"]) for entry in entries)
     print(f"oracle: {len(entries)} pictures, {n_right} captions with the right objects")

@@ -3,6 +3,7 @@
 set -eu
 . "$(dirname "$0")/setup.sh"
 echo "building (llama.cpp takes some minutes the first time)" >&2
-cargo build --release --quiet --locked
+# The packages that the tests build too, so that nothing is compiled twice.
+cargo build --release --quiet --locked --workspace
 exec target/release/llava-sae-cpp --steer carrot:-16 --at image --compare --top 5 "$@" \
     assets/pictures/carrot-mushroom.png

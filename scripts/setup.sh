@@ -1,5 +1,6 @@
-# Sourced by the other scripts: goes to the project's folder and installs what llama.cpp's build
-# needs (cmake, libclang, a C++ compiler), and a browser where `browser=wanted`, saying what it does.
+# Sourced by the other scripts: goes to the project's folder and sees to what llama.cpp's build needs
+# (cmake, libclang, a C++ compiler), and to a browser where `browser=wanted`. What is missing is
+# installed with apt-get or brew, which is said; where that cannot be, it is named, and the script ends.
 cd "$(dirname "$0")/.."
 
 has_libclang() {
@@ -12,30 +13,6 @@ has_libclang() {
     return 1
 }
 
-has_everything() {
-    command -v cmake >/dev/null && command -v c++ >/dev/null && has_libclang
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-if ! has_everything; then
-    if command -v apt-get >/dev/null; then
-        echo "setup: installing cmake, libclang and a C++ compiler with apt-get" >&2
-        as_root apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-            build-essential cmake libclang-dev >/dev/null
-    elif command -v brew >/dev/null; then
-        echo "setup: installing cmake and llvm with brew" >&2
-        brew install cmake llvm
-    else
-        echo "error: building llama.cpp needs cmake, libclang and a C++ compiler" >&2
-        echo "hint: install them with your system's package manager and run this again" >&2
-        exit 1
-    fi
-fi
-
 has_browser() {
     for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
         command -v "$name" >/dev/null && return 0
@@ -43,18 +20,46 @@ has_browser() {
     [ -n "${CHROME:-}" ] || [ -e "/Applications/Google Chrome.app" ] || [ -e /Applications/Chromium.app ]
 }
 
+# Root, or somebody whom sudo lets or can ask for a password.
+can_be_root() {
+    [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; }
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+missing=
+command -v c++ >/dev/null || missing="$missing build-essential"
+command -v cmake >/dev/null || missing="$missing cmake"
+has_libclang || missing="$missing libclang-dev"
 if [ "${browser:-}" = wanted ] && ! has_browser; then
-    if command -v apt-get >/dev/null; then
-        echo "setup: installing chromium with apt-get, for the test of pages in a browser" >&2
-        as_root apt-get update -qq &&
-            as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null ||
-            echo "setup: chromium cannot be installed: that test will be skipped" >&2
-    else
-        echo "setup: there is no Chromium: the test of pages in a browser will be skipped" >&2
-    fi
+    missing="$missing chromium"
 fi
+
 if ! command -v cargo >/dev/null; then
     echo "error: cargo is missing" >&2
     echo "hint: install Rust 1.88 or later from https://rustup.rs and run this again" >&2
     exit 1
+fi
+if [ -n "$missing" ] && command -v apt-get >/dev/null; then
+    if ! can_be_root; then
+        echo "error: missing:$missing" >&2
+        echo "hint: have root run \`apt-get install$missing\`, and run this again" >&2
+        exit 1
+    fi
+    echo "setup: installing with apt-get:$missing" >&2
+    as_root apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing >/dev/null
+elif [ -n "${missing# chromium}" ]; then
+    if ! command -v brew >/dev/null; then
+        echo "error: building llama.cpp needs cmake, libclang and a C++ compiler; missing, by Debian's names:$missing" >&2
+        echo "hint: install them with your system's package manager and run this again" >&2
+        exit 1
+    fi
+    echo "setup: installing cmake and llvm with brew" >&2
+    brew install cmake llvm
+elif [ -n "$missing" ]; then
+    echo "setup: there is no Chromium: the test of pages in a browser will be skipped" >&2
 fi
