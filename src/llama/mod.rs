@@ -24,6 +24,8 @@ mod recording;
 mod sampler;
 mod tensor_context;
 mod vision;
+#[cfg(target_os = "linux")]
+mod waiting;
 mod weight_rows;
 
 pub(crate) use backend::free_device_bytes;

@@ -1,0 +1,38 @@
+//! How OpenMP's threads wait for each other.
+//!
+//! ggml's threads meet behind every node of a graph. GNU's OpenMP lets them spin there for some
+//! milliseconds, which is right where nothing else runs; beside another process the thread that they
+//! wait for does not get a processor before they have given up, at every node. Two copies of this
+//! program on two processors were fifty times slower than one after the other. The other extreme,
+//! sleeping at once (`OMP_WAIT_POLICY=passive`), doubles the time of a small model's step. Spinning for
+//! some microseconds costs neither: `scripts/check-neighbours.sh` measures it.
+
+use std::ffi::CStr;
+use std::ffi::c_char;
+
+/// Turns that a thread spins before it sleeps.
+const SPIN_COUNT: &CStr = c"300";
+
+unsafe extern "C" {
+    /// POSIX.
+    fn setenv(name: *const c_char, value: *const c_char, overwrite: i32) -> i32;
+    /// POSIX.
+    fn getenv(name: *const c_char) -> *const c_char;
+}
+
+/// Runs before OpenMP's own constructor, which reads the environment: the linker sorts constructors
+/// with a number in front of those without, and OpenMP's runtime is linked into the same file
+/// (`static-openmp` in `Cargo.toml`).
+#[used]
+#[unsafe(link_section = ".init_array.00200")]
+static BEFORE_OPENMP: extern "C" fn() = set_spin_count;
+
+/// Sets what the user has not set.
+extern "C" fn set_spin_count() {
+    // SAFETY: names and values are NUL-terminated, and no other thread runs yet.
+    let is_chosen = !unsafe { getenv(c"OMP_WAIT_POLICY".as_ptr()) }.is_null();
+    if !is_chosen {
+        // SAFETY: as above; both texts are copied.
+        unsafe { setenv(c"GOMP_SPINCOUNT".as_ptr(), SPIN_COUNT.as_ptr(), 0) };
+    }
+}
