@@ -11,7 +11,7 @@ python3 -m venv "$work/venv"
 mkdir -p "$work/pictures/food" "$work/pictures/other"
 cp assets/pictures/apple.png assets/pictures/carrot-mushroom.png "$work/pictures/food"
 cp assets/pictures/boat.png "$work/pictures/other"
-cp assets/pictures/airplane.png "$work/pictures"
+cp assets/pictures/frog.png "$work/pictures"
 program=$PWD/target/release/llava-sae-cpp
 cd "$work"
 "$program" scan --quiet pictures -o features.parquet

@@ -73,7 +73,7 @@ fi
 export GGML_VK_VISIBLE_DEVICES="${GGML_VK_VISIBLE_DEVICES:-0}" GGML_VK_DISABLE_F16=1
 set_up="--release --locked --features vulkan --target-dir $target"
 # shellcheck disable=SC2086 # words
-said=$(cargo run $set_up -- -v -n 1 assets/pictures/airplane.png 2>&1) || true
+said=$(cargo run $set_up -- -v -n 1 assets/pictures/boat.png 2>&1) || true
 if ! echo "$said" | grep -o "using device Vulkan.*"; then
     echo "$said" | tail -5 >&2
     echo "error: llama.cpp uses no Vulkan device" >&2

@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAM = ROOT / "target/release/llava-sae-cpp"
-PICTURE = ROOT / "assets/pictures/airplane.png"
+PICTURE = ROOT / "assets/pictures/boat.png"
 EXACT = ["--kv-type", "f32", "-fa", "off", "-n", "0"]  # as the reference computes
 REPEATS = 3
 # Number types of the language model, projector and SAE.

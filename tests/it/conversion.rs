@@ -5,50 +5,100 @@ use std::path::Path;
 use gguf_tools::gguf::{Gguf, TensorType};
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::llama::{Quant, quantize};
-use llava_sae_cpp::{Keep, ModelFiles, RunOptions, Sampling, Session, SessionOptions, demo};
+use llava_sae_cpp::{Keep, ModelFiles, Run, RunOptions, Sampling, Session, SessionOptions, demo};
 
-use crate::fixture::{Fixture, prompt, temporary_root};
+use crate::fixture::{Fixture, largest_error, prompt, relative_error, temporary_root, threads};
 
-fn caption(session: &mut Session, picture: &str) -> String {
+fn run(session: &mut Session, picture: &str) -> Run {
     let prompt = prompt(session, Fixture::Demo, picture);
     let options = RunOptions {
         steering: None,
-        keep: Keep::default(),
+        keep: Keep {
+            logits: true,
+            ..Keep::default()
+        },
         max_tokens: 48,
         sampling: Sampling::Greedy,
     };
     session
         .run(&prompt, options, &mut |_| {})
         .expect("the run succeeds")
-        .text
 }
 
-#[test]
-fn f16_and_q8_0_give_the_references_captions() {
+/// Compares a number type with the reference's f32: logits after the prompt by `bound`, and captions
+/// where the reference's two best logits are further apart at every step than two times the largest error
+/// of a single logit, all as parts of the logits' norm. Below that, how a processor rounds decides.
+fn check_captions(session: &mut Session, name: &str, bound: f64, n_expected: usize) {
     let oracle = Fixture::Demo.oracle();
-    for tensor_type in [TensorType::F16, TensorType::Q8_0] {
-        let mut session = Fixture::Demo.session(tensor_type, SessionOptions::default());
-        for (_, picture) in Fixture::shipped() {
-            let expected = oracle.caption(&picture);
-            assert_eq!(
-                caption(&mut session, &picture),
-                expected,
-                "{} {picture}",
-                tensor_type.name()
-            );
+    let runs: Vec<_> = Fixture::Demo
+        .picture_names()
+        .into_iter()
+        .map(|picture| (run(session, &picture), picture))
+        .collect();
+    let errors = runs.iter().map(|(run, picture)| {
+        let expected = oracle.f32(&format!("{picture}/logits"));
+        let error = relative_error(&run.logits, &expected);
+        assert!(error < bound, "{name} {picture}: logits {error:.2e}");
+        largest_error(&run.logits, &expected)
+    });
+    let error = errors.fold(0.0, f64::max);
+    let mut n_compared = 0;
+    for (run, picture) in &runs {
+        if oracle.margin(picture) > 2.0 * error {
+            assert_eq!(run.text, oracle.caption(picture), "{name} {picture}");
+            n_compared += 1;
         }
     }
+    println!(
+        "{name}: each logit within {error:.1e}, captions of {n_compared} of {} pictures compared",
+        runs.len()
+    );
+    assert!(
+        n_compared >= n_expected,
+        "{name}: logits within {error:.1e} leave {n_compared} pictures, expected {n_expected}"
+    );
+}
+
+/// The checkpoint's numbers are f16, so that the weights lose nothing: what is left is the KV cache, whose
+/// numbers are rounded by 2⁻¹¹ at most, and so are activations where they meet weights of f16.
+#[test]
+fn f16_gives_the_references_captions() {
+    let mut session = Fixture::Demo.session(TensorType::F16, options());
+    check_captions(&mut session, "f16", 1e-3, 14);
+}
+
+/// A block of q8_0 rounds by 1/254 of its largest number at most.
+#[test]
+fn q8_0_gives_the_references_captions() {
+    let mut session = Fixture::Demo.session(TensorType::Q8_0, options());
+    check_captions(&mut session, "q8_0", 5e-2, 12);
 }
 
 #[test]
 fn the_embedded_demo_gives_the_references_captions() {
     let files = demo::files_in(&temporary_root().join("embedded")).expect("a folder of our own");
-    let mut session = Session::open(&files, SessionOptions::default()).expect("the demo loads");
-    for (_, picture) in Fixture::shipped() {
-        assert_eq!(
-            caption(&mut session, &picture),
-            Fixture::Demo.oracle().caption(&picture)
-        );
+    let mut session = Session::open(&files, options()).expect("the demo loads");
+    check_captions(&mut session, "the embedded demo", 1e-3, 14);
+}
+
+/// The pictures that come with the program are far from where rounding decides: users on any processor
+/// see what the README shows.
+#[test]
+fn shipped_pictures_have_margin() {
+    let oracle = Fixture::Demo.oracle();
+    for (path, picture) in Fixture::shipped() {
+        let margin = oracle.margin(&picture);
+        assert!(margin > SHIPPED_MARGIN, "{}: {margin}", path.display());
+    }
+}
+
+/// Twice what q8_0 may change.
+const SHIPPED_MARGIN: f64 = 2e-3;
+
+fn options() -> SessionOptions {
+    SessionOptions {
+        threads: threads(),
+        ..SessionOptions::default()
     }
 }
 
@@ -126,7 +176,7 @@ fn k_quants_run() {
         let files =
             ModelFiles::find(Some(&source), Some(model), None, None).expect("all are there");
         let mut session = Session::open(&files, SessionOptions::default()).expect("it loads");
-        let caption = caption(&mut session, "00.png");
+        let caption = run(&mut session, "00.png").text;
         assert!(
             caption.starts_with("The image shows a"),
             "{name}: {caption}"

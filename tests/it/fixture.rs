@@ -200,9 +200,15 @@ pub(crate) fn exact_options() -> SessionOptions {
         kv_type: KvType::F32,
         flash_attention: FlashAttention::Off,
         repack: false,
-        threads: 1, // tests run side by side, and threads that wait for each other spin
+        threads: threads(),
         ..SessionOptions::default()
     }
+}
+
+/// Threads of what is compared with a reference: one, since tests run side by side, unless
+/// `TEST_THREADS` says otherwise.
+pub(crate) fn threads() -> usize {
+    std::env::var("TEST_THREADS").map_or(1, |threads| threads.parse().expect("a number"))
 }
 
 /// A folder for this test run, under cargo's own.
@@ -296,6 +302,13 @@ impl Oracle {
             .to_owned()
     }
 
+    /// How far the two best logits are apart at the closest step of a picture's caption, as a part of
+    /// the logits' norm.
+    pub(crate) fn margin(&self, picture: &str) -> f64 {
+        let margin = &self.picture(picture)["margin"];
+        margin.as_f64().expect("`demo/margins.py` was run")
+    }
+
     /// A picture's steered runs: feature, strength, caption.
     pub(crate) fn steered(&self, picture: &str) -> Vec<(usize, f32, String)> {
         let entry = self.picture(picture);
@@ -352,4 +365,11 @@ pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
         .sum();
     let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
     (difference / norm).sqrt()
+}
+
+/// `‖a − b‖∞ / ‖b‖₂` in f64.
+pub(crate) fn largest_error(a: &[f32], b: &[f32]) -> f64 {
+    let differences = a.iter().zip(b).map(|(&a, &b)| f64::from((a - b).abs()));
+    let norm: f64 = b.iter().map(|&b| f64::from(b).powi(2)).sum();
+    differences.fold(0.0, f64::max) / norm.sqrt()
 }
