@@ -4,6 +4,22 @@
 set -eu
 browser=wanted
 . "$(dirname "$0")/setup.sh"
+
+# What the demo builds has the features that it has here, else cargo compiles it again, llama.cpp
+# included. Where this fails, the last lines of `[dependencies]` in Cargo.toml ask for too little.
+features() {
+    cargo tree --locked --workspace --prefix none --no-dedupe --format '{p} {f}' --edges "$1" |
+        sed 's/ (\*)$//' | sort -u
+}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+features normal,build >"$work/program"
+features normal,build,dev >"$work/tests"
+if comm -23 "$work/program" "$work/tests" | grep . >&2; then
+    echo "error: the tests ask these for other features than the program does" >&2
+    exit 1
+fi
+
 cargo fmt --all --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 cargo test --release --locked --workspace --no-fail-fast
