@@ -57,6 +57,29 @@ fn name(tensor: &sys::ggml_tensor) -> &[u8] {
     unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
 }
 
+/// A node of the graph at hand, as the pointer that C gave, by which alone it is changed. It is alive
+/// until llama.cpp builds the next graph, and none is kept longer.
+#[derive(Clone, Copy)]
+pub(super) struct Node(*mut sys::ggml_tensor);
+
+impl Node {
+    pub(super) fn get(&self) -> &sys::ggml_tensor {
+        // SAFETY: it is alive, and what changes it takes `self` by value and keeps no reference.
+        unsafe { &*self.0 }
+    }
+
+    pub(super) fn set_op(self, op: sys::ggml_op) {
+        // SAFETY: it is alive, and not being computed.
+        unsafe { (*self.0).op = op };
+    }
+
+    /// What it is computed from.
+    pub(super) fn operand(self, idx: usize) -> Option<Self> {
+        let operand = self.get().src[idx];
+        (!operand.is_null()).then_some(Self(operand))
+    }
+}
+
 /// Receives the rows of the hooked node.
 pub trait RowHook {
     /// Called once a ubatch with its rows, `[n_rows, width]`, in the order of submission.
@@ -83,7 +106,9 @@ pub enum Pass {
     /// All of it.
     Whole,
     /// What leads to the hooked node. What the context holds of these rows above it is undefined, and
-    /// so are logits.
+    /// so are logits. Where a graph is computed in several parts, as with some blocks on a device and
+    /// others not, only the part with the hooked node ends there; the parts behind it cost what they
+    /// cost, and give nothing.
     UpToHook,
     /// All of it, and what stands below the hooked node is kept.
     Recorded,
@@ -141,46 +166,52 @@ impl<H: RowHook> EvalHook<H> {
         self.fault.take()
     }
 
-    fn on_ask(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+    fn on_ask(&mut self, node: Node) -> Result<bool> {
         if self.pass == Pass::Unhooked || self.fault.is_some() {
             return Ok(false);
         }
-        let is_hooked = self.node.is(tensor);
+        let is_hooked = self.node.is(node.get());
         if !self.is_below {
             return Ok(is_hooked);
         }
         match self.pass {
-            Pass::Recorded => Ok(is_hooked || Recording::wants(tensor)),
-            Pass::Replayed => Ok(self.recording.replay(tensor)? || is_hooked),
+            Pass::Recorded => Ok(is_hooked || Recording::wants(node.get())),
+            Pass::Replayed => Ok(self.recording.replay(node)? || is_hooked),
             Pass::Unhooked | Pass::Whole | Pass::UpToHook => Ok(is_hooked),
         }
     }
 
     /// Whether the graph goes on.
-    fn on_data(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+    fn on_data(&mut self, node: Node) -> Result<bool> {
         if self.fault.is_some() {
             return Ok(false);
         }
-        if !self.node.is(tensor) {
+        if !self.node.is(node.get()) {
             if self.pass == Pass::Recorded {
-                self.recording.record_cache_write(tensor)?;
+                self.recording.record_cache_write(node)?;
             }
             return Ok(true);
         }
-        self.is_below = false;
-        let n_rows = n_rows(tensor, self.width)?;
+        let is_second = !std::mem::replace(&mut self.is_below, false);
+        if is_second && matches!(self.pass, Pass::Recorded | Pass::Replayed) {
+            return Err(Error::invalid(format!(
+                "{} came twice in a decode, so that runs cannot share it",
+                self.node
+            )));
+        }
+        let n_rows = n_rows(node.get(), self.width)?;
         self.rows.resize(n_rows * self.width, 0.0);
         if self.pass == Pass::Replayed {
             self.recording.replay_rows(&mut self.rows)?;
         } else {
-            read_rows(tensor, &mut self.rows);
+            read_rows(node.get(), &mut self.rows);
         }
         if self.pass == Pass::Recorded {
             self.recording.record_rows(&self.rows);
         }
         let edited = self.hook.on_rows(&mut self.rows)? == Edited::Yes;
         if edited || self.pass == Pass::Replayed {
-            write_rows(tensor, &self.rows);
+            write_rows(node.0, &self.rows);
         }
         Ok(self.pass != Pass::UpToHook)
     }
@@ -194,11 +225,10 @@ pub(super) unsafe extern "C" fn on_eval<H: RowHook>(
 ) -> bool {
     // SAFETY: the context's owner gave this pointer and touches it only between decodes.
     let state = unsafe { &mut *user_data.cast::<EvalHook<H>>() };
-    // SAFETY: ggml passes a node of the graph that it is computing.
-    let tensor = unsafe { &mut *tensor };
+    let node = Node(tensor); // of the graph that ggml is computing
     let answer = catch_panic(|| match ask {
-        true => state.on_ask(tensor),
-        false => state.on_data(tensor),
+        true => state.on_ask(node),
+        false => state.on_data(node),
     });
     // A node is wanted after an error too: that ends the graph, since its data phase says so.
     answer.unwrap_or_else(|error| {
@@ -259,13 +289,13 @@ pub(super) fn read_bytes(tensor: &sys::ggml_tensor, bytes: &mut [u8]) {
 }
 
 /// Copies `bytes`, all that a contiguous tensor holds, into its backend's memory.
-pub(super) fn write_bytes(tensor: &mut sys::ggml_tensor, bytes: &[u8]) {
+pub(super) fn write_bytes(node: Node, bytes: &[u8]) {
     // SAFETY: the tensor holds that many bytes, and is not being computed.
-    unsafe { sys::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len()) };
+    unsafe { sys::ggml_backend_tensor_set(node.0, bytes.as_ptr().cast(), 0, bytes.len()) };
 }
 
 /// Copies `rows` over a tensor in its backend's memory.
-pub(super) fn write_rows(tensor: &mut sys::ggml_tensor, rows: &[f32]) {
+pub(super) fn write_rows(tensor: *mut sys::ggml_tensor, rows: &[f32]) {
     let n_bytes = size_of_val(rows);
     // SAFETY: as for reading; the graph does not go on before this call returns.
     unsafe { sys::ggml_backend_tensor_set(tensor, rows.as_ptr().cast(), 0, n_bytes) };

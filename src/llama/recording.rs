@@ -6,12 +6,18 @@
 //! rows from there too. What stands above it is computed as ever: the results are those of the whole
 //! graph, bit for bit.
 //!
-//! That needs a hooked node on which everything above depends alone, as on the residual stream, and
-//! graphs of the same rows in the same order.
+//! What that needs:
+//! - a hooked node on which everything above depends alone, as on the residual stream;
+//! - graphs of the same rows in the same order;
+//! - one graph a decode, which is seen to: a batch is no larger than a ubatch, and a hooked node that
+//!   comes a second time is a fault;
+//! - no other graphs meanwhile, such as those that shift positions in the cache: nothing here shifts any.
+//!
+//! Nodes are kept as the pointers that C gave, and changed through those alone.
 
 use llama_cpp_sys_2 as sys;
 
-use super::eval_hook::{read_bytes, write_bytes};
+use super::eval_hook::{Node, read_bytes, write_bytes};
 use crate::{Error, Result};
 
 /// What graphs gave below the hooked node, in their order.
@@ -20,7 +26,7 @@ pub(super) struct Recording {
     graphs: Vec<RecordedGraph>,
     graph_idx: usize,
     cache_write_idx: usize,
-    skipped: Vec<(*mut sys::ggml_tensor, sys::ggml_op)>, // of the graph at hand
+    skipped: Vec<(Node, sys::ggml_op)>, // of the graph at hand
 }
 
 #[derive(Default)]
@@ -53,14 +59,14 @@ impl Recording {
     }
 
     /// Keeps what was written to the cache.
-    pub(super) fn record_cache_write(&mut self, node: &mut sys::ggml_tensor) -> Result<()> {
-        if !writes_cache(node) {
+    pub(super) fn record_cache_write(&mut self, node: Node) -> Result<()> {
+        if !writes_cache(node.get()) {
             return Ok(());
         }
         let written = written(node)?;
         // SAFETY: the tensor is alive.
-        let mut bytes = vec![0; unsafe { sys::ggml_nbytes(written) }];
-        read_bytes(written, &mut bytes);
+        let mut bytes = vec![0; unsafe { sys::ggml_nbytes(written.get()) }];
+        read_bytes(written.get(), &mut bytes);
         let graph = self.graphs.last_mut().expect("a graph was begun");
         graph.cache_writes.push(bytes);
         Ok(())
@@ -75,20 +81,20 @@ impl Recording {
     /// Takes a node below the hooked one out of the graph, or gives a write to the cache what it
     /// writes. True says that the node is to be computed before the next one is looked at: memory is
     /// reused from node to node.
-    pub(super) fn replay(&mut self, node: &mut sys::ggml_tensor) -> Result<bool> {
-        if writes_cache(node) {
+    pub(super) fn replay(&mut self, node: Node) -> Result<bool> {
+        if writes_cache(node.get()) {
             let written = written(node)?;
             let graph = self.graphs.get(self.graph_idx);
             let bytes = graph.and_then(|graph| graph.cache_writes.get(self.cache_write_idx));
             // SAFETY: the tensor is alive.
-            let n_bytes = unsafe { sys::ggml_nbytes(written) };
+            let n_bytes = unsafe { sys::ggml_nbytes(written.get()) };
             let bytes = bytes.filter(|bytes| bytes.len() == n_bytes);
             write_bytes(written, bytes.ok_or_else(differs)?);
             self.cache_write_idx += 1;
             return Ok(true);
         }
-        self.skipped.push((std::ptr::from_mut(node), node.op));
-        node.op = sys::GGML_OP_NONE;
+        self.skipped.push((node, node.get().op));
+        node.set_op(sys::GGML_OP_NONE);
         Ok(false)
     }
 
@@ -107,8 +113,7 @@ impl Recording {
     /// Puts back what was taken out of the graph, which llama.cpp may use again.
     pub(super) fn restore(&mut self) {
         for (node, op) in self.skipped.drain(..) {
-            // SAFETY: llama.cpp keeps a graph until the next one is built, and none was since.
-            unsafe { (*node).op = op };
+            node.set_op(op); // llama.cpp keeps a graph until it builds the next one
         }
     }
 }
@@ -117,13 +122,11 @@ fn writes_cache(node: &sys::ggml_tensor) -> bool {
     node.op == sys::GGML_OP_SET_ROWS
 }
 
-/// What a `GGML_OP_SET_ROWS` writes.
-fn written(node: &mut sys::ggml_tensor) -> Result<&mut sys::ggml_tensor> {
-    // SAFETY: the operation has its rows as its first operand (`ggml_set_rows` in `ggml.c`), a tensor
-    // of the same graph that nobody else touches now.
-    let written = unsafe { &mut *node.src[0] };
+/// What a `GGML_OP_SET_ROWS` writes: its first operand (`ggml_set_rows` in `ggml.c`).
+fn written(node: Node) -> Result<Node> {
+    let written = node.operand(0).ok_or_else(differs)?;
     // SAFETY: the tensor is alive.
-    if unsafe { sys::ggml_is_contiguous(written) } {
+    if unsafe { sys::ggml_is_contiguous(written.get()) } {
         return Ok(written);
     }
     Err(Error::invalid(
