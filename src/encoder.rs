@@ -257,7 +257,7 @@ impl Screen {
         };
         let n_parts = match n_candidates * d_in {
             0..MIN_SHARED => 1,
-            _ => self.threads,
+            _ => self.threads.max(1),
         };
         let part = n_candidates.div_ceil(n_parts).max(1);
         let computed: Vec<Vec<(u32, f32)>> = std::thread::scope(|scope| {

@@ -109,11 +109,10 @@ impl Metrics {
 /// Prompts that hold a text, in contexts of 128 tokens that each begin as a text does.
 ///
 /// # Errors
-/// A text without tokens.
+/// A text without tokens, or with characters that the vocabulary has no token for; an interruption.
 pub fn text_prompts(session: &Session, text: &str) -> Result<Vec<Prompt>> {
-    let model = session.model();
-    let start = model.tokenize("", AddBos::Yes)?;
-    let ids = model.tokenize(text, AddBos::No)?;
+    let start = session.tokenize("", AddBos::Yes)?;
+    let ids = session.tokenize(text, AddBos::No)?;
     if ids.is_empty() {
         return Err(Error::invalid("the text is empty"));
     }

@@ -1,6 +1,7 @@
 //! Prompts: a text and an image become token ids and image rows.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::llama::{AddBos, Model};
@@ -29,8 +30,8 @@ pub struct ImageEmbeddings {
 pub enum PromptForm {
     /// The user's turn of the model's chat template: the image, a newline, the text.
     Chat,
-    /// The text as it stands, `<image>` where the image goes. The beginning-of-sequence token is
-    /// added unless the text starts with `<bos>`.
+    /// The text as it stands, `<image>` where the image goes. The vocabulary's beginning-of-sequence
+    /// token is added, if it asks for one, unless the text starts with that token's text.
     Raw,
 }
 
@@ -55,6 +56,7 @@ impl Prompt {
         text: &str,
         form: PromptForm,
         image: Option<&ImageEmbeddings>,
+        interrupt: &AtomicBool,
     ) -> Result<Self> {
         let n_marks = text.matches(IMAGE_TOKEN).count();
         let (full_text, mark) = match form {
@@ -76,23 +78,23 @@ impl Prompt {
             }
             PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
         };
-        let add_bos = if full_text.starts_with("<bos>") {
-            AddBos::No
-        } else {
-            AddBos::Yes
+        let add_bos = match model.begins_with_bos(&full_text) {
+            true => AddBos::No,
+            false => AddBos::Yes,
         };
+        let tokenize = |text: &str, add_bos| model.tokenize_until(text, add_bos, interrupt);
         let mut segments = Vec::new();
         match (image, full_text.split_once(&mark)) {
             (Some(image), Some((before, after))) => {
-                segments.push(Segment::Text(model.tokenize(before, add_bos)?));
+                segments.push(Segment::Text(tokenize(before, add_bos)?));
                 segments.push(Segment::Image(Arc::clone(&image.rows)));
-                segments.push(Segment::Text(model.tokenize(after, AddBos::No)?));
+                segments.push(Segment::Text(tokenize(after, AddBos::No)?));
             }
             (Some(_), None) => {
                 return Err(Error::invalid("the model's chat template drops the image")
                     .with_hint("use `--raw-prompt`, with `<image>` where the image goes"));
             }
-            (None, _) => segments.push(Segment::Text(model.tokenize(&full_text, add_bos)?)),
+            (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
         }
         let d_model = model.d_model();
         let tokens: Vec<Token> = segments

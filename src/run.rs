@@ -131,12 +131,10 @@ impl Runner<'_> {
                 prompt_time,
             };
             if options.goal() == Goal::Logits {
-                let logits = decoder.context.logits(OutputRow::Last);
-                check_logits(logits)?;
                 if options.keep.logits {
-                    generation.logits = logits.to_vec();
+                    generation.logits = decoder.context.logits(OutputRow::Last).to_vec();
                 }
-                generation.sample(decoder.context, OutputRow::Last);
+                generation.sample(decoder.context, OutputRow::Last)?;
             }
             generations.push(generation);
         }
@@ -155,7 +153,7 @@ impl Runner<'_> {
                     continue;
                 }
                 let is_full = decoder.context.is_full(sequence);
-                generation.take_next(model, is_full, &mut |text| on_text(sequence, text));
+                generation.take_next(model, is_full, &mut |text| on_text(sequence, text))?;
                 if generation.stop.is_none() {
                     sequences.push(sequence);
                     ids.extend(generation.next);
@@ -170,7 +168,7 @@ impl Runner<'_> {
                 other => other?,
             }
             for (row_idx, &sequence) in sequences.iter().enumerate() {
-                generations[sequence].sample(decoder.context, OutputRow::Index(row_idx));
+                generations[sequence].sample(decoder.context, OutputRow::Index(row_idx))?;
             }
         }
         let generate_time = start.elapsed();
@@ -215,40 +213,59 @@ struct Generation {
 }
 
 impl Generation {
-    /// Chooses the token that follows a row.
-    fn sample(&mut self, context: &mut Context<Tap>, row: OutputRow) {
-        if self.stop.is_none() {
-            self.next = Some(self.sampler.sample(context, row));
+    /// Looks at the logits of a row, and chooses the token that follows.
+    fn sample(&mut self, context: &mut Context<Tap>, row: OutputRow) -> Result<()> {
+        if has_nan(context.logits(row)) {
+            return Err(self.not_numbers());
         }
+        if self.stop.is_none() {
+            self.next = Some(self.sampler.sample(context, row)?);
+        }
+        Ok(())
     }
 
     /// Takes the next token into the text, or stops.
-    fn take_next(&mut self, model: &Model, is_full: bool, on_text: &mut dyn FnMut(&str)) {
+    fn take_next(
+        &mut self,
+        model: &Model,
+        is_full: bool,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<()> {
         let id = self.next.expect("it was chosen after the last row");
         if model.is_end(id) {
             self.stop = Some(Stop::End);
-            return;
+            return Ok(());
         }
         self.token_ids.push(id);
-        self.text.push(
-            |bytes| model.append_piece(id, Special::Hide, bytes),
-            on_text,
-        );
+        model.append_piece(id, Special::Hide, &mut self.text.bytes)?;
+        self.text.show(on_text);
         if self.token_ids.len() == self.max_tokens {
             self.stop = Some(Stop::Length);
         } else if is_full {
             log::warn!("the text ends here because the context is full");
             self.stop = Some(Stop::Length);
         }
+        Ok(())
+    }
+
+    /// The error of logits that are no numbers, with the text that they end.
+    fn not_numbers(&self) -> Error {
+        let after = match self.token_ids.len() {
+            0 => String::new(),
+            n => {
+                let text = String::from_utf8_lossy(&self.text.bytes);
+                format!(" after {n} generated tokens, `{}`", text.escape_debug())
+            }
+        };
+        Error::invalid(format!("the model's logits are not numbers{after}"))
+            .with_hint("use smaller strengths; without interventions, convert the model again")
     }
 }
 
-fn check_logits(logits: &[f32]) -> Result<()> {
-    if logits.iter().any(|logit| logit.is_nan()) {
-        return Err(Error::invalid("the model's logits are not numbers")
-            .with_hint("use smaller strengths; without interventions, convert the model again"));
-    }
-    Ok(())
+fn has_nan(logits: &[f32]) -> bool {
+    // Without an early exit within a part, so that the compiler uses vectors.
+    let has_nan = |part: &[f32]| part.iter().fold(false, |any, x| any | x.is_nan());
+    logits.chunks(256).any(has_nan)
 }
 
 impl RunOptions<'_> {
@@ -362,17 +379,22 @@ struct StreamedText {
 }
 
 impl StreamedText {
-    fn push(&mut self, append: impl FnOnce(&mut Vec<u8>), on_text: &mut dyn FnMut(&str)) {
-        append(&mut self.bytes);
-        let new = &self.bytes[self.n_shown..];
-        let whole = match std::str::from_utf8(new) {
-            Ok(text) => text,
-            // A character that is not complete yet; bytes that never form one wait for the end.
-            Err(error) => std::str::from_utf8(&new[..error.valid_up_to()]).unwrap_or_default(),
-        };
-        if !whole.is_empty() {
-            on_text(whole);
-            self.n_shown += whole.len();
+    /// Hands out what is new, with U+FFFD for bytes that form no character; one that is only begun at the
+    /// end waits.
+    fn show(&mut self, on_text: &mut dyn FnMut(&str)) {
+        for chunk in self.bytes[self.n_shown..].utf8_chunks() {
+            if !chunk.valid().is_empty() {
+                on_text(chunk.valid());
+                self.n_shown += chunk.valid().len();
+            }
+            let is_last = self.n_shown + chunk.invalid().len() == self.bytes.len();
+            // Without a length, the error is that the bytes end.
+            let is_wrong = |error: std::str::Utf8Error| error.error_len().is_some();
+            if is_last && !str::from_utf8(chunk.invalid()).is_err_and(is_wrong) {
+                break;
+            }
+            on_text("\u{fffd}");
+            self.n_shown += chunk.invalid().len();
         }
     }
 
@@ -382,5 +404,63 @@ impl StreamedText {
             on_text(&rest);
         }
         String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{StreamedText, has_nan};
+
+    /// What is shown of `pieces` as they come, and the whole at the end.
+    fn stream(pieces: &[&[u8]]) -> (Vec<String>, String) {
+        let mut text = StreamedText::default();
+        let mut shown = Vec::new();
+        for piece in pieces {
+            text.bytes.extend_from_slice(piece);
+            let mut new = String::new();
+            text.show(&mut |text| new.push_str(text));
+            shown.push(new);
+        }
+        let mut rest = String::new();
+        let whole = text.finish(&mut |text| rest.push_str(text));
+        shown.push(rest);
+        (shown, whole)
+    }
+
+    #[test]
+    fn bytes_that_form_no_character_do_not_stop_the_stream() {
+        let (shown, whole) = stream(&[b"a", b"\xff", b"b", b"\xe2\x96", b"\x81", b"c\xc3"]);
+        assert_eq!(shown, ["a", "\u{fffd}", "b", "", "▁", "c", "\u{fffd}"]);
+        assert_eq!(whole, "a\u{fffd}b▁c\u{fffd}");
+        // A character that is begun and not gone on with.
+        let (shown, _) = stream(&[b"\xf0\x9f", b"x"]);
+        assert_eq!(shown, ["", "\u{fffd}x", ""]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_stream_is_the_text(bytes: Vec<u8>, ends in proptest::collection::vec(0_usize..40, 0..6)) {
+            let mut pieces = Vec::new();
+            let mut rest = &bytes[..];
+            for end in ends {
+                let (piece, others) = rest.split_at(end.min(rest.len()));
+                pieces.push(piece);
+                rest = others;
+            }
+            pieces.push(rest);
+            let (shown, whole) = stream(&pieces);
+            prop_assert_eq!(shown.concat(), String::from_utf8_lossy(&bytes));
+            prop_assert_eq!(shown.concat(), whole);
+        }
+    }
+
+    #[test]
+    fn one_logit_that_is_no_number_is_seen() {
+        let mut logits = vec![f32::INFINITY; 1000];
+        assert!(!has_nan(&logits));
+        logits[999] = f32::NAN;
+        assert!(has_nan(&logits));
     }
 }

@@ -12,8 +12,8 @@ use crate::hook_point::{HookPoint, Site};
 use crate::image_cache::ImageCache;
 use crate::image_encoder::ImageEncoder;
 use crate::llama::{
-    Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model, ModelOptions,
-    Sampling, Special, VisionGraph,
+    AddBos, Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model,
+    ModelOptions, Sampling, Special, VisionGraph,
 };
 use crate::memory;
 use crate::model_files::{self, CheckedFiles, ModelFiles};
@@ -84,6 +84,23 @@ impl Default for SessionOptions {
     }
 }
 
+impl SessionOptions {
+    fn check(&self) -> Result<()> {
+        for (n, what) in [
+            (self.threads, "processor threads"),
+            (self.n_ubatch, "rows of a graph"),
+        ] {
+            if n == 0 || i32::try_from(n).is_err() {
+                return Err(Error::invalid(format!(
+                    "{n} {what} are none that llama.cpp can compute with"
+                ))
+                .with_hint(format!("take at least 1, and at most {}", i32::MAX)));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A loaded model with its SAE.
 pub struct Session {
     model: Arc<Model>,
@@ -101,6 +118,7 @@ impl Session {
     /// # Errors
     /// Files that are missing, malformed, foreign or do not fit, each with what to do.
     pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Self> {
+        options.check()?;
         let checked = model_files::check(files)?;
         let model = load_model(files, &options)?;
         Self::with_model(model, checked, files, options)
@@ -121,6 +139,7 @@ impl Session {
         files: &ModelFiles,
         options: SessionOptions,
     ) -> Result<Self> {
+        options.check()?;
         Self::with_model(model, model_files::check(files)?, files, options)
     }
 
@@ -197,21 +216,29 @@ impl Session {
     ///
     /// # Errors
     /// A raw prompt whose `<image>` marks do not match the image, a chat prompt that holds one, a
-    /// model without a chat template.
+    /// model without a chat template, characters that the vocabulary has no token for.
     pub fn prompt(
         &self,
         text: &str,
         form: PromptForm,
         image: Option<&ImageEmbeddings>,
     ) -> Result<Prompt> {
-        Prompt::new(&self.model, text, form, image)
+        Prompt::new(&self.model, text, form, image, &self.options.interrupt)
     }
 
-    /// The text of a token, control tokens by name; an image row has none.
+    /// Token ids of a text, as [`Model::tokenize`] gives them, until the session is interrupted.
+    pub(crate) fn tokenize(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
+        self.model
+            .tokenize_until(text, add_bos, &self.options.interrupt)
+    }
+
+    /// The text of a token, control tokens by name; an image row has none, nor has an id that is not
+    /// in the vocabulary.
     pub fn token_text(&self, token: Token) -> Option<String> {
         let mut bytes = Vec::new();
         self.model
-            .append_piece(token.id?, Special::Show, &mut bytes);
+            .append_piece(token.id?, Special::Show, &mut bytes)
+            .ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -258,8 +285,8 @@ impl Session {
     ///
     /// # Errors
     /// A prompt that is longer than the context, an interruption before the first token, an error
-    /// in the hook, a failure of llama.cpp. An interrupted generation is no error: it returns what
-    /// there is.
+    /// in the hook, a failure of llama.cpp, logits that are no numbers, with the text up to there. An
+    /// interrupted generation is no error: it returns what there is.
     pub fn run(
         &mut self,
         prompt: &Prompt,

@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as sys;
 use super::backend;
 use super::callback_state::CallbackState;
 use super::eval_hook::{EvalHook, GraphNode, Pass, RowHook, on_eval};
+use super::guard::{self, guarded};
 use super::model::Model;
 use crate::{Error, Result};
 
@@ -131,8 +132,8 @@ impl<H: RowHook> Context<H> {
     /// Makes a context; `hook` will see the rows of `node`, each of `width` numbers.
     ///
     /// # Errors
-    /// When llama.cpp refuses, for want of memory or because of a combination it does not support.
-    /// The hook comes back with the error.
+    /// When llama.cpp refuses, for want of memory or because of a combination it does not support;
+    /// options of 0. The hook comes back with the error.
     pub fn new(
         model: Arc<Model>,
         options: ContextOptions,
@@ -183,6 +184,9 @@ impl<H: RowHook> Context<H> {
     }
 
     /// Whether a sequence has no room for another row.
+    ///
+    /// # Panics
+    /// When there is no such sequence.
     pub fn is_full(&self, sequence: usize) -> bool {
         self.n_past[sequence] >= self.options.n_tokens
     }
@@ -204,20 +208,41 @@ impl<H: RowHook> Context<H> {
     /// Forgets what a sequence holds behind its first `n_kept` rows.
     ///
     /// # Errors
-    /// When llama.cpp cannot: some models keep a state that has no positions.
+    /// A sequence that the context does not have; when llama.cpp cannot: some models keep a state
+    /// that has no positions.
     pub fn truncate(&mut self, sequence: usize, n_kept: usize) -> Result<()> {
+        self.check_room(sequence, 0)?;
         // SAFETY: the context is alive.
         let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
         // SAFETY: the memory belongs to the context; -1 means to the end.
         let done =
             unsafe { sys::llama_memory_seq_rm(memory, to_i32(sequence), to_i32(n_kept), -1) };
         if !done {
-            return Err(backend::failure(
-                "llama_memory_seq_rm",
-                "no reason was given",
-            ));
+            return Err(Error::Llama {
+                function: "llama_memory_seq_rm",
+                reason: "this model's state has no positions".to_owned(),
+            });
         }
         self.n_past[sequence] = self.n_past[sequence].min(n_kept);
+        Ok(())
+    }
+
+    /// Checks that a sequence exists and has room for `n_rows` more.
+    fn check_room(&self, sequence: usize, n_rows: usize) -> Result<()> {
+        let n_past = self.n_past.get(sequence).ok_or_else(|| {
+            Error::invalid(format!(
+                "there is no sequence {sequence}: the context has {}",
+                self.n_past.len()
+            ))
+        })?;
+        if n_past + n_rows > self.options.n_tokens {
+            return Err(Error::invalid(format!(
+                "the context holds {} tokens, and {} are needed",
+                self.options.n_tokens,
+                n_past + n_rows
+            ))
+            .with_hint("give a larger `--ctx-size`, or 0 for enough"));
+        }
         Ok(())
     }
 
@@ -225,8 +250,8 @@ impl<H: RowHook> Context<H> {
     ///
     /// # Errors
     /// The hook's error or panic; [`Error::Interrupted`]; more rows than the context has room for;
-    /// embeddings that are no whole rows; a failure of llama.cpp. After an error the sequence is
-    /// undefined: [`Context::clear`] it.
+    /// embeddings that are no whole rows; a sequence or a token that does not exist; a failure of
+    /// llama.cpp. After an error the sequence is undefined: [`Context::clear`] it.
     pub fn decode(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
         let d_model = self.model.d_model();
         let n_rows = match rows {
@@ -239,15 +264,8 @@ impl<H: RowHook> Context<H> {
                 )));
             }
         };
+        self.check_room(sequence, n_rows)?;
         let n_past = self.n_past[sequence];
-        if n_past + n_rows > self.options.n_tokens {
-            return Err(Error::invalid(format!(
-                "the context holds {} tokens, and {} are needed",
-                self.options.n_tokens,
-                n_past + n_rows
-            ))
-            .with_hint("give a larger `--ctx-size`, or 0 for enough"));
-        }
         let mut start = 0;
         while start < n_rows {
             let end = n_rows.min(start + self.options.n_ubatch);
@@ -273,9 +291,21 @@ impl<H: RowHook> Context<H> {
     /// Appends one token to each of several sequences, in one batch, with logits for each.
     ///
     /// # Errors
-    /// As [`Context::decode`].
+    /// As [`Context::decode`]; another number of tokens than of sequences; a sequence twice.
     pub fn decode_side_by_side(&mut self, sequences: &[usize], ids: &[i32]) -> Result<()> {
-        assert_eq!(sequences.len(), ids.len(), "one token for each sequence");
+        let is_twice = |(i, sequence): (usize, &usize)| sequences[..i].contains(sequence);
+        if sequences.len() != ids.len() || sequences.iter().enumerate().any(is_twice) {
+            return Err(Error::invalid(format!(
+                "expected one token for each sequence, got {} for {sequences:?}",
+                ids.len()
+            )));
+        }
+        for &sequence in sequences {
+            self.check_room(sequence, 1)?;
+        }
+        if sequences.is_empty() {
+            return Ok(());
+        }
         let places: Vec<Place> = sequences
             .iter()
             .map(|&sequence| (sequence, self.n_past[sequence]))
@@ -307,13 +337,15 @@ impl<H: RowHook> Context<H> {
             logits: wanted.as_mut_ptr(),
         };
         self.hook.get().begin_graph();
-        // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and
-        // llama.cpp only reads them. The hook's state is not borrowed here.
-        let code = unsafe { sys::llama_decode(self.ptr.0.as_ptr(), batch) };
+        let code = guarded("llama_decode", || {
+            // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and
+            // llama.cpp only reads them. The hook's state is not borrowed here.
+            unsafe { guard::llama_decode(self.ptr.0.as_ptr(), batch) }
+        });
         if let Some(fault) = self.hook.get().end_graph() {
             return Err(fault);
         }
-        match code {
+        match code? {
             0 => {
                 for place in places {
                     self.n_past[place.0] = place.1 + 1;
@@ -359,17 +391,19 @@ impl<H: RowHook> Context<H> {
         } else {
             data.as_ptr()
         };
-        // SAFETY: `data` has a row for each layer from 1 on and is copied during the call.
-        let code = unsafe {
-            sys::llama_set_adapter_cvec(
-                self.ptr.0.as_ptr(),
-                pointer,
-                data.len(),
-                to_i32(d_model),
-                to_i32(layer),
-                to_i32(layer),
-            )
-        };
+        let code = guarded("llama_set_adapter_cvec", || {
+            // SAFETY: `data` has a row for each layer from 1 on and is copied during the call.
+            unsafe {
+                guard::llama_set_adapter_cvec(
+                    self.ptr.0.as_ptr(),
+                    pointer,
+                    data.len(),
+                    to_i32(d_model),
+                    to_i32(layer),
+                    to_i32(layer),
+                )
+            }
+        })?;
         if code == 0 {
             self.has_control_vector = !direction.is_empty();
             return Ok(());
@@ -403,6 +437,17 @@ fn init(
                 .with_hint("use `--kv-type f16`, or leave out `-fa off`"),
         );
     }
+    for (n, what) in [
+        (options.n_sequences, "sequences"),
+        (options.n_ubatch, "rows of a graph"),
+        (options.threads, "processor threads"),
+    ] {
+        if n == 0 {
+            return Err(Error::invalid(format!(
+                "a context of 0 {what} computes nothing"
+            )));
+        }
+    }
     let in_u32 = |n: usize| {
         u32::try_from(n).map_err(|_| Error::invalid(format!("a context of {n} is too large")))
     };
@@ -432,8 +477,10 @@ fn init(
     }
     params.abort_callback = Some(is_interrupted);
     params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
-    // SAFETY: the model is alive, and the caller keeps `user_data` and the flag.
-    let ptr = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
+    let ptr = guarded("llama_init_from_model", || {
+        // SAFETY: the model is alive, and the caller keeps `user_data` and the flag.
+        unsafe { guard::llama_init_from_model(model.as_ptr(), params) }
+    })?;
     NonNull::new(ptr).map(ContextPtr).ok_or_else(|| {
         backend::failure(
             "llama_init_from_model",

@@ -14,6 +14,7 @@ mod callback_state;
 mod context;
 mod eval_hook;
 mod exact_gelu;
+mod guard;
 mod log_router;
 mod mapped_file;
 mod matrix_product;
@@ -24,6 +25,7 @@ mod recording;
 mod sampler;
 mod tensor_context;
 mod vision;
+mod vocabulary;
 #[cfg(target_os = "linux")]
 mod waiting;
 mod weight_rows;

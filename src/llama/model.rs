@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 
 use super::backend;
+use super::guard::{self, guarded};
+use super::vocabulary::Vocabulary;
 use crate::{Error, Result};
 
 /// How a model is loaded.
@@ -23,6 +25,7 @@ pub struct ModelOptions {
 pub struct Model {
     ptr: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
+    pub(super) vocabulary: Vocabulary,
 }
 
 // SAFETY: llama.cpp only reads a model once it is loaded; contexts on several threads may share it.
@@ -43,21 +46,27 @@ impl Model {
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = options.gpu_layers;
         params.use_extra_bufts = options.repack && !has_amx();
-        // SAFETY: the path is NUL-terminated and lives for the call.
-        let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
+        let ptr = guarded("llama_model_load_from_file", || {
+            // SAFETY: the path is NUL-terminated and lives for the call.
+            unsafe { guard::llama_model_load_from_file(c_path.as_ptr(), params) }
+        })?;
         let ptr = NonNull::new(ptr)
             .ok_or_else(|| backend::failure("llama_model_load_from_file", "no reason was given"))?;
         // SAFETY: the model is loaded; its vocabulary lives as long as it does.
         let vocab = unsafe { sys::llama_model_get_vocab(ptr.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).expect("a loaded model has a vocabulary");
-        Ok(Self { ptr, vocab })
+        Ok(Self {
+            ptr,
+            vocab,
+            vocabulary: Vocabulary::default(),
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
         self.ptr.as_ptr()
     }
 
-    fn vocab(&self) -> *const sys::llama_vocab {
+    pub(super) fn vocab(&self) -> *const sys::llama_vocab {
         self.vocab.as_ptr()
     }
 
@@ -123,29 +132,77 @@ impl Model {
 
     /// Filler tokens that pad the vocabulary to the embedding's rows; they must never be sampled.
     pub fn unused_tokens(&self) -> Vec<i32> {
-        let n_vocab = i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits");
-        (0..n_vocab)
-            .filter(|&token| {
-                // SAFETY: the vocabulary is alive and the id is in range.
-                let attr = unsafe { sys::llama_vocab_get_attr(self.vocab(), token) };
-                attr & sys::LLAMA_TOKEN_ATTR_UNUSED != 0
-            })
-            .collect()
+        let is_unused =
+            |token: &i32| self.token_attributes(*token) & sys::LLAMA_TOKEN_ATTR_UNUSED != 0;
+        self.token_ids().filter(is_unused).collect()
     }
 
-    /// Token ids of `text`. Special tokens' texts become those tokens; `add_bos` follows the
-    /// vocabulary's own rule for the beginning of a sequence.
+    pub(super) fn vocab_type(&self) -> sys::llama_vocab_type {
+        // SAFETY: the vocabulary is alive.
+        unsafe { sys::llama_vocab_type(self.vocab()) }
+    }
+
+    pub(super) fn token_ids(&self) -> std::ops::Range<i32> {
+        0..i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits")
+    }
+
+    pub(super) fn token_attributes(&self, token: i32) -> sys::llama_token_attr {
+        assert!(
+            self.token_ids().contains(&token),
+            "a token of this vocabulary"
+        );
+        // SAFETY: the vocabulary is alive and the id is in range.
+        unsafe { sys::llama_vocab_get_attr(self.vocab(), token) }
+    }
+
+    /// A token as the vocabulary stores it, with `▁` or `Ġ` for a space.
+    pub(super) fn token_bytes(&self, token: i32) -> &[u8] {
+        assert!(
+            self.token_ids().contains(&token),
+            "a token of this vocabulary"
+        );
+        // SAFETY: the vocabulary is alive and the id is in range.
+        let text = unsafe { sys::llama_vocab_get_text(self.vocab(), token) };
+        // SAFETY: it is NUL-terminated and lives as long as the vocabulary.
+        unsafe { CStr::from_ptr(text) }.to_bytes()
+    }
+
+    /// Whether a text begins with the text of the vocabulary's beginning-of-sequence token.
+    pub fn begins_with_bos(&self, text: &str) -> bool {
+        // SAFETY: the vocabulary is alive; a missing token is -1.
+        let bos = unsafe { sys::llama_vocab_bos(self.vocab()) };
+        let bos = Some(bos).filter(|bos| self.token_ids().contains(bos));
+        let bos = bos.map_or(&[][..], |bos| self.token_bytes(bos));
+        !bos.is_empty() && text.as_bytes().starts_with(bos)
+    }
+
+    /// What llama.cpp puts in front of a text and behind it.
+    pub(super) fn added_tokens(&self, add_bos: AddBos) -> [Option<i32>; 2] {
+        // SAFETY: the vocabulary is alive, here and below.
+        let begins = unsafe { sys::llama_vocab_get_add_bos(self.vocab()) };
+        // SAFETY: see above.
+        let ends = unsafe { sys::llama_vocab_get_add_eos(self.vocab()) };
+        // SAFETY: see above.
+        let bos = unsafe { sys::llama_vocab_bos(self.vocab()) };
+        // SAFETY: see above.
+        let eos = unsafe { sys::llama_vocab_eos(self.vocab()) };
+        [(begins, bos), (ends, eos)]
+            .map(|(is_added, token)| (is_added && add_bos == AddBos::Yes).then_some(token))
+    }
+
+    /// As [`Model::tokenize`], by one call of llama.cpp, which takes what time it takes and leaves out
+    /// characters without a token, or fails.
     ///
     /// # Errors
-    /// Text of more than 2³¹ bytes.
-    pub fn tokenize(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
+    /// A failure of llama.cpp.
+    pub fn tokenize_at_once(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
         let n_bytes =
             i32::try_from(text.len()).map_err(|_| Error::invalid("the prompt is too long"))?;
         let mut tokens = vec![0; text.len() + 2];
-        let mut n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens);
+        let mut n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens)?;
         if n_tokens < 0 {
             tokens.resize(n_tokens.unsigned_abs() as usize, 0);
-            n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens);
+            n_tokens = self.tokenize_into(text, n_bytes, add_bos, &mut tokens)?;
         }
         let n_tokens = usize::try_from(n_tokens)
             .map_err(|_| backend::failure("llama_tokenize", "the buffer was too small twice"))?;
@@ -153,40 +210,68 @@ impl Model {
         Ok(tokens)
     }
 
-    fn tokenize_into(&self, text: &str, n_bytes: i32, add_bos: AddBos, out: &mut [i32]) -> i32 {
+    fn tokenize_into(
+        &self,
+        text: &str,
+        n_bytes: i32,
+        add_bos: AddBos,
+        out: &mut [i32],
+    ) -> Result<i32> {
         let capacity = i32::try_from(out.len()).unwrap_or(i32::MAX);
-        // SAFETY: text and buffer live for the call, and their lengths are given.
-        unsafe {
-            sys::llama_tokenize(
-                self.vocab(),
-                text.as_ptr().cast(),
-                n_bytes,
-                out.as_mut_ptr(),
-                capacity,
-                add_bos == AddBos::Yes,
-                true,
-            )
-        }
+        guarded("llama_tokenize", || {
+            // SAFETY: text and buffer live for the call, and their lengths are given.
+            unsafe {
+                guard::llama_tokenize(
+                    self.vocab(),
+                    text.as_ptr().cast(),
+                    n_bytes,
+                    out.as_mut_ptr(),
+                    capacity,
+                    add_bos == AddBos::Yes,
+                    true,
+                )
+            }
+        })
     }
 
     /// Appends the bytes that `token` stands for: possibly a part of a character. With
     /// [`Special::Show`], control tokens appear by name, else as nothing.
-    pub fn append_piece(&self, token: i32, special: Special, out: &mut Vec<u8>) {
-        let mut buffer = [0_u8; 256]; // longer than any piece of a SentencePiece vocabulary
-        let capacity = i32::try_from(buffer.len()).expect("a small constant");
-        // SAFETY: the buffer lives for the call and its length is given.
-        let n_bytes = unsafe {
-            sys::llama_token_to_piece(
-                self.vocab(),
-                token,
-                buffer.as_mut_ptr().cast(),
-                capacity,
-                0,
-                special == Special::Show,
-            )
-        };
-        let n_bytes = usize::try_from(n_bytes).unwrap_or(0);
-        out.extend_from_slice(&buffer[..n_bytes]);
+    ///
+    /// # Errors
+    /// An id that the vocabulary does not have.
+    pub fn append_piece(&self, token: i32, special: Special, out: &mut Vec<u8>) -> Result<()> {
+        if !self.token_ids().contains(&token) {
+            return Err(Error::invalid(format!(
+                "there is no token {token}: the vocabulary has {}",
+                self.n_vocab()
+            )));
+        }
+        let start = out.len();
+        out.resize(start + 256, 0); // enough for nearly all
+        let mut n_bytes = self.piece_into(token, special, &mut out[start..])?;
+        if n_bytes < 0 {
+            out.resize(start + n_bytes.unsigned_abs() as usize, 0);
+            n_bytes = self.piece_into(token, special, &mut out[start..])?;
+        }
+        out.truncate(start + usize::try_from(n_bytes).unwrap_or(0));
+        Ok(())
+    }
+
+    fn piece_into(&self, token: i32, special: Special, out: &mut [u8]) -> Result<i32> {
+        let capacity = i32::try_from(out.len()).unwrap_or(i32::MAX);
+        guarded("llama_token_to_piece", || {
+            // SAFETY: the buffer lives for the call and its length is given.
+            unsafe {
+                guard::llama_token_to_piece(
+                    self.vocab(),
+                    token,
+                    out.as_mut_ptr().cast(),
+                    capacity,
+                    0,
+                    special == Special::Show,
+                )
+            }
+        })
     }
 
     /// The user's turn in the model's chat template, ready for the model's answer; without the
@@ -207,10 +292,10 @@ impl Model {
             content: content.as_ptr(),
         };
         let mut buffer = vec![0_u8; 2 * user_text.len() + 256];
-        let mut n_bytes = apply_template(template, &message, &mut buffer);
+        let mut n_bytes = apply_template(template, &message, &mut buffer)?;
         if usize::try_from(n_bytes).is_ok_and(|n| n > buffer.len()) {
             buffer.resize(n_bytes.unsigned_abs() as usize, 0);
-            n_bytes = apply_template(template, &message, &mut buffer);
+            n_bytes = apply_template(template, &message, &mut buffer)?;
         }
         let n_bytes = usize::try_from(n_bytes).map_err(|_| {
             Error::invalid("llama.cpp does not know the model's chat template")
@@ -224,22 +309,28 @@ impl Model {
     /// A metadata value of the GGUF file as text.
     pub fn metadata(&self, key: &str) -> Option<String> {
         let key = CString::new(key).ok()?;
-        let mut buffer = [0 as c_char; 512];
-        // SAFETY: key and buffer live for the call; llama.cpp ends the text with NUL.
+        let mut buffer = vec![0; 512];
+        let mut n_bytes = self.metadata_into(&key, &mut buffer)?;
+        if n_bytes >= buffer.len() {
+            buffer.resize(n_bytes + 1, 0);
+            n_bytes = self.metadata_into(&key, &mut buffer)?;
+        }
+        buffer.truncate(n_bytes);
+        Some(String::from_utf8_lossy(&buffer).into_owned())
+    }
+
+    /// The length of a value, which is written to `out` as far as it fits with a NUL at its end.
+    fn metadata_into(&self, key: &CStr, out: &mut [u8]) -> Option<usize> {
+        // SAFETY: key and buffer live for the call, and the buffer's length is given.
         let n_bytes = unsafe {
             sys::llama_model_meta_val_str(
                 self.as_ptr(),
                 key.as_ptr(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
+                out.as_mut_ptr().cast(),
+                out.len(),
             )
         };
-        if n_bytes < 0 {
-            return None;
-        }
-        // SAFETY: see above.
-        let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
-        Some(text.to_string_lossy().into_owned())
+        usize::try_from(n_bytes).ok()
     }
 }
 
@@ -256,19 +347,21 @@ fn apply_template(
     template: *const c_char,
     message: &sys::llama_chat_message,
     buffer: &mut [u8],
-) -> i32 {
+) -> Result<i32> {
     let capacity = i32::try_from(buffer.len()).unwrap_or(i32::MAX);
-    // SAFETY: template and message are NUL-terminated and live for the call, as does the buffer.
-    unsafe {
-        sys::llama_chat_apply_template(
-            template,
-            message,
-            1,
-            true,
-            buffer.as_mut_ptr().cast(),
-            capacity,
-        )
-    }
+    guarded("llama_chat_apply_template", || {
+        // SAFETY: template and message are NUL-terminated and live for the call, as does the buffer.
+        unsafe {
+            guard::llama_chat_apply_template(
+                template,
+                message,
+                1,
+                true,
+                buffer.as_mut_ptr().cast(),
+                capacity,
+            )
+        }
+    })
 }
 
 impl Drop for Model {

@@ -5,6 +5,7 @@ use std::path::Path;
 use llama_cpp_sys_2 as sys;
 
 use super::backend;
+use super::guard::{self, guarded};
 use crate::{Error, Result};
 
 /// The quantisations offered, as llama.cpp names them.
@@ -37,10 +38,12 @@ pub fn quantize(source: &Path, target: &Path, quant: Quant, threads: usize) -> R
         Quant::Q5KM => sys::LLAMA_FTYPE_MOSTLY_Q5_K_M,
         Quant::Q4KM => sys::LLAMA_FTYPE_MOSTLY_Q4_K_M,
     };
-    // SAFETY: both paths are NUL-terminated and live for the call, as do the parameters.
-    let code = unsafe {
-        sys::llama_model_quantize(c_source.as_ptr(), c_target.as_ptr(), &raw const params)
-    };
+    let code = guarded("llama_model_quantize", || {
+        // SAFETY: both paths are NUL-terminated and live for the call, as do the parameters.
+        unsafe {
+            guard::llama_model_quantize(c_source.as_ptr(), c_target.as_ptr(), &raw const params)
+        }
+    })?;
     match code {
         0 => Ok(()),
         code => {

@@ -6,7 +6,9 @@ use llama_cpp_sys_2 as sys;
 
 use super::context::{Context, OutputRow};
 use super::eval_hook::RowHook;
+use super::guard::{self, guarded};
 use super::model::Model;
+use crate::{Error, Result};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,11 +80,20 @@ impl Sampler {
         unsafe { sys::llama_sampler_chain_add(self.ptr.as_ptr(), link) };
     }
 
-    /// The token that follows a row of the context's last batch, whose logits must have been asked
-    /// for.
-    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>, row: OutputRow) -> i32 {
-        // SAFETY: both are alive.
-        unsafe { sys::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), row.to_c()) }
+    /// The token that follows a row of the context's last batch.
+    ///
+    /// # Errors
+    /// A row whose logits were not asked for.
+    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>, row: OutputRow) -> Result<i32> {
+        if context.logits(row).is_empty() {
+            return Err(Error::invalid(
+                "no logits were computed to choose a token by",
+            ));
+        }
+        guarded("llama_sampler_sample", || {
+            // SAFETY: both are alive.
+            unsafe { guard::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), row.to_c()) }
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use gguf_tools::gguf::{TensorInfo, TensorType};
 use llama_cpp_sys_2 as sys;
 
+use super::backend;
 use super::mapped_file::MappedFile;
 use crate::{Error, Result};
 
@@ -22,6 +23,7 @@ impl WeightRows {
     /// # Errors
     /// When the file cannot be mapped, or holds other numbers than f32 and f16.
     pub fn open(path: &Path, tensor: &TensorInfo) -> Result<Self> {
+        backend::start(); // fills ggml's table for f16
         let file = MappedFile::open(path)?;
         let size = |n: u64| usize::try_from(n).expect("the file is mapped, so its sizes fit");
         let (start, n_bytes) = (size(tensor.offset), size(tensor.n_bytes));
