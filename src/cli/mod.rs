@@ -230,7 +230,7 @@ fn stop_on_ctrl_c() -> Arc<AtomicBool> {
     let flag = Arc::clone(&interrupt);
     let installed = ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED.into());
+            llava_sae_cpp::llama::exit_at_once(INTERRUPTED.into());
         }
     });
     if let Err(error) = installed {

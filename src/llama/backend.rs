@@ -38,6 +38,16 @@ pub(crate) fn free_device_bytes() -> Option<u64> {
     None
 }
 
+/// Ends the process at once, without the static destructors of C++, which threads that still compute
+/// would run into.
+pub fn exit_at_once(code: i32) -> ! {
+    unsafe extern "C" {
+        fn _exit(code: std::ffi::c_int) -> !;
+    }
+    // SAFETY: it does not return, and touches no memory of ours.
+    unsafe { _exit(code) }
+}
+
 /// A path as C takes it.
 pub(super) fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_encoded_bytes())

@@ -30,6 +30,7 @@ mod vocabulary;
 mod waiting;
 mod weight_rows;
 
+pub use backend::exit_at_once;
 pub(crate) use backend::free_device_bytes;
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
