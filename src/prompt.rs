@@ -118,6 +118,13 @@ impl Prompt {
         Self { segments, tokens }
     }
 
+    /// A prompt of its first `n_tokens` text tokens, if there are any.
+    pub(crate) fn beginning(&self, n_tokens: usize) -> Option<Self> {
+        let ids = self.tokens.iter().flat_map(|token| token.id);
+        let ids: Vec<i32> = ids.take(n_tokens).collect();
+        (!ids.is_empty()).then(|| Self::of_text(ids))
+    }
+
     /// Its pieces, in order.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments

@@ -10,6 +10,7 @@ use crate::llama::{
 };
 use crate::logits::log_prob;
 use crate::prompt::{Prompt, Segment};
+use crate::shortcuts::{Shortcut, Shortcuts};
 use crate::steering::Steering;
 use crate::tap::{Keep, Sequence, Substitute, Tap, Trace};
 use crate::tokens::{Positions, Token};
@@ -67,6 +68,7 @@ pub(crate) struct Runner<'a> {
     pub(crate) interrupt: &'a AtomicBool,
     /// Whether prompts share the blocks below the hook.
     pub(crate) share_prompts: bool,
+    pub(crate) shortcuts: &'a mut Shortcuts,
 }
 
 impl Runner<'_> {
@@ -79,7 +81,7 @@ impl Runner<'_> {
         options: &[RunOptions<'_>],
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Run>> {
-        let Some((layer, vector, unsteered)) = self.in_graph(options) else {
+        let Some((layer, vector, unsteered)) = self.in_graph(prompt, options)? else {
             return self.run_hooked(prompt, options, on_text);
         };
         self.context.set_control_vector(layer, vector)?;
@@ -92,19 +94,28 @@ impl Runner<'_> {
     /// without the steering: nothing reads rows at the hook, and the same is added to every row.
     fn in_graph<'o>(
         &mut self,
+        prompt: &Prompt,
         options: &[RunOptions<'o>],
-    ) -> Option<(usize, &'o [f32], RunOptions<'o>)> {
-        let [run] = options else { return None };
+    ) -> Result<Option<(usize, &'o [f32], RunOptions<'o>)>> {
+        let [run] = options else { return Ok(None) };
         let hook_point = self.context.hook().sae.hook_point();
         // llama.cpp has none for layer 0.
         let is_possible = hook_point.site() == Site::ResidPost && hook_point.layer() > 0;
         let is_taken = self.context.has_control_vector();
         if !is_possible || is_taken || run.reads_rows() || run.goal() != Goal::Logits {
-            return None;
+            return Ok(None);
         }
-        let vector = run.steering?.constant()?;
+        let Some((steering, vector)) = run.steering.and_then(|s| Some((s, s.constant()?))) else {
+            return Ok(None);
+        };
+        let layer = hook_point.layer();
+        let is_taken = self.takes(
+            Shortcut::ControlVector,
+            prompt,
+            Some((steering, layer, vector)),
+        )?;
         let steering = None;
-        Some((hook_point.layer(), vector, RunOptions { steering, ..*run }))
+        Ok(is_taken.then_some((layer, vector, RunOptions { steering, ..*run })))
     }
 
     fn run_hooked(
@@ -114,11 +125,20 @@ impl Runner<'_> {
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Run>> {
         let (model, interrupt) = (self.model, self.interrupt);
-        let mut decoder = self.decoder(options);
+        let stops = |run: &RunOptions<'_>| run.goal() != Goal::Logits && run.reads_rows();
+        let is_whole =
+            options.iter().any(stops) && !self.takes(Shortcut::StopAtHook, prompt, None)?;
+        let goal = |run: &RunOptions<'_>| match is_whole && stops(run) {
+            true => Goal::Logits,
+            false => run.goal(),
+        };
+        let shares_prompts = self.shares_prompts(prompt, options)?;
+        let mut decoder = Decoder::start(self.context, self.node, options);
+        decoder.shares_prompts = shares_prompts;
         let mut generations = Vec::new();
         for (sequence, options) in options.iter().enumerate() {
             let start = Instant::now();
-            decoder.decode_prompt(sequence, prompt, options.goal())?;
+            decoder.decode_prompt(sequence, prompt, goal(options))?;
             let prompt_time = start.elapsed();
             let mut generation = Generation {
                 max_tokens: options.max_tokens,
@@ -187,16 +207,15 @@ impl Runner<'_> {
         Ok(runs.collect())
     }
 
-    /// The decoder of these runs.
-    fn decoder(&mut self, options: &[RunOptions<'_>]) -> Decoder<'_> {
-        let mut decoder = Decoder::start(self.context, self.node, options);
+    /// Whether the prompts of these runs share the blocks below the hook.
+    fn shares_prompts(&mut self, prompt: &Prompt, options: &[RunOptions<'_>]) -> Result<bool> {
         // Above a place in the stream, everything depends on the stream alone.
-        let is_stream = decoder.context.hook().sae.hook_point().site() == Site::ResidPost;
-        decoder.shares_prompts = self.share_prompts
+        let is_stream = self.context.hook().sae.hook_point().site() == Site::ResidPost;
+        let is_possible = self.share_prompts
             && is_stream
             && options.len() > 1
             && options.iter().all(|run| run.goal() == Goal::Logits);
-        decoder
+        Ok(is_possible && self.takes(Shortcut::SharedPrompts, prompt, None)?)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::hook_point::{HookPoint, Site};
 use crate::image_cache::ImageCache;
 use crate::image_encoder::ImageEncoder;
 use crate::llama::{
-    AddBos, Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model,
+    self, AddBos, Context, ContextOptions, FlashAttention, GraphNode, KvType, MAX_SEQUENCES, Model,
     ModelOptions, Sampling, Special, VisionGraph,
 };
 use crate::memory;
@@ -21,6 +21,7 @@ use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{self, Run, RunOptions, Runner};
 use crate::sae::Sae;
+use crate::shortcuts::{Shortcuts, TryShortcuts};
 use crate::steering::Steering;
 use crate::sweep::{self, Sweep};
 use crate::tap::{Substitute, Tap};
@@ -53,6 +54,8 @@ pub struct SessionOptions {
     pub screen: bool,
     /// Whether the prompts of runs side by side share the blocks below the hook, which changes no bit.
     pub share_prompts: bool,
+    /// When what runs leave out is tried against the whole graph.
+    pub try_shortcuts: TryShortcuts,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,
     /// Whether llama.cpp's graph of the vision encoder is put right.
@@ -76,6 +79,7 @@ impl Default for SessionOptions {
             eval_callback: true,
             screen: true,
             share_prompts: true,
+            try_shortcuts: TryShortcuts::OnDevices,
             image_prep: ImagePrep::Crop,
             vision_graph: VisionGraph::Corrected,
             image_cache: None,
@@ -110,6 +114,7 @@ pub struct Session {
     // One of the two holds the hook: a context is made when the first run says how long it is.
     context: Option<Context<Tap>>,
     tap: Option<Tap>,
+    shortcuts: Shortcuts,
 }
 
 impl Session {
@@ -167,7 +172,12 @@ impl Session {
         let sae = Sae::new(checked.sae, encoder)?;
         let projector = files.mmproj.clone().zip(checked.vision);
         let image_encoder = projector.map(|(path, shape)| ImageEncoder::new(path, shape));
+        let is_tried = match options.try_shortcuts {
+            TryShortcuts::OnDevices => llama::computes_elsewhere(use_gpu),
+            TryShortcuts::Always => true,
+        };
         Ok(Self {
+            shortcuts: Shortcuts::new(is_tried),
             node: checked.node,
             tap: Some(Tap::new(sae)),
             model,
@@ -185,6 +195,11 @@ impl Session {
     /// The SAE.
     pub fn sae(&mut self) -> &mut Sae {
         &mut self.tap().sae
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shortcuts(&self) -> &Shortcuts {
+        &self.shortcuts
     }
 
     /// Where the SAE reads.
@@ -321,13 +336,14 @@ impl Session {
         let interrupt = Arc::clone(&self.options.interrupt);
         let share_prompts = self.options.share_prompts;
         let max_tokens = options.iter().map(|run| run.max_tokens).max().unwrap_or(0);
-        let context = self.context_for(prompt, max_tokens, options.len().max(1))?;
+        self.context_for(prompt, max_tokens, options.len().max(1))?;
         let mut runner = Runner {
-            context,
+            context: self.context.as_mut().expect("made above"),
             node: &node,
             model: &model,
             interrupt: &interrupt,
             share_prompts,
+            shortcuts: &mut self.shortcuts,
         };
         runner.run(prompt, options, on_text)
     }

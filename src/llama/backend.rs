@@ -38,6 +38,16 @@ pub(crate) fn free_device_bytes() -> Option<u64> {
     None
 }
 
+/// Whether something else than the processor computes graphs: a GPU where it is wanted, or a library
+/// for matrix products such as Accelerate.
+pub(crate) fn computes_elsewhere(use_gpu: bool) -> bool {
+    let is_there = |device_type| {
+        // SAFETY: returns a device that lives as long as the process, or null.
+        !unsafe { sys::ggml_backend_dev_by_type(device_type) }.is_null()
+    };
+    is_there(sys::GGML_BACKEND_DEVICE_TYPE_ACCEL) || use_gpu && free_device_bytes().is_some()
+}
+
 /// Ends the process at once, without the static destructors of C++, which threads that still compute
 /// would run into.
 pub fn exit_at_once(code: i32) -> ! {

@@ -386,6 +386,10 @@ impl<H: RowHook> Context<H> {
             };
             data[start..start + d_model].copy_from_slice(direction);
         }
+        #[cfg(test)]
+        if super::SPOILED.get() == Some(Pass::Unhooked) {
+            data.iter_mut().for_each(|x| *x *= 2.0);
+        }
         let pointer = if direction.is_empty() {
             std::ptr::null()
         } else {

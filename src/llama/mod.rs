@@ -31,10 +31,12 @@ mod waiting;
 mod weight_rows;
 
 pub use backend::exit_at_once;
-pub(crate) use backend::free_device_bytes;
+pub(crate) use backend::{computes_elsewhere, free_device_bytes};
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };
+#[cfg(test)]
+pub(crate) use eval_hook::SPOILED;
 pub use eval_hook::{Edited, GraphNode, Pass, RowHook};
 pub use matrix_product::MatrixProduct;
 pub use model::{AddBos, Model, ModelOptions, Special};
