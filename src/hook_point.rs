@@ -132,14 +132,18 @@ impl HookPoint {
     pub fn parse(name: &str) -> Result<Self> {
         let unsupported = || {
             Error::invalid(format!("hook point `{name}` is not supported")).with_hint(
-                "use an SAE of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`",
+                "use an SAE of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`; or of a block of Hugging Face's, as `model.layers.L`",
             )
         };
+        if let Some(layer) = block_of_hugging_face(name) {
+            let site = Site::ResidPost;
+            return Ok(Self { layer, site });
+        }
         let (layer, site) = name
             .strip_prefix("blocks.")
             .and_then(|rest| rest.split_once('.'))
             .ok_or_else(unsupported)?;
-        let layer: usize = layer.parse().map_err(|_| unsupported())?;
+        let layer = layer_of(layer).ok_or_else(unsupported)?;
         if site == "hook_resid_pre" {
             let layer = layer.checked_sub(1).ok_or_else(unsupported)?;
             let site = Site::ResidPost;
@@ -195,6 +199,34 @@ impl HookPoint {
     }
 }
 
+/// The layer of a block that Hugging Face's transformers call so, whose output is the residual stream
+/// behind it: `model.layers.12`, `model.language_model.layers.12`, `transformer.h.12`. Only the modules
+/// that hold language models may stand in front, since vision towers have `layers` too.
+fn block_of_hugging_face(name: &str) -> Option<usize> {
+    const HOLDERS: [&str; 7] = [
+        "model",
+        "language_model",
+        "text_model",
+        "base_model",
+        "decoder",
+        "transformer",
+        "gpt_neox",
+    ];
+    let name = name.strip_suffix(".output").unwrap_or(name);
+    let (blocks, layer) = name.rsplit_once('.')?;
+    let (holders, list) = blocks.rsplit_once('.')?;
+    let are_blocks = matches!(list, "layers" | "h");
+    let are_holders = holders.split('.').all(|part| HOLDERS.contains(&part));
+    (are_blocks && are_holders).then(|| layer_of(layer))?
+}
+
+/// A layer as it is written: digits, none of them in vain.
+fn layer_of(text: &str) -> Option<usize> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_short = text.len() == 1 || !text.starts_with('0');
+    (is_plain && is_short).then(|| text.parse().ok())?
+}
+
 impl fmt::Display for HookPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "blocks.{}.{}", self.layer, self.site.name())
@@ -227,6 +259,38 @@ mod tests {
             "blocks.12.hook_resid_pre",
             Some("blocks.11.hook_resid_post"),
         );
+        for holder in [
+            "model.layers",
+            "model.language_model.layers",
+            "language_model.model.layers",
+            "model.decoder.layers",
+            "transformer.h",
+            "gpt_neox.layers",
+        ] {
+            for output in ["", ".output"] {
+                let block = |layer: &str| format!("{holder}.{layer}{output}");
+                check(&block("0"), Some("blocks.0.hook_resid_post"));
+                check(&block("12"), Some("blocks.12.hook_resid_post"));
+                for layer in ["01", "+1", "-1", "", "1.mlp", "x"] {
+                    check(&block(layer), None);
+                }
+            }
+        }
+        for name in [
+            "vision_tower.vision_model.encoder.layers.3",
+            "model.vision_tower.layers.3",
+            "model.visual.blocks.3",
+            "encoder.layers.3",
+            "model.layers",
+            "model.layers.12.self_attn",
+            "model.norm",
+            "h.3",
+        ] {
+            check(name, None);
+        }
+        for layer in ["01", "00", "+1", "", " 1", "1 ", "99999999999999999999"] {
+            check(&format!("blocks.{layer}.hook_resid_post"), None);
+        }
         check("blocks.0.hook_resid_pre", None);
         check("blocks.12.hook_resid_mid", None);
         check("blocks.12.hook_z", None);

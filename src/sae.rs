@@ -74,11 +74,11 @@ pub struct Sae {
     file: SaeFile,
     hook_point: HookPoint,
     encoder: Encoder,
-    b_dec: Vec<f32>, // [d_model]; empty where it is not subtracted from the input
+    b_dec: Vec<f32>, // [d_in]; empty where it is not subtracted from the input
     baseline: Option<Baseline>,
     decoder_bias: Vec<f32>, // [d_in], for reconstructions; empty until the first
     decoder_rows: HashMap<usize, Vec<f32>>, // of features that reconstructions needed
-    inputs: Vec<f32>,       // [n_rows, d_model], reused
+    inputs: Vec<f32>,       // [n_rows, d_in], reused
 }
 
 impl Sae {
@@ -132,7 +132,7 @@ impl Sae {
         self.encoder.threshold()
     }
 
-    /// Appends the active features of `rows`, `[n_rows, d_model]`, to `out`:
+    /// Appends the active features of `rows`, `[n_rows, d_in]`, to `out`:
     /// `h = (x − b_dec) · W_enc + b_enc` with `x` normalised as the SAE was trained, active where
     /// `h > threshold`, and of these the `k` largest with a top-k SAE (`SAELens`, `saes/*_sae.py`).
     ///
