@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Hugging Face LLaVA-Gemma folder ─► llava ─► model-*.gguf (arch gemma), mmproj-*.gguf (arch clip)
-//! SAELens folder, labels          ─► sae   ─► sae-*.gguf   (arch sae)
+//! an SAE of any format, labels     ─► sae   ─► sae-*.gguf   (arch sae)
 //! any GGUF file                   ─► show  ─► metadata and tensors, as text or JSON
 //! ```
 //!
@@ -14,6 +14,7 @@ pub mod error;
 pub mod gguf;
 mod input_file;
 mod json_file;
+mod json_text;
 pub mod llava;
 pub mod output_dir;
 pub mod progress;

@@ -95,13 +95,19 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, StoredTensor>>
 }
 
 impl StoredTensor {
-    /// A tensor of f32 that lies in a file of another format, from the byte `offset` on; errors name
-    /// it `name`.
-    pub(crate) fn f32_at(path: PathBuf, name: String, shape: Vec<usize>, offset: u64) -> Self {
+    /// A tensor that lies in a file of another format, from the byte `offset` on; errors name it
+    /// `name`.
+    pub(crate) fn at(
+        path: PathBuf,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        offset: u64,
+    ) -> Self {
         Self {
             path,
             name,
-            dtype: Dtype::F32,
+            dtype,
             shape,
             offset,
         }
@@ -149,9 +155,12 @@ impl StoredTensor {
                 self.shape
             )));
         }
-        if !matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        if !matches!(
+            self.dtype,
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16
+        ) {
             return Err(Error::invalid(format!(
-                "{} has number type {:?}, expected F32, F16 or BF16",
+                "{} has number type {:?}, expected F64, F32, F16 or BF16",
                 self.describe(),
                 self.dtype
             ))
@@ -248,6 +257,9 @@ impl OpenTensor<'_> {
             .and_then(|_| self.file.read_exact(&mut self.bytes))
             .map_err(Error::io("read", &tensor.path))?;
         match tensor.dtype {
+            Dtype::F64 => decode(&self.bytes, values, |bytes| {
+                f64::from_le_bytes(bytes) as f32
+            }),
             Dtype::F32 => decode(&self.bytes, values, f32::from_le_bytes),
             Dtype::F16 => decode(&self.bytes, values, |bytes| {
                 f16::from_le_bytes(bytes).to_f32()

@@ -10,7 +10,7 @@ use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::output_dir::OutputDir;
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
-use llava_sae_cpp::{Error, ModelFiles};
+use llava_sae_cpp::{Error, HookPoint, ModelFiles};
 
 use super::args::Verbosity;
 use super::new_file::overwrite;
@@ -24,7 +24,7 @@ pub(super) struct ConvertArgs {
     /// A Hugging Face LLaVA-Gemma folder
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
-    /// An SAELens folder, or its `cfg.json` or weights file
+    /// A folder of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS, or a file of one
     #[arg(long, value_name = "DIR|FILE")]
     sae: Option<PathBuf>,
     /// The folder to write to
@@ -45,7 +45,7 @@ pub(super) struct ConvertArgs {
     /// The factor that normalises activations, where the SAE asks for one and its files lack it
     #[arg(long, value_name = "X", requires = "sae")]
     norm_factor: Option<f32>,
-    /// The hook point, where the SAE's files do not say it: `blocks.20.hook_resid_post`
+    /// The hook point, whatever the SAE's files say: `blocks.20.hook_resid_post`
     #[arg(long, value_name = "NAME", requires = "sae")]
     hook_name: Option<String>,
     /// Overwrite files
@@ -139,10 +139,14 @@ pub(super) fn run(
             overwrite: Overwrite::Refuse,
         };
         let mut bar = progress::byte_bar("SAE", verbosity, Arc::clone(&interrupt));
-        let meta = sae::convert(source, &in_work(&sae), &options, &mut bar)?;
-        if !verbosity.is_quiet() {
-            eprintln!("read {meta}");
-        }
+        let made = sae::convert(source, &in_work(&sae), &options, &mut bar)?;
+        say(verbosity, &made.report);
+        HookPoint::parse(&made.meta.hook_name).map_err(|error| {
+            let hint = error.hint().unwrap_or_default().to_owned();
+            error.with_hint(format!(
+                "{hint}; where the files are wrong, give the right one with `--hook-name`"
+            ))
+        })?;
     }
     if let Some(source) = &args.llava {
         convert_llava(source, &args, &in_work(&model), verbosity, interrupt)?;
@@ -157,6 +161,7 @@ pub(super) fn run(
     }
     for target in targets.into_iter().flatten() {
         std::fs::rename(in_work(target), target).map_err(gguf_tools::Error::io("write", target))?;
+        say(verbosity, &[format!("wrote `{}`", target.display())]);
     }
     // Files of other types may lie there already.
     let unless_made = |target| (!targets.contains(&Some(target))).then(|| target.clone());
@@ -169,7 +174,30 @@ pub(super) fn run(
     if let Err(error) = found {
         log::warn!("{error}");
     }
+    say(verbosity, &[next_command(&args, &sae)]);
     Ok(Outcome::Done)
+}
+
+/// What can be done with what lies in the output folder now.
+fn next_command(args: &ConvertArgs, sae: &Path) -> String {
+    let folder = args.output.display();
+    if ModelFiles::find(Some(&args.output), None, None, None).is_ok() {
+        format!("next: `llava-sae-cpp -d {folder} IMAGE`")
+    } else if args.llava.is_none() {
+        format!(
+            "next: `llava-sae-cpp -m MODEL.gguf --mmproj MMPROJ.gguf --sae {} IMAGE`",
+            sae.display()
+        )
+    } else {
+        format!("next: `llava-sae-cpp convert --sae DIR -o {folder}`")
+    }
+}
+
+/// Prints lines on stderr, unless that is to be quiet.
+fn say(verbosity: Verbosity, lines: &[String]) {
+    if !verbosity.is_quiet() {
+        lines.iter().for_each(|line| eprintln!("{line}"));
+    }
 }
 
 /// Writes the language model to `model`, and the projector beside it.
@@ -198,11 +226,7 @@ fn convert_llava(
     let dir = model.parent().expect("it lies in the output folder");
     let mut bar = progress::byte_bar("model", verbosity, Arc::clone(&interrupt));
     let made = llava::convert(source, dir, &options, &mut bar)?;
-    if !verbosity.is_quiet() {
-        for line in &made.report {
-            eprintln!("{line}");
-        }
-    }
+    say(verbosity, &made.report);
     if let Some(k_quant) = k_quant {
         let spinner = Spinner::start("quantising", verbosity);
         quantize_or_stop(&made.model, model, k_quant, &interrupt)?;

@@ -12,6 +12,7 @@ mod command_line;
 mod context;
 mod control_vector;
 mod conversion;
+mod convert_sae;
 mod feature_lists;
 mod fixture;
 mod heatmap;

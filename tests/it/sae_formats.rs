@@ -65,6 +65,15 @@ const CASES: [(&str, &str); 18] = [
     ("sparsify/layers.1", "sparsify: topk"),
 ];
 
+/// OpenMOSS' newer layout, beside its formulas in double precision (`tests/fixtures/make_openmoss.py`).
+const OPENMOSS: [(&str, &str); 5] = [
+    ("openmoss/jumprelu", "OpenMOSS: jumprelu"),
+    ("openmoss/plain", "OpenMOSS: jumprelu"),
+    ("openmoss/topk", "OpenMOSS: topk"),
+    ("openmoss/relu", "OpenMOSS: standard"),
+    ("openmoss/inference", "OpenMOSS: jumprelu"),
+];
+
 const ON_THE_PROCESSOR: EncoderOptions = EncoderOptions {
     use_gpu: false,
     threads: 1,
@@ -75,6 +84,10 @@ const ON_THE_PROCESSOR: EncoderOptions = EncoderOptions {
 fn activations_and_reconstructions_are_those_of_the_sources() {
     let oracle = Oracle::read(&root());
     for (name, meta) in CASES {
+        check(name, meta, &oracle);
+    }
+    let oracle = Oracle::read(&root().join("openmoss"));
+    for (name, meta) in OPENMOSS {
         check(name, meta, &oracle);
     }
 }
@@ -142,6 +155,6 @@ fn a_hook_point_that_no_folder_tells() {
             .hint()
             .is_some_and(|hint| hint.contains("--hook-name"))
     );
-    let meta = convert(Some("blocks.7.hook_resid_post")).expect("told");
-    assert_eq!(meta.hook_name, "blocks.7.hook_resid_post");
+    let converted = convert(Some("blocks.7.hook_resid_post")).expect("told");
+    assert_eq!(converted.meta.hook_name, "blocks.7.hook_resid_post");
 }

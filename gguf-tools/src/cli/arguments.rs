@@ -55,7 +55,7 @@ pub(super) struct LlavaArguments {
   gguf-tools sae my-sae/ -o models/sae-q8_0.gguf --type q8_0 --labels batch-0.jsonl.gz batch-1.jsonl.gz
   gguf-tools sae my-sae/ -o models/sae-f16.gguf --norm-factor 0.25")]
 pub(super) struct SaeArguments {
-    /// A folder of SAELens, Gemma Scope, Gemma Scope 2, sparsify or Llama Scope, or a file of one
+    /// A folder of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS, or a file of one
     #[arg(value_name = "DIR|FILE")]
     pub(super) source: PathBuf,
     /// The file to write
@@ -71,7 +71,7 @@ pub(super) struct SaeArguments {
     /// The factor that normalises activations, where the SAE asks for one and its files lack it
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub(super) norm_factor: Option<f32>,
-    /// The hook point, where the files do not say it: `blocks.20.hook_resid_post`
+    /// The hook point, whatever the files say: `blocks.20.hook_resid_post`
     #[arg(long, value_name = "NAME")]
     pub(super) hook_name: Option<String>,
     /// Overwrite the file

@@ -78,14 +78,16 @@ fn convert_sae(arguments: SaeArguments) -> Result<()> {
         overwrite: overwrite(arguments.force),
     };
     let bar = ProgressBar::start();
-    let meta = sae::convert(
+    let converted = sae::convert(
         &arguments.source,
         &arguments.target,
         &options,
         &mut |n_done, n_in_all| bar.update(n_done, n_in_all),
     )?;
     bar.finish();
-    let _ = writeln!(io::stderr(), "read {meta}");
+    for line in &converted.report {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
     print_line(&arguments.target.display().to_string())
 }
 

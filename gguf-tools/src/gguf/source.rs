@@ -60,7 +60,7 @@ impl Source {
                     "it starts with `{}`, not with `GGUF`",
                     magic.escape_ascii()
                 ))
-                .with_hint("convert the original with `gguf-tools` first"));
+                .with_hint("convert the original with `llava-sae-cpp convert` first"));
         }
         match u32::decode(self)? {
             version @ 2..=3 => Ok(version),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::labels;
-use super::norm_factor::{self, Published};
+use super::norm_factor::{self, NormFactor, Published};
 use super::recognize;
 use super::schema::{
     self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, SaeMeta, W_ENC_SCREEN,
@@ -25,7 +25,7 @@ pub struct SaeOptions {
     /// The factor that brings activations to the norm that the SAE was trained on, where its
     /// configuration asks for one.
     pub norm_factor: Option<f32>,
-    /// The hook point, where the files do not say it: `blocks.12.hook_resid_post`.
+    /// The hook point, whatever the files say: `blocks.12.hook_resid_post`.
     pub hook_name: Option<String>,
     /// Neuronpedia's labels; where two files label a feature, the first one counts.
     pub labels: Vec<PathBuf>,
@@ -33,9 +33,18 @@ pub struct SaeOptions {
     pub overwrite: Overwrite,
 }
 
+/// What [`convert`] has written.
+#[derive(Clone, Debug)]
+pub struct ConvertedSae {
+    /// What the file says of the SAE.
+    pub meta: SaeMeta,
+    /// What was read and decided, in lines for people.
+    pub report: Vec<String>,
+}
+
 /// Converts the SAE at `source`, a folder in one of the formats of [`Format`](super::Format) or a
-/// file of one, to the GGUF file `target`, whose folder is made if need be, and returns what that says
-/// of it. `progress` gets bytes of weights read.
+/// file of one, to the GGUF file `target`, whose folder is made if need be. `progress` gets bytes of
+/// weights read.
 ///
 /// Weights pass through in blocks, whatever the SAE's size.
 ///
@@ -49,14 +58,14 @@ pub fn convert(
     target: &Path,
     options: &SaeOptions,
     progress: Progress,
-) -> Result<SaeMeta> {
+) -> Result<ConvertedSae> {
     let (sae, _unpacked) = recognize::open(source, options.hook_name.as_deref())?;
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
     let published = Published::find(&sae);
     let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
     // Labels are held and encoded several times, and what is longer than the weights is none.
     let max_label_bytes = sae.w_dec.tensor.n_bytes().saturating_add(FREE_LABEL_BYTES);
-    let labels = labels::read(&options.labels, sae.d_sae, max_label_bytes)?;
+    let labels = labels::read(&options.labels, &sae, max_label_bytes)?;
 
     let meta = SaeMeta {
         architecture: sae.architecture,
@@ -65,7 +74,7 @@ pub fn convert(
         hook_name: sae.hook_name.clone(),
         apply_b_dec_to_input: sae.apply_b_dec_to_input,
         normalize_activations: sae.normalize_activations,
-        norm_factor,
+        norm_factor: norm_factor.map(|factor| factor.value),
         source_format: Some(sae.format.name().to_owned()),
         model_name: sae.model_name.clone(),
         release: published.map(|sae| sae.release.to_owned()),
@@ -93,13 +102,48 @@ pub fn convert(
     let screened = is_screened.then_some(weight_type);
     write_tensors(
         &sae,
-        norm_factor.unwrap_or(1.0),
+        meta.norm_factor.unwrap_or(1.0),
         screened,
         &mut writer,
         &mut meter,
     )?;
     writer.finish()?;
-    Ok(meta)
+    Ok(ConvertedSae {
+        report: report(&meta, norm_factor, options),
+        meta,
+    })
+}
+
+fn report(meta: &SaeMeta, norm_factor: Option<NormFactor>, options: &SaeOptions) -> Vec<String> {
+    let said_by = if options.hook_name.is_some() {
+        "`--hook-name`"
+    } else {
+        "the SAE's files"
+    };
+    let normalisation = match norm_factor {
+        Some(NormFactor { value, source }) => {
+            format!("norm factor {value} from {source}, folded into the weights")
+        }
+        None => format!(
+            "normalisation of activations: {}",
+            meta.normalize_activations.name()
+        ),
+    };
+    let mut lines = vec![
+        format!("read {meta}"),
+        format!(
+            "{} inputs × {} features; hook point from {said_by}; {normalisation}",
+            meta.d_in, meta.d_sae
+        ),
+    ];
+    if !options.labels.is_empty() {
+        let n_labels = meta.labels.iter().filter(|label| !label.is_empty()).count();
+        lines.push(format!(
+            "labels of {n_labels} features, from `{}`",
+            meta.labels_source.as_deref().unwrap_or_default()
+        ));
+    }
+    lines
 }
 
 /// The number type of the matrices: q8_0 has blocks of 32 numbers, and rows that they do not fill

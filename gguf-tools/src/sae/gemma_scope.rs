@@ -45,7 +45,7 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<(Source, Optio
 ///
 /// # Errors
 /// Files that are missing or malformed, a transcoder, a hook point that is not known.
-pub(super) fn open_2(dir: &Path) -> Result<Source> {
+pub(super) fn open_2(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
     let path = dir.join(CONFIG_FILE);
     let config: Config = read_json(&path)?;
     if config.architecture != "jump_relu" {
@@ -56,7 +56,7 @@ pub(super) fn open_2(dir: &Path) -> Result<Source> {
         ))
         .with_hint("supported: `jump_relu`"));
     }
-    let hook_name = config.hook_name(&path)?;
+    let hook_name = config.hook_name(&path, hook_name)?;
     let weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
     let model = config.model_name;
     read(Format::GemmaScope2, weights, LOWER_CASE, hook_name, model)
@@ -163,28 +163,25 @@ impl Place {
 struct Config {
     architecture: String,
     model_name: Option<String>,
-    hf_hook_point_in: String,
+    hf_hook_point_in: Option<String>,
     hf_hook_point_out: Option<String>,
 }
 
 impl Config {
-    /// Hugging Face's module in TransformerLens' words.
-    fn hook_name(&self, path: &Path) -> Result<String> {
-        if let Some(out) = self
-            .hf_hook_point_out
-            .as_ref()
-            .filter(|out| **out != self.hf_hook_point_in)
+    /// The hook point: the one given, or Hugging Face's module in TransformerLens' words.
+    fn hook_name(&self, path: &Path, given: Option<&str>) -> Result<String> {
+        let (hook_in, out) = (&self.hf_hook_point_in, &self.hf_hook_point_out);
+        if let (Some(hook_in), Some(out)) = (hook_in, out)
+            && hook_in != out
         {
-            return Err(super::saelens::transcoder(
-                path,
-                &self.hf_hook_point_in,
-                out,
-            ));
+            return Err(super::saelens::transcoder(path, hook_in, out));
         }
-        let module = self
-            .hf_hook_point_in
-            .split_once("layers.")
-            .map(|found| found.1);
+        if let Some(name) = given {
+            return Ok(name.to_owned());
+        }
+        let hook_in = hook_in.as_ref().or(out.as_ref());
+        let hook_in = hook_in.map_or("", String::as_str);
+        let module = hook_in.split_once("layers.").map(|found| found.1);
         let parts = module.and_then(|module| {
             let (layer, site) = module.split_once('.')?;
             let site = match site {
@@ -198,11 +195,10 @@ impl Config {
         match parts {
             Some((layer, site)) => Ok(format!("blocks.{layer}.{site}")),
             None => Err(Error::invalid(format!(
-                "`{}`: the hook point `{}` is not known",
-                path.display(),
-                self.hf_hook_point_in
+                "`{}`: the hook point `{hook_in}` is not known",
+                path.display()
             ))
-            .with_hint("use an SAE of the residual stream: `model.layers.L.output`")),
+            .with_hint("use an SAE of the residual stream, `model.layers.L.output`, or give its place with `--hook-name blocks.L.hook_resid_post`")),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 
 use std::cell::Cell;
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,10 @@ use flate2::read::MultiGzDecoder;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
+use super::source::Source;
 use crate::input_file::{LFS_POINTER_START, lfs_pointer_error};
 use crate::json_file::for_each;
+use crate::json_text::{JsonText, UTF8_BOM};
 use crate::{Error, Result, input_file};
 
 /// What features stand for, and where that is from.
@@ -59,25 +62,27 @@ impl<'de> Deserialize<'de> for Index {
     }
 }
 
-/// Reads the labels of an SAE with `d_sae` features from `paths`. Where a feature has several, the
-/// first one counts, in the files' order. In all they take fewer than `max_bytes`.
+/// Reads the labels of `sae` from `paths`. Where a feature has several, the first one counts, in the
+/// files' order. In all they take fewer than `max_bytes`.
 ///
 /// # Errors
-/// Files that cannot be read or understood, a feature that the SAE does not have, labels of
-/// different SAEs or of more bytes.
-pub(super) fn read(paths: &[PathBuf], d_sae: usize, max_bytes: u64) -> Result<Labels> {
+/// Files that cannot be read or understood, or hold other things than labels; a feature that the SAE
+/// does not have; labels of another layer, of different SAEs or of more bytes.
+pub(super) fn read(paths: &[PathBuf], sae: &Source, max_bytes: u64) -> Result<Labels> {
     let mut labels = Labels {
         texts: if paths.is_empty() {
             Vec::new()
         } else {
-            vec![String::new(); d_sae]
+            vec![String::new(); sae.d_sae]
         },
         source: None,
     };
-    let mut sae = None;
+    let mut said = None;
     let mut n_free = max_bytes;
     for path in paths {
+        let mut n_described = None;
         for_each_in(path, |explanation| {
+            *n_described.get_or_insert(0) += usize::from(explanation.description.is_some());
             let n_bytes = labels.insert(&explanation, path)?;
             n_free = n_free.checked_sub(n_bytes).ok_or_else(|| {
                 let shown = path.display();
@@ -85,12 +90,93 @@ pub(super) fn read(paths: &[PathBuf], d_sae: usize, max_bytes: u64) -> Result<La
                     "the labels in `{shown}` take more than {max_bytes} bytes"
                 ))
             })?;
-            check_same_sae(&mut sae, explanation, path)
+            check_same_sae(&mut said, explanation, path)
         })?;
+        if n_described == Some(0) {
+            return Err(Error::invalid(format!(
+                "`{}` holds no labels: no `description` in any of its records",
+                path.display()
+            ))
+            .with_hint("use the files of Neuronpedia's folder `explanations`; its `features` and `activations` are other things"));
+        }
+    }
+    if let (Some(said), Some(path)) = (&said, paths.first()) {
+        said.check_belongs_to(sae, path)?;
     }
     let file_name = paths.first().and_then(|path| path.file_name());
-    labels.source = sae.or_else(|| Some(file_name?.to_string_lossy().into_owned()));
+    labels.source = match said {
+        Some(said) => Some(said.to_string()),
+        None => file_name.map(|name| name.to_string_lossy().into_owned()),
+    };
     Ok(labels)
+}
+
+/// The SAE that labels are of, in Neuronpedia's words.
+#[derive(PartialEq)]
+struct LabelledSae {
+    /// `gemma-2b`.
+    model: String,
+    /// `12-res-jb`: the block, and what the SAE is called.
+    layer: String,
+}
+
+impl fmt::Display for LabelledSae {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.model, self.layer)
+    }
+}
+
+impl LabelledSae {
+    /// Refuses labels of another layer; warns of what looks like another model or place in the layer,
+    /// whose names are less of one mind.
+    fn check_belongs_to(&self, sae: &Source, path: &Path) -> Result<()> {
+        let shown = path.display();
+        let number = |text: &str| -> Option<usize> {
+            let digits = text.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse().ok()
+        };
+        let layer_of_sae = sae.hook_name.split('.').find_map(number);
+        let (Some(labelled), Some(expected)) = (number(&self.layer), layer_of_sae) else {
+            return Ok(());
+        };
+        if labelled != expected {
+            return Err(Error::invalid(format!(
+                "`{shown}` holds labels of `{self}`, and the SAE belongs to `{}`",
+                sae.hook_name
+            ))
+            .with_hint(format!(
+                "use the labels of layer {expected}: Neuronpedia's folder `{}/{expected}-{}/explanations`",
+                self.model,
+                self.layer.split_once('-').map_or("…", |(_, set)| set)
+            )));
+        }
+        let sites = [("res", "resid"), ("mlp", "mlp"), ("att", "attn")];
+        let is_said = |word: &str| self.layer.split('-').any(|part| part == word);
+        let said = sites.iter().find(|(word, _)| is_said(word));
+        let of_sae = sites.iter().find(|(_, site)| sae.hook_name.contains(site));
+        if let (Some(said), Some(of_sae)) = (said, of_sae)
+            && said != of_sae
+        {
+            log::warn!(
+                "`{shown}` holds labels of `{self}`, and the SAE belongs to `{}`",
+                sae.hook_name
+            );
+        }
+        if let Some(model) = &sae.model_name
+            && bare_name(model) != bare_name(&self.model)
+        {
+            log::warn!("`{shown}` holds labels of `{self}`, and the SAE was trained on `{model}`");
+        }
+        Ok(())
+    }
+}
+
+/// A model's name without its maker and punctuation: `meta-llama/Llama-3.1-8B` and `llama3.1-8b` are
+/// one.
+fn bare_name(model: &str) -> String {
+    let name = model.rsplit('/').next().unwrap_or(model).to_lowercase();
+    let name = name.strip_prefix("meta-").unwrap_or(&name);
+    name.chars().filter(|c| c.is_alphanumeric()).collect()
 }
 
 impl Labels {
@@ -121,19 +207,23 @@ fn one_line(text: &str) -> String {
         .to_owned()
 }
 
-fn check_same_sae(sae: &mut Option<String>, explanation: Explanation, path: &Path) -> Result<()> {
+fn check_same_sae(
+    said: &mut Option<LabelledSae>,
+    explanation: Explanation,
+    path: &Path,
+) -> Result<()> {
     let (Some(model), Some(layer)) = (explanation.model, explanation.layer) else {
         return Ok(());
     };
-    let this = format!("{model}/{layer}");
-    match sae {
+    let this = LabelledSae { model, layer };
+    match said {
         Some(first) if *first != this => Err(Error::invalid(format!(
             "`{}` holds labels of `{this}` beside those of `{first}`",
             path.display()
         ))
         .with_hint("use the labels of one SAE")),
         _ => {
-            *sae = Some(this);
+            *said = Some(this);
             Ok(())
         }
     }
@@ -141,9 +231,6 @@ fn check_same_sae(sae: &mut Option<String>, explanation: Explanation, path: &Pat
 
 /// How gzip files begin (RFC 1952), whatever their names.
 const GZIP_START: [u8; 2] = [0x1f, 0x8b];
-
-/// The mark that some programs begin a text file with.
-const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Longest object that is read; those with an embedding have some kilobytes.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
@@ -168,9 +255,9 @@ fn for_each_in(path: &Path, mut take: impl FnMut(Explanation) -> Result<()>) -> 
         return Err(lfs_pointer_error(path));
     }
     let text: Box<dyn Read> = if start.starts_with(&GZIP_START) {
-        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+        Box::new(JsonText::new(BufReader::new(MultiGzDecoder::new(file))))
     } else {
-        Box::new(file)
+        Box::new(JsonText::new(file))
     };
     let n_of_label = Cell::new(0);
     let mut text = Limited {

@@ -1,8 +1,8 @@
 //! A sparse autoencoder (SAE) becomes one GGUF file: weights, hook point, labels.
 //!
 //! ```text
-//! a folder ─► recognize ─► saelens, gemma_scope, sparsify, llama_scope ─► Source ─┐
-//! Neuronpedia's labels ─► labels ──────────────────────────────────────────────────┴─► convert ─► sae-*.gguf
+//! a folder ─► recognize ─► saelens, gemma_scope, sparsify, openmoss ─► Source ─┐
+//! Neuronpedia's labels ─► labels ───────────────────────────────────────────────┴─► convert ─► sae-*.gguf
 //! sae-*.gguf ─► schema ─► file: SaeFile, which the runtime reads; verify, once for a new file
 //! what the runtime measured on pictures ─► baseline ─► a copy of sae-*.gguf
 //! ```
@@ -14,9 +14,9 @@ mod convert;
 mod file;
 mod gemma_scope;
 mod labels;
-mod llama_scope;
 mod norm_factor;
 mod npz;
+mod openmoss;
 mod recognize;
 mod saelens;
 mod schema;
@@ -26,7 +26,7 @@ mod tensor_file;
 mod verify;
 
 pub use baseline::Baseline;
-pub use convert::{SaeOptions, convert};
+pub use convert::{ConvertedSae, SaeOptions, convert};
 pub use file::{EncoderScreen, SaeFile};
 pub use schema::{Architecture, NormalizeActivations, SaeMeta};
 pub use source::Format;

@@ -43,6 +43,13 @@ impl Published {
     }
 }
 
+/// A factor to fold, and where it is from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct NormFactor {
+    pub(super) value: f32,
+    pub(super) source: &'static str,
+}
+
 /// The factor to fold: the one given, or else the one of the files, or else the published one.
 ///
 /// # Errors
@@ -52,7 +59,7 @@ pub(super) fn choose(
     path: &Path,
     given: Option<f32>,
     published: Option<&Published>,
-) -> Result<Option<f32>> {
+) -> Result<Option<NormFactor>> {
     let shown = path.display();
     if let Some(factor) = given.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
         return Err(Error::invalid(format!(
@@ -69,9 +76,11 @@ pub(super) fn choose(
             .with_hint("leave `--norm-factor` out")),
         };
     }
+    let from = |source| move |value| NormFactor { value, source };
     given
-        .or(sae.norm_factor)
-        .or(published.map(|sae| sae.norm_factor))
+        .map(from("`--norm-factor`"))
+        .or(sae.norm_factor.map(from("the SAE's files")))
+        .or(published.map(|sae| sae.norm_factor).map(from("SAELens' table")))
         .map(Some)
         .ok_or_else(|| {
             Error::invalid(format!(
@@ -119,8 +128,9 @@ mod tests {
             .expect("a sparse file");
         std::fs::write(dir.path().join(CONFIG_FILE), config.to_string()).expect("writable");
 
-        let sae = saelens::open(dir.path()).expect("a right folder");
-        super::choose(&sae, dir.path(), given, Published::find(&sae))
+        let sae = saelens::open(dir.path(), None).expect("a right folder");
+        let chosen = super::choose(&sae, dir.path(), given, Published::find(&sae))?;
+        Ok(chosen.map(|factor| factor.value))
     }
 
     #[test]

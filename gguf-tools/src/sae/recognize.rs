@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::source::{Format, Source};
-use super::{gemma_scope, llama_scope, saelens, sparsify};
+use super::{gemma_scope, openmoss, saelens, sparsify};
 use crate::{Error, Result};
 
-/// The formats by the file that gives them away.
+/// The formats by the file that gives them away, but for OpenMOSS', which shares it with SAELens.
 const FORMATS: [(&str, Format); 5] = [
     (saelens::WEIGHTS_FILE, Format::SaeLens),
     (gemma_scope::NPZ_FILE, Format::GemmaScope),
     (gemma_scope::WEIGHTS_FILE, Format::GemmaScope2),
     (sparsify::WEIGHTS_FILE, Format::Sparsify),
-    (llama_scope::CONFIG_FILE, Format::LlamaScope),
+    (openmoss::LLAMA_SCOPE_CONFIG, Format::LlamaScope),
 ];
 
 /// Configurations, which may be named in the place of their folder.
@@ -24,29 +24,20 @@ const CONFIG_FILES: [&str; 2] = [saelens::CONFIG_FILE, gemma_scope::CONFIG_FILE]
 const PICKLES: [&str; 4] = ["pt", "pth", "pkl", "bin"];
 
 /// Opens the SAE at `source`, a folder or a file of one; and the folder that parts of it were
-/// unpacked to, which has to outlive it.
+/// unpacked to, which has to outlive it. A `hook_name` that is given counts, whatever the files say.
 ///
 /// # Errors
-/// What is no SAE of a known format, what each format's reader refuses, and a `hook_name` that the
-/// files contradict.
+/// What is no SAE of a known format, and what each format's reader refuses.
 pub(super) fn open(source: &Path, hook_name: Option<&str>) -> Result<(Source, Option<TempDir>)> {
     let (dir, format) = recognize(source)?;
-    let (sae, unpacked) = match format {
-        Format::SaeLens => (saelens::open(&dir)?, None),
+    Ok(match format {
+        Format::SaeLens => (saelens::open(&dir, hook_name)?, None),
         Format::GemmaScope => gemma_scope::open(&dir, hook_name)?,
-        Format::GemmaScope2 => (gemma_scope::open_2(&dir)?, None),
+        Format::GemmaScope2 => (gemma_scope::open_2(&dir, hook_name)?, None),
         Format::Sparsify => (sparsify::open(&dir, hook_name)?, None),
-        Format::LlamaScope => (llama_scope::open(&dir)?, None),
-    };
-    match hook_name {
-        Some(given) if given != sae.hook_name => Err(Error::invalid(format!(
-            "`--hook-name` is `{given}`, but `{}` belongs to `{}`",
-            source.display(),
-            sae.hook_name
-        ))
-        .with_hint("leave `--hook-name` out")),
-        _ => Ok((sae, unpacked)),
-    }
+        Format::LlamaScope => (openmoss::open_llama_scope(&dir, hook_name)?, None),
+        Format::OpenMoss => (openmoss::open(&dir, hook_name)?, None),
+    })
 }
 
 fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
@@ -56,13 +47,102 @@ fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     } else {
         folder_of(source)?
     };
-    if let Some((_, format)) = FORMATS.iter().find(|(file, _)| dir.join(file).exists()) {
-        return Ok((dir, *format));
+    if let Some(format) = format_of(&dir) {
+        return Ok((dir, format));
+    }
+    let saes = SaesBelow::of(&dir);
+    if !saes.found.is_empty() {
+        return Err(saes.error(source));
     }
     match pickle_in(&dir) {
         Some(path) => Err(pickle_error(&path)),
         None => Err(unknown(source)),
     }
+}
+
+fn format_of(dir: &Path) -> Option<Format> {
+    let has = |file: &str| dir.join(file).exists();
+    let (_, format) = FORMATS.iter().find(|(file, _)| has(file))?;
+    let is_openmoss =
+        *format == Format::SaeLens && !has(saelens::CONFIG_FILE) && has(openmoss::CONFIG_FILE);
+    Some(if is_openmoss {
+        Format::OpenMoss
+    } else {
+        *format
+    })
+}
+
+/// The SAEs in the folders below one that is none itself.
+struct SaesBelow {
+    found: Vec<PathBuf>,
+    /// How many more folders are looked at.
+    n_left: usize,
+}
+
+impl SaesBelow {
+    /// Deep enough for `layer_20/width_16k/average_l0_71` in a folder of repositories.
+    const MAX_DEPTH: usize = 5;
+    const MAX_FOLDERS: usize = 10_000;
+    const SHOWN: usize = 12;
+
+    fn of(dir: &Path) -> Self {
+        let mut saes = Self {
+            found: Vec::new(),
+            n_left: Self::MAX_FOLDERS,
+        };
+        saes.look(dir, Path::new(""), Self::MAX_DEPTH);
+        saes.found.sort_by_key(|path| by_number(path));
+        saes
+    }
+
+    /// Looks in the folders of `dir`, which is called `name` from where the search began. Links are not
+    /// followed.
+    fn look(&mut self, dir: &Path, name: &Path, depth: usize) {
+        let entries = dir.read_dir().into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            if self.n_left == 0 {
+                return;
+            }
+            self.n_left -= 1;
+            let name = name.join(entry.file_name());
+            if format_of(&entry.path()).is_some() {
+                self.found.push(name);
+            } else if depth > 1 {
+                self.look(&entry.path(), &name, depth - 1);
+            }
+        }
+    }
+
+    fn error(&self, source: &Path) -> Error {
+        let n_found = self.found.len();
+        let shown: Vec<String> = self.found[..n_found.min(Self::SHOWN)]
+            .iter()
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        let more = match n_found.saturating_sub(Self::SHOWN) {
+            0 => String::new(),
+            n_more => format!(" and {n_more} more"),
+        };
+        Error::invalid(format!(
+            "`{}` is not an SAE, but a folder with {n_found} of them below",
+            source.display()
+        ))
+        .with_hint(format!("give one of these: {}{more}", shown.join(", ")))
+    }
+}
+
+/// The path with its numbers in the order of numbers: `layers.2` is before `layers.10`.
+fn by_number(path: &Path) -> String {
+    let mut key = String::new();
+    for part in path
+        .to_string_lossy()
+        .split_inclusive(|c: char| !c.is_ascii_digit())
+    {
+        let digits = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+        key += &"0".repeat(12_usize.saturating_sub(digits.len()) * usize::from(!digits.is_empty()));
+        key += part;
+    }
+    key
 }
 
 /// The folder that a file of a known format belongs to.
@@ -116,7 +196,10 @@ fn unknown(source: &Path) -> Error {
         source.display()
     ))
     .with_hint(format!(
-        "give a folder of one of these: {}",
-        known.join(", ")
+        "give a folder of one of these: {}, {} (`{}` beside `{}`)",
+        known.join(", "),
+        Format::OpenMoss.name(),
+        openmoss::CONFIG_FILE,
+        saelens::WEIGHTS_FILE
     ))
 }

@@ -41,7 +41,7 @@ struct Config {
     activation_fn_str: Option<String>,
     activation_fn_kwargs: Option<ActivationArguments>,
     /// With architecture `topk`.
-    k: Option<usize>,
+    k: Option<K>,
     rescale_acts_by_decoder_norm: Option<bool>,
     normalize_activations: Option<BoolOrWord>,
     apply_b_dec_to_input: Option<bool>,
@@ -65,7 +65,15 @@ struct ConfigMetadata {
 
 #[derive(Deserialize)]
 struct ActivationArguments {
-    k: Option<usize>,
+    k: Option<K>,
+}
+
+/// How many features stay; Python writes some as `32.0`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum K {
+    Whole(usize),
+    Float(f64),
 }
 
 /// An index, or a list with one.
@@ -96,12 +104,15 @@ enum Encoder {
 /// # Errors
 /// Files that are missing or malformed, an architecture or normalisation that is not supported,
 /// tensors that are missing, superfluous or of the wrong shape or number type.
-pub(super) fn open(dir: &Path) -> Result<Source> {
+pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
     let path = dir.join(CONFIG_FILE);
     let config: Config = read_json(&path)?;
     let encoder = config.encoder(&path)?;
     let normalize_activations = config.normalization(&path)?;
-    let hook_name = config.hook_name(&path)?;
+    let hook_name = match hook_name {
+        Some(name) => name.to_owned(),
+        None => config.hook_name(&path)?,
+    };
 
     let mut weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
     let w_dec = weights.take("W_dec")?;
@@ -242,7 +253,8 @@ impl Config {
         let metadata = self.metadata.as_ref();
         let hook_out = metadata.and_then(|metadata| metadata.hook_name_out.as_ref());
         if let Some(out) = hook_out.or(self.hook_name_out.as_ref()) {
-            return Err(transcoder(path, &self.hook_name(path)?, out));
+            let hook_in = self.hook_name(path).unwrap_or_default();
+            return Err(transcoder(path, &hook_in, out));
         }
         let head = metadata.and_then(|metadata| metadata.hook_head_index);
         if let Some(head) = head.or(self.hook_head_index).or(self.hook_point_head_index) {
@@ -274,6 +286,11 @@ impl Config {
             "standard" => Ok(Encoder::Plain(Architecture::Standard)),
             "jumprelu" if !is_topk => Ok(Encoder::Plain(Architecture::JumpRelu)),
             "gated" if !is_topk => Ok(Encoder::Gated),
+            word if word.contains("batchtopk") => Err(Error::invalid(format!(
+                "`{}`: `architecture` is `{word}`: this is a checkpoint of the training, in which features depend on the rest of the batch",
+                path.display()
+            ))
+            .with_hint("save it for inference, with SAELens: `TrainingSAE.load_from_disk(folder).save_inference_model(other_folder)` makes a `jumprelu` SAE of it")),
             word if word.contains("transcoder") => {
                 Err(transcoder(path, "one hook point", "another"))
             }
@@ -288,13 +305,15 @@ impl Config {
 
     fn k(&self, path: &Path) -> Result<usize> {
         let arguments = self.activation_fn_kwargs.as_ref();
-        let k = arguments.and_then(|arguments| arguments.k).or(self.k);
-        k.ok_or_else(|| {
-            Error::invalid(format!(
+        match arguments.and_then(|arguments| arguments.k).or(self.k) {
+            Some(K::Whole(k)) => Ok(k),
+            Some(K::Float(k)) if k.fract() == 0.0 && k >= 0.0 => Ok(k as usize),
+            Some(K::Float(k)) => Err(unsupported(path, "k", &k.to_string(), "a whole number")),
+            None => Err(Error::invalid(format!(
                 "`{}` has no key `k`: how many features a top-k SAE keeps",
                 path.display()
-            ))
-        })
+            ))),
+        }
     }
 
     fn normalization(&self, path: &Path) -> Result<NormalizeActivations> {
@@ -329,10 +348,10 @@ impl Config {
             self.hook_point.as_ref(),
         ];
         let Some(name) = spellings.into_iter().flatten().next() else {
-            return Err(Error::invalid(format!(
-                "`{}` has no key `hook_name`",
-                path.display()
-            )));
+            return Err(
+                Error::invalid(format!("`{}` has no key `hook_name`", path.display()))
+                    .with_hint("give it with `--hook-name blocks.12.hook_resid_post`"),
+            );
         };
         Ok(match self.hook_point_layer {
             Some(LayerIdx::Plain(layer) | LayerIdx::Listed([layer])) => {
@@ -343,7 +362,8 @@ impl Config {
     }
 }
 
-fn unsupported(path: &Path, key: &str, word: &str, supported: &str) -> Error {
+/// The error for a key of a configuration with a value that is not read.
+pub(super) fn unsupported(path: &Path, key: &str, word: &str, supported: &str) -> Error {
     Error::invalid(format!(
         "`{}`: `{key}` is `{word}`, which is not supported",
         path.display()

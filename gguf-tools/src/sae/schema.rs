@@ -366,7 +366,9 @@ impl SaeMeta {
                 gguf,
                 &format!("it is a file of architecture `{file_architecture}`, not an SAE"),
             )
-            .with_hint("convert an SAE with `gguf-tools sae` first"));
+            .with_hint(
+                "convert an SAE with `llava-sae-cpp convert --sae` or `gguf-tools sae` first",
+            ));
         }
         let version = gguf.require_u32("sae.format_version")?;
         if version != FORMAT_VERSION {

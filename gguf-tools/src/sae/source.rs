@@ -59,6 +59,8 @@ pub enum Format {
     Sparsify,
     /// `hyperparams.json` and `checkpoints/final.safetensors`.
     LlamaScope,
+    /// `config.json` and `sae_weights.safetensors`.
+    OpenMoss,
 }
 
 impl Format {
@@ -70,6 +72,7 @@ impl Format {
             Self::GemmaScope2 => "Gemma Scope 2",
             Self::Sparsify => "sparsify",
             Self::LlamaScope => "Llama Scope",
+            Self::OpenMoss => "OpenMOSS",
         }
     }
 }

@@ -42,6 +42,15 @@ impl TensorFile {
         })
     }
 
+    /// Takes all tensors whose names begin so, with their names.
+    pub(super) fn take_all(&mut self, start: &str) -> BTreeMap<String, StoredTensor> {
+        let (taken, left) = std::mem::take(&mut self.tensors)
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(start));
+        self.tensors = left;
+        taken
+    }
+
     /// Takes a vector, and reads it.
     ///
     /// # Errors

@@ -82,7 +82,10 @@ fn failures_are_1_with_an_error_and_a_hint() {
 }
 
 /// What is said of the demo's SAE.
-const READ: &str = "read an SAE of SAELens: jumprelu, 768 features at blocks.1.hook_resid_post\n";
+const READ: &str = "\
+read an SAE of SAELens: jumprelu, 768 features at blocks.1.hook_resid_post
+192 inputs × 768 features; hook point from the SAE's files; normalisation of activations: none
+";
 
 #[test]
 fn an_sae_is_converted_and_shown() {
@@ -97,8 +100,12 @@ fn an_sae_is_converted_and_shown() {
     ];
     let (code, stdout, stderr) = run(dir.path(), &arguments);
     assert_eq!(
-        (code, stdout.as_str(), stderr.as_str()),
-        (Some(0), "sae.gguf\n", READ)
+        (code, stdout, stderr),
+        (
+            Some(0),
+            "sae.gguf\n".to_owned(),
+            format!("{READ}labels of 748 features, from `llava-gemma-emoji/1-res`\n")
+        )
     );
     let (code, _, stderr) = run(dir.path(), &arguments);
     assert_eq!(code, Some(1));

@@ -6,6 +6,7 @@ mod malformed_gguf;
 mod number_types;
 mod sae_conversion;
 mod sae_faults;
+mod sae_field;
 mod sae_file;
 mod sae_folder;
 mod sae_formats;

@@ -27,9 +27,9 @@ pub(crate) fn convert(folder: &Folder, options: &SaeOptions) -> (tempfile::TempD
     let source = folder.write(dir.path());
     let target = dir.path().join("sae.gguf");
     let mut go_on = |_, _| ControlFlow::Continue(());
-    let meta = sae::convert(&source, &target, options, &mut go_on).expect("convertible");
+    let converted = sae::convert(&source, &target, options, &mut go_on).expect("convertible");
     let file = SaeFile::open(&target).expect("the schema holds");
-    assert_eq!(file.meta, meta);
+    assert_eq!(file.meta, converted.meta);
     (dir, file)
 }
 

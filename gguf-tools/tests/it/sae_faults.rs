@@ -37,7 +37,7 @@ fn configurations() {
     let check = |key: &str, value: serde_json::Value, expected: &[&str]| {
         check(&Folder::standard().with(key, value), &options(), expected);
     };
-    for word in ["temporal", "matryoshka_batchtopk", ""] {
+    for word in ["temporal", "jumprelu_v2", ""] {
         let quoted = format!("`architecture` is `{word}`");
         check(
             "architecture",
@@ -164,7 +164,7 @@ fn weights() {
     for name in ["W_enc", "W_dec", "threshold"] {
         check(
             &|folder| folder.tensors.get_mut(name).expect("there").0 = Dtype::I32,
-            &[name, "I32", "F32, F16 or BF16"],
+            &[name, "I32", "F64, F32, F16 or BF16"],
         );
     }
     check(

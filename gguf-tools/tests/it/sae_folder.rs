@@ -122,6 +122,7 @@ fn encode((dtype, _, values): &Tensor) -> Vec<u8> {
     let bytes = |value: &f32| match dtype {
         Dtype::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
         Dtype::BF16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+        Dtype::F64 => f64::from(*value).to_le_bytes().to_vec(),
         Dtype::I32 => (*value as i32).to_le_bytes().to_vec(),
         _ => value.to_le_bytes().to_vec(),
     };

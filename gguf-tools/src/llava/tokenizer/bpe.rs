@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
-use crate::json_file::{for_each, for_each_pair, malformed, parse};
-use crate::{Error, Result, input_file};
+use crate::json_file::{for_each, for_each_pair, malformed, parse, read_text};
+use crate::{Error, Result};
 
 /// The score of what no merge makes: single characters, bytes and markers.
 const NO_MERGE_SCORE: f32 = -1e9;
@@ -103,7 +103,7 @@ impl Normalizer {
 /// # Errors
 /// A malformed file, a model other than BPE with byte fallback, an id out of range.
 pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
-    let bytes = input_file::read(path, MAX_FILE_BYTES)?;
+    let bytes = read_text(path, MAX_FILE_BYTES)?;
     let File { model, normalizer } = serde_json::from_slice(&bytes).map_err(malformed(path))?;
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
     // The field is missing in files of `tokenizers` before 0.10.

@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 
 use super::config::{Config, OneOrSeveral};
 use crate::gguf::Writer;
-use crate::json_file::{for_each, malformed, read_optional_json};
-use crate::{Error, Result, input_file};
+use crate::json_file::{for_each, malformed, read_optional_json, read_text};
+use crate::{Error, Result};
 
 /// What llama.cpp needs to know to turn text into ids and back.
 #[derive(Debug)]
@@ -365,7 +365,7 @@ fn added_tokens(
     }
     let path = dir.join("tokenizer.json");
     if path.exists() {
-        let bytes = input_file::read(&path, MAX_FILE_BYTES)?;
+        let bytes = read_text(&path, MAX_FILE_BYTES)?;
         let json: TokenizerJson = serde_json::from_slice(&bytes).map_err(malformed(&path))?;
         if let Some(tokens) = json.added_tokens {
             for_each(tokens, malformed(&path), |token: AddedToken| {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::CrcReader;
 use flate2::read::DeflateDecoder;
+use safetensors::Dtype;
 use tempfile::{NamedTempFile, TempDir};
 
 use self::npy::{Header, Order};
@@ -28,8 +29,7 @@ const FREE_BYTES: u64 = 1 << 20;
 /// unpacked, which has to outlive them.
 ///
 /// # Errors
-/// A file that cannot be read, is no zip or is damaged; an array that is not of 32-bit floats in C
-/// order, or has another length than its header says.
+/// A file that cannot be read, is no zip or is damaged; an array that is not of floats in C order, or has another length than its header says.
 pub(super) fn read(path: &Path) -> Result<(BTreeMap<String, StoredTensor>, Option<TempDir>)> {
     let mut file = input_file::open(path)?;
     let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
@@ -131,32 +131,43 @@ impl Array {
         file.seek(SeekFrom::Start(self.start))
             .map_err(Error::io("read", &self.path))?;
         let header = npy::read(&mut file.take(self.n_bytes)).map_err(malformed)?;
-        check_type(&header, &described)?;
-        let n_data = header.shape.iter().try_fold(4_u64, |product, &size| {
-            product.checked_mul(u64::try_from(size).ok()?)
-        });
+        let dtype = dtype(&header, &described)?;
+        let n_data = header
+            .shape
+            .iter()
+            .try_fold((dtype.bitsize() / 8) as u64, |product, &size| {
+                product.checked_mul(u64::try_from(size).ok()?)
+            });
         if n_data.and_then(|n_data| n_data.checked_add(header.n_bytes)) != Some(self.n_bytes) {
             return Err(malformed(format!(
                 "its shape is {:?}, and it has {} bytes",
                 header.shape, self.n_bytes
             )));
         }
-        Ok(StoredTensor::f32_at(
+        Ok(StoredTensor::at(
             self.path,
             format!("{name} of {}", npz.display()),
+            dtype,
             header.shape,
             self.start + header.n_bytes,
         ))
     }
 }
 
-fn check_type(header: &Header, described: &str) -> Result<()> {
-    if header.descr != "<f4" || (header.order == Order::Fortran && header.shape.len() > 1) {
-        return Err(Error::invalid(format!(
-            "{described} is `{}` in {:?} order, expected `<f4` in C order",
+/// The number type of an array in C order.
+fn dtype(header: &Header, described: &str) -> Result<Dtype> {
+    let dtype = match header.descr.as_str() {
+        "<f8" => Some(Dtype::F64),
+        "<f4" => Some(Dtype::F32),
+        "<f2" => Some(Dtype::F16),
+        _ => None,
+    };
+    let is_in_order = header.order == Order::C || header.shape.len() <= 1;
+    dtype.filter(|_| is_in_order).ok_or_else(|| {
+        Error::invalid(format!(
+            "{described} is `{}` in {:?} order, expected `<f8`, `<f4` or `<f2` in C order",
             header.descr, header.order
         ))
-        .with_hint("save it again with `numpy.ascontiguousarray(array, dtype=numpy.float32)`"));
-    }
-    Ok(())
+        .with_hint("save it again with `numpy.ascontiguousarray(array, dtype=numpy.float32)`")
+    })
 }
