@@ -3,20 +3,20 @@
 //! Stored arrays are read where they lie; deflated ones are unpacked into a temporary folder first.
 
 mod npy;
-mod zip;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use flate2::CrcReader;
-use flate2::read::DeflateDecoder;
 use safetensors::Dtype;
 use tempfile::{NamedTempFile, TempDir};
+use zip::read::{Config, ZipFile};
+use zip::result::ZipError;
+use zip::unstable::read::ZipIterable;
+use zip::{CompressionMethod, ZipReadOptions};
 
 use self::npy::{Header, Order};
-use self::zip::{Entry, Packing};
 use crate::weights::StoredTensor;
 use crate::{Error, Result, input_file};
 
@@ -25,36 +25,49 @@ use crate::{Error, Result, input_file};
 const MAX_RATIO: u64 = 32;
 const FREE_BYTES: u64 = 1 << 20;
 
+/// Most files in a zip; an SAE has five arrays.
+const MAX_FILES: usize = 64;
+
 /// The arrays of the file at `path` by their names, and the folder that holds those that were
 /// unpacked, which has to outlive them.
 ///
 /// # Errors
-/// A file that cannot be read, is no zip or is damaged; an array that is not of floats in C order, or has another length than its header says.
+/// A file that cannot be read, is no zip or is damaged; an array that is not of floats in C order, or
+/// has another length than its header says.
 pub(super) fn read(path: &Path) -> Result<(BTreeMap<String, StoredTensor>, Option<TempDir>)> {
-    let mut file = input_file::open(path)?;
+    let broken = |error: ZipError| damaged(path, &error.to_string());
+    let file = input_file::open(path)?;
     let n_file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
-    let entries = zip::entries(&mut file, n_file_bytes).map_err(|what| damaged(path, &what))?;
-    let n_packed = entries
-        .iter()
-        .try_fold(0_u64, |sum, entry| sum.checked_add(entry.n_packed));
-    // So that what is unpacked is bounded by the file.
-    if n_packed.is_none_or(|n_packed| n_packed > n_file_bytes) {
-        return Err(damaged(path, "its arrays overlap"));
+    // Unlike `ZipArchive`, it reserves no memory for as many files as a directory claims to have.
+    let mut zip = ZipIterable::try_new(file, Config::default()).map_err(broken)?;
+    if zip.len() > MAX_FILES {
+        let what = format!(
+            "it holds {} files, which is more than an SAE has",
+            zip.len()
+        );
+        return Err(refused(path, &what));
     }
+    let contents = input_file::open(path)?;
+    let mut files = zip
+        .files_with_reader(contents, ZipReadOptions::default())
+        .map_err(broken)?;
     let mut tensors = BTreeMap::new();
     let mut unpacked = None;
-    for entry in entries {
-        let Some(name) = entry.name.strip_suffix(".npy") else {
-            let what = format!("`{}` in it is no `.npy` array", entry.name);
+    let mut n_left = n_file_bytes;
+    while let Some(file) = files.next() {
+        let mut file = file.map_err(broken)?;
+        // So that what is unpacked is bounded by the file.
+        n_left = n_left
+            .checked_sub(file.compressed_size())
+            .ok_or_else(|| damaged(path, "its arrays overlap"))?;
+        let file_name = file.name().map_err(broken)?.into_owned();
+        let Some(name) = file_name.strip_suffix(".npy") else {
+            let what = format!("`{file_name}` in it is no `.npy` array");
             return Err(refused(path, &what));
         };
-        let array = match entry.packing {
-            Packing::Stored => Array {
-                path: path.to_owned(),
-                start: entry.start,
-                n_bytes: entry.n_bytes,
-            },
-            Packing::Deflated => unpack(&mut file, &entry, path, &mut unpacked)?,
+        let array = match file.compression() {
+            CompressionMethod::Stored => stored(&file, name, path, n_file_bytes)?,
+            _ => unpack(&mut file, name, path, &mut unpacked)?,
         };
         let tensor = array.tensor(name, path)?;
         if tensors.insert(name.to_owned(), tensor).is_some() {
@@ -79,13 +92,33 @@ struct Array {
     n_bytes: u64,
 }
 
+/// An array that is read where it lies.
+fn stored(file: &ZipFile<File>, name: &str, path: &Path, n_file_bytes: u64) -> Result<Array> {
+    let n_bytes = file.size();
+    let start = file.data_start();
+    let end = start.and_then(|start| start.checked_add(n_bytes));
+    match (start, end) {
+        (Some(start), Some(end)) if end <= n_file_bytes && n_bytes == file.compressed_size() => {
+            Ok(Array {
+                path: path.to_owned(),
+                start,
+                n_bytes,
+            })
+        }
+        _ => Err(damaged(
+            path,
+            &format!("`{name}` has {n_bytes} bytes, which the file does not"),
+        )),
+    }
+}
+
 fn unpack(
-    zip: &mut File,
-    entry: &Entry,
+    packed: &mut ZipFile<File>,
+    name: &str,
     path: &Path,
     unpacked: &mut Option<TempDir>,
 ) -> Result<Array> {
-    let (name, n_bytes, n_packed) = (&entry.name, entry.n_bytes, entry.n_packed);
+    let (n_bytes, n_packed) = (packed.size(), packed.compressed_size());
     if n_bytes.saturating_sub(FREE_BYTES) / MAX_RATIO > n_packed {
         let what = format!(
             "{n_packed} bytes of `{name}` unpack to {n_bytes}, which is more than weights do"
@@ -101,15 +134,11 @@ fn unpack(
         .keep()
         .map_err(|error| Error::io("unpack", path)(error.error));
     let (mut file, target) = kept?;
-    zip.seek(SeekFrom::Start(entry.start))
-        .map_err(Error::io("read", path))?;
-    let packed = BufReader::new(zip.take(n_packed));
-    let mut content = CrcReader::new(DeflateDecoder::new(packed));
-    // A zip may hold more than it says.
-    let n_copied = io::copy(&mut content.by_ref().take(n_bytes), &mut file)
-        .map_err(Error::io("unpack", path))?;
-    if n_copied != n_bytes || content.crc().sum() != entry.crc32 {
-        let what = format!("`{name}` has {n_copied} bytes, and not the {n_bytes} that were packed");
+    // A zip may hold more than it says; its checksum is looked at where it ends.
+    let n_copied = io::copy(&mut packed.take(n_bytes + 1), &mut file)
+        .map_err(|error| damaged(path, &format!("`{name}`: {error}")))?;
+    if n_copied != n_bytes {
+        let what = format!("`{name}` has other bytes than the {n_bytes} that were packed");
         return Err(damaged(path, &what));
     }
     Ok(Array {
