@@ -125,7 +125,7 @@ impl Session {
     pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Self> {
         options.check()?;
         let checked = model_files::check(files)?;
-        let model = load_model(files, &options)?;
+        let model = load_model(&checked, &options)?;
         Self::with_model(model, checked, files, options)
     }
 
@@ -466,8 +466,8 @@ impl Session {
     }
 }
 
-/// Loads the language model alone, of files that have been checked.
-pub(crate) fn load_model(files: &ModelFiles, options: &SessionOptions) -> Result<Arc<Model>> {
+/// Loads the language model alone.
+pub(crate) fn load_model(files: &CheckedFiles, options: &SessionOptions) -> Result<Arc<Model>> {
     let options = ModelOptions {
         gpu_layers: options.gpu_layers,
         repack: options.repack,

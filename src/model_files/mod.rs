@@ -10,7 +10,7 @@ mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
-use gguf_tools::gguf::Gguf;
+use gguf_tools::gguf::{Gguf, ShardName};
 use gguf_tools::sae::SaeFile;
 
 use crate::hook_point::{HookPoint, Site};
@@ -23,7 +23,7 @@ pub(crate) use projector::VisionShape;
 /// Paths of a language model, its projector and its SAE.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
-    /// The language model.
+    /// The language model; of one in shards, `NAME-00001-of-0000N.gguf` and so on, any of them.
     pub model: PathBuf,
     /// The vision encoder and projector; needed for images only.
     pub mmproj: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub struct ModelFiles {
 
 impl ModelFiles {
     /// Takes the files that are named, and the others from `dir`, a folder that `convert` wrote:
-    /// one `model*.gguf`, one `sae*.gguf`, and at most one `mmproj*.gguf`.
+    /// one `model*.gguf`, which may be in shards, one `sae*.gguf`, and at most one `mmproj*.gguf`.
     ///
     /// # Errors
     /// A folder that cannot be read, or a role with several files or, but for the projector, none.
@@ -96,6 +96,7 @@ fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
         }
     }
     found.sort();
+    found.dedup_by(|shard, earlier| is_shard_of_same(shard, earlier));
     if found.len() > 1 {
         let names: Vec<_> = found
             .iter()
@@ -111,8 +112,20 @@ fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
+/// Whether two paths in a folder are named as shards of one model.
+fn is_shard_of_same(path: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        let shard = ShardName::parse(name)?;
+        Some((shard.stem.to_owned(), shard.n_shards))
+    };
+    whole(path).is_some_and(|path| whole(other) == Some(path))
+}
+
 /// What the headers of matching files say.
 pub(crate) struct CheckedFiles {
+    /// The language model's file, or its first shard, which is what llama.cpp is given.
+    pub(crate) model: PathBuf,
     pub(crate) sae: SaeFile,
     /// Where the SAE reads.
     pub(crate) hook_point: HookPoint,
@@ -124,7 +137,7 @@ pub(crate) struct CheckedFiles {
 
 /// Reads the headers and checks that the files are what they should be and fit together.
 pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
-    let model = Gguf::open(&files.model)?;
+    let model = Gguf::open_with_shards(&files.model)?;
     let LanguageModel {
         architecture,
         d_model,
@@ -153,6 +166,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         .map(|path| projector::check(path, d_model))
         .transpose()?;
     Ok(CheckedFiles {
+        model: model.path().to_owned(),
         sae,
         hook_point,
         node,

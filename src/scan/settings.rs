@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
 use super::ScanPrompt;
@@ -33,10 +34,16 @@ impl Settings {
         prompt: ScanPrompt<'_>,
         folder: &Path,
     ) -> Result<Self> {
-        let identity = |path| identity(path, &options.interrupt);
+        let identity = |path: &Path| identity(path, &options.interrupt);
         let mut settings = BTreeMap::new();
         let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-        set("model", identity(&files.model)?);
+        let model = Gguf::open_with_shards(&files.model)?;
+        let shards: Vec<_> = model
+            .paths()
+            .iter()
+            .map(|path| identity(path))
+            .collect::<Result<_>>()?;
+        set("model", shards.join(", "));
         set("SAE", identity(&files.sae)?);
         if let Some(mmproj) = &files.mmproj {
             set("projector", identity(mmproj)?);

@@ -72,13 +72,13 @@ pub fn scan(
     if pictures.is_empty() {
         return Ok(());
     }
-    model_files::check(files)?;
+    let checked = model_files::check(files)?;
     let jobs = jobs.clamp(1, pictures.len());
     let options = SessionOptions {
         threads: (options.threads / jobs).max(1),
         ..options.clone()
     };
-    let model = load_model(files, &options)?;
+    let model = load_model(&checked, &options)?;
     thread::scope(|scope| {
         let start = |worker_idx| {
             let (sender, receiver) = sync_channel(MAX_WAITING);

@@ -36,6 +36,7 @@ mod scan;
 mod scan_resume;
 mod scan_top;
 mod screen;
+mod split_models;
 mod sweep;
 mod vision;
 mod vocabulary;

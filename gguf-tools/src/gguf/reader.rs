@@ -115,6 +115,7 @@ impl Gguf {
     pub(super) fn add_shard(&mut self, shard: Self) {
         let shard_idx = self.paths.len();
         self.paths.extend(shard.paths);
+        self.alignment = self.alignment.min(shard.alignment);
         let tensors = shard.tensors.into_iter();
         self.tensors.extend(tensors.map(|tensor| TensorInfo {
             shard_idx,
@@ -137,7 +138,8 @@ impl Gguf {
         &self.tensors
     }
 
-    /// What the tensors' offsets are multiples of, counted from the start of the data, in bytes.
+    /// What the tensors' offsets are multiples of, counted from the start of the data, in bytes; of a
+    /// model in shards the least.
     pub fn alignment(&self) -> u64 {
         self.alignment
     }
