@@ -76,6 +76,8 @@ const MAX_I32: u32 = i32::MAX as u32;
 const KEYS: &[Key] = &[
     Key::optional("general.name", Kind::Text),
     Key::optional("general.file_type", Kind::Count(0, u32::MAX)),
+    Key::optional("general.tensor_extra.name", Kind::Texts),
+    Key::optional("general.tensor_extra.prec_a4", Kind::Flags),
     Key::required("*.context_length", Kind::Count(1, MAX_I32)),
     Key::required("*.embedding_length", Kind::Count(1, 1 << 20)),
     Key::required("*.block_count", Kind::Count(1, 512)), // LLAMA_MAX_LAYERS

@@ -30,6 +30,8 @@ pub(super) enum Kind {
     Texts,
     /// An array of i32.
     Ints,
+    /// An array of bools.
+    Flags,
 }
 
 impl Kind {
@@ -42,7 +44,8 @@ impl Kind {
             (Self::True, Value::Bool(truth)) => *truth,
             (Self::OneOf(texts), Value::String(text)) => texts.contains(&&**text),
             (Self::Texts, Value::Array(Array::String(_)))
-            | (Self::Ints, Value::Array(Array::I32(_))) => true,
+            | (Self::Ints, Value::Array(Array::I32(_)))
+            | (Self::Flags, Value::Array(Array::Bool(_))) => true,
             _ => false,
         }
     }
@@ -58,9 +61,10 @@ impl Kind {
             Self::Flag => "a bool".to_owned(),
             Self::True => "true".to_owned(),
             Self::Text => "a string".to_owned(),
-            Self::OneOf(texts) => format!("one of the strings `{}`", texts.join("`, `")),
+            Self::OneOf(texts) => format!("one of `{}`", texts.join("`, `")),
             Self::Texts => "an array of strings".to_owned(),
             Self::Ints => "an array of i32".to_owned(),
+            Self::Flags => "an array of bools".to_owned(),
         }
     }
 }
@@ -113,6 +117,7 @@ pub(super) fn wrong_value(file: &Gguf, key: &str, expected: impl Display, got: &
         Value::F32(x) => format!("{x}"),
         Value::Bool(truth) => format!("{truth}"),
         Value::String(text) => format!("`{}`", text.escape_debug()),
+        Value::Array(_) => format!("an {type_name}"),
         _ => format!("a value of type {type_name}"),
     };
     broken(file, format!("key `{key}` must be {expected}, got {got}"))

@@ -44,6 +44,19 @@ const KEYS: &[Key] = &[
 
 const ANY: Kind = Kind::Count(0, u32::MAX);
 
+/// The ways to cut text for BPE that llama.cpp knows (`llama_vocab::impl::load`).
+const PRE_TOKENIZERS: &str = "\
+    a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe \
+    command-r dbrx deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone \
+    exaone-moe exaone4 f2llmv2 falcon falcon-h1 falcon3 gemma4 gigachat glm4 glm5 gpt-2 gpt-4o \
+    gpt3-finnish granite-docling granite-embed-multi-311m granite-embed-multi-97m grok-2 \
+    hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de jina-es jina-v1-en jina-v2-code jina-v2-de \
+    jina-v2-es jina-v5-nano joyai-llm kanana2 kimi-k2 kormo laguna lfm2 llada-moe llama-bpe \
+    llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5 minimax-m2 \
+    mmbert modern-bert mpt olmo phi-2 pixtral poro-chat qwen2 qwen35 refact roberta-bpe \
+    sarvam-moe seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe \
+    talkie tekken tiny_aya trillion ufakzeka viking whitespace youtu";
+
 /// `LLAMA_TOKEN_TYPE_BYTE`, the last of the types.
 const BYTE: i32 = 6;
 
@@ -58,6 +71,7 @@ pub(super) fn check(model: &Gguf) -> Result<u64> {
     check_types(model, tokens)?;
     check_scores(model, tokens.len(), is_bpe)?;
     if is_bpe {
+        check_pre_tokenizer(model)?;
         check_merges(model)?;
     }
     // Where a file lacks one of the first two, llama.cpp takes these.
@@ -81,6 +95,19 @@ pub(super) fn check(model: &Gguf) -> Result<u64> {
         }
     }
     Ok(tokens.len() as u64)
+}
+
+/// llama.cpp has a default where a file names none.
+fn check_pre_tokenizer(model: &Gguf) -> Result<()> {
+    const KEY: &str = "tokenizer.ggml.pre";
+    match model.get(KEY) {
+        Some(value @ Value::String(name))
+            if !name.is_empty() && !PRE_TOKENIZERS.split(' ').any(|known| known == name) =>
+        {
+            Err(wrong_value(model, KEY, "one that llama.cpp knows", value))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The strings of a key whose type is checked; none where it is not there.

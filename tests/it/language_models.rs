@@ -277,6 +277,10 @@ fn vocabularies() {
             vec!["a b".to_owned(), "ab".to_owned()],
         );
     });
+    check_refused("llama", "`tokenizer.ggml.pre`", &|parts| {
+        bpe(parts);
+        parts.set("tokenizer.ggml.pre", "of-tomorrow");
+    });
     // A token more than the embedding has rows.
     check_refused("gemma", "`token_embd.weight`", &|parts| {
         parts.set(
