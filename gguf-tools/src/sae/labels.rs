@@ -10,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use serde::de::Visitor;
+use serde::de::{IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::source::Source;
@@ -35,6 +35,10 @@ struct Explanation {
     layer: Option<String>,
     index: Index,
     description: Option<String>,
+    /// In a record of the dump `activations`.
+    tokens: Option<IgnoredAny>,
+    /// In a record of the dump `features`.
+    pos_str: Option<IgnoredAny>,
 }
 
 /// A feature's index: a number, or a text of one.
@@ -82,7 +86,12 @@ pub(super) fn read(paths: &[PathBuf], sae: &Source, max_bytes: u64) -> Result<La
     for path in paths {
         let mut n_described = None;
         for_each_in(path, |explanation| {
-            *n_described.get_or_insert(0) += usize::from(explanation.description.is_some());
+            let is_described = explanation.description.is_some();
+            if !is_described && (explanation.tokens.is_some() || explanation.pos_str.is_some()) {
+                return Err(no_labels(path));
+            }
+            *n_described.get_or_insert(0) += usize::from(is_described);
+            check_same_sae(&mut said, &explanation, sae, path)?;
             let n_bytes = labels.insert(&explanation, path)?;
             n_free = n_free.checked_sub(n_bytes).ok_or_else(|| {
                 let shown = path.display();
@@ -90,18 +99,11 @@ pub(super) fn read(paths: &[PathBuf], sae: &Source, max_bytes: u64) -> Result<La
                     "the labels in `{shown}` take more than {max_bytes} bytes"
                 ))
             })?;
-            check_same_sae(&mut said, explanation, path)
+            Ok(())
         })?;
         if n_described == Some(0) {
-            return Err(Error::invalid(format!(
-                "`{}` holds no labels: no `description` in any of its records",
-                path.display()
-            ))
-            .with_hint("use the files of Neuronpedia's folder `explanations`; its `features` and `activations` are other things"));
+            return Err(no_labels(path));
         }
-    }
-    if let (Some(said), Some(path)) = (&said, paths.first()) {
-        said.check_belongs_to(sae, path)?;
     }
     let file_name = paths.first().and_then(|path| path.file_name());
     labels.source = match said {
@@ -111,8 +113,15 @@ pub(super) fn read(paths: &[PathBuf], sae: &Source, max_bytes: u64) -> Result<La
     Ok(labels)
 }
 
+fn no_labels(path: &Path) -> Error {
+    Error::invalid(format!(
+        "`{}` holds no labels: its records have no `description`",
+        path.display()
+    ))
+    .with_hint("use the files of Neuronpedia's folder `explanations`; its `features` and `activations` are other things")
+}
+
 /// The SAE that labels are of, in Neuronpedia's words.
-#[derive(PartialEq)]
 struct LabelledSae {
     /// `gemma-2b`.
     model: String,
@@ -207,25 +216,32 @@ fn one_line(text: &str) -> String {
         .to_owned()
 }
 
+/// Checks the first label's SAE against `sae`, and the others' against the first's.
 fn check_same_sae(
     said: &mut Option<LabelledSae>,
-    explanation: Explanation,
+    explanation: &Explanation,
+    sae: &Source,
     path: &Path,
 ) -> Result<()> {
-    let (Some(model), Some(layer)) = (explanation.model, explanation.layer) else {
+    let (Some(model), Some(layer)) = (&explanation.model, &explanation.layer) else {
         return Ok(());
     };
-    let this = LabelledSae { model, layer };
     match said {
-        Some(first) if *first != this => Err(Error::invalid(format!(
-            "`{}` holds labels of `{this}` beside those of `{first}`",
-            path.display()
-        ))
-        .with_hint("use the labels of one SAE")),
-        _ => {
-            *said = Some(this);
-            Ok(())
+        None => {
+            let first = said.insert(LabelledSae {
+                model: model.clone(),
+                layer: layer.clone(),
+            });
+            first.check_belongs_to(sae, path)
         }
+        Some(first) if (&first.model, &first.layer) != (model, layer) => {
+            Err(Error::invalid(format!(
+                "`{}` holds labels of `{model}/{layer}` beside those of `{first}`",
+                path.display()
+            ))
+            .with_hint("use the labels of one SAE"))
+        }
+        Some(_) => Ok(()),
     }
 }
 

@@ -313,8 +313,8 @@ fn labels() {
     check("[", &["labels.json", "EOF"]);
     check("index,description\n1,x\n", &["labels.json", "JSON"]);
     check(
-        r#"{"index": 1, "modelId": "m", "layer": "1"} {"index": 2, "modelId": "m", "layer": "2"}"#,
-        &["labels.json", "`m/2`", "`m/1`"],
+        r#"{"index": 1, "modelId": "m", "layer": "4-a"} {"index": 2, "modelId": "m", "layer": "4-b"}"#,
+        &["labels.json", "`m/4-b`", "`m/4-a`"],
     );
     std::fs::remove_file(&path).expect("there");
     check_source(

@@ -434,10 +434,18 @@ fn labels_of_something_else() {
         check(hook_name, &label("120-res-jb"), &["layer 12"]);
         check(hook_name, &label("mine"), &[]);
     }
+    // Before its features are counted.
+    let beyond = label("6-res-jb").replace("\"3\"", "\"9999\"");
+    check(
+        "blocks.12.hook_resid_post",
+        &beyond,
+        &["`gemma-2b/6-res-jb`"],
+    );
     // Neuronpedia's other dumps.
     for record in [
         json!({"modelId": "gemma-2b", "layer": "12-res-jb", "index": "3", "tokens": ["a"], "values": [0, 1.5]}),
-        json!({"modelId": "gemma-2b", "layer": "12-res-jb", "index": "3", "maxActApprox": 12.5, "pos_str": ["a"]}),
+        // Whatever else is wrong with it.
+        json!({"modelId": "gemma-2b", "layer": "6-res-jb", "index": "9999", "maxActApprox": 12.5, "pos_str": ["a"]}),
         json!({"index": 3, "umap_x": 0.5}),
     ] {
         let lines = format!("{record}\n{record}\n");
