@@ -124,6 +124,26 @@ throwing! {
         context: *mut sys::llama_context,
         row: i32,
     ) -> i32;
+    fn mtmd_init_from_file(
+        path: *const c_char,
+        model: *const sys::llama_model,
+        params: sys::mtmd_context_params,
+    ) -> *mut sys::mtmd_context;
+    fn mtmd_tokenize(
+        context: *const sys::mtmd_context,
+        output: *mut sys::mtmd_input_chunks,
+        text: *const sys::mtmd_input_text,
+        bitmaps: *const *const sys::mtmd_bitmap,
+        n_bitmaps: usize,
+    ) -> i32;
+    fn mtmd_encode_chunk(
+        context: *mut sys::mtmd_context,
+        chunk: *const sys::mtmd_input_chunk,
+    ) -> i32;
+    fn ggml_backend_graph_compute(
+        backend: *mut sys::ggml_backend,
+        graph: *mut sys::ggml_cgraph,
+    ) -> sys::ggml_status;
     fn llama_model_quantize(
         source: *const c_char,
         target: *const c_char,

@@ -7,6 +7,7 @@ use gguf_tools::gguf::{TensorInfo, TensorType};
 use llama_cpp_sys_2 as sys;
 
 use super::backend;
+use super::guard::{self, guarded};
 use super::mapped_file::MappedFile;
 use super::tensor_context::{GRAPH_NODES, TensorContext};
 use crate::{Error, Result};
@@ -120,8 +121,10 @@ fn multiply(
     }
     // SAFETY: `x` holds exactly the input's values.
     unsafe { sys::ggml_backend_tensor_set(x, input.as_ptr().cast(), 0, size_of_val(input)) };
-    // SAFETY: all tensors of the graph have memory on this backend.
-    let status = unsafe { sys::ggml_backend_graph_compute(backend.0.as_ptr(), graph) };
+    let status = guarded("ggml_backend_graph_compute", || {
+        // SAFETY: all tensors of the graph have memory on this backend.
+        unsafe { guard::ggml_backend_graph_compute(backend.0.as_ptr(), graph) }
+    })?;
     if status != sys::GGML_STATUS_SUCCESS {
         return Err(failed(&format!("status {status}")));
     }

@@ -23,6 +23,7 @@ use super::callback_state::CallbackState;
 use super::context::FlashAttention;
 use super::eval_hook::{catch_panic, n_rows, read_rows, write_rows};
 use super::exact_gelu::ExactGelu;
+use super::guard::{self, guarded};
 use super::model::Model;
 use super::patch_embedding::PatchEmbedding;
 use crate::{Error, Result};
@@ -81,8 +82,10 @@ impl Vision {
         params.warmup = false;
         params.cb_eval = Some(on_eval);
         params.cb_eval_user_data = state.as_c();
-        // SAFETY: the path lives for the call, the model and the state as long as the result.
-        let ptr = unsafe { sys::mtmd_init_from_file(c_path.as_ptr(), model.as_ptr(), params) };
+        let ptr = guarded("mtmd_init_from_file", || {
+            // SAFETY: the path lives for the call, the model and the state as long as the result.
+            unsafe { guard::mtmd_init_from_file(c_path.as_ptr(), model.as_ptr(), params) }
+        })?;
         let ptr = NonNull::new(ptr)
             .ok_or_else(|| backend::failure("mtmd_init_from_file", "no reason was given"))?;
         Ok(Self {
@@ -117,16 +120,21 @@ impl Vision {
         let chunk = chunks.only_image()?;
         let patches = self.patch_embedding.apply(rgb, size)?;
         patches.clone_into(&mut self.state.get().patches);
-        // SAFETY: context and chunk are alive.
-        let code = unsafe { sys::mtmd_encode_chunk(self.ptr.0.as_ptr(), chunk) };
+        let code = guarded("mtmd_encode_chunk", || {
+            // SAFETY: context and chunk are alive.
+            unsafe { guard::mtmd_encode_chunk(self.ptr.0.as_ptr(), chunk) }
+        });
         if let Some(fault) = self.state.get().fault.take() {
             return Err(fault);
         }
-        if code != 0 {
-            return Err(backend::failure(
-                "mtmd_encode_chunk",
-                &format!("code {code}"),
-            ));
+        match code? {
+            0 => {}
+            code => {
+                return Err(backend::failure(
+                    "mtmd_encode_chunk",
+                    &format!("code {code}"),
+                ));
+            }
         }
         // SAFETY: the chunk is alive.
         let n_tokens = unsafe { sys::mtmd_input_chunk_get_n_tokens(chunk) };
@@ -152,16 +160,18 @@ impl Vision {
             parse_special: true,
         };
         let mut bitmap = bitmap.0.as_ptr().cast_const();
-        // SAFETY: all arguments are alive; there is one marker and one bitmap.
-        let code = unsafe {
-            sys::mtmd_tokenize(
-                self.ptr.0.as_ptr(),
-                chunks.0.as_ptr(),
-                &raw const text,
-                &raw mut bitmap,
-                1,
-            )
-        };
+        let code = guarded("mtmd_tokenize", || {
+            // SAFETY: all arguments are alive; there is one marker and one bitmap.
+            unsafe {
+                guard::mtmd_tokenize(
+                    self.ptr.0.as_ptr(),
+                    chunks.0.as_ptr(),
+                    &raw const text,
+                    &raw mut bitmap,
+                    1,
+                )
+            }
+        })?;
         match code {
             0 => Ok(()),
             code => Err(backend::failure("mtmd_tokenize", &format!("code {code}"))),
