@@ -2,7 +2,9 @@
 //!
 //! A file is named by what its content depends on, begins with a checksum, and is renamed into place
 //! when it is whole; so processes that share a folder need no lock, and what is damaged counts as
-//! missing. The files that were used longest ago go when a new one makes them too many.
+//! missing. The files that were used longest ago go when a new one makes them too many: a ledger knows
+//! about how many bytes there are, so that the folder is looked through when it is full, and not at each
+//! new file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,10 +15,15 @@ use gguf_tools::gguf::Gguf;
 
 use crate::Result;
 
-/// To be raised whenever the vision encoder's numbers change, as another llama.cpp may change them.
-const FORMAT: u32 = 1;
+/// To be raised whenever a file's form changes.
+const FORMAT: u32 = 2;
 const EXTENSION: &str = "image-rows";
 const TEMPORARY_PREFIX: &str = ".image-rows-";
+/// Numbers of bytes, a line each: those that were counted when the folder was last looked through, and
+/// those of each file since.
+const LEDGER: &str = "ledger";
+/// The part of a full cache that is emptied, so that it is not full again at once.
+const EMPTIED_PART: u64 = 8;
 /// What a process that was killed left behind is removed after this time.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 /// Bytes of each tensor that tell one projector from another.
@@ -28,6 +35,13 @@ const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 pub struct ImageCache {
     dir: PathBuf,
     max_bytes: u64,
+    access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Full,
+    ReadOnly,
 }
 
 /// What a picture's embeddings depend on.
@@ -36,7 +50,21 @@ pub(crate) struct Key(blake3::Hash);
 impl ImageCache {
     /// A cache in `dir`, which is made when something is kept, of at most `max_bytes`.
     pub fn new(dir: PathBuf, max_bytes: u64) -> Self {
-        Self { dir, max_bytes }
+        Self {
+            dir,
+            max_bytes,
+            access: Access::Full,
+        }
+    }
+
+    /// The same cache for a run through many pictures: what is there is used, and nothing is added,
+    /// since that would push out the pictures that are looked at again and again.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self {
+            access: Access::ReadOnly,
+            ..self
+        }
     }
 
     /// A cache in the user's cache folder, where the system has one.
@@ -70,7 +98,10 @@ impl ImageCache {
 
     /// Keeps embeddings. A cache that cannot be written is no error: the picture is encoded again.
     pub(crate) fn put(&self, key: &Key, values: &[f32]) {
-        if let Err(error) = self.write(key, values).and_then(|()| self.evict()) {
+        if self.access == Access::ReadOnly {
+            return;
+        }
+        if let Err(error) = self.write(key, values) {
             let dir = self.dir.display();
             log::debug!("image embeddings are not kept in `{dir}`: {error}");
         }
@@ -85,7 +116,8 @@ impl ImageCache {
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect();
-        if (CHECKSUM_BYTES + bytes.len()) as u64 > self.max_bytes {
+        let n_bytes = (CHECKSUM_BYTES + bytes.len()) as u64;
+        if n_bytes > self.max_bytes {
             return Ok(());
         }
         std::fs::create_dir_all(&self.dir)?;
@@ -95,10 +127,24 @@ impl ImageCache {
         file.write_all(blake3::hash(&bytes).as_bytes())?;
         file.write_all(&bytes)?;
         file.persist(self.path(key))?;
-        Ok(())
+        match self.noted_bytes() {
+            Some(noted) if noted + n_bytes <= self.max_bytes => {
+                let mut ledger = File::options().append(true).open(self.dir.join(LEDGER))?;
+                ledger.write_all(format!("{n_bytes}\n").as_bytes())
+            }
+            _ => self.evict(),
+        }
     }
 
-    /// Removes what is too much, and what was abandoned.
+    /// The ledger's sum, if there is a ledger. Files that were replaced or removed are in it still, so
+    /// that it is too large rather than too small.
+    fn noted_bytes(&self) -> Option<u64> {
+        let ledger = std::fs::read_to_string(self.dir.join(LEDGER)).ok()?;
+        let mut numbers = ledger.lines().map(|line| line.parse::<u64>().ok());
+        numbers.try_fold(0_u64, |sum, number| sum.checked_add(number?))
+    }
+
+    /// Counts what there is, removes what is too much and what was abandoned, and begins a new ledger.
     fn evict(&self) -> io::Result<()> {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
@@ -123,13 +169,21 @@ impl ImageCache {
         }
         kept.sort();
         let mut n_bytes: u64 = kept.iter().map(|file| file.1).sum();
-        for (_, length, path) in kept {
-            if n_bytes <= self.max_bytes {
-                break;
+        if n_bytes > self.max_bytes {
+            let most = self.max_bytes - self.max_bytes / EMPTIED_PART;
+            for (_, length, path) in kept {
+                if n_bytes <= most {
+                    break;
+                }
+                let _ = std::fs::remove_file(path);
+                n_bytes -= length;
             }
-            let _ = std::fs::remove_file(path);
-            n_bytes -= length;
         }
+        let mut ledger = tempfile::Builder::new()
+            .prefix(TEMPORARY_PREFIX)
+            .tempfile_in(&self.dir)?;
+        writeln!(ledger, "{n_bytes}")?;
+        ledger.persist(self.dir.join(LEDGER))?;
         Ok(())
     }
 }
@@ -137,12 +191,14 @@ impl ImageCache {
 impl Key {
     /// The key of `pixels`, prepared for the projector of that fingerprint, which computes with these
     /// `settings`.
-    pub(crate) fn new(pixels: &[u8], projector: &blake3::Hash, settings: &str) -> Self {
+    pub(crate) fn new(pixels: &[u8], projector: &blake3::Hash, settings: &[&str]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&FORMAT.to_le_bytes());
         hasher.update(projector.as_bytes());
         // Of variable length, so each by its hash.
-        hasher.update(blake3::hash(settings.as_bytes()).as_bytes());
+        for setting in settings {
+            hasher.update(blake3::hash(setting.as_bytes()).as_bytes());
+        }
         hasher.update(blake3::hash(pixels).as_bytes());
         Self(hasher.finalize())
     }
@@ -182,7 +238,7 @@ mod tests {
     use super::{ImageCache, Key};
 
     fn key(name: &str) -> Key {
-        Key::new(name.as_bytes(), &blake3::hash(b"projector"), "settings")
+        Key::new(name.as_bytes(), &blake3::hash(b"projector"), &["settings"])
     }
 
     fn cache(dir: &tempfile::TempDir, n_files: u64) -> ImageCache {
@@ -220,39 +276,94 @@ mod tests {
         assert!(cache.get(&key("a"), 4).is_some());
     }
 
+    /// How many of the names are there; their time of last use is not touched.
+    fn found(cache: &ImageCache, names: &[&str]) -> Vec<bool> {
+        let exists = |name: &&str| cache.path(&key(name)).exists();
+        names.iter().map(exists).collect()
+    }
+
+    /// Makes a file look as if it had been used that many seconds ago.
+    fn age(cache: &ImageCache, name: &str, seconds: u64) {
+        let file = std::fs::File::options()
+            .append(true)
+            .open(cache.path(&key(name)));
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        let set = file.and_then(|file| file.set_modified(then));
+        set.expect("our own file");
+    }
+
     #[test]
     fn what_was_used_longest_ago_goes_first() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let cache = cache(&dir, 2);
-        for (name, age) in [("a", 30), ("b", 20)] {
+        let cache = cache(&dir, 8);
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        for (i, name) in names.iter().enumerate() {
             cache.put(&key(name), &[1.0; 4]);
-            let file = std::fs::File::options()
-                .append(true)
-                .open(cache.path(&key(name)));
-            let then = SystemTime::now() - Duration::from_secs(age);
-            let set = file.and_then(|file| file.set_modified(then));
-            set.expect("our own file");
+            age(&cache, name, 30 - i as u64);
         }
+        assert_eq!(found(&cache, &names), [true; 8]);
         assert!(cache.get(&key("a"), 4).is_some(), "used just now");
-        cache.put(&key("c"), &[1.0; 4]);
-        let found = ["a", "b", "c"].map(|name| cache.get(&key(name), 4).is_some());
-        assert_eq!(found, [true, false, true]);
+        cache.put(&key("i"), &[1.0; 4]);
+        // An eighth is emptied.
+        assert_eq!(
+            found(&cache, &["a", "b", "c", "d", "i"]),
+            [true, false, false, true, true]
+        );
         // More than all that may be kept.
-        cache.put(&key("d"), &[1.0; 100]);
-        assert_eq!(cache.get(&key("d"), 100), None);
+        cache.put(&key("j"), &[1.0; 200]);
+        assert_eq!(cache.get(&key("j"), 200), None);
+    }
+
+    /// The folder is looked through when it is full, and when nobody knows how full it is.
+    #[test]
+    fn a_ledger_knows_how_full_it_is() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let cache = cache(&dir, 8);
+        for name in ["a", "b", "c"] {
+            cache.put(&key(name), &[1.0; 4]);
+        }
+        assert_eq!(cache.noted_bytes(), Some(3 * 48));
+        // What the ledger does not know of is found when it is gone or damaged.
+        for damaged in [None, Some("48\nx\n"), Some("99999999999999999999")] {
+            let ledger = cache.dir.join(super::LEDGER);
+            match damaged {
+                None => std::fs::remove_file(ledger).expect("our own file"),
+                Some(text) => std::fs::write(ledger, text).expect("our own file"),
+            }
+            cache.put(&key("a"), &[1.0; 4]);
+            assert_eq!(cache.noted_bytes(), Some(3 * 48));
+        }
+        // A file that is written again is counted twice until the folder is looked through.
+        for _ in 0..6 {
+            cache.put(&key("a"), &[1.0; 4]);
+        }
+        assert_eq!(cache.noted_bytes(), Some(3 * 48));
+    }
+
+    #[test]
+    fn a_read_only_cache_keeps_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let cache = cache(&dir, 8);
+        cache.put(&key("a"), &[1.0; 4]);
+        let reader = cache.clone().read_only();
+        reader.put(&key("b"), &[1.0; 4]);
+        assert!(reader.get(&key("a"), 4).is_some());
+        assert_eq!(cache.get(&key("b"), 4), None);
     }
 
     #[test]
     fn keys_differ_by_each_part() {
-        let of = |pixels: &[u8], projector: &[u8], settings: &str| {
+        let of = |pixels: &[u8], projector: &[u8], settings: &[&str]| {
             Key::new(pixels, &blake3::hash(projector), settings).0
         };
-        let one = of(b"pixels", b"projector", "settings");
-        assert_eq!(of(b"pixels", b"projector", "settings"), one);
+        let one = of(b"pixels", b"projector", &["device", "auto"]);
+        assert_eq!(of(b"pixels", b"projector", &["device", "auto"]), one);
         for other in [
-            of(b"pixel", b"projector", "settings"),
-            of(b"pixels", b"another", "settings"),
-            of(b"pixels", b"projector", "setting"),
+            of(b"pixel", b"projector", &["device", "auto"]),
+            of(b"pixels", b"another", &["device", "auto"]),
+            of(b"pixels", b"projector", &["another", "auto"]),
+            of(b"pixels", b"projector", &["device", "on"]),
+            of(b"pixels", b"projector", &["devicea", "uto"]),
         ] {
             assert_ne!(other, one);
         }
@@ -277,6 +388,9 @@ mod tests {
             }
         });
         let files = std::fs::read_dir(&cache.dir).expect("our own folder");
+        let files = files
+            .flatten()
+            .filter(|file| file.file_name() != super::LEDGER);
         assert!(
             files.count() <= 3 + 4,
             "a file for each thread at most is too many"

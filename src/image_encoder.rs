@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::Result;
 use crate::image_cache::{self, Key};
-use crate::llama::{Model, Vision, VisionOptions};
+use crate::llama::{self, Model, Vision, VisionOptions};
 use crate::model_files::VisionShape;
 use crate::picture::Picture;
 use crate::prompt::ImageEmbeddings;
@@ -71,7 +71,13 @@ impl ImageEncoder {
             flash_attention,
             vision_graph,
         } = vision_options(options);
-        let settings = format!("{use_gpu} {flash_attention:?} {vision_graph:?}");
+        let settings = [
+            env!("CARGO_PKG_VERSION"),
+            llama::BINDINGS_VERSION,
+            &llama::computed_by(use_gpu),
+            flash_attention.name(),
+            vision_graph.name(),
+        ];
         let key = Key::new(pixels, &fingerprint, &settings);
         let n_values = self.shape.grid * self.shape.grid * model.d_model();
         if let Some(rows) = cache.get(&key, n_values) {

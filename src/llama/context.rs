@@ -25,6 +25,17 @@ pub enum KvType {
     Q8_0,
 }
 
+impl KvType {
+    /// Its name, as options and files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+}
+
 /// Whether attention is computed without materialising the score matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlashAttention {
@@ -37,6 +48,15 @@ pub enum FlashAttention {
 }
 
 impl FlashAttention {
+    /// Its name, as options and files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+
     pub(super) fn to_c(self) -> sys::llama_flash_attn_type {
         match self {
             Self::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,

@@ -31,7 +31,9 @@ mod waiting;
 mod weight_rows;
 
 pub use backend::exit_at_once;
-pub(crate) use backend::{computes_elsewhere, free_device_bytes};
+pub(crate) use backend::{
+    BINDINGS_VERSION, computed_by, computes_elsewhere, free_device_bytes, has_gpu,
+};
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };

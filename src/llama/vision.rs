@@ -37,6 +37,16 @@ pub enum VisionGraph {
     AsLlamaCpp,
 }
 
+impl VisionGraph {
+    /// Its name in keys of files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Corrected => "corrected",
+            Self::AsLlamaCpp => "as llama.cpp",
+        }
+    }
+}
+
 /// How the vision encoder runs.
 #[derive(Clone, Copy, Debug)]
 pub struct VisionOptions {
