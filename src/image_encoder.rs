@@ -12,6 +12,9 @@ use crate::picture::Picture;
 use crate::prompt::ImageEmbeddings;
 use crate::session::SessionOptions;
 
+/// The share of a picture that is little enough to be said.
+const LITTLE_SEEN: f64 = 0.5;
+
 /// A vision encoder with its projector, which is loaded when a picture is not in the cache.
 pub(crate) struct ImageEncoder {
     path: PathBuf,
@@ -39,6 +42,14 @@ impl ImageEncoder {
         options: &SessionOptions,
     ) -> Result<ImageEmbeddings> {
         let pixels = picture.prepare(self.shape.image_size, options.image_prep)?;
+        let seen = picture.seen_share(options.image_prep);
+        if seen < LITTLE_SEEN {
+            log::warn!(
+                "the model sees the middle {:.0} % of `{}`; padded to a square, it would see all, smaller",
+                100.0 * seen,
+                picture.shown()
+            );
+        }
         let start = Instant::now();
         let rows = self.rows(&pixels, model, options)?;
         Ok(ImageEmbeddings {

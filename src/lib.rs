@@ -2,7 +2,7 @@
 //! llama.cpp.
 //!
 //! ```text
-//! picture ─► picture.rs: square RGB ─► llama::Vision: image rows, class row put right ─┐
+//! picture ─► picture: square RGB    ─► llama::Vision: image rows, class row put right ─┐
 //! text    ─► chat template, token ids ─────────────────────────────────────────────────┤
 //!                                                                                      ▼
 //!            session.rs: Prompt ─► llama::Context::decode ─► graph node l_out-L ─► hook:

@@ -1,5 +1,8 @@
 //! Pictures: reading them, and making them the square that the vision encoder takes.
 
+pub(crate) mod content;
+mod orientation;
+
 use std::io::Cursor;
 use std::path::Path;
 
@@ -32,6 +35,16 @@ pub enum ImagePrep {
     Pad,
 }
 
+impl ImagePrep {
+    /// Its name, as options and files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crop => "crop",
+            Self::Pad => "pad",
+        }
+    }
+}
+
 /// A picture as RGB, upright.
 pub struct Picture {
     rgb: RgbImage,
@@ -39,9 +52,9 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Reads a PNG, JPEG, GIF, WebP, BMP or TIFF file. As in transformers, EXIF rotation is
-    /// applied, transparency is dropped and the first frame of an animation is taken; the last
-    /// two are logged as warnings.
+    /// Reads a PNG, JPEG, GIF, WebP, BMP or TIFF file, whatever its name. As in transformers, the
+    /// rotation in EXIF or XMP is applied, transparency is dropped and the first frame of an
+    /// animation is taken; the last two are logged as warnings.
     ///
     /// # Errors
     /// A file that cannot be read, is no picture, is damaged, or is too large.
@@ -65,6 +78,16 @@ impl Picture {
         if bytes.is_empty() {
             return Err(invalid(&"the file is empty"));
         }
+        if content::format(&bytes).is_none()
+            && let Some(foreign) = content::foreign(&bytes)
+        {
+            let what = format!(
+                "cannot read the picture `{shown}`: it is of type {}",
+                foreign.name
+            );
+            return Err(Error::invalid(what)
+                .with_hint("convert it to one of PNG, JPEG, GIF, WebP, BMP and TIFF"));
+        }
         let mut reader = ImageReader::new(Cursor::new(&bytes))
             .with_guessed_format()
             .map_err(|error| invalid(&error))?;
@@ -76,7 +99,8 @@ impl Picture {
         decoder
             .set_limits(Limits::default())
             .map_err(|error| invalid(&error))?;
-        let orientation = decoder.orientation().map_err(|error| invalid(&error))?;
+        let orientation = orientation::orientation(&mut decoder, format, &bytes)
+            .map_err(|error| invalid(&error))?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(|error| invalid(&error))?;
         // The decoder fills what is missing with gray.
         if format == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
@@ -136,14 +160,22 @@ impl Picture {
                 let crop = image::imageops::crop_imm(&resized, left, top, size, size);
                 Ok(crop.to_image().into_raw())
             }
-            ImagePrep::Pad => {
-                check_size(&self.path, long, long)?;
-                let mut square = RgbImage::from_pixel(long, long, image::Rgb(PAD_COLOUR));
-                let (left, top) = ((long - width) / 2, (long - height) / 2);
-                image::imageops::replace(&mut square, &self.rgb, left.into(), top.into());
-                Ok(resize(&square, size, size).into_raw())
-            }
+            ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
         }
+    }
+
+    /// The share of the picture that the model sees, of its area.
+    pub(crate) fn seen_share(&self, prep: ImagePrep) -> f64 {
+        let (width, height) = self.rgb.dimensions();
+        match prep {
+            ImagePrep::Crop => f64::from(width.min(height)) / f64::from(width.max(height)),
+            ImagePrep::Pad => 1.0,
+        }
+    }
+
+    /// Its file, as messages name it.
+    pub(crate) fn shown(&self) -> &str {
+        &self.path
     }
 }
 
@@ -166,22 +198,60 @@ fn check_size(path: &str, width: u32, height: u32) -> Result<()> {
     .with_hint("scale it down first; the model sees a few hundred pixels a side"))
 }
 
+/// Rows that are scaled at once, since a large picture as f32 would take much memory.
+const BAND_ROWS: usize = 64;
+
 /// Scales with Pillow's antialiased bicubic filter (a = −0.5), as Pillow does: first along rows, then
 /// along columns, rounded to 8 bits after each (`ImagingResample` in Pillow's `Resample.c`). The other
 /// order, or one rounding, moves pixels beside hard edges by up to 19 of 255.
 fn resize(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
-    // In bands, since a large picture as f32 would take much memory.
-    const BAND_ROWS: usize = 64;
-    let row_bytes = 3 * rgb.width() as usize;
-    let bands = rgb.as_raw().chunks(BAND_ROWS * row_bytes);
+    let bands = rgb.as_raw().chunks(BAND_ROWS * row_bytes(rgb.width()));
+    resize_bands(bands, rgb.dimensions().into(), [width, height])
+}
+
+/// Pads to a square and scales to `size` × `size`. The square is made band by band: that of a long
+/// picture may be far larger than the picture.
+fn resize_padded(rgb: &RgbImage, size: u32) -> RgbImage {
+    let (width, height) = rgb.dimensions();
+    let side = width.max(height);
+    let (left, top) = ((side - width) / 2, ((side - height) / 2) as usize);
+    let (left, width) = (row_bytes(left), row_bytes(width));
+    let padding = PAD_COLOUR.repeat(side as usize);
+    let rows = rgb.as_raw().chunks(width);
+    let band = |first: usize| {
+        let last = (side as usize).min(first + BAND_ROWS);
+        let mut band = padding.repeat(last - first);
+        let inside = first.max(top)..last.min(top + height as usize);
+        for (y, row) in inside
+            .clone()
+            .zip(rows.clone().skip(inside.start.saturating_sub(top)))
+        {
+            let start = (y - first) * padding.len() + left;
+            band[start..start + width].copy_from_slice(row);
+        }
+        band
+    };
+    let bands = (0..side as usize).step_by(BAND_ROWS).map(band);
+    resize_bands(bands, [side; 2], [size; 2])
+}
+
+fn resize_bands<B: AsRef<[u8]>>(
+    bands: impl Iterator<Item = B>,
+    [width, height]: [u32; 2],
+    to: [u32; 2],
+) -> RgbImage {
     let narrowed: Vec<u8> = bands
         .flat_map(|band| {
-            let n_rows = (band.len() / row_bytes) as u32;
-            scale(band, [rgb.width(), n_rows], [width, n_rows])
+            let n_rows = (band.as_ref().len() / row_bytes(width)) as u32;
+            scale(band.as_ref(), [width, n_rows], [to[0], n_rows])
         })
         .collect();
-    let scaled = scale(&narrowed, [width, rgb.height()], [width, height]);
-    RgbImage::from_raw(width, height, scaled).expect("`scale` fills its target")
+    let scaled = scale(&narrowed, [to[0], height], to);
+    RgbImage::from_raw(to[0], to[1], scaled).expect("`scale` fills its target")
+}
+
+fn row_bytes(width: u32) -> usize {
+    3 * width as usize
 }
 
 /// Scales RGB pixels in f32, and rounds to 8 bits; where the size stays, so do the pixels.
