@@ -61,6 +61,11 @@ impl Error {
         }
     }
 
+    /// Whether what was read is at fault, so that another input may do.
+    pub fn is_of_input(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::File(_)) && !self.is_interrupted()
+    }
+
     /// Whether the user asked to stop, here or in the conversion.
     pub fn is_interrupted(&self) -> bool {
         matches!(

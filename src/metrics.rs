@@ -251,6 +251,12 @@ impl Loss {
         (cost != 0.0).then(|| (self.ablated - self.reconstructed) / cost)
     }
 
+    /// Whether the text is no less likely with zeros than as the model is, so that there is nothing
+    /// that a reconstruction could save, and the score says nothing.
+    pub fn zeros_cost_nothing(&self) -> bool {
+        self.n_tokens > 0 && self.ablated <= self.original
+    }
+
     fn mean(&self, sum: f64) -> Option<f64> {
         (self.n_tokens > 0).then(|| sum / self.n_tokens as f64)
     }

@@ -1,15 +1,15 @@
 //! `baseline`: what features usually do on pictures, measured and written into a copy of the SAE.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use gguf_tools::sae::Baseline;
-use llava_sae_cpp::scan::read_image;
-use llava_sae_cpp::{Error, Session, TokenKind};
+use gguf_tools::sae::{Baseline, SaeFile};
+use llava_sae_cpp::scan::{PictureFeatures, scan};
 
-use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::args::{ModelArgs, PromptArgs, Verbosity};
+use super::folder::{check_sees, none_read, pictures_in, warn_of_gap};
 use super::new_file::overwrite;
 use super::progress::Counter;
 use super::{CommandResult, Outcome};
@@ -17,7 +17,7 @@ use super::{CommandResult, Outcome};
 /// Measure what features usually do on pictures, so that rankings show what is particular to one
 #[derive(Args)]
 pub(super) struct BaselineArgs {
-    /// A folder of varied pictures
+    /// A folder of varied pictures, those in folders below it included
     dir: PathBuf,
     /// The SAE file to write: a copy of the model's, with the baseline
     #[arg(short, long, value_name = "SAE.gguf")]
@@ -38,45 +38,44 @@ pub(super) fn run(
 ) -> CommandResult {
     let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
-    let pictures = files_in(&args.dir)?;
-    let mut session = args.model.open(verbosity, Arc::clone(&interrupt))?;
-    let mut sums = Sums::new(session.sae().meta().d_sae);
+    let pictures = pictures_in(&args.dir, verbosity)?;
+    let files = args.model.announced_files(verbosity)?;
+    check_sees(&files)?;
+    let sae = SaeFile::open(&files.sae)?;
+    let mut sums = Sums::new(sae.meta.d_sae);
     let counter = Counter::start("pictures", pictures.len(), verbosity);
-    for path in &pictures {
-        if interrupt.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted.into());
-        }
-        match sums.add_picture(&mut session, path, &args.prompt) {
-            Err(error) if error.is_interrupted() => return Err(error.into()),
-            Err(error) => log::warn!("skipped: {error}"),
-            Ok(()) => {}
-        }
-        counter.advance();
-    }
+    let mut n_skipped = 0;
+    scan(
+        &files,
+        &args.model.options(interrupt),
+        args.prompt.scanned(),
+        &args.dir,
+        &pictures.iter().collect::<Vec<_>>(),
+        1,
+        &mut |_, result| {
+            match result {
+                Ok(features) => sums.add(&features),
+                Err(error) => {
+                    n_skipped += 1;
+                    counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+                }
+            }
+            counter.advance();
+            Ok(())
+        },
+    )?;
     counter.finish();
-    let baseline = sums.baseline().ok_or_else(|| {
-        Error::invalid(format!(
-            "no picture in `{}` could be read",
-            args.dir.display()
-        ))
-        .with_hint("give a folder of PNG, JPEG, GIF, WebP, BMP or TIFF files")
-    })?;
-    baseline.write(session.sae().file(), &args.output, overwrite)?;
-    Ok(Outcome::Done)
-}
-
-/// The folder's files, by name.
-fn files_in(dir: &Path) -> llava_sae_cpp::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).map_err(gguf_tools::Error::io("read", dir))?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(gguf_tools::Error::io("read", dir))?.path();
-        if path.is_file() {
-            paths.push(path);
-        }
+    let baseline = sums
+        .baseline()
+        .ok_or_else(|| none_read(&args.dir, pictures.len()))?;
+    if n_skipped > 0 {
+        warn_of_gap(&format!(
+            "skipped {n_skipped} of {} pictures",
+            pictures.len()
+        ));
     }
-    paths.sort();
-    Ok(paths)
+    baseline.write(&sae, &args.output, overwrite)?;
+    Ok(Outcome::Done)
 }
 
 /// What has been seen so far.
@@ -97,30 +96,13 @@ impl Sums {
         }
     }
 
-    fn add_picture(
-        &mut self,
-        session: &mut Session,
-        path: &Path,
-        prompt: &PromptArgs,
-    ) -> llava_sae_cpp::Result<()> {
-        let image = args::encode_quietly(session, path)?;
-        let trace = read_image(session, &image, prompt.scanned())?;
-        let mut max = vec![0.0_f32; self.max.len()];
-        for (row_idx, token) in trace.tokens.iter().enumerate() {
-            if token.kind != TokenKind::Image {
-                continue;
-            }
-            self.n_rows += 1;
-            for (feature, value) in trace.activations.row(row_idx) {
-                max[feature] = max[feature].max(value);
-                self.active_rows[feature] += 1;
-            }
+    fn add(&mut self, picture: &PictureFeatures) {
+        for active in &picture.active {
+            self.max[active.feature] += f64::from(active.max);
+            self.active_rows[active.feature] += active.count as u64;
         }
-        for (sum, value) in self.max.iter_mut().zip(max) {
-            *sum += f64::from(value);
-        }
+        self.n_rows += picture.n_rows as u64;
         self.n_pictures += 1;
-        Ok(())
     }
 
     /// The means; none without a picture.

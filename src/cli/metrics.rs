@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
-use llava_sae_cpp::{Error, Session};
+use llava_sae_cpp::{Error, ImageCache, Session};
 use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::folder::{check_sees, warn_of_gap};
 use super::progress::Counter;
 use super::{CommandResult, Failure, Outcome};
 
@@ -69,6 +70,7 @@ struct LossReport {
     ce_loss_with_sae: Option<f64>,
     ce_loss_with_ablation: Option<f64>,
     ce_loss_score: Option<f64>,
+    zeros_cost_nothing: bool,
 }
 
 pub(super) fn run(
@@ -77,7 +79,15 @@ pub(super) fn run(
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
     let text = args.text.as_deref().map(read_text).transpose()?;
-    let mut session = args.model.open(verbosity, interrupt)?;
+    let files = args.model.announced_files(verbosity)?;
+    if !args.image.is_empty() {
+        check_sees(&files)?;
+    }
+    let mut options = args.model.options(interrupt);
+    if args.image.len() > 1 {
+        options.image_cache = options.image_cache.map(ImageCache::read_only);
+    }
+    let mut session = Session::open(&files, options)?;
     let mut metrics = Metrics::new(&mut session);
     measure(
         &args,
@@ -97,6 +107,7 @@ pub(super) fn run(
             ce_loss_with_sae: metrics.loss.with_sae(),
             ce_loss_with_ablation: metrics.loss.with_ablation(),
             ce_loss_score: metrics.loss.score(),
+            zeros_cost_nothing: metrics.loss.zeros_cost_nothing(),
         },
     };
     let mut out = io::stdout().lock();
@@ -105,6 +116,10 @@ pub(super) fn run(
         writeln!(out, "{report}").map_err(Failure::Output)?;
     } else {
         print_table(&mut out, &report).map_err(Failure::Output)?;
+        if args.text.is_none() && !args.image.is_empty() {
+            let what = "Text rows are those of the prompt around each image, the same tokens every time; `--text FILE` measures on a text.";
+            writeln!(out, "{what}").map_err(Failure::Output)?;
+        }
     }
     Ok(Outcome::Done)
 }
@@ -141,8 +156,18 @@ fn measure(
         metrics.add(session, prompt)?;
         counter.advance();
     }
+    let mut n_skipped = 0;
     for path in &args.image {
-        let image = args::encode_quietly(session, path)?;
+        let image = match args::encode_quietly(session, path) {
+            Ok(image) => image,
+            Err(error) if error.is_of_input() && args.image.len() > 1 => {
+                n_skipped += 1;
+                counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+                counter.advance();
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let prompt = args.prompt.build(session, Some(&image))?;
         if text.is_some() {
             metrics.add_image(session, &prompt)?;
@@ -152,6 +177,14 @@ fn measure(
         counter.advance();
     }
     counter.finish();
+    if n_skipped > 0 {
+        let n_pictures = args.image.len();
+        if n_skipped == n_pictures {
+            let what = format!("none of the {n_pictures} pictures could be read");
+            return Err(Error::invalid(what).with_hint("the warnings say why"));
+        }
+        warn_of_gap(&format!("skipped {n_skipped} of {n_pictures} pictures"));
+    }
     Ok(())
 }
 
@@ -198,5 +231,12 @@ fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         number(increase.map(|(with, without)| with - without)),
         number(loss.ce_loss_with_ablation),
         number(loss.ce_loss_score),
-    )
+    )?;
+    if loss.zeros_cost_nothing {
+        writeln!(
+            out,
+            "The score says nothing here: with zeros the text is as likely as with the model itself, or more."
+        )?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod convert;
 mod describe;
 mod export_cvec;
 mod features;
+mod folder;
 mod heatmap;
 mod interventions;
 mod json;

@@ -1,7 +1,7 @@
 //! `scan`: the features of a folder of pictures, as a Parquet file.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,14 +9,14 @@ use clap::Args;
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::scan::{
-    FoundPicture, PICTURE_EXTENSIONS, Parts, Settings, Totals, pictures_in, scan,
+    FoundPicture, Parts, PictureFeatures, Settings, Totals, check_output, jobs_at_once, scan,
 };
 use llava_sae_cpp::{Error, ModelFiles, SessionOptions};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
+use super::folder::{check_sees, none_read, pictures_in, warn_of_gap};
 use super::new_file::{check_is_no_input, overwrite};
 use super::progress::{Counter, Spinner};
-use super::table::one_line;
 use super::{CommandResult, Outcome};
 
 /// Write the features of a folder of pictures into a Parquet file
@@ -51,8 +51,12 @@ index:
   max      float32         the largest of them
   count    int32           the number of image rows on which it fires
 
+FILE.parquet.json says how many images of each class there are, how many were skipped, with which model
+and settings, and the table's checksum; `top` reads both.
+
 What is done is kept in FILE.parquet.parts until all is: interrupted, the same command goes on. A
-picture that cannot be read is reported and skipped.
+picture that cannot be read is reported and skipped. Hidden files, and those that systems keep for
+themselves, are left out; a file is a picture by its name or by how it begins.
 
 Examples:
   llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
@@ -68,30 +72,18 @@ pub(super) fn run(
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
     let overwrite = overwrite(args.force);
-    overwrite.check(&args.output)?;
-    let pictures = pictures_in(&args.dir)?;
-    if pictures.is_empty() {
-        return Err(
-            Error::invalid(format!("no pictures in `{}`", args.dir.display()))
-                .with_hint(format!(
-                    "give a folder with files that end in {}",
-                    PICTURE_EXTENSIONS.join(", ")
-                ))
-                .into(),
-        );
-    }
-    let inputs = pictures.iter().map(|picture| args.dir.join(&picture.path));
+    check_output(&args.output, overwrite)?;
+    let pictures = pictures_in(&args.dir, verbosity)?;
+    let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));
     check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
     let files = args.model.announced_files(verbosity)?;
     files.check()?;
-    if files.mmproj.is_none() {
-        return Err(
-            Error::invalid("this model has no projector, so it cannot see images")
-                .with_hint("give the projector's file with `--mmproj`")
-                .into(),
-        );
-    }
+    check_sees(&files)?;
     let options = args.model.options(interrupt);
+    let jobs = jobs_at_once(&options, args.jobs.get());
+    if jobs < args.jobs.get() && !verbosity.is_quiet() {
+        eprintln!("reading one picture at a time, since all sessions share the device");
+    }
     let mut parts = open_parts(&args, &files, &options, &pictures, verbosity)?;
     let totals = match read_pictures(&mut parts, &args, &files, &options, &pictures, verbosity) {
         Ok(()) => join(parts, &args, overwrite, &options.interrupt, verbosity),
@@ -110,7 +102,10 @@ pub(super) fn run(
     })?;
     if totals.n_skipped > 0 {
         let n_pictures = totals.n_images + totals.n_skipped;
-        log::warn!("skipped {} of {n_pictures} pictures", totals.n_skipped);
+        warn_of_gap(&format!(
+            "skipped {} of {n_pictures} pictures",
+            totals.n_skipped
+        ));
     }
     Ok(Outcome::Done)
 }
@@ -149,12 +144,12 @@ fn read_pictures(
     }
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     counter.begin_at(n_done);
-    let mut on_picture = |i: usize, result| {
+    let mut on_picture = |i: usize, result: llava_sae_cpp::Result<PictureFeatures>| {
         if let Err(error) = &result {
-            counter.suspend(|| log::warn!("skipped: {}", one_line(&Error::to_string(error))));
+            counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
         }
         counter.advance();
-        parts.add(left[i], result)
+        parts.add(left[i], result.map(|features| features.active))
     };
     let (prompt, jobs) = (args.prompt.scanned(), args.jobs.get());
     let result = scan(
@@ -183,14 +178,8 @@ fn join(
         .map_err(|error| (error, parts.progress().n_done))?;
     let progress = parts.progress();
     if progress.n_done == progress.n_skipped {
-        let error = parts.discard().err().unwrap_or_else(|| {
-            let shown = Path::display(&args.dir);
-            Error::invalid(format!(
-                "none of the {} pictures in `{shown}` could be read",
-                progress.n_done
-            ))
-            .with_hint("the warnings say why")
-        });
+        let error = parts.discard().err();
+        let error = error.unwrap_or_else(|| none_read(&args.dir, progress.n_done));
         return Err((error, 0));
     }
     let _spinner = Spinner::start("writing the table", verbosity);

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use llava_sae_cpp::scan::{
-    By, ClassFeatures, FeatureImages, ScanFile, features_of_class, images_of_feature,
+    By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
+    images_of_feature,
 };
 use serde::Serialize;
 
+use super::folder::warn_of_gap;
 use super::table::one_line;
 use super::{CommandResult, print};
 
@@ -18,7 +20,7 @@ use super::{CommandResult, print};
 #[command(after_long_help = EXAMPLES)]
 #[command(group(ArgGroup::new("subject").required(true).args(["feature", "class"])))]
 pub(super) struct TopArgs {
-    /// The Parquet file that `scan` wrote
+    /// The Parquet file that `scan` wrote, or what another program has made of its rows
     file: PathBuf,
     /// The images that fire this feature most: an index, or a label of a feature that some image fires
     #[arg(long, value_name = "FEATURE", allow_hyphen_values = true)]
@@ -72,7 +74,7 @@ struct FeatureReport<'a> {
     feature: usize,
     label: Option<&'a str>,
     by: ByArg,
-    n_images: u64,
+    n_images: Option<u64>,
     n_firing: u64,
     images: Vec<ImageEntry<'a>>,
 }
@@ -95,6 +97,7 @@ struct ClassReport<'a> {
     by: ByArg,
     n_inside: u64,
     n_outside: u64,
+    counts_known: bool,
     features: Vec<ClassEntry<'a>>,
 }
 
@@ -111,11 +114,16 @@ struct ClassEntry<'a> {
 }
 
 pub(super) fn run(args: &TopArgs) -> CommandResult {
+    silence_panics_of_crates();
     let file = ScanFile::open(&args.file)?;
     let (by, top) = (args.by.into(), args.top.get());
+    let contents = file.contents();
+    if let Err(reason) = contents {
+        warn_of_gap(&gap(&args.file, reason));
+    }
     if let Some(name) = &args.feature {
         let found = images_of_feature(&file, name, by, top)?;
-        let n_images = file.contents().n_images();
+        let n_images = contents.ok().map(Contents::n_images);
         return print(|out| match args.json {
             true => print_json(out, &feature_report(args, &found, n_images)),
             false => print_images(out, &found, args.by, n_images),
@@ -123,10 +131,39 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
     }
     let class = args.class.as_deref().unwrap_or_default();
     let found = features_of_class(&file, class, by, top)?;
+    let counts_known = contents.is_ok();
     print(|out| match args.json {
-        true => print_json(out, &class_report(args, class, &found)),
+        true => print_json(out, &class_report(args, class, &found, counts_known)),
         false => print_features(out, class, &found, args.by),
     })
+}
+
+/// A damaged table makes the `parquet` crate panic, which the library turns into an error; panics of our
+/// own are shown as ever.
+fn silence_panics_of_crates() {
+    let show = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(|location| location.file());
+        if place.is_none_or(|file| file.starts_with("src")) {
+            show(panic);
+        }
+    }));
+}
+
+/// What is not known of a table without a sidecar of its own.
+fn gap(table: &Path, reason: NoContents) -> String {
+    let table = table.display();
+    let why = match reason {
+        NoContents::NoSidecar => format!("there is no `{table}.json`"),
+        NoContents::Rewritten => {
+            format!(
+                "another program has written `{table}` since the scan that `{table}.json` is of"
+            )
+        }
+    };
+    format!(
+        "{why}, so how many images there are is not known, of each class and in all: only those with a row count"
+    )
 }
 
 fn print_json(out: &mut dyn Write, report: &impl Serialize) -> io::Result<()> {
@@ -141,7 +178,7 @@ fn shown(path: &Path) -> String {
 fn feature_report<'a>(
     args: &TopArgs,
     found: &'a FeatureImages,
-    n_images: u64,
+    n_images: Option<u64>,
 ) -> FeatureReport<'a> {
     let images = found.images.iter().enumerate();
     FeatureReport {
@@ -164,7 +201,12 @@ fn feature_report<'a>(
     }
 }
 
-fn class_report<'a>(args: &TopArgs, class: &'a str, found: &'a ClassFeatures) -> ClassReport<'a> {
+fn class_report<'a>(
+    args: &TopArgs,
+    class: &'a str,
+    found: &'a ClassFeatures,
+    counts_known: bool,
+) -> ClassReport<'a> {
     let features = found.features.iter().enumerate();
     ClassReport {
         file: shown(&args.file),
@@ -172,6 +214,7 @@ fn class_report<'a>(args: &TopArgs, class: &'a str, found: &'a ClassFeatures) ->
         by: args.by,
         n_inside: found.n_inside,
         n_outside: found.n_outside,
+        counts_known,
         features: features
             .map(|(i, feature)| ClassEntry {
                 rank: i + 1,
@@ -191,14 +234,16 @@ fn print_images(
     out: &mut dyn Write,
     found: &FeatureImages,
     by: ByArg,
-    n_images: u64,
+    n_images: Option<u64>,
 ) -> io::Result<()> {
     let label = found.label.as_deref().map(|label| format!(" `{label}`"));
+    let of_all = n_images.map(|n_images| format!(" of {n_images}"));
     let title = format!(
-        "Feature {}{}: {} of {n_images} images fire it; by {}",
+        "Feature {}{}: {}{} images fire it; by {}",
         found.feature,
         label.unwrap_or_default(),
         found.n_firing,
+        of_all.unwrap_or_default(),
         by.phrase()
     );
     writeln!(out, "{}", one_line(&title))?;

@@ -1,20 +1,49 @@
-//! The pictures in a folder and the folders below it.
+//! The pictures in a folder and the folders below it, and what else is there.
 
-use std::fs::{self, Metadata};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use crate::Result;
+use image::ImageFormat;
 
-/// How the names of pictures end, in upper or lower case.
+use crate::Result;
+use crate::picture::content::{self, START_BYTES};
+
+/// How the names of pictures end, in upper or lower case. What has another name is a picture if it
+/// begins like one.
 pub const PICTURE_EXTENSIONS: [&str; 8] =
     ["png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"];
+
+/// What systems and programs keep for themselves beside pictures, hidden names apart.
+const SYSTEM_NAMES: [&str; 14] = [
+    "$recycle.bin",
+    "#recycle",
+    "#snapshot",
+    "@__thumb",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "@sharesnap",
+    "@tmp",
+    "__macosx",
+    "desktop.ini",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+];
 
 /// A file that should be a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundPicture {
-    /// Below the folder, with `/` between its parts.
+    /// Below the folder, with `/` between its parts. Bytes of a name that are not UTF-8 are shown by
+    /// their numbers, as in `caf\xE9`, and backslashes of such a name are doubled.
     pub path: String,
+    /// The same on the disk, where it is another.
+    path_on_disk: Option<PathBuf>,
     /// Its length in bytes.
     pub(super) n_bytes: u64,
     /// When it was changed, in nanoseconds since 1970.
@@ -28,6 +57,14 @@ impl FoundPicture {
     pub fn class(&self) -> Option<&str> {
         class_of(&self.path)
     }
+
+    /// Where it lies, with the scanned folder in front.
+    pub fn in_folder(&self, dir: &Path) -> PathBuf {
+        match &self.path_on_disk {
+            Some(path) => dir.join(path),
+            None => dir.join(&self.path),
+        }
+    }
 }
 
 /// The name of the folder that a picture lies in, by its path below the scanned one.
@@ -36,63 +73,175 @@ pub(super) fn class_of(path: &str) -> Option<&str> {
     Some(folder.rsplit('/').next().unwrap_or(folder))
 }
 
-/// The pictures in `dir` and below, sorted by path. Links are followed, but not in circles.
-///
-/// # Errors
-/// A folder that cannot be read.
-pub fn pictures_in(dir: &Path) -> Result<Vec<FoundPicture>> {
-    let mut found = Vec::new();
-    walk(dir, "", &mut Vec::new(), &mut found)?;
-    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    for (position, picture) in found.iter_mut().enumerate() {
-        picture.position = position;
-    }
-    Ok(found)
+/// What is in a folder and the folders below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folder {
+    /// The pictures, by path.
+    pub pictures: Vec<FoundPicture>,
+    /// Pictures of types that are not read, by type.
+    pub unread_pictures: BTreeMap<String, usize>,
+    /// Other files, by how their names end.
+    pub other_files: BTreeMap<String, usize>,
+    /// Files and folders that are hidden, or that a system or a program keeps for itself.
+    pub n_hidden: usize,
+    /// Folders and links that could not be read, and why.
+    pub failures: Vec<String>,
 }
 
-/// Adds the pictures in `dir`, whose path ends in `prefix`; `ancestors` are the folders above it.
-fn walk(
-    dir: &Path,
-    prefix: &str,
-    ancestors: &mut Vec<PathBuf>,
-    found: &mut Vec<FoundPicture>,
-) -> Result<()> {
-    let read_error = || gguf_tools::Error::io("read", dir);
-    let canonical = dir.canonicalize().map_err(read_error())?;
-    if ancestors.contains(&canonical) {
-        return Ok(());
+impl Folder {
+    /// Looks through `dir` and what is below. Links are followed, but not in circles.
+    ///
+    /// # Errors
+    /// When `dir` itself cannot be read.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut folder = Self::default();
+        folder
+            .walk(dir, Path::new(""), &mut Vec::new())
+            .map_err(gguf_tools::Error::io("read", dir))?;
+        let Self {
+            pictures, failures, ..
+        } = &mut folder;
+        pictures.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        pictures.dedup_by(|next, last| {
+            let is_same = next.path == last.path;
+            if is_same {
+                failures.push(format!("two files have the path `{}`", last.path));
+            }
+            is_same
+        });
+        for (position, picture) in pictures.iter_mut().enumerate() {
+            picture.position = position;
+        }
+        Ok(folder)
     }
-    ancestors.push(canonical);
-    for entry in fs::read_dir(dir).map_err(read_error())? {
-        let entry = entry.map_err(read_error())?;
-        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // A link that leads nowhere is a picture that cannot be read.
-        let metadata = fs::metadata(entry.path()).ok();
-        if metadata.as_ref().is_some_and(Metadata::is_dir) {
-            walk(&entry.path(), &format!("{path}/"), ancestors, found)?;
-        } else if is_picture(&path) {
-            let modified = metadata.as_ref().and_then(|metadata| {
-                let time = metadata.modified().ok()?;
-                let since = time.duration_since(UNIX_EPOCH).ok()?;
-                u64::try_from(since.as_nanos()).ok()
-            });
-            found.push(FoundPicture {
-                path,
-                n_bytes: metadata.map_or(0, |metadata| metadata.len()),
-                modified_ns: modified.unwrap_or(0),
-                position: 0,
-            });
+
+    /// Adds what is in `dir`, which is `below` the folder; `ancestors` are the folders above it.
+    fn walk(&mut self, dir: &Path, below: &Path, ancestors: &mut Vec<PathBuf>) -> io::Result<()> {
+        let canonical = dir.canonicalize()?;
+        if ancestors.contains(&canonical) {
+            return Ok(());
+        }
+        ancestors.push(canonical);
+        let result = self.walk_entries(dir, below, ancestors);
+        ancestors.pop();
+        result
+    }
+
+    fn walk_entries(
+        &mut self,
+        dir: &Path,
+        below: &Path,
+        ancestors: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+            if is_hidden(&name) {
+                self.n_hidden += 1;
+                continue;
+            }
+            let below = below.join(&name);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => {
+                    if let Err(error) = self.walk(&path, &below, ancestors) {
+                        self.note_failure(&path, &error);
+                    }
+                }
+                // Its name says that it is a picture, and reading it will say what is wrong.
+                metadata if has_picture_name(&below) => {
+                    self.pictures.push(FoundPicture::new(&below, metadata.ok()));
+                }
+                Ok(metadata) => self.add_by_content(&path, &below, metadata),
+                Err(error) => self.note_failure(&path, &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a file whose name does not tell what it is.
+    fn add_by_content(&mut self, path: &Path, below: &Path, metadata: Metadata) {
+        // A pipe would wait for ever.
+        let start = if metadata.is_file() {
+            start_of(path).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let extension = below.extension().map(|name| name.to_string_lossy());
+        let raw = extension.as_ref().map(|name| name.to_uppercase());
+        let (counts, name) = match (content::format(&start), content::foreign(&start), raw) {
+            // A camera's own format is a TIFF file too, of a preview.
+            (Some(ImageFormat::Tiff), _, Some(raw)) => (&mut self.unread_pictures, raw),
+            (Some(_), ..) => {
+                self.pictures.push(FoundPicture::new(below, Some(metadata)));
+                return;
+            }
+            (None, Some(foreign), _) if foreign.is_picture => {
+                (&mut self.unread_pictures, foreign.name.to_owned())
+            }
+            _ => {
+                let name = extension.map(|name| format!(".{}", name.to_lowercase()));
+                let name = name.unwrap_or_else(|| "without an extension".to_owned());
+                (&mut self.other_files, name)
+            }
+        };
+        *counts.entry(name).or_default() += 1;
+    }
+
+    fn note_failure(&mut self, path: &Path, error: &io::Error) {
+        self.failures
+            .push(format!("cannot read `{}`: {error}", path.display()));
+    }
+}
+
+impl FoundPicture {
+    fn new(below: &Path, metadata: Option<Metadata>) -> Self {
+        let parts: Vec<_> = below.iter().map(shown_name).collect();
+        let modified = metadata.as_ref().and_then(|metadata| {
+            let time = metadata.modified().ok()?;
+            let since = time.duration_since(UNIX_EPOCH).ok()?;
+            u64::try_from(since.as_nanos()).ok()
+        });
+        Self {
+            path: parts.join("/"),
+            path_on_disk: below.to_str().is_none().then(|| below.to_owned()),
+            n_bytes: metadata.map_or(0, |metadata| metadata.len()),
+            modified_ns: modified.unwrap_or(0),
+            position: 0,
         }
     }
-    ancestors.pop();
-    Ok(())
 }
 
-fn is_picture(path: &str) -> bool {
-    let extension = Path::new(path).extension().and_then(|name| name.to_str());
+/// A name as text, no two alike but by design.
+fn shown_name(name: &OsStr) -> Cow<'_, str> {
+    if let Some(name) = name.to_str() {
+        return name.into();
+    }
+    let mut shown = String::new();
+    for chunk in name.as_encoded_bytes().utf8_chunks() {
+        shown.push_str(&chunk.valid().replace('\\', r"\\"));
+        for byte in chunk.invalid() {
+            shown.push_str(&format!(r"\x{byte:02X}"));
+        }
+    }
+    shown.into()
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_lowercase();
+    name.starts_with('.') || SYSTEM_NAMES.contains(&&*name)
+}
+
+fn has_picture_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|extension| {
         PICTURE_EXTENSIONS
             .iter()
             .any(|known| known.eq_ignore_ascii_case(extension))
     })
+}
+
+fn start_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    let mut file = File::open(path)?.take(START_BYTES as u64);
+    file.read_to_end(&mut start)?;
+    Ok(start)
 }

@@ -2,26 +2,29 @@
 //!
 //! ```text
 //! folder.rs: pictures, sorted ─► workers.rs: a session a thread ─► features of each, in order
-//!   ─► parts.rs: small sealed files beside the target, so that a run can go on where it stopped
+//!   ─► parts.rs: small files beside the target, so that a run can go on where it stopped
 //!   ─► joined into the target ─► top.rs: the images of a feature, the features of a class
 //! ```
 //!
-//! `table.rs` holds the schema, and `seal.rs` the checksum that is checked before the `parquet` crate
-//! reads a byte.
+//! `table.rs` holds the schema, `sidecar.rs` what is said about a table beside it, and `file.rs` reads
+//! both, and tables that other programs have rewritten.
 
+mod file;
 mod folder;
 mod parts;
-mod seal;
 mod settings;
+mod sidecar;
 mod table;
 mod top;
 mod workers;
 
-pub use folder::{FoundPicture, PICTURE_EXTENSIONS, pictures_in};
-pub use parts::{Parts, Progress, Totals};
+pub use file::{NoContents, ScanFile};
+pub use folder::{Folder, FoundPicture, PICTURE_EXTENSIONS};
+pub use parts::{Parts, Progress, Totals, check_output};
 pub use settings::Settings;
-pub use table::{ActiveFeature, ClassSize, Contents, Row, ScanFile};
+pub use sidecar::{ClassSize, Contents};
+pub use table::{ActiveFeature, Row};
 pub use top::{
     By, ClassFeature, ClassFeatures, FeatureImages, TopImage, features_of_class, images_of_feature,
 };
-pub use workers::{ScanPrompt, read_image, scan};
+pub use workers::{PictureFeatures, ScanPrompt, jobs_at_once, scan};

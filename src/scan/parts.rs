@@ -1,21 +1,22 @@
-//! What a scan has done so far: small complete files in a folder beside the target, which a later run
-//! goes on with and which are joined in the end.
+//! What a scan has done so far: small complete tables with sidecars in a folder beside the target, which
+//! a later run goes on with and which are joined in the end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use fs4::fs_std::FileExt;
 use gguf_tools::gguf::Overwrite;
 use tempfile::{NamedTempFile, TempPath};
 
+use super::file::ScanFile;
 use super::folder::{FoundPicture, class_of};
-use super::seal::Seal;
 use super::settings::Settings;
-use super::table::{
-    ActiveFeature, Contents, CoveredPicture, Row, ScanFile, TableWriter, open_and_check,
-};
+use super::sidecar::{Contents, CoveredPicture, Sidecar};
+use super::table::{ActiveFeature, Row, TableWriter};
 use crate::{Error, Result};
 
 /// Pictures of a part, at most.
@@ -29,6 +30,8 @@ const PREFIX: &str = "part-";
 const SUFFIX: &str = ".parquet";
 /// Ends the names of files that are being written.
 const UNFINISHED: &str = ".unfinished";
+/// Locked while a scan runs.
+const LOCK: &str = "lock";
 
 /// How far a scan is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +68,7 @@ pub struct Parts {
     waiting_positions: Range<usize>,                    // of the waiting pictures
     n_waiting_rows: usize,
     last_part: Instant,
+    lock: Option<File>,
 }
 
 impl Parts {
@@ -72,7 +76,8 @@ impl Parts {
     /// no longer as they were, are removed with a warning.
     ///
     /// # Errors
-    /// A folder that cannot be made or read; parts of a scan with other settings.
+    /// A folder that cannot be made or read; parts of a scan with other settings; another scan that is
+    /// running.
     pub fn open(
         target: &Path,
         settings: Settings,
@@ -97,10 +102,9 @@ impl Parts {
             waiting_positions: 0..0,
             n_waiting_rows: 0,
             last_part: Instant::now(),
+            lock: None,
         };
-        if !parts.dir.is_dir() {
-            fs::create_dir(&parts.dir).map_err(gguf_tools::Error::io("create", &parts.dir))?;
-        }
+        parts.lock = lock(&parts.dir)?;
         let by_path: HashMap<&str, &FoundPicture> = pictures
             .iter()
             .map(|picture| (&*picture.path, picture))
@@ -111,6 +115,12 @@ impl Parts {
             } else if let Some(part_idx) = part_idx(&name) {
                 parts.next_part_idx = parts.next_part_idx.max(part_idx + 1);
                 parts.take_up(parts.dir.join(name), &by_path)?;
+            } else if let Some(table) = name
+                .strip_suffix(".json")
+                .filter(|name| part_idx(name).is_some())
+                && !parts.dir.join(table).exists()
+            {
+                remove(&parts.dir.join(name))?;
             }
         }
         Ok(parts)
@@ -202,16 +212,10 @@ impl Parts {
         }
         contents.pictures = self.waiting.drain(..).map(|(covered, _)| covered).collect();
         self.n_waiting_rows = 0;
-        table.finish(&contents)?;
-        temporary.persist_noclobber(&path).map_err(|error| {
-            if error.error.kind() != std::io::ErrorKind::AlreadyExists {
-                return gguf_tools::Error::io("write", &path)(error.error).into();
-            }
-            Error::invalid(format!("another scan writes to `{}`", self.dir.display()))
-                .with_hint("let it end, or give another output")
-        })?;
+        let sidecar = Sidecar::new(table.finish()?, contents);
+        self.publish(temporary, &sidecar, &path, Overwrite::Refuse)?;
         self.next_part_idx += 1;
-        self.note(contents, self.waiting_positions.start, path);
+        self.note(sidecar.contents, self.waiting_positions.start, path);
         Ok(())
     }
 
@@ -227,31 +231,30 @@ impl Parts {
         on_part: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Totals> {
         self.finish_part()?;
-        overwrite.check(&self.target)?;
+        check_output(&self.target, overwrite)?;
         let (file, temporary) = self.temporary(&self.target)?;
         let mut table = TableWriter::new(file, &self.target)?;
         let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
         let mut n_rows = 0;
         for (i, path) in self.paths.values().enumerate() {
             on_part(i, self.paths.len())?;
-            let part = ScanFile::open(path)?;
-            for class in &part.contents().classes {
+            let (part, of_part) = ScanFile::open_whole(path)?;
+            for class in &of_part.classes {
                 contents.add_images(class.class.as_deref(), class.n_images);
             }
-            contents.n_skipped += part.contents().n_skipped;
+            contents.n_skipped += of_part.n_skipped;
             n_rows += part.n_rows();
             part.for_each_row(&mut |row| table.push(&row))?;
         }
-        table.finish(&contents)?;
-        persist(temporary, &self.target, overwrite)?;
-        for path in self.paths.values() {
-            remove(path)?;
-        }
-        Ok(Totals {
+        let totals = Totals {
             n_images: contents.n_images(),
             n_skipped: contents.n_skipped,
             n_rows,
-        })
+        };
+        let sidecar = Sidecar::new(table.finish()?, contents);
+        self.publish(temporary, &sidecar, &self.target, overwrite)?;
+        self.paths.values().try_for_each(|path| remove_part(path))?;
+        Ok(totals)
     }
 
     /// Removes the parts.
@@ -259,18 +262,16 @@ impl Parts {
     /// # Errors
     /// A part that cannot be removed.
     pub fn discard(self) -> Result<()> {
-        self.paths.values().try_for_each(|path| remove(path))
+        self.paths.values().try_for_each(|path| remove_part(path))
     }
 
     /// Takes up a part that an earlier run finished.
     fn take_up(&mut self, path: PathBuf, pictures: &HashMap<&str, &FoundPicture>) -> Result<()> {
         let shown = path.display();
-        let (_, seal) = open_and_check(&path)?;
-        if seal != Seal::Whole {
+        let Ok((_, contents)) = ScanFile::open_whole(&path) else {
             log::warn!("`{shown}` is damaged: its pictures are read again");
-            return remove(&path);
-        }
-        let contents = ScanFile::open(&path)?.into_contents();
+            return remove_part(&path);
+        };
         let differences = contents.settings.differences(&self.settings);
         if !differences.is_empty() {
             return Err(Error::invalid(format!(
@@ -290,7 +291,7 @@ impl Parts {
                 "`{}` is not as it was: the pictures of `{shown}` are read again",
                 changed.path
             );
-            return remove(&path);
+            return remove_part(&path);
         }
         let mut covered = contents.pictures.iter().map(|covered| &*covered.path);
         let first = covered.clone().next().and_then(|path| pictures.get(path));
@@ -299,7 +300,7 @@ impl Parts {
                 self.note(contents, position, path);
                 Ok(())
             }
-            _ => remove(&path),
+            _ => remove_part(&path),
         }
     }
 
@@ -327,21 +328,91 @@ impl Parts {
     /// A file in the folder, for what will be `target`.
     fn temporary(&self, target: &Path) -> Result<(File, TempPath)> {
         // Not tempfile's own way to create the file: its files are private.
-        let create = |path: &Path| {
-            let mut options = File::options();
-            options.read(true).write(true).create_new(true).open(path)
-        };
         let mut builder = tempfile::Builder::new();
-        let made = builder.suffix(UNFINISHED).make_in(&self.dir, create);
+        let builder = builder.suffix(UNFINISHED);
+        let made = builder.make_in(&self.dir, |path| File::create_new(path));
         let made = made.map(NamedTempFile::into_parts);
         Ok(made.map_err(gguf_tools::Error::io("write", target))?)
+    }
+
+    /// Gives a table and its sidecar their names, the sidecar first: alone it is nothing, so that whoever
+    /// finds the table finds both. Should the program die in between, and there was an older table, that
+    /// has a sidecar that is not its own, which is an error to readers, and no wrong counts; what the
+    /// new one is made of is still there.
+    fn publish(
+        &self,
+        table: TempPath,
+        sidecar: &Sidecar,
+        target: &Path,
+        overwrite: Overwrite,
+    ) -> Result<()> {
+        let path = Sidecar::path_of(target);
+        let (mut file, temporary) = self.temporary(&path)?;
+        file.write_all(&sidecar.to_json())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Ok(temporary.persist(&path)?))
+            .map_err(gguf_tools::Error::io("write", &path))?;
+        let persisted = match overwrite {
+            Overwrite::Refuse => table.persist_noclobber(target),
+            Overwrite::Replace => table.persist(target),
+        };
+        Ok(persisted.map_err(|error| gguf_tools::Error::io("write", target)(error.error))?)
     }
 }
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        // It stays where there is something in it.
-        let _ = fs::remove_dir(&self.dir);
+        // They stay where another scan has them, or where there is something in the folder.
+        if let Some(lock) = self.lock.take() {
+            let _ = fs::remove_file(self.dir.join(LOCK));
+            drop(lock);
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+/// Checks that a scan may write `target` and its sidecar.
+///
+/// # Errors
+/// A file that is there and may not be replaced, a folder in its place.
+pub fn check_output(target: &Path, overwrite: Overwrite) -> Result<()> {
+    overwrite.check(target)?;
+    // A scan's sidecar without its table is of no use.
+    if !matches!(Sidecar::read(target), Ok(Some(_))) {
+        overwrite.check(&Sidecar::path_of(target))?;
+    }
+    Ok(())
+}
+
+/// Makes the folder and locks it, as far as its file system can.
+fn lock(dir: &Path) -> Result<Option<File>> {
+    let path = dir.join(LOCK);
+    loop {
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(gguf_tools::Error::io("create", dir)(error).into());
+            }
+            _ => {}
+        }
+        let file = match File::create(&path) {
+            // Another scan has ended meanwhile, here and below, and removed its folder.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.map_err(gguf_tools::Error::io("write", &path))?,
+        };
+        match file.try_lock_exclusive() {
+            Ok(false) => {
+                return Err(Error::invalid(format!(
+                    "another scan is writing to `{}`",
+                    dir.display()
+                ))
+                .with_hint("let it end, or give another output"));
+            }
+            Ok(true) => {}
+            Err(error) => log::debug!("`{}` cannot be locked: {error}", path.display()),
+        }
+        if path.exists() {
+            return Ok(Some(file));
+        }
     }
 }
 
@@ -350,14 +421,18 @@ fn part_idx(name: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-fn persist(temporary: TempPath, target: &Path, overwrite: Overwrite) -> Result<()> {
-    let persisted = match overwrite {
-        Overwrite::Refuse => temporary.persist_noclobber(target),
-        Overwrite::Replace => temporary.persist(target),
-    };
-    Ok(persisted.map_err(|error| gguf_tools::Error::io("write", target)(error.error))?)
+/// Removes a table and its sidecar.
+fn remove_part(path: &Path) -> Result<()> {
+    remove(path)?;
+    remove(&Sidecar::path_of(path))
 }
 
+/// Removes a file, if it is there.
 fn remove(path: &Path) -> Result<()> {
-    Ok(fs::remove_file(path).map_err(gguf_tools::Error::io("remove", path))?)
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(gguf_tools::Error::io("remove", path)(error).into())
+        }
+        _ => Ok(()),
+    }
 }

@@ -10,9 +10,7 @@ use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
 use super::ScanPrompt;
-use crate::{
-    Error, FlashAttention, ImagePrep, KvType, ModelFiles, PromptForm, Result, SessionOptions,
-};
+use crate::{Error, ModelFiles, PromptForm, Result, SessionOptions};
 
 /// The folder, which stands in parts only: a finished file holds no path of the machine.
 const FOLDER: &str = "folder";
@@ -54,23 +52,9 @@ impl Settings {
             PromptForm::Raw => "raw",
         };
         set("prompt form", form.to_owned());
-        let image_prep = match options.image_prep {
-            ImagePrep::Crop => "crop",
-            ImagePrep::Pad => "pad",
-        };
-        set("image preparation", image_prep.to_owned());
-        let kv_type = match options.kv_type {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-            KvType::Q8_0 => "q8_0",
-        };
-        set("KV cache", kv_type.to_owned());
-        let flash_attention = match options.flash_attention {
-            FlashAttention::Auto => "auto",
-            FlashAttention::On => "on",
-            FlashAttention::Off => "off",
-        };
-        set("flash attention", flash_attention.to_owned());
+        set("image preparation", options.image_prep.name().to_owned());
+        set("KV cache", options.kv_type.name().to_owned());
+        set("flash attention", options.flash_attention.name().to_owned());
         // llama.cpp multiplies with other kernels then, which round in other ways.
         let weights = match options.repack {
             true => "repacked",

@@ -4,7 +4,9 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::table::{ActiveFeature, ScanFile};
+use super::file::ScanFile;
+use super::sidecar::ClassSize;
+use super::table::ActiveFeature;
 use crate::labels;
 use crate::{Error, Result};
 
@@ -84,7 +86,7 @@ impl ClassFeature {
 /// The features that a class fires more than other images do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassFeatures {
-    /// Images of the class.
+    /// Images of the class, as [`ScanFile::class_sizes`] counts them.
     pub n_inside: u64,
     /// All other images.
     pub n_outside: u64,
@@ -115,7 +117,10 @@ pub fn images_of_feature(
         })?;
     }
     let pairs = labels.iter().map(|(&feature, label)| (feature, &**label));
-    let feature = labels::find_feature(name, file.contents().d_sae, pairs)?;
+    let d_sae = file
+        .contents()
+        .map_or(usize::MAX, |contents| contents.d_sae);
+    let feature = labels::find_feature(name, d_sae, pairs)?;
     let mut label = None;
     let mut n_firing = 0;
     let mut images = Vec::new();
@@ -158,7 +163,8 @@ fn falling(a: f64, b: f64) -> Ordering {
     b.total_cmp(&a)
 }
 
-/// The `n_features` features that images of `class` fire most above all other images, on average.
+/// The `n_features` features that images of `class` fire most above all other images, on average. Where a
+/// file does not say how many images there are, those count that have a row.
 ///
 /// # Errors
 /// A class that the file does not have, or has alone; a file that cannot be read.
@@ -174,13 +180,13 @@ pub fn features_of_class(
         value: [f64; 2],    // outside, inside
         n_firing: [u64; 2], // outside, inside
     }
-    let contents = file.contents();
-    let sizes = &contents.classes;
+    let sizes = file.class_sizes()?;
     let found = sizes
         .iter()
         .find(|size| size.class.as_deref() == Some(class));
-    let n_inside = found.ok_or_else(|| no_class(file, class))?.n_images;
-    let n_outside = contents.n_images() - n_inside;
+    let n_inside = found.ok_or_else(|| no_class(&sizes, class))?.n_images;
+    let n_images: u64 = sizes.iter().map(|size| size.n_images).sum();
+    let n_outside = n_images - n_inside;
     if n_outside == 0 {
         return Err(Error::invalid(format!(
             "all images are of class `{class}`: there are no others to compare with"
@@ -222,9 +228,9 @@ pub fn features_of_class(
     })
 }
 
-fn no_class(file: &ScanFile, class: &str) -> Error {
-    let classes = file.contents().classes.iter();
-    let names: Vec<_> = classes.filter_map(|size| size.class.as_deref()).collect();
+fn no_class(sizes: &[ClassSize], class: &str) -> Error {
+    let names = sizes.iter().filter_map(|size| size.class.as_deref());
+    let names: Vec<_> = names.collect();
     let error = Error::invalid(format!("no image is of class `{class}`"));
     if names.is_empty() {
         return error.with_hint(

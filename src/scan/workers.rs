@@ -9,11 +9,11 @@ use std::thread;
 use super::folder::FoundPicture;
 use super::table::ActiveFeature;
 use crate::features::{self, Over, Pool};
-use crate::llama::Model;
+use crate::llama::{self, Model};
 use crate::session::load_model;
 use crate::{
-    Error, ImageEmbeddings, Keep, ModelFiles, Picture, PromptForm, Result, RunOptions, Sampling,
-    Session, SessionOptions, Trace, model_files,
+    Error, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture, PromptForm, Result, RunOptions,
+    Sampling, Session, SessionOptions, Trace, model_files,
 };
 
 /// Results of a worker that wait until it is their turn.
@@ -28,11 +28,27 @@ pub struct ScanPrompt<'a> {
     pub form: PromptForm,
 }
 
+/// The features that a picture fires.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PictureFeatures {
+    /// The image's rows, active or not.
+    pub n_rows: usize,
+    /// The features, by rising index.
+    pub active: Vec<ActiveFeature>,
+}
+
+/// How many of `wanted` pictures are read at once. Sessions of a process share ggml's device, which
+/// takes one graph at a time, so there it is one.
+pub fn jobs_at_once(options: &SessionOptions, wanted: usize) -> usize {
+    let is_on_device = options.gpu_layers != 0 && llama::has_gpu();
+    if is_on_device { 1 } else { wanted }
+}
+
 /// Runs the prompt on an image and reads features, without generating.
 ///
 /// # Errors
 /// Those of [`Session::prompt`] and [`Session::run`].
-pub fn read_image(
+fn read_image(
     session: &mut Session,
     image: &ImageEmbeddings,
     prompt: ScanPrompt<'_>,
@@ -50,9 +66,10 @@ pub fn read_image(
     Ok(session.run(&prompt, options, &mut |_| {})?.trace)
 }
 
-/// Reads the features of `pictures` below `dir` with `jobs` sessions that share
-/// `options.threads` threads and the language model's weights. `on_picture` is given each picture's index
-/// and its features by rising index, in order; a picture that cannot be read has an error instead.
+/// Reads the features of `pictures` below `dir` with `jobs` sessions, or as many as [`jobs_at_once`]
+/// allows, that share `options.threads` threads and the language model's weights. `on_picture` is given
+/// each picture's index and its features, in order; a picture that cannot be read has an error instead.
+/// Of the image cache only what is there is used.
 ///
 /// # Errors
 /// What stops all pictures: a model that cannot be opened, a prompt that does not fit, a failure of
@@ -67,15 +84,16 @@ pub fn scan(
     dir: &Path,
     pictures: &[&FoundPicture],
     jobs: usize,
-    on_picture: &mut dyn FnMut(usize, Result<Vec<ActiveFeature>>) -> Result<()>,
+    on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
 ) -> Result<()> {
     if pictures.is_empty() {
         return Ok(());
     }
     let checked = model_files::check(files)?;
-    let jobs = jobs.clamp(1, pictures.len());
+    let jobs = jobs_at_once(options, jobs).clamp(1, pictures.len());
     let options = SessionOptions {
         threads: (options.threads / jobs).max(1),
+        image_cache: options.image_cache.clone().map(ImageCache::read_only),
         ..options.clone()
     };
     let model = load_model(&checked, &options)?;
@@ -109,7 +127,7 @@ fn work<'a>(
     prompt: ScanPrompt<'_>,
     dir: &Path,
     pictures: impl Iterator<Item = &'a &'a FoundPicture>,
-    results: &SyncSender<Result<Result<Vec<ActiveFeature>>>>,
+    results: &SyncSender<Result<Result<PictureFeatures>>>,
 ) {
     let interrupt = Arc::clone(&options.interrupt);
     let mut session = match Session::open_on(model, files, options) {
@@ -124,7 +142,7 @@ fn work<'a>(
         let result = if interrupt.load(Ordering::Relaxed) {
             Err(Error::Interrupted)
         } else {
-            features_of(&mut session, &dir.join(&picture.path), prompt)
+            features_of(&mut session, &picture.in_folder(dir), prompt)
         };
         let is_last = result.is_err();
         if results.send(result).is_err() || is_last {
@@ -138,11 +156,11 @@ fn features_of(
     session: &mut Session,
     path: &Path,
     prompt: ScanPrompt<'_>,
-) -> Result<Result<Vec<ActiveFeature>>> {
+) -> Result<Result<PictureFeatures>> {
     let image = Picture::open(path).and_then(|picture| session.encode_image(&picture));
     let image = match image {
         Ok(image) => image,
-        Err(error @ (Error::Invalid { .. } | Error::File(_))) => return Ok(Err(error)),
+        Err(error) if error.is_of_input() => return Ok(Err(error)),
         Err(error) => return Err(error),
     };
     let trace = read_image(session, &image, prompt)?;
@@ -159,5 +177,8 @@ fn features_of(
         })
         .collect();
     active.sort_unstable_by_key(|active| active.feature);
-    Ok(Ok(active))
+    Ok(Ok(PictureFeatures {
+        n_rows: positions.len(),
+        active,
+    }))
 }

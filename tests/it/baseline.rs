@@ -118,6 +118,32 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
     assert_eq!(again.expect("readable").as_ref(), Some(&baseline));
 }
 
+/// Folders below, litter and names as for `scan`; one that cannot be read does not end it.
+#[test]
+fn a_baseline_of_a_folder_of_folders() {
+    let dir = temporary_root().join("baseline-folders");
+    let pictures = dir.join("pictures");
+    std::fs::create_dir_all(pictures.join("food/@eaDir")).expect("a folder of our own");
+    let copy = |to: &str| {
+        let source = Path::new(PICTURES).join("apple.png");
+        std::fs::copy(source, pictures.join(to)).expect("a copy");
+    };
+    copy("food/apple");
+    copy("boat.png");
+    copy("food/@eaDir/apple.png");
+    std::fs::write(pictures.join("food/._apple.png"), "litter").expect("a file of our own");
+    std::fs::write(pictures.join("half.png"), "broken").expect("a file of our own");
+    let target = dir.join("sae.gguf");
+    let output = run(&["baseline", "-q", text(&pictures), "-o", text(&target)]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(said.contains("skipped 1 of 3 pictures"), "{said}");
+    let baseline = SaeFile::open(&target).expect("a valid file").baseline();
+    let baseline = baseline.expect("readable").expect("present");
+    assert_eq!(baseline.n_pictures, 2);
+}
+
 #[test]
 fn baselines_that_are_refused() {
     let dir = temporary_root().join("baseline-bad");
@@ -138,7 +164,30 @@ fn baselines_that_are_refused() {
     check(
         &["baseline", text(&empty), "-o", text(&target)],
         1,
-        &["skipped", "no picture"],
+        &["other files: 1 .txt", "no pictures in", "hint: "],
+    );
+    std::fs::write(empty.join("a.png"), "broken").expect("a file of our own");
+    check(
+        &["baseline", "-q", text(&empty), "-o", text(&target)],
+        1,
+        &[
+            "skipped: ",
+            "a.png",
+            "none of the 1 pictures",
+            "the warnings say why",
+        ],
+    );
+    // Without a projector, it is said once.
+    let demo = Fixture::Demo.converted(TensorType::F32);
+    let (model, sae) = (demo.join("model-f32.gguf"), demo.join("sae.gguf"));
+    let blind = ["-m", text(&model), "--sae", text(&sae)];
+    let blind = run(&[&["baseline", PICTURES, "-o", text(&target)], &blind[..]].concat());
+    let said = String::from_utf8_lossy(&blind.stderr);
+    assert_eq!(blind.status.code(), Some(1));
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(
+        said.contains("error: this model has no projector"),
+        "{said}"
     );
     assert!(!target.exists());
     std::fs::write(&target, "mine").expect("a file of our own");

@@ -1,6 +1,6 @@
 //! Image embeddings on the disk are those of the encoder, and no others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::{ImageCache, ImagePrep, Picture, SessionOptions, VisionGraph};
@@ -21,8 +21,15 @@ fn embeddings(options: SessionOptions, picture: &Picture) -> Vec<f32> {
     image.expect("the picture is encoded").rows.to_vec()
 }
 
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    let paths = entries.map(|entry| entry.expect("readable").path());
+    let is_kept = |path: &PathBuf| path.extension().is_some_and(|name| name == "image-rows");
+    paths.filter(is_kept).collect()
+}
+
 fn n_files(dir: &Path) -> usize {
-    std::fs::read_dir(dir).map_or(0, Iterator::count)
+    files(dir).len()
 }
 
 #[test]
@@ -121,8 +128,7 @@ fn the_command_keeps_images_unless_told_otherwise() {
     assert_eq!(n_files(&images), 1);
     assert_eq!(run(&[]), text);
     // A damaged file is replaced, and a folder that cannot be written is no error.
-    let file = std::fs::read_dir(&images).expect("there").next();
-    let file = file.expect("one file").expect("readable").path();
+    let file = files(&images).pop().expect("one file");
     let whole = std::fs::read(&file).expect("readable");
     std::fs::write(&file, &whole[..100]).expect("writable");
     assert_eq!(run(&[]), text);
@@ -130,4 +136,45 @@ fn the_command_keeps_images_unless_told_otherwise() {
     std::fs::remove_dir_all(&images).expect("our own folder");
     std::fs::write(&images, "a file in its place").expect("our own folder");
     assert_eq!(run(&[]), text);
+}
+
+/// A run through many pictures would push out those that are looked at again and again.
+#[cfg(target_os = "linux")]
+#[test]
+fn runs_through_many_pictures_keep_none_and_use_what_is_there() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let images = dir.path().join("llava-sae-cpp/images");
+    let pictures = dir.path().join("pictures");
+    std::fs::create_dir(&pictures).expect("our own folder");
+    for name in ["apple.png", "boat.png"] {
+        let source = Path::new("assets/pictures").join(name);
+        std::fs::copy(source, pictures.join(name)).expect("a copy");
+    }
+    let path = |name: &str| dir.path().join(name).to_str().expect("plain").to_owned();
+    let run = |args: &[&str]| {
+        let mut program = program();
+        program.env("XDG_CACHE_HOME", dir.path());
+        let output = program.args(args).output().expect("the program starts");
+        assert!(output.status.success(), "{args:?}");
+    };
+    let [folder, apple, boat] = ["pictures", "pictures/apple.png", "pictures/boat.png"].map(path);
+    let scan = |target: &str| {
+        run(&["scan", "-q", &folder, "-o", &path(target)]);
+        std::fs::read(path(target)).expect("written")
+    };
+    let scanned = scan("one.parquet");
+    run(&["baseline", "-q", &folder, "-o", &path("sae.gguf")]);
+    run(&["metrics", "-q", &apple, &boat]);
+    assert_eq!(n_files(&images), 0);
+
+    run(&["-q", "-n", "1", &apple]);
+    assert_eq!(scan("two.parquet"), scanned);
+    assert_eq!(n_files(&images), 1);
+    // Zeros under a checksum of their own: other features say that they were read.
+    let file = files(&images).pop().expect("one file");
+    let n_bytes = std::fs::metadata(&file).expect("there").len() as usize - 32;
+    let zeros = vec![0; n_bytes];
+    let forged = [&blake3::hash(&zeros).as_bytes()[..], &zeros].concat();
+    std::fs::write(&file, forged).expect("our own folder");
+    assert_ne!(scan("three.parquet"), scanned);
 }

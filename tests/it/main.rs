@@ -32,6 +32,7 @@ mod random_sae;
 mod rewritten;
 mod sae_formats;
 mod scan;
+mod scan_folders;
 #[cfg(unix)]
 mod scan_resume;
 mod scan_top;

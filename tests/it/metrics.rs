@@ -7,7 +7,7 @@ use llava_sae_cpp::{
 };
 
 use crate::bad_input::check;
-use crate::command_line::{json, stdout};
+use crate::command_line::{json, run, stdout};
 use crate::fixture::{Fixture, Oracle, exact_options, prompt, temporary_root};
 use crate::hook_points;
 
@@ -157,6 +157,8 @@ fn the_command_reports_them() {
         shown.contains("explained variance") && shown.contains("Loss on"),
         "{shown}"
     );
+    assert!(shown.contains("the same tokens every time"), "{shown}");
+    assert!(!shown.contains("says nothing"), "{shown}");
     let report = json(&["metrics", "--json", picture]);
     assert_eq!(report["image"]["n_rows"], 64);
     assert!(report["loss"]["ce_loss_score"].as_f64().is_some());
@@ -171,8 +173,42 @@ fn the_command_reports_them() {
     let both = json(&["metrics", "--json", "--text", text, picture]);
     assert_eq!(both["loss"], alone["loss"]);
     assert_eq!(both["image"], report["image"]);
+    // A text that the demo expects less than zeros do.
+    let foreign = dir.join("foreign.txt");
+    std::fs::write(
+        &foreign,
+        "Quartz jugglers vex nymphs; the senate adjourned on Tuesday.",
+    )
+    .expect("our own");
+    let foreign = foreign.to_str().expect("a plain path");
+    let flagged = json(&["metrics", "--json", "--text", foreign]);
+    assert_eq!(flagged["loss"]["zeros_cost_nothing"], true);
+    assert_eq!(report["loss"]["zeros_cost_nothing"], false);
+    let shown = stdout(&["metrics", "--text", foreign]);
+    assert!(shown.contains("The score says nothing here"), "{shown}");
+    assert!(!shown.contains("the same tokens every time"), "{shown}");
     let prompt = json(&["metrics", "--json", "-p", "What is it?"]);
     assert!(prompt["text"]["n_rows"].as_u64() > Some(0));
+
+    // One picture that cannot be read does not end it, and is not hidden.
+    let broken = dir.join("broken.png");
+    std::fs::write(&broken, "broken").expect("our own");
+    let broken = broken.to_str().expect("a plain path");
+    let output = run(&["metrics", "-q", "--json", broken, picture]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("skipped: ") && said.contains("skipped 1 of 2 pictures"),
+        "{said}"
+    );
+    let rest: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&rest["image"], &rest["loss"]),
+        (&report["image"], &report["loss"])
+    );
+    let words = ["none of the 2 pictures", "hint: "];
+    check(&["metrics", broken, "missing.png"], 1, &words);
+    check(&["metrics", broken], 1, &["broken.png"]);
 
     check(&["metrics"], 2, &["IMAGE"]);
     check(&["metrics", "--text", "missing.txt"], 1, &["missing.txt"]);

@@ -49,6 +49,12 @@ pub(crate) fn rows(file: &Path) -> Vec<OwnedRow> {
     rows
 }
 
+/// The bytes of a table and its sidecar.
+pub(crate) fn with_sidecar(table: &Path) -> [Vec<u8>; 2] {
+    [table.to_owned(), table.with_extension("parquet.json")]
+        .map(|path| fs::read(path).expect("it was written"))
+}
+
 /// A new folder of this name, below that of the test run.
 pub(crate) fn folder(name: &str) -> PathBuf {
     let dir = temporary_root().join("scan").join(name);
@@ -56,7 +62,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     dir
 }
 
-fn add(picture: &str, dir: &Path, to: &str) {
+pub(crate) fn add(picture: &str, dir: &Path, to: &str) {
     let target = dir.join(to);
     fs::create_dir_all(target.parent().expect("it is in a folder")).expect("a folder of our own");
     let source = Path::new("tests/fixtures/demo/pictures").join(picture);
@@ -168,23 +174,37 @@ fn rows_are_what_features_says() {
         "count Int32 false",
     ];
     assert_eq!(fields, expected);
-    let contents = ScanFile::open(&file).expect("a whole file");
-    assert_eq!(contents.contents().n_images(), 6);
-    assert_eq!(contents.contents().classes.len(), 4);
-    let bytes = fs::read(&file).expect("readable");
+    let opened = ScanFile::open(&file).expect("a whole file");
+    let contents = opened.contents().expect("its sidecar is there");
+    assert_eq!(contents.n_images(), 6);
+    assert_eq!(contents.classes.len(), 4);
+    let [bytes, sidecar] = with_sidecar(&file);
+    let json: serde_json::Value = serde_json::from_slice(&sidecar).expect("JSON");
+    assert_eq!(json["table"]["n_bytes"], bytes.len());
+    let hash = blake3::hash(&bytes).to_hex();
+    assert_eq!(json["table"]["blake3"], hash.as_str());
+    let classes = serde_json::json!([
+        {"class": null, "n_images": 1}, {"class": "food", "n_images": 2},
+        {"class": "red", "n_images": 1}, {"class": "vehicle", "n_images": 2},
+    ]);
+    assert_eq!(json["classes"], classes);
+    assert_eq!(json["settings"]["prompt"], "Describe the image.");
     let dir_name = text(&dir).as_bytes();
-    let mut windows = bytes.windows(dir_name.len());
-    assert!(
-        !windows.any(|window| window == dir_name),
-        "no machine's path"
-    );
+    for bytes in [&bytes, &sidecar] {
+        let mut windows = bytes.windows(dir_name.len());
+        assert!(
+            !windows.any(|window| window == dir_name),
+            "no machine's path"
+        );
+    }
     assert!(!names(&dir).contains(&"features.parquet.parts".to_owned()));
 
     for jobs in ["2", "3", "100"] {
         let other = dir.join(format!("{jobs}.parquet"));
         let output = scan(&dir, &other, &["--jobs", jobs]);
         assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(fs::read(&other).expect("written"), bytes, "{jobs} jobs");
+        let expected = [bytes.clone(), sidecar.clone()];
+        assert!(with_sidecar(&other) == expected, "{jobs} jobs");
     }
 }
 
@@ -198,20 +218,25 @@ fn broken_pictures_are_reported_and_skipped() {
     fs::write(dir.join("a.jpg"), "").expect("a file of our own");
     let strip = image::RgbImage::new(2, 400);
     strip.save(dir.join("strip.png")).expect("saved");
-    for jobs in ["1", "2"] {
-        let output = scan(&dir, &file, &["--jobs", jobs, "--force"]);
+    // What is missing is said, whatever else is not.
+    for args in [&["--jobs", "1"][..], &["--jobs", "2"], &["-q"]] {
+        let output = scan(&dir, &file, &[args, &["--force"]].concat());
         let stderr = stderr(&output);
         assert_eq!(output.status.code(), Some(0), "{stderr}");
-        let lines: Vec<_> = stderr.lines().skip(1).collect(); // behind the demo's
+        let lines: Vec<_> = stderr
+            .lines()
+            .filter(|line| line.starts_with("warning: "))
+            .collect();
         assert_eq!(lines.len(), 4, "{stderr}");
         assert!(lines[0].contains("skipped: ") && lines[0].contains("a.jpg"));
         assert!(lines[1].contains("food/half.png"), "{stderr}");
         assert!(lines[2].contains("strip.png") && lines[2].contains("2 × 400"));
         assert!(lines[3].contains("skipped 3 of 9 pictures"), "{stderr}");
         assert_eq!(rows(&file), rows(&whole));
-        let contents = ScanFile::open(&file).expect("a whole file");
-        assert_eq!(contents.contents().n_skipped, 3);
-        assert_eq!(contents.contents().n_images(), 6);
+        let opened = ScanFile::open(&file).expect("a whole file");
+        let contents = opened.contents().expect("its sidecar is there");
+        assert_eq!(contents.n_skipped, 3);
+        assert_eq!(contents.n_images(), 6);
     }
 }
 
@@ -264,6 +289,16 @@ fn scans_that_are_refused() {
     assert_eq!(fs::read(&file).expect("still there"), b"mine");
     assert!(scan(&pictures, &file, &["-q", "--force"]).status.success());
     assert!(!rows(&file).is_empty());
+
+    // A file of the user's in the sidecar's place is not overwritten; a sidecar without its table is.
+    let alone = dir.join("alone.parquet");
+    let beside = dir.join("alone.parquet.json");
+    fs::write(&beside, "{}").expect("a file of our own");
+    refused(&pictures, &alone, &["alone.parquet.json", "--force"]);
+    assert_eq!(fs::read(&beside).expect("still there"), b"{}");
+    fs::copy(dir.join("features.parquet.json"), &beside).expect("a copy");
+    assert!(scan(&pictures, &alone, &["-q"]).status.success());
+    assert!(with_sidecar(&alone) == with_sidecar(&file));
 }
 
 /// A scan on a full disk, played by a limit on file sizes, as the shell sets it (in blocks of 512 bytes).
@@ -296,5 +331,5 @@ fn no_room_for_a_scan() {
     assert!(names(&out).is_empty(), "{:?}", names(&out));
     let output = scan_with_limit("unlimited", &dir, &file, &model);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(names(&out), ["f.parquet"]);
+    assert_eq!(names(&out), ["f.parquet", "f.parquet.json"]);
 }

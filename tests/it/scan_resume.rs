@@ -10,7 +10,9 @@ use gguf_tools::gguf::TensorType;
 use crate::bad_input::{check, send};
 use crate::command_line::{names, program};
 use crate::fixture::Fixture;
-use crate::scan::{OwnedRow, folder, rows, scan, scan_with_limit, stderr, text, two_classes};
+use crate::scan::{
+    OwnedRow, folder, rows, scan, scan_with_limit, stderr, text, two_classes, with_sidecar,
+};
 
 /// 12 × 16 pictures and one that is broken, which make four parts.
 fn many(name: &str) -> PathBuf {
@@ -73,11 +75,9 @@ fn interrupted(dir: &Path, file: &Path, n_parts: usize, jobs: &str) {
     assert!(said.contains("error: interrupted"), "{said}");
     assert!(said.contains("of 193 pictures are done"), "{said}");
     assert!(!file.exists());
-    assert_eq!(
-        names(&parts_of(file)),
-        finished(file),
-        "nothing half written"
-    );
+    let pair = |name: String| [name.clone(), name + ".json"];
+    let whole: Vec<String> = finished(file).into_iter().flat_map(pair).collect();
+    assert_eq!(names(&parts_of(file)), whole, "nothing half written");
 }
 
 /// Ctrl-C, other settings, and parts that are spoilt in between: the file is that of a run without a
@@ -88,7 +88,7 @@ fn an_interrupted_scan_goes_on() {
     let out = folder("many-out");
     let (whole, file) = (out.join("whole.parquet"), out.join("features.parquet"));
     assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
-    let expected = fs::read(&whole).expect("it was written");
+    let expected = with_sidecar(&whole);
     interrupted(&dir, &file, 2, "2");
 
     // Other settings are refused, and nothing is lost by it.
@@ -117,6 +117,7 @@ fn an_interrupted_scan_goes_on() {
     // What a killed run leaves is removed; a damaged part is read again.
     let parts = parts_of(&file);
     fs::write(parts.join("x.unfinished"), "half").expect("a file of our own");
+    fs::write(parts.join("part-000099.parquet.json"), "{}").expect("a file of our own");
     let first = parts.join(&finished(&file)[0]);
     let mut damaged = fs::read(&first).expect("a part");
     let middle = damaged.len() / 2;
@@ -130,10 +131,7 @@ fn an_interrupted_scan_goes_on() {
         "{said}"
     );
     assert!(said.contains("skipped 1 of 193 pictures"), "{said}");
-    assert!(
-        fs::read(&file).expect("written") == expected,
-        "the same bytes"
-    );
+    assert!(with_sidecar(&file) == expected, "the same bytes");
     assert!(!parts.exists());
 }
 
@@ -168,4 +166,49 @@ fn a_scan_goes_on_with_what_there_is() {
     };
     assert!(!values("a/99.png").is_empty());
     assert_eq!(values("a/99.png"), values("b/00.png"));
+}
+
+/// The second of two scans with one output says so, and the first does not notice.
+#[test]
+fn two_scans_with_one_output() {
+    let dir = many("two-at-once");
+    let out = folder("two-at-once-out");
+    let (alone, file) = (out.join("alone.parquet"), out.join("features.parquet"));
+    assert!(scan(&dir, &alone, &["-q", "-t", "1"]).status.success());
+    let args = ["scan", "-q", "-t", "1", text(&dir), "-o", text(&file)];
+    let first = program().args(args).spawn().expect("the program starts");
+    while finished(&file).is_empty() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let words = [
+        "another scan is writing to",
+        "features.parquet.parts",
+        "hint: ",
+    ];
+    check(&args, 1, &words);
+    check(&[&args[..], &["--force"]].concat(), 1, &words);
+    let first = first.wait_with_output().expect("it ends");
+    assert_eq!(first.status.code(), Some(0));
+    assert!(with_sidecar(&file) == with_sidecar(&alone));
+    assert!(!parts_of(&file).exists());
+}
+
+/// What a killed scan leaves locked nobody.
+#[test]
+fn a_killed_scan_goes_on() {
+    let dir = many("killed");
+    let file = folder("killed-out").join("features.parquet");
+    let args = ["scan", "-q", "-t", "1", text(&dir), "-o", text(&file)];
+    let mut first = program().args(args).spawn().expect("the program starts");
+    while finished(&file).is_empty() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    first.kill().expect("it is our child");
+    first.wait().expect("it is our child");
+    assert!(parts_of(&file).exists() && !file.exists());
+    let output = scan(&dir, &file, &["-t", "1"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("going on with"), "{said}");
+    assert!(!parts_of(&file).exists());
 }

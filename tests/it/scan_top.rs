@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use arrow_array::{Int32Array, RecordBatch};
+use arrow_array::{
+    ArrayRef, Float64Array, Int32Array, Int64Array, LargeStringArray, RecordBatch, StringArray,
+};
 use arrow_schema::{DataType, Field, Schema};
 use llava_sae_cpp::scan::ScanFile;
 use parquet::arrow::ArrowWriter;
 
 use crate::allocations::peak_of;
 use crate::bad_input::check;
-use crate::command_line::{json, stdout};
-use crate::scan::{OwnedRow, folder, rows, text, two_classes};
+use crate::command_line::{json, run, stdout};
+use crate::scan::{OwnedRow, folder, rows, stderr, text, two_classes, with_sidecar};
 
 /// A scan of five pictures of three classes and one of none.
 fn scanned() -> PathBuf {
@@ -190,14 +192,179 @@ fn files_of_others() {
     let mut writer = ArrowWriter::try_new(target, batch.schema(), None).expect("a plain schema");
     writer.write(&batch).expect("written");
     writer.close().expect("written");
-    top(text(&file), &["was not written by", "hint: "]);
+    top(
+        text(&file),
+        &["no column `path`, `class`, `label`", "hint: "],
+    );
+}
+
+/// Writes rows as programs of dataframes do: any order of columns, wide types, columns of their own.
+fn rewrite(target: &Path, rows: &[OwnedRow]) {
+    let texts = |text: fn(&OwnedRow) -> Option<&str>| -> ArrayRef {
+        Arc::new(rows.iter().map(text).collect::<LargeStringArray>())
+    };
+    let ints = |int: fn(&OwnedRow) -> usize| -> ArrayRef {
+        Arc::new(
+            rows.iter()
+                .map(|row| int(row) as i64)
+                .collect::<Int64Array>(),
+        )
+    };
+    let floats = |float: fn(&OwnedRow) -> f32| -> ArrayRef {
+        let values = rows.iter().map(|row| f64::from(float(row)));
+        Arc::new(values.collect::<Float64Array>())
+    };
+    let columns = [
+        ("max", floats(|row| row.max)),
+        ("__index_level_0__", ints(|row| row.count)),
+        ("path", texts(|row| Some(&row.path))),
+        ("feature", ints(|row| row.feature)),
+        ("count", ints(|row| row.count)),
+        ("label", texts(|row| row.label.as_deref())),
+        ("class", texts(|row| row.class.as_deref())),
+        ("sum", floats(|row| row.sum)),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
+    let target = fs::File::create(target).expect("a file of our own");
+    let mut writer = ArrowWriter::try_new(target, batch.schema(), None).expect("a plain schema");
+    writer.write(&batch).expect("written");
+    writer.close().expect("written");
+}
+
+/// What another program has made of a table is read, and what it cannot tell is said.
+#[test]
+fn tables_that_others_have_rewritten() {
+    let dir = folder("top-rewritten");
+    let of_scan = rows(&scanned());
+    let filtered: Vec<_> = of_scan
+        .iter()
+        .filter(|row| row.path != "food/apple.png" && row.max > 1.0)
+        .cloned()
+        .collect();
+    let alone = dir.join("filtered.parquet");
+    rewrite(&alone, &filtered);
+    assert_eq!(rows(&alone), filtered);
+    // In place, beside the sidecar of the scan.
+    let in_place = dir.join("features.parquet");
+    fs::copy(
+        scanned().with_extension("parquet.json"),
+        dir.join("features.parquet.json"),
+    )
+    .expect("a copy");
+    rewrite(&in_place, &filtered);
+    // As the scan wrote it, and taken away from its sidecar.
+    let moved = dir.join("moved.parquet");
+    fs::copy(scanned(), &moved).expect("a copy");
+    for (file, rows, reason) in [
+        (&alone, &filtered, "there is no `"),
+        (&in_place, &filtered, "another program has written"),
+        (&moved, &of_scan, "there is no `"),
+    ] {
+        let of_feature = |feature| rows.iter().filter(move |row| row.feature == feature);
+        let n_firing = of_feature(430).count();
+        let output = run(&["top", "-q", text(file), "--feature", "carrot", "--json"]);
+        let said = stderr(&output);
+        assert!(
+            said.contains(reason) && said.contains("is not known"),
+            "{said}"
+        );
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(report["n_images"].is_null());
+        assert_eq!(report["n_firing"], n_firing);
+        assert_eq!(list(&report, "images").len(), n_firing);
+        let table = stdout(&["top", text(file), "--feature", "430"]);
+        assert!(
+            table.contains(&format!(": {n_firing} images fire it")),
+            "{table}"
+        );
+
+        let images = |class: &str| {
+            let of_class = rows
+                .iter()
+                .filter(|row| row.class.as_deref() == Some(class));
+            let paths: std::collections::BTreeSet<_> = of_class.map(|row| &row.path).collect();
+            paths.len()
+        };
+        let report = json(&["top", text(file), "--class", "food", "--json"]);
+        assert_eq!(report["counts_known"], false);
+        assert_eq!(report["n_inside"], images("food"));
+        let first = &list(&report, "features")[0];
+        let feature = first["feature"].as_u64().expect("an index") as usize;
+        let inside = of_feature(feature).filter(|row| row.class.as_deref() == Some("food"));
+        let sum: f64 = inside.map(|row| value(row, "max")).sum();
+        let mean = sum / images("food") as f64;
+        assert!((number(&first["mean_inside"]) - mean).abs() < 1e-9);
+    }
+    let known = json(&["top", text(&scanned()), "--class", "food", "--json"]);
+    assert_eq!(known["counts_known"], true);
+    check(
+        &["top", text(&alone), "--class", "dog"],
+        1,
+        &["`dog`", "`food`, `red`, `vehicle`"],
+    );
+    // Through a link, a table has the sidecar of what the link leads to.
+    #[cfg(unix)]
+    {
+        let link = dir.join("link.parquet");
+        std::os::unix::fs::symlink(scanned(), &link).expect("a link");
+        let report = json(&["top", text(&link), "--feature", "430", "--json"]);
+        assert_eq!(report["n_images"], 6);
+    }
+}
+
+/// Columns that hold something else, and rows without values.
+#[test]
+fn columns_that_are_refused() {
+    let dir = folder("top-columns");
+    let file = dir.join("f.parquet");
+    let path = text(&file);
+    let refused = |name: &str, column: ArrayRef, words: &[&str]| {
+        let text = |text: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
+        let int: ArrayRef = Arc::new(Int32Array::from(vec![1]));
+        let columns = [
+            ("path", text(Some("a.png"))),
+            ("class", text(None)),
+            ("feature", Arc::clone(&int)),
+            ("label", text(None)),
+            ("sum", Arc::clone(&int)),
+            ("max", Arc::clone(&int)),
+            ("count", int),
+        ]
+        .map(|(other, right)| {
+            (
+                other,
+                if other == name {
+                    Arc::clone(&column)
+                } else {
+                    right
+                },
+            )
+        });
+        let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
+        let target = fs::File::create(&file).expect("a file of our own");
+        let mut writer = ArrowWriter::try_new(target, batch.schema(), None).expect("plain");
+        writer.write(&batch).expect("written");
+        writer.close().expect("written");
+        check(&["top", path, "--feature", "1"], 1, words);
+    };
+    let ints = |int: i64| -> ArrayRef { Arc::new(Int64Array::from(vec![int])) };
+    refused("feature", ints(-1), &["a row of feature -1"]);
+    refused("feature", ints(1 << 40), &["column `feature`"]);
+    refused(
+        "count",
+        Arc::new(Int64Array::from(vec![None])),
+        &["without `count`", "hint: "],
+    );
+    let words: ArrayRef = Arc::new(StringArray::from(vec!["much"]));
+    refused("max", words, &["column `max`"]);
 }
 
 /// Every cut and every changed byte is an error, in little memory, and never a panic.
 #[test]
 fn damaged_files() {
-    let bytes = fs::read(scanned()).expect("it was written");
+    let [bytes, sidecar] = with_sidecar(&scanned());
     let file = folder("top-damaged").join("damaged.parquet");
+    fs::write(file.with_extension("parquet.json"), &sidecar).expect("a file of our own");
     let refused = |bytes: &[u8]| {
         fs::write(&file, bytes).expect("a file of our own");
         let (result, peak) = peak_of(|| ScanFile::open(&file).err());
@@ -222,10 +389,58 @@ fn damaged_files() {
         b"PAR1",
     ]
     .concat();
-    assert!(refused(&huge_footer).contains("no Parquet file"));
+    assert!(refused(&huge_footer).contains("is damaged"));
     let mut changed = bytes.clone();
     changed[bytes.len() / 2] ^= 1;
     fs::write(&file, changed).expect("a file of our own");
     let args = ["top", text(&file), "--feature", "1"];
     check(&args, 1, &["is damaged", "hint: "]);
+
+    // A sidecar that is damaged, of another version, or another scan's.
+    fs::write(&file, &bytes).expect("a file of our own");
+    let sidecar = String::from_utf8(sidecar).expect("JSON");
+    let beside = file.with_extension("parquet.json");
+    for (from, to, word) in [
+        ("\"format\": 2", "\"format\": 3", "another version"),
+        ("{", "[", "is damaged"),
+        ("\"d_sae\"", "\"d\"", "is damaged"),
+        (
+            "\"blake3\": \"",
+            "\"blake3\": \"0",
+            "its checksum is another",
+        ),
+    ] {
+        fs::write(&beside, sidecar.replacen(from, to, 1)).expect("a file of our own");
+        check(&args, 1, &[word, "hint: "]);
+    }
+    fs::write(&beside, &sidecar).expect("a file of our own");
+    assert!(!stdout(&args).is_empty());
+}
+
+/// Without a sidecar, damage may go unseen, but it never ends in a panic, and takes little memory.
+#[test]
+fn damaged_files_without_a_sidecar() {
+    let bytes = fs::read(scanned()).expect("it was written");
+    let file = folder("top-unchecked").join("damaged.parquet");
+    let mut n_refused = 0;
+    let mut read = |bytes: &[u8]| {
+        fs::write(&file, bytes).expect("a file of our own");
+        let (result, peak) = peak_of(|| {
+            let opened = ScanFile::open(&file)?;
+            opened.for_each_row(&mut |_| Ok(()))
+        });
+        assert!(peak < 64 << 20, "{peak} bytes");
+        n_refused += usize::from(result.is_err());
+    };
+    let start_of_end = bytes.len() - 4096;
+    let places = (0..start_of_end)
+        .step_by(97)
+        .chain(start_of_end..bytes.len());
+    for (i, at) in places.enumerate() {
+        read(&bytes[..at]);
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (i % 8);
+        read(&changed);
+    }
+    assert!(n_refused > 4500, "{n_refused}");
 }

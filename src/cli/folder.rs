@@ -1,0 +1,99 @@
+//! The pictures of a folder, for commands that go through all of them, and what is said of the rest.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llava_sae_cpp::scan::{Folder, FoundPicture, PICTURE_EXTENSIONS};
+use llava_sae_cpp::{Error, ModelFiles, Result};
+
+use super::args::Verbosity;
+use super::table::one_line;
+
+/// Types of files that a line names.
+const MAX_TYPES: usize = 8;
+
+/// The pictures in `dir` and below. What makes them incomplete is said in any case, and what is left out
+/// besides where the user wants to read it.
+///
+/// # Errors
+/// A folder that cannot be read or has no pictures.
+pub(super) fn pictures_in(dir: &Path, verbosity: Verbosity) -> Result<Vec<FoundPicture>> {
+    let folder = Folder::read(dir)?;
+    for failure in &folder.failures {
+        warn_of_gap(failure);
+    }
+    if !folder.failures.is_empty() {
+        let n_failures = folder.failures.len();
+        warn_of_gap(&format!(
+            "left out, folders and links that cannot be read: {n_failures}"
+        ));
+    }
+    if !folder.unread_pictures.is_empty() {
+        let types = counted(&folder.unread_pictures);
+        warn_of_gap(&format!(
+            "left out, pictures of types that are not read: {types}; convert them to JPEG or PNG"
+        ));
+    }
+    if !verbosity.is_quiet() {
+        if folder.n_hidden > 0 {
+            let n_hidden = folder.n_hidden;
+            eprintln!("left out, files and folders that are hidden or the system's: {n_hidden}");
+        }
+        if !folder.other_files.is_empty() {
+            let types = counted(&folder.other_files);
+            eprintln!("left out, other files: {}", one_line(&types));
+        }
+    }
+    if folder.pictures.is_empty() {
+        let known = PICTURE_EXTENSIONS.join(", ");
+        return Err(
+            Error::invalid(format!("no pictures in `{}`", dir.display())).with_hint(format!(
+                "give a folder with PNG, JPEG, GIF, WebP, BMP or TIFF files ({known})"
+            )),
+        );
+    }
+    Ok(folder.pictures)
+}
+
+/// Says what is missing from a result, on stderr, even where nothing but results and errors is wanted.
+pub(super) fn warn_of_gap(what: &str) {
+    eprintln!("warning: {}", one_line(what));
+}
+
+/// The error of a folder without a picture that could be read; warnings have said why.
+pub(super) fn none_read(dir: &Path, n_pictures: usize) -> Error {
+    let shown = dir.display();
+    Error::invalid(format!(
+        "none of the {n_pictures} pictures in `{shown}` could be read"
+    ))
+    .with_hint("the warnings say why")
+}
+
+/// Checks that the model can see.
+///
+/// # Errors
+/// A model without a projector.
+pub(super) fn check_sees(files: &ModelFiles) -> Result<()> {
+    if files.mmproj.is_some() {
+        return Ok(());
+    }
+    Err(
+        Error::invalid("this model has no projector, so it cannot see images")
+            .with_hint("give the projector's file with `--mmproj`"),
+    )
+}
+
+/// How many files there are of each type, most first.
+fn counted(types: &BTreeMap<String, usize>) -> String {
+    let mut sorted: Vec<_> = types.iter().collect();
+    sorted.sort_by_key(|(_, n_files)| std::cmp::Reverse(**n_files));
+    let shown = sorted.iter().take(MAX_TYPES);
+    let mut shown: Vec<_> = shown
+        .map(|(name, n_files)| format!("{n_files} {name}"))
+        .collect();
+    let n_others: usize = sorted.iter().skip(MAX_TYPES).map(|(_, n)| **n).sum();
+    if n_others > 0 {
+        shown.push(format!("{n_others} of other types"));
+    }
+    shown.join(", ")
+}

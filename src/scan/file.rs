@@ -1,0 +1,308 @@
+//! Reading a table: as it was written, with what its sidecar says, or as another program has made it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Int32Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_cast::{CastOptions, cast_with_options};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+
+use super::sidecar::{Checksum, ClassSize, Contents, Sidecar};
+use super::table::{ActiveFeature, BATCH_ROWS, FIELDS, Row, WRITER, parquet_error};
+use crate::{Error, Result};
+
+/// Ends a Parquet file, behind the length of its footer in 4 bytes.
+const MAGIC: &[u8; 4] = b"PAR1";
+/// Bytes of the largest footer that is read; one of a thousand row groups has a megabyte.
+const MAX_FOOTER_BYTES: u64 = 16 << 20;
+
+/// A file of `scan`, or what another program has made of one.
+pub struct ScanFile {
+    path: PathBuf,
+    file: File,
+    metadata: ArrowReaderMetadata,
+    contents: std::result::Result<Contents, NoContents>,
+}
+
+/// Why nothing but the rows is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoContents {
+    /// There is no sidecar.
+    NoSidecar,
+    /// Another program has written the table since.
+    Rewritten,
+}
+
+impl ScanFile {
+    /// Opens a file. If it is as a scan wrote it, it is checked from end to end.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is damaged, or that lacks one of a scan's columns.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = open_regular(path)?;
+        let shown = path.display();
+        let damaged = || {
+            let sidecar = Sidecar::path_of(path);
+            let sidecar = sidecar.display();
+            Error::invalid(format!(
+                "`{shown}` is damaged, or `{sidecar}` belongs to another file: its checksum is another"
+            ))
+            .with_hint("make it with `llava-sae-cpp scan` once more")
+        };
+        let Some(sidecar) = Sidecar::read(path)? else {
+            let metadata = read_metadata(&file, path)?;
+            return Self::new(path, file, metadata, Err(NoContents::NoSidecar));
+        };
+        let checksum = Checksum::of_file(&file).map_err(gguf_tools::Error::io("read", path))?;
+        if checksum == sidecar.table {
+            let metadata = read_metadata(&file, path)?;
+            return Self::new(path, file, metadata, Ok(sidecar.contents));
+        }
+        // Damage seldom changes a file's length, and never the name of who wrote it to another's.
+        if checksum.n_bytes == sidecar.table.n_bytes {
+            return Err(damaged());
+        }
+        let metadata = read_metadata(&file, path).map_err(|_| damaged())?;
+        let writer = metadata.metadata().file_metadata().created_by();
+        if writer.is_none_or(|writer| writer.starts_with(WRITER)) {
+            return Err(damaged());
+        }
+        Self::new(path, file, metadata, Err(NoContents::Rewritten))
+    }
+
+    /// Opens a file as a scan wrote it, and takes out what is said about its rows.
+    ///
+    /// # Errors
+    /// As [`ScanFile::open`], and a file without a sidecar of its own.
+    pub(super) fn open_whole(path: &Path) -> Result<(Self, Contents)> {
+        let file = Self::open(path)?;
+        let contents = file.contents.clone();
+        let contents = contents
+            .map_err(|_| Error::invalid(format!("`{}` has lost its sidecar", path.display())))?;
+        Ok((file, contents))
+    }
+
+    fn new(
+        path: &Path,
+        file: File,
+        metadata: ArrowReaderMetadata,
+        contents: std::result::Result<Contents, NoContents>,
+    ) -> Result<Self> {
+        let fields = metadata.schema().fields();
+        let lacks = |name: &str| !fields.iter().any(|field| field.name() == name);
+        let missing: Vec<_> = FIELDS
+            .iter()
+            .filter(|(name, ..)| lacks(name))
+            .map(|(name, ..)| format!("`{name}`"))
+            .collect();
+        if !missing.is_empty() {
+            let what = format!(
+                "`{}` is not a table of `llava-sae-cpp scan`: it has no column {}",
+                path.display(),
+                missing.join(", ")
+            );
+            return Err(Error::invalid(what).with_hint(
+                "make one with `llava-sae-cpp scan DIR -o FILE.parquet`, and keep its columns in what you make of it",
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            metadata,
+            contents,
+        })
+    }
+
+    /// What the scan says about its rows, where it is known.
+    pub fn contents(&self) -> std::result::Result<&Contents, NoContents> {
+        self.contents.as_ref().map_err(|reason| *reason)
+    }
+
+    /// The images of each class: those that were scanned, or, where that is not known, those that have
+    /// a row, which takes a pass over the rows and memory for the images' paths.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn class_sizes(&self) -> Result<Cow<'_, [ClassSize]>> {
+        if let Ok(contents) = &self.contents {
+            return Ok(Cow::Borrowed(&contents.classes));
+        }
+        let mut paths = BTreeMap::<Option<String>, HashSet<String>>::new();
+        self.for_each_row(&mut |row| {
+            let class = row.class.map(str::to_owned);
+            let paths = paths.entry(class).or_default();
+            if !paths.contains(row.path) {
+                paths.insert(row.path.to_owned());
+            }
+            Ok(())
+        })?;
+        let size = |(class, paths): (_, HashSet<String>)| ClassSize {
+            class,
+            n_images: paths.len() as u64,
+        };
+        Ok(paths.into_iter().map(size).collect())
+    }
+
+    /// The number of rows.
+    pub fn n_rows(&self) -> u64 {
+        let n_rows = self.metadata.metadata().file_metadata().num_rows();
+        u64::try_from(n_rows).unwrap_or(0)
+    }
+
+    /// Gives every row to `on_row`, in the file's order, with few of them in memory.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an error of `on_row`.
+    pub fn for_each_row(&self, on_row: &mut dyn FnMut(Row<'_>) -> Result<()>) -> Result<()> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(gguf_tools::Error::io("read", &self.path))?;
+        let fields = self.metadata.schema().fields().iter();
+        let is_ours = |name: &str| FIELDS.iter().any(|(ours, ..)| *ours == name);
+        let ours = fields
+            .enumerate()
+            .filter(|(_, field)| is_ours(field.name()));
+        let roots = ours.map(|(i, _)| i);
+        let mut batches = catch_panic(&self.path, || {
+            let descriptor = self.metadata.parquet_schema();
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+                .with_projection(ProjectionMask::roots(descriptor, roots))
+                .with_batch_size(BATCH_ROWS)
+                .build()
+                .map_err(|error| parquet_error("read", &self.path, error))
+        })?;
+        loop {
+            let batch = catch_panic(&self.path, || {
+                let batch = batches.next().transpose();
+                batch.map_err(|error| parquet_error("read", &self.path, error.into()))
+            })?;
+            let Some(batch) = batch else { return Ok(()) };
+            self.rows_of(&batch, on_row)?;
+        }
+    }
+
+    fn rows_of(
+        &self,
+        batch: &RecordBatch,
+        on_row: &mut dyn FnMut(Row<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let [paths, classes, features, labels, sums, maxima, counts] = self.columns(batch)?;
+        let (paths, classes, labels) = (
+            paths.as_string::<i32>(),
+            classes.as_string::<i32>(),
+            labels.as_string::<i32>(),
+        );
+        let (features, counts) = (
+            features.as_primitive::<Int32Type>(),
+            counts.as_primitive::<Int32Type>(),
+        );
+        let (sums, maxima) = (
+            sums.as_primitive::<Float32Type>(),
+            maxima.as_primitive::<Float32Type>(),
+        );
+        let d_sae = match &self.contents {
+            Ok(contents) => contents.d_sae,
+            Err(_) => usize::MAX,
+        };
+        for i in 0..batch.num_rows() {
+            let feature = usize::try_from(features.value(i)).ok();
+            let feature = feature.filter(|&feature| feature < d_sae);
+            let feature = feature.ok_or_else(|| {
+                Error::invalid(format!(
+                    "`{}` has a row of feature {}, which its SAE does not have",
+                    self.path.display(),
+                    features.value(i)
+                ))
+            })?;
+            on_row(Row {
+                path: paths.value(i),
+                class: classes.is_valid(i).then(|| classes.value(i)),
+                label: labels.is_valid(i).then(|| labels.value(i)),
+                active: ActiveFeature {
+                    feature,
+                    sum: sums.value(i),
+                    max: maxima.value(i),
+                    count: usize::try_from(counts.value(i)).unwrap_or(0),
+                },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The columns of `FIELDS`, in their types: other programs choose other widths.
+    fn columns(&self, batch: &RecordBatch) -> Result<[ArrayRef; FIELDS.len()]> {
+        const STRICT: CastOptions<'_> = CastOptions {
+            safe: false,
+            format_options: arrow_cast::display::FormatOptions::new(),
+        };
+        let mut columns = Vec::new();
+        for (name, data_type, is_nullable) in &FIELDS {
+            let shown = self.path.display();
+            let column = batch
+                .column_by_name(name)
+                .ok_or_else(|| Error::invalid(format!("`{shown}` lost its column `{name}`")))?;
+            let column = cast_with_options(column, data_type, &STRICT)
+                .map_err(|error| Error::invalid(format!("`{shown}`, column `{name}`: {error}")))?;
+            if column.null_count() > 0 && !is_nullable {
+                let what = format!("`{shown}` has rows without `{name}`");
+                return Err(Error::invalid(what).with_hint("leave such rows out"));
+            }
+            columns.push(column);
+        }
+        Ok(columns.try_into().expect("a column for each field"))
+    }
+}
+
+/// Opens a regular file.
+fn open_regular(path: &Path) -> Result<File> {
+    let read_error = || gguf_tools::Error::io("read", path);
+    // A pipe would wait for ever.
+    if !path.metadata().map_err(read_error())?.is_file() {
+        let what = format!("cannot read `{}`: it is no regular file", path.display());
+        return Err(Error::invalid(what));
+    }
+    Ok(File::open(path).map_err(read_error())?)
+}
+
+fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
+    let read_error = || gguf_tools::Error::io("read", path);
+    let n_bytes = file.seek(SeekFrom::End(0)).map_err(read_error())?;
+    let mut end = [0; 8];
+    if n_bytes >= 12 {
+        file.seek(SeekFrom::Start(n_bytes - 8))
+            .and_then(|_| file.read_exact(&mut end))
+            .map_err(read_error())?;
+    }
+    let (length, magic) = end.split_at(4);
+    let footer_bytes = u64::from(u32::from_le_bytes(length.try_into().expect("four bytes")));
+    if magic != MAGIC || footer_bytes > (n_bytes - 12).min(MAX_FOOTER_BYTES) {
+        let what = format!(
+            "`{}` is no Parquet file, or its end is missing",
+            path.display()
+        );
+        return Err(Error::invalid(what).with_hint("make it with `llava-sae-cpp scan` once more"));
+    }
+    // Arrow's own schema in the metadata would choose types by the program that wrote the file.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    catch_panic(path, || {
+        ArrowReaderMetadata::load(file, options).map_err(|error| parquet_error("read", path, error))
+    })
+}
+
+/// The `parquet` crate (56) panics on some damaged pages: of 597 files with flipped bits, on 21.
+fn catch_panic<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let what = format!("`{}` is damaged", path.display());
+        Err(Error::invalid(what).with_hint("make it once more"))
+    })
+}

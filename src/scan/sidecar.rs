@@ -1,0 +1,187 @@
+//! What a scan says of its table, in a JSON file beside it: `FILE.parquet.json`. It holds the table's
+//! checksum, so that a damaged table is found before the `parquet` crate sees a byte: that crate (56)
+//! believes the lengths in a damaged file. The table itself is a plain Parquet file.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::folder::FoundPicture;
+use super::settings::Settings;
+use crate::{Error, Result};
+
+/// The version of the table's schema and of this file.
+const FORMAT: u32 = 2;
+/// Bytes of the largest sidecar that is read; one of 100,000 classes has ten megabytes.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What a file holds: its length and its BLAKE3 hash, in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Checksum {
+    pub(super) n_bytes: u64,
+    pub(super) blake3: String,
+}
+
+impl Checksum {
+    /// Of what `hasher` has seen.
+    pub(super) fn of(hasher: &blake3::Hasher) -> Self {
+        Self {
+            n_bytes: hasher.count(),
+            blake3: hasher.finalize().to_hex().to_string(),
+        }
+    }
+
+    /// Of a whole file, in bounded memory.
+    pub(super) fn of_file(mut file: &File) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        file.rewind()?;
+        hasher.update_reader(file)?;
+        Ok(Self::of(&hasher))
+    }
+}
+
+/// How many pictures of a class could be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassSize {
+    /// The class; none for pictures directly in the folder.
+    pub class: Option<String>,
+    /// Its pictures, those without an active feature too.
+    pub n_images: u64,
+}
+
+/// What a scan says about its rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Contents {
+    /// What the numbers depend on.
+    pub settings: Settings,
+    /// The SAE's number of features.
+    pub d_sae: usize,
+    /// The pictures that were read, by class.
+    pub classes: Vec<ClassSize>,
+    /// The number of pictures that could not be read.
+    pub n_skipped: u64,
+    /// The pictures of a part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) pictures: Vec<CoveredPicture>,
+}
+
+/// A picture of a part, as it was when it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CoveredPicture {
+    pub(super) path: String,
+    pub(super) n_bytes: u64,
+    pub(super) modified_ns: u64,
+    pub(super) is_skipped: bool,
+}
+
+impl CoveredPicture {
+    pub(super) fn is_still(&self, picture: &FoundPicture) -> bool {
+        (&self.path, self.n_bytes, self.modified_ns)
+            == (&picture.path, picture.n_bytes, picture.modified_ns)
+    }
+}
+
+impl Contents {
+    pub(super) fn new(settings: Settings, d_sae: usize) -> Self {
+        Self {
+            settings,
+            d_sae,
+            classes: Vec::new(),
+            n_skipped: 0,
+            pictures: Vec::new(),
+        }
+    }
+
+    /// The number of pictures that were read.
+    pub fn n_images(&self) -> u64 {
+        self.classes.iter().map(|class| class.n_images).sum()
+    }
+
+    /// Counts pictures of a class that were read.
+    pub(super) fn add_images(&mut self, class: Option<&str>, n_images: u64) {
+        let at = self
+            .classes
+            .binary_search_by(|entry| entry.class.as_deref().cmp(&class));
+        match at {
+            Ok(at) => self.classes[at].n_images += n_images,
+            Err(at) => {
+                let class = class.map(str::to_owned);
+                self.classes.insert(at, ClassSize { class, n_images });
+            }
+        }
+    }
+}
+
+/// The file beside a table.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Sidecar {
+    format: u32,
+    pub(super) table: Checksum,
+    #[serde(flatten)]
+    pub(super) contents: Contents,
+}
+
+impl Sidecar {
+    pub(super) fn new(table: Checksum, contents: Contents) -> Self {
+        Self {
+            format: FORMAT,
+            table,
+            contents,
+        }
+    }
+
+    /// Where the sidecar of `table` is: beside the file that a link leads to.
+    pub(super) fn path_of(table: &Path) -> PathBuf {
+        let target = table.canonicalize().ok().filter(|_| table.is_symlink());
+        let mut path = target.unwrap_or_else(|| table.to_owned()).into_os_string();
+        path.push(".json");
+        path.into()
+    }
+
+    /// The sidecar of `table`, if it has one.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not such a file of this version.
+    pub(super) fn read(table: &Path) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let path = Self::path_of(table);
+        let shown = path.display();
+        let read = || -> io::Result<Option<Vec<u8>>> {
+            if !path.try_exists()? {
+                return Ok(None);
+            }
+            let mut bytes = Vec::new();
+            // A pipe would wait for ever.
+            if path.is_file() {
+                File::open(&path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+            }
+            Ok(Some(bytes))
+        };
+        let Some(bytes) = read().map_err(gguf_tools::Error::io("read", &path))? else {
+            return Ok(None);
+        };
+        let error = |what: &str| {
+            Error::invalid(format!("`{shown}` {what}")).with_hint(format!(
+                "scan the folder again, or remove `{shown}` to read the table without counts"
+            ))
+        };
+        let version: Version = serde_json::from_slice(&bytes)
+            .map_err(|_| error("is damaged, or was not written by `llava-sae-cpp scan`"))?;
+        if version.format != FORMAT {
+            return Err(error("was written by another version of this program"));
+        }
+        let sidecar = serde_json::from_slice(&bytes).map_err(|_| error("is damaged"))?;
+        Ok(Some(sidecar))
+    }
+
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("plain data");
+        json.push(b'\n');
+        json
+    }
+}
