@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoint;
 mod files;
+mod llama_tokenizer;
 mod preprocessor;
 mod spellings;
 mod tokens;
