@@ -7,13 +7,9 @@
 //! new file.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-
-use gguf_tools::gguf::Gguf;
-
-use crate::Result;
 
 /// To be raised whenever a file's form changes.
 const FORMAT: u32 = 2;
@@ -26,8 +22,6 @@ const LEDGER: &str = "ledger";
 const EMPTIED_PART: u64 = 8;
 /// What a process that was killed left behind is removed after this time.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
-/// Bytes of each tensor that tell one projector from another.
-const TENSOR_SAMPLE_BYTES: u64 = 4096;
 const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 
 /// A folder of image embeddings.
@@ -202,33 +196,6 @@ impl Key {
         hasher.update(blake3::hash(pixels).as_bytes());
         Self(hasher.finalize())
     }
-}
-
-/// What tells a projector's file from others without reading all of it: its header, the beginning of
-/// each tensor, its length and the time of its last change.
-pub(crate) fn fingerprint(path: &Path) -> Result<blake3::Hash> {
-    let gguf = Gguf::open(path)?;
-    let read = || -> io::Result<blake3::Hash> {
-        let mut file = File::open(path)?;
-        let metadata = file.metadata()?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&metadata.len().to_le_bytes());
-        let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH);
-        let modified = modified.unwrap_or_default().as_nanos();
-        hasher.update(&modified.to_le_bytes());
-        let tensors = gguf.tensors();
-        let header_bytes = tensors.iter().map(|tensor| tensor.offset).min();
-        let header = (0, header_bytes.unwrap_or(metadata.len()));
-        let samples = tensors
-            .iter()
-            .map(|tensor| (tensor.offset, tensor.n_bytes.min(TENSOR_SAMPLE_BYTES)));
-        for (offset, n_bytes) in std::iter::once(header).chain(samples) {
-            file.seek(SeekFrom::Start(offset))?;
-            hasher.update_reader((&mut file).take(n_bytes))?;
-        }
-        Ok(hasher.finalize())
-    };
-    Ok(read().map_err(gguf_tools::Error::io("read", path))?)
 }
 
 #[cfg(test)]

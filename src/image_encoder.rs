@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use gguf_tools::gguf::Gguf;
+
 use crate::Result;
-use crate::image_cache::{self, Key};
+use crate::fingerprint::fingerprint;
+use crate::image_cache::Key;
 use crate::llama::{self, Model, Vision, VisionOptions};
 use crate::model_files::VisionShape;
 use crate::picture::Picture;
@@ -73,7 +76,7 @@ impl ImageEncoder {
             Some(known) => known,
             None => *self
                 .fingerprint
-                .insert(image_cache::fingerprint(&self.path)?),
+                .insert(fingerprint(&Gguf::open(&self.path)?)?),
         };
         // All but the threads, which change no bit.
         let VisionOptions {
@@ -105,15 +108,24 @@ impl ImageEncoder {
         model: &Arc<Model>,
         options: &SessionOptions,
     ) -> Result<Vec<f32>> {
-        let vision = match &mut self.loaded {
-            Some(loaded) => loaded,
-            None => self.loaded.insert(Vision::load(
-                &self.path,
-                Arc::clone(model),
-                vision_options(options),
-            )?),
-        };
-        vision.encode(pixels, self.shape.image_size as usize)
+        let size = self.shape.image_size as usize;
+        self.load(model, options)?.encode(pixels, size)
+    }
+
+    /// Loads it, where that was not done yet.
+    pub(crate) fn load(
+        &mut self,
+        model: &Arc<Model>,
+        options: &SessionOptions,
+    ) -> Result<&mut Vision> {
+        match &mut self.loaded {
+            Some(loaded) => Ok(loaded),
+            unloaded => {
+                let options = vision_options(options);
+                let vision = Vision::load(&self.path, Arc::clone(model), options)?;
+                Ok(unloaded.insert(vision))
+            }
+        }
     }
 }
 

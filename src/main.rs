@@ -5,5 +5,5 @@
 mod cli;
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    llava_sae_cpp::probe::child_main().unwrap_or_else(cli::main)
 }

@@ -215,6 +215,14 @@ impl Session {
         }
     }
 
+    /// Loads the projector, which else waits for a picture that is in no cache.
+    pub(crate) fn load_projector(&mut self) -> Result<()> {
+        match &mut self.image_encoder {
+            Some(encoder) => encoder.load(&self.model, &self.options).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// Prepares and encodes a picture.
     ///
     /// # Errors

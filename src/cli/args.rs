@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use image::RgbImage;
+use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
     FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt,
@@ -134,6 +135,9 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     image_cache: u32,
+    /// Load files that this machine has not seen yet without a trial in a process of its own
+    #[arg(long, help_heading = "Computation")]
+    no_probe: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -176,7 +180,34 @@ impl ModelArgs {
         interrupt: Arc<AtomicBool>,
     ) -> llava_sae_cpp::Result<Session> {
         let files = self.announced_files(verbosity)?;
-        Session::open(&files, self.options(interrupt))
+        let options = self.options(interrupt);
+        self.probe(&files, &options, verbosity)?;
+        Session::open(&files, options)
+    }
+
+    /// Tries files that this machine has not seen yet, and says so; the embedded demo was seen.
+    pub(super) fn probe(
+        &self,
+        files: &ModelFiles,
+        options: &SessionOptions,
+        verbosity: Verbosity,
+    ) -> llava_sae_cpp::Result<()> {
+        if self.no_probe || self.is_demo() {
+            return Ok(());
+        }
+        let mut announce = |unseen: &[&Path]| {
+            if !verbosity.is_quiet() {
+                let names: Vec<_> = unseen
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                eprintln!(
+                    "trying files that are new here in a process of their own: {}",
+                    names.join(", ")
+                );
+            }
+        };
+        probe(files, options, &ProbeOptions::default(), &mut announce)
     }
 
     /// How the session computes.
@@ -268,6 +299,17 @@ impl ModelArgs {
             self.mmproj.clone(),
             self.sae.clone(),
         )
+    }
+}
+
+/// Spares a file that was just made the trial that other new files get.
+pub(super) fn note_as_seen(file: &Path) {
+    let noted = SeenFiles::of_user().map(|seen| seen.add(file));
+    if let Some(Err(error)) = noted {
+        log::debug!(
+            "`{}` will be tried before it is used: {error}",
+            file.display()
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use gguf_tools::sae::{Baseline, SaeFile};
 use llava_sae_cpp::scan::{PictureFeatures, scan};
 
-use super::args::{ModelArgs, PromptArgs, Verbosity};
+use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
 use super::folder::{check_sees, none_read, pictures_in, warn_of_gap};
 use super::new_file::overwrite;
 use super::progress::Counter;
@@ -41,13 +41,15 @@ pub(super) fn run(
     let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;
     check_sees(&files)?;
+    let options = args.model.options(interrupt);
+    args.model.probe(&files, &options, verbosity)?;
     let sae = SaeFile::open(&files.sae)?;
     let mut sums = Sums::new(sae.meta.d_sae);
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     let mut n_skipped = 0;
     scan(
         &files,
-        &args.model.options(interrupt),
+        &options,
         args.prompt.scanned(),
         &args.dir,
         &pictures.iter().collect::<Vec<_>>(),
@@ -75,6 +77,7 @@ pub(super) fn run(
         ));
     }
     baseline.write(&sae, &args.output, overwrite)?;
+    note_as_seen(&args.output);
     Ok(Outcome::Done)
 }
 

@@ -12,7 +12,7 @@ use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{Error, HookPoint, ModelFiles};
 
-use super::args::Verbosity;
+use super::args::{Verbosity, note_as_seen};
 use super::new_file::overwrite;
 use super::progress::{self, Spinner};
 use super::{CommandResult, Outcome};
@@ -161,6 +161,7 @@ pub(super) fn run(
     }
     for target in targets.into_iter().flatten() {
         std::fs::rename(in_work(target), target).map_err(gguf_tools::Error::io("write", target))?;
+        note_as_seen(target);
         say(verbosity, &[format!("wrote `{}`", target.display())]);
     }
     // Files of other types may lie there already.

@@ -87,6 +87,7 @@ pub(super) fn run(
     if args.image.len() > 1 {
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }
+    args.model.probe(&files, &options, verbosity)?;
     let mut session = Session::open(&files, options)?;
     let mut metrics = Metrics::new(&mut session);
     measure(

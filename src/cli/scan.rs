@@ -80,6 +80,7 @@ pub(super) fn run(
     files.check()?;
     check_sees(&files)?;
     let options = args.model.options(interrupt);
+    args.model.probe(&files, &options, verbosity)?;
     let jobs = jobs_at_once(&options, args.jobs.get());
     if jobs < args.jobs.get() && !verbosity.is_quiet() {
         eprintln!("reading one picture at a time, since all sessions share the device");

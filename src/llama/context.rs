@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
+use serde::{Deserialize, Serialize};
 
 use super::backend;
 use super::callback_state::CallbackState;
@@ -15,7 +16,7 @@ use super::model::Model;
 use crate::{Error, Result};
 
 /// The KV cache's number type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvType {
     /// 32-bit floats: for comparisons with a reference.
     F32,
@@ -37,7 +38,7 @@ impl KvType {
 }
 
 /// Whether attention is computed without materialising the score matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FlashAttention {
     /// llama.cpp decides.
     Auto,

@@ -63,6 +63,15 @@ impl ModelFiles {
         })
     }
 
+    /// The files that there are.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let optional = self.mmproj.as_deref();
+        [&*self.model]
+            .into_iter()
+            .chain(optional)
+            .chain([&*self.sae])
+    }
+
     /// The side of the square picture that the vision encoder takes, in pixels.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ mod page;
 mod passes;
 mod pictures;
 mod preprocessing;
+mod probe;
 mod random_sae;
 mod rewritten;
 mod sae_formats;

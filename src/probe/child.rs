@@ -1,0 +1,212 @@
+//! A probe's child: loads and runs files as a session would, and reports how far it comes.
+
+use std::ffi::OsString;
+use std::io::{BufRead, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use gguf_tools::sae::SaeFile;
+use image::{Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
+
+use super::stage::{Report, Stage};
+use super::{CHILD_VARIABLE, DAMAGED};
+use crate::activations::Activations;
+use crate::llama::{FlashAttention, KvType, Sampling};
+use crate::model_files::ModelFiles;
+use crate::picture::Picture;
+use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
+use crate::run::{Run, RunOptions};
+use crate::session::{Session, SessionOptions};
+use crate::tap::Keep;
+use crate::{Error, Result};
+
+/// Rows of the image that go through the language model, which does the same with each.
+const IMAGE_ROWS: usize = 16;
+const TEXT: &str = "Describe the image.";
+
+/// What a child is to try.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Job {
+    model: OsString,
+    mmproj: Option<OsString>, // where it is to be run
+    sae: OsString,
+    threads: usize,
+    gpu_layers: i32,
+    repack: bool,
+    kv_type: KvType,
+    flash_attention: FlashAttention,
+    n_ubatch: usize,
+}
+
+impl Job {
+    pub(super) fn new(files: &ModelFiles, options: &SessionOptions, runs_images: bool) -> Self {
+        let mmproj = files.mmproj.clone().filter(|_| runs_images);
+        Self {
+            model: files.model.clone().into(),
+            mmproj: mmproj.map(PathBuf::into_os_string),
+            sae: files.sae.clone().into(),
+            threads: options.threads,
+            gpu_layers: options.gpu_layers,
+            repack: options.repack,
+            kv_type: options.kv_type,
+            flash_attention: options.flash_attention,
+            n_ubatch: options.n_ubatch,
+        }
+    }
+
+    fn files(&self) -> ModelFiles {
+        ModelFiles {
+            model: self.model.clone().into(),
+            mmproj: self.mmproj.clone().map(PathBuf::from),
+            sae: self.sae.clone().into(),
+        }
+    }
+
+    fn options(&self) -> SessionOptions {
+        SessionOptions {
+            threads: self.threads,
+            gpu_layers: self.gpu_layers,
+            repack: self.repack,
+            kv_type: self.kv_type,
+            flash_attention: self.flash_attention,
+            n_ubatch: self.n_ubatch,
+            ..SessionOptions::default()
+        }
+    }
+}
+
+/// Does the work of a probe's child, where this process was started as one; else returns `None` at
+/// once. To be called first of all in `main`, which then ends with that code.
+pub fn child_main() -> Option<ExitCode> {
+    std::env::var_os(CHILD_VARIABLE)?;
+    // What llama.cpp says last is what the parent shows.
+    let logger = env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Debug)
+        .format(|out, record| std::io::Write::write_fmt(out, format_args!("{}\n", record.args())))
+        .try_init();
+    if let Err(error) = logger {
+        eprintln!("llama.cpp's messages go elsewhere: {error}");
+    }
+    let mut line = String::new();
+    let job = match std::io::stdin().lock().read_line(&mut line) {
+        Ok(_) => serde_json::from_str::<Job>(&line).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let job = match job {
+        Ok(job) => job,
+        Err(error) => {
+            eprintln!("`{CHILD_VARIABLE}` is set, and no job was given: {error}");
+            return Some(ExitCode::FAILURE);
+        }
+    };
+    std::thread::spawn(|| {
+        // It ends with the parent.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        crate::llama::exit_at_once(1);
+    });
+    report(&match run(&job) {
+        Ok(()) => Report::Passed,
+        Err(error) => Report::Refused {
+            what: error.to_string(),
+            hint: error.hint().map(str::to_owned),
+        },
+    });
+    Some(ExitCode::SUCCESS)
+}
+
+/// Writes a line, and so flushes it.
+fn report(report: &Report) {
+    println!("{}", serde_json::to_string(report).expect("plain data"));
+}
+
+/// Does a step, and adds to its error which file it was about.
+fn step<T>(files: &ModelFiles, stage: Stage, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    report(&Report::Stage(stage));
+    work().map_err(|error| {
+        let (file, doing) = (stage.file(files).display(), stage.doing());
+        let hint = error.hint().map(str::to_owned);
+        let what = format!("`{file}` fails while {doing}: {error}");
+        Error::Invalid { what, hint }
+    })
+}
+
+fn run(job: &Job) -> Result<()> {
+    let (files, options) = (job.files(), job.options());
+    report(&Report::Stage(Stage::CheckSae));
+    SaeFile::open(&files.sae)?.verify()?;
+    report(&Report::Stage(Stage::LoadModel));
+    let mut session = Session::open(&files, options)?;
+    let text = step(&files, Stage::ReadText, || {
+        // Not every vocabulary has all characters; any model has a first token.
+        let text = session.prompt(TEXT, PromptForm::Raw, None);
+        let first = session.model().structural_tokens().first().copied();
+        Ok(text.unwrap_or_else(|_| Prompt::of_text(vec![first.unwrap_or(0)])))
+    })?;
+    let run = step(&files, Stage::RunToken, || run_prompt(&mut session, &text))?;
+    step(&files, Stage::ComputeFeatures, || {
+        let mut active = Activations::default();
+        session.sae().encode(&run.trace.residuals, &mut active)?;
+        let mut rows = (0..active.n_rows()).map(|row_idx| active.row(row_idx));
+        match rows.all(|mut row| row.all(|(_, value)| value.is_finite())) {
+            true => Ok(()),
+            false => Err(Error::invalid("its activations are not numbers").with_hint(DAMAGED)),
+        }
+    })?;
+    if files.mmproj.is_none() {
+        return Ok(());
+    }
+    step(&files, Stage::LoadProjector, || session.load_projector())?;
+    let image = step(&files, Stage::EncodeImage, || {
+        let image = session.encode_image(&picture(files.image_size()?))?;
+        check_finite(&image.rows, "its image embeddings")?;
+        let n_values = IMAGE_ROWS * session.model().d_model();
+        let rows = &image.rows[..n_values.min(image.rows.len())];
+        Ok(ImageEmbeddings {
+            rows: rows.into(),
+            ..image
+        })
+    })?;
+    step(&files, Stage::RunImage, || {
+        let prompt = session.prompt(TEXT, PromptForm::Chat, Some(&image));
+        let raw = format!("<image>{TEXT}");
+        match prompt.or_else(|_| session.prompt(&raw, PromptForm::Raw, Some(&image))) {
+            Ok(prompt) => run_prompt(&mut session, &prompt).map(|_| ()),
+            // As above: it may not have the characters.
+            Err(_) => Ok(()),
+        }
+    })
+}
+
+/// Runs a prompt and a generated token through all blocks.
+fn run_prompt(session: &mut Session, prompt: &Prompt) -> Result<Run> {
+    let keep = Keep {
+        residuals: true,
+        logits: true,
+        ..Keep::default()
+    };
+    let options = RunOptions {
+        steering: None,
+        keep,
+        max_tokens: 2, // the first is chosen, and run to choose the second
+        sampling: Sampling::Greedy,
+    };
+    let run = session.run(prompt, options, &mut |_| {})?;
+    check_finite(&run.trace.residuals, "its residual stream")?;
+    check_finite(&run.logits, "its logits")?;
+    Ok(run)
+}
+
+fn check_finite(values: &[f32], what: &str) -> Result<()> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{what} are not numbers")).with_hint(DAMAGED)),
+    }
+}
+
+/// A square picture with something in it.
+fn picture(size: u32) -> Picture {
+    let shade = |at: u32| (at * 255 / size) as u8;
+    let pixel = |x, y| Rgb([shade(x), shade(y), shade((x + y) / 2)]);
+    Picture::from_rgb(RgbImage::from_fn(size, size, pixel))
+}
