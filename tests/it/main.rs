@@ -22,6 +22,8 @@ mod image_cache;
 mod intervention_args;
 mod interventions;
 mod language_models;
+#[path = "../../gguf-tools/tests/llava/llama_tokenizer.rs"]
+mod llama_tokenizer;
 mod metrics;
 mod oracle;
 mod page;
@@ -40,5 +42,6 @@ mod scan_top;
 mod screen;
 mod split_models;
 mod sweep;
+mod tokenizer;
 mod vision;
 mod vocabulary;
