@@ -99,7 +99,7 @@ impl Tensor {
             bytes: Vec::new(),
         };
         let (_, block, block_bytes) = new.layout();
-        if new.dims[0] % block != 0 {
+        if !new.dims[0].is_multiple_of(block) {
             return None;
         }
         let n_bytes = new.dims.iter().product::<u64>() / block * block_bytes;
