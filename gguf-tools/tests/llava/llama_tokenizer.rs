@@ -177,7 +177,7 @@ pub(crate) fn texts(n_texts: usize) -> Vec<String> {
     };
     let mut text = |idx: usize| {
         // One in a hundred is long, and one in four is of any characters.
-        let n_parts = 1 + below(if idx % 100 == 0 { 400 } else { 16 });
+        let n_parts = 1 + below(if idx.is_multiple_of(100) { 400 } else { 16 });
         let any = idx % 4 == 1;
         let part = |_| match any {
             false => parts[below(parts.len())].clone(),
