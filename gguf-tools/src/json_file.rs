@@ -3,14 +3,13 @@
 //! A value of two bytes can take a hundred in memory, or twice that where the form has to be guessed.
 //! So files of settings are bounded as a whole, and what is long is read value by value.
 
-use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::json_text::{JsonText, UTF8_BOM};
+use crate::json_text::plain;
 use crate::{Error, Result, input_file};
 
 /// Longest file of settings; the longest known have a megabyte.
@@ -27,19 +26,12 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse(&read_text(path, MAX_SETTINGS_BYTES)?).map_err(malformed(path))
 }
 
-/// Reads a JSON file of at most `max_bytes`, without a byte-order mark and with Python's numbers as
-/// [`JsonText`] gives them.
+/// Reads a JSON file of at most `max_bytes`, made [`plain`].
 ///
 /// # Errors
 /// A file that cannot be read, or is larger.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let bytes = input_file::read(path, max_bytes)?;
-    let text = bytes.strip_prefix(UTF8_BOM).unwrap_or(&bytes);
-    let mut read = Vec::with_capacity(text.len());
-    JsonText::new(text)
-        .read_to_end(&mut read)
-        .map_err(Error::io("read", path))?;
-    Ok(read)
+    Ok(plain(&input_file::read(path, max_bytes)?))
 }
 
 /// As [`read_json`]; `None` if there is no such file.

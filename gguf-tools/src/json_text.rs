@@ -9,6 +9,16 @@ pub(crate) const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 /// Python's names of numbers that JSON does not have.
 const NO_JSON_NUMBERS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
 
+/// A JSON text without a byte-order mark and with Python's numbers in quotes: where nobody needs them
+/// they do no harm, and where a number is needed the parser names them.
+pub fn plain(text: &[u8]) -> Vec<u8> {
+    let text = text.strip_prefix(UTF8_BOM).unwrap_or(text);
+    let mut read = Vec::with_capacity(text.len());
+    let read_all = JsonText::new(text).read_to_end(&mut read);
+    read_all.expect("it is in memory");
+    read
+}
+
 /// Hands out a JSON text with [`NO_JSON_NUMBERS`] in quotes: where nobody needs the value it does no
 /// harm, and where a number is needed the parser refuses the text by its name.
 pub(crate) struct JsonText<R> {

@@ -14,7 +14,7 @@ pub mod error;
 pub mod gguf;
 mod input_file;
 mod json_file;
-mod json_text;
+pub mod json_text;
 pub mod llava;
 pub mod output_dir;
 pub mod progress;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use gguf_tools::json_text;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{Error, Result, Sae};
 use serde::{Deserialize, Serialize};
@@ -105,7 +106,8 @@ fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
             "`{shown}` has more than {MAX_FILE_BYTES} bytes"
         )));
     }
-    let whole: &RawValue = serde_json::from_slice(text).map_err(no_json)?;
+    let text = json_text::plain(text);
+    let whole: &RawValue = serde_json::from_slice(&text).map_err(no_json)?;
     let list = if whole.get().starts_with('{') {
         let set: Set = serde_json::from_str(whole.get()).map_err(no_json)?;
         set.interventions
@@ -192,6 +194,11 @@ mod tests {
     fn broken_sets_are_refused() {
         let n_entries = |text: &[u8]| parse(text, "set.json").map(|entries| entries.len());
         assert_eq!(n_entries(RIGHT.as_bytes()).expect("a right set"), 2);
+        let rewritten = RIGHT.replacen('{', "\u{feff}{\"seconds\": NaN, ", 1);
+        assert_eq!(
+            n_entries(rewritten.as_bytes()).expect("as Python writes"),
+            2
+        );
         for end in 0..RIGHT.len() {
             assert!(n_entries(&RIGHT.as_bytes()[..end]).is_err(), "cut at {end}");
         }
