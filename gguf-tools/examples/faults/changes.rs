@@ -1,5 +1,7 @@
 //! Changes to a file, one at a time.
 
+use std::collections::HashSet;
+
 use gguf_tools::gguf::{Array, Value};
 
 use crate::file::{GgufFile, TYPES, Tensor};
@@ -86,6 +88,9 @@ pub(crate) fn of(file: &GgufFile) -> Vec<Case> {
             apply: Box::new(move |file| file.tensors.push(tensor.clone())),
         });
     }
+    // Short arrays have the same place first and last.
+    let mut seen = HashSet::new();
+    cases.retain(|case| seen.insert(case.name.clone()));
     cases
 }
 
