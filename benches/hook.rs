@@ -11,7 +11,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use gguf_tools::gguf::TensorType;
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::steering::{Change, Encoded, Intervention, Positions, Units};
-use llava_sae_cpp::{Activations, EncoderOptions, Sae, SessionOptions, TokenKind};
+use llava_sae_cpp::{Activations, EncoderOptions, Sae, SessionOptions, Token};
 
 #[allow(dead_code)] // tests use more of it
 #[path = "../tests/it/random_sae.rs"]
@@ -81,7 +81,7 @@ fn encoder(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, n_features), |bencher| {
                 bencher.iter_batched_ref(
                     || row.clone(),
-                    |row| steering.apply(TokenKind::Image, black_box(row), nothing_encoded),
+                    |row| steering.apply(Token::image(), black_box(row), nothing_encoded),
                     BatchSize::SmallInput,
                 );
             });

@@ -1,7 +1,7 @@
 """Draws the README's figure with the Rust program: `python figure.py PICTURE FEATURE STRENGTH OUT`.
 
 The picture, the activation of a feature over its patches, and the captions before and after the
-feature is added to the image rows with that strength.
+feature is added everywhere with that strength.
 """
 
 import json
@@ -26,7 +26,7 @@ def run(*arguments: str) -> dict:
 
 def main() -> None:
     path, feature, strength, out = sys.argv[1:]
-    report = run(f"--steer={feature}:{strength}", "--at", "image", "--compare", path)
+    report = run(f"--steer={feature}:{strength}", "--compare", path)
     index = report["interventions"][0]["feature"]
     fired = run("features", "--top", "10000", path)
     entry = next(entry for entry in fired["features"] if entry["feature"] == index)
@@ -42,7 +42,7 @@ def main() -> None:
     figure.colorbar(shown, ax=middle, label="activation", shrink=0.85)
     captions = [
         ("original", report["original"]["text"]),
-        (f"--steer {feature}:{strength} --at image", report["steered"]["text"]),
+        (f"--steer {feature}:{strength}", report["steered"]["text"]),
     ]
     for y, (title, text) in zip((0.86, 0.4), captions):
         right.text(0, y, title, fontsize=10, family="monospace", weight="bold", va="bottom")

@@ -14,6 +14,7 @@ use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::features::{self, Over, Pool};
 use llava_sae_cpp::llama::{Quant, quantize};
+use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     Keep, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
 };
@@ -114,14 +115,14 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
         let options = RunOptions {
             steering: None,
             keep: Keep {
-                features: Over::Image.kinds(),
+                features: Positions::IMAGE,
                 ..Keep::default()
             },
             max_tokens: 48,
             sampling: Sampling::Greedy,
         };
         let run = session.run(&prompt, options, &mut |_| {})?;
-        let rows = features::pooled_positions(prompt.tokens(), Over::Image)?;
+        let rows = features::pooled_positions(prompt.tokens(), &Over::IMAGE)?;
         let acts = &run.trace.activations;
         let ranked = features::rank(acts, &rows, d_sae, Pool::Max, None);
         let mut activations = vec![0.0; rows.len() * d_sae];

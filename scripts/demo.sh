@@ -5,5 +5,5 @@ set -eu
 echo "building (llama.cpp takes some minutes the first time)" >&2
 # The packages that the tests build too, so that nothing is compiled twice.
 cargo build --release --quiet --locked --workspace
-exec target/release/llava-sae-cpp --steer carrot:-16 --at image --compare --top 5 "$@" \
+exec target/release/llava-sae-cpp --steer mushroom:-12 --compare --top 5 "$@" \
     assets/pictures/carrot-mushroom.png

@@ -59,6 +59,18 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Goes on with the sequences that the last runs left, and their interventions.
+    pub(crate) fn resume(context: &'a mut Context<Tap>, node: &'a GraphNode) -> Self {
+        context.hook().cursor.clear();
+        Self {
+            context,
+            node,
+            pass: Pass::Whole,
+            shares_prompts: false,
+            hooked: false,
+        }
+    }
+
     /// Says how much is computed of what is decoded from here on.
     pub(crate) fn set_pass(&mut self, pass: Pass) {
         self.hooked = pass != Pass::Unhooked;
@@ -83,22 +95,18 @@ impl<'a> Decoder<'a> {
             Goal::Logits => prompt.segments(),
             Goal::Rows(kinds) => prompt.segments_to(kinds),
         };
+        let mut tokens = prompt.tokens().iter().copied();
         for (i, segment) in segments.iter().enumerate() {
             let is_last = i + 1 == segments.len();
             let output = match goal {
                 Goal::Logits if is_last => Output::LastRow,
                 Goal::Logits | Goal::Rows(_) => Output::None,
             };
-            match segment {
-                Segment::Text(ids) => {
-                    let tokens = ids.iter().map(|&id| Token::text(id));
-                    self.decode(sequence, tokens, Rows::Tokens(ids), output)?;
-                }
-                Segment::Image(rows) => {
-                    let tokens = std::iter::repeat_n(Token::image(), rows.len() / d_model);
-                    self.decode(sequence, tokens, Rows::Embeddings(rows), output)?;
-                }
-            }
+            let (rows, n_rows) = match segment {
+                Segment::Text(ids) => (Rows::Tokens(ids), ids.len()),
+                Segment::Image(rows) => (Rows::Embeddings(rows), rows.len() / d_model),
+            };
+            self.decode(sequence, tokens.by_ref().take(n_rows), rows, output)?;
         }
         if goal != Goal::Logits {
             // Nothing above the hook was computed, so no other row may look at these.
@@ -120,8 +128,7 @@ impl<'a> Decoder<'a> {
         rows: Rows<'_>,
         output: Output,
     ) -> Result<()> {
-        let submitted = tokens.map(|token| Row { sequence, token });
-        self.context.hook().cursor.submit(submitted);
+        self.submit(tokens.map(|token| Row { sequence, token }));
         self.context.decode(sequence, rows, output)?;
         self.check_hook()
     }
@@ -132,9 +139,16 @@ impl<'a> Decoder<'a> {
             sequence,
             token: Token::generated(id),
         });
-        self.context.hook().cursor.submit(rows);
+        self.submit(rows);
         self.context.decode_side_by_side(sequences, ids)?;
         self.check_hook()
+    }
+
+    /// Announces rows to the hook, which sees none where it is off.
+    fn submit(&mut self, rows: impl Iterator<Item = Row>) {
+        if self.hooked {
+            self.context.hook().cursor.submit(rows);
+        }
     }
 
     fn check_hook(&mut self) -> Result<()> {

@@ -1,50 +1,115 @@
 //! Ranking an image's features: pooling activations over positions. Pure arithmetic.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use gguf_tools::sae::Baseline;
 
 use crate::activations::Activations;
-use crate::tokens::{Positions, Token, TokenKind};
+use crate::tokens::{Positions, Token, TokenKind, Words};
 use crate::{Error, Result};
 
-/// The positions that are pooled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
-    /// Image rows.
-    Image,
-    /// The prompt's text.
-    Prompt,
-    /// Every row of the prompt.
-    All,
-    /// One position; a negative one counts from the prompt's end.
-    Position(i64),
+/// The positions that are pooled: kinds of rows, and places in the prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    kinds: Positions,
+    /// First and last position of each range; negative ones count from the prompt's end.
+    ranges: Vec<(i64, i64)>,
 }
 
 impl Over {
-    /// Reads `image`, `prompt`, `all` or a position.
+    /// Image rows.
+    pub const IMAGE: Self = Self {
+        kinds: Positions::IMAGE,
+        ranges: Vec::new(),
+    };
+    /// The prompt's text but for its special tokens, whose rows are unlike all others: the first one's
+    /// is often ten times as long (Xiao et al., *Efficient Streaming Language Models with Attention
+    /// Sinks*, 2023).
+    pub const PROMPT: Self = Self {
+        kinds: Positions {
+            prompt: true,
+            ..Positions::NONE
+        },
+        ranges: Vec::new(),
+    };
+
+    /// Reads a comma-separated list of `image`, `prompt`, `generated`, `all` (image and prompt),
+    /// positions such as `586` or `-3`, and ranges such as `5..9` or `-4..-1`, both ends included.
+    /// Special tokens belong to `prompt` and `all` where `special` is in the list too, and always to a
+    /// position that is given as a number.
     ///
     /// # Errors
-    /// Any other word.
-    pub fn parse(word: &str) -> Result<Self> {
-        match word {
-            "image" => Ok(Self::Image),
-            "prompt" => Ok(Self::Prompt),
-            "all" => Ok(Self::All),
-            _ => word.parse().map(Self::Position).map_err(|_| {
-                Error::invalid(format!("`{word}` is no set of positions"))
-                    .with_hint("use `image`, `prompt`, `all`, or a position such as 586 or -3")
-            }),
+    /// Another word, or a list that names nothing.
+    pub fn parse(list: &str) -> Result<Self> {
+        let all = Positions {
+            generated: false,
+            ..Positions::ALL
+        };
+        let mut words = Words::default();
+        let mut ranges = Vec::new();
+        for word in list.split(',').map(str::trim) {
+            if words.take(word, all) {
+                continue;
+            }
+            let (from, to) = word.split_once("..").unwrap_or((word, word));
+            let range = from.parse().ok().zip(to.parse().ok()).ok_or_else(|| {
+                Error::invalid(format!("`{word}` is not a set of positions")).with_hint(
+                    "use `image`, `prompt`, `special`, `generated`, `all`, a position such as 586 \
+                     or -3, a range such as 5..9, or a list of them",
+                )
+            })?;
+            ranges.push(range);
         }
+        let kinds = Positions {
+            special: words.special.unwrap_or(false),
+            ..words.named
+        };
+        if kinds == Positions::NONE && ranges.is_empty() {
+            return Err(Error::invalid(format!("`{list}` names no position"))
+                .with_hint("special tokens are left out unless `special` is in the list"));
+        }
+        Ok(Self { kinds, ranges })
     }
 
     /// The kinds of rows that hold them.
-    pub fn kinds(self) -> Positions {
+    pub fn kinds(&self) -> Positions {
+        let anywhere = !self.ranges.is_empty();
         Positions {
-            image: self != Self::Prompt,
-            prompt: self != Self::Image,
-            generated: false,
+            image: self.kinds.image || anywhere,
+            prompt: self.kinds.prompt || anywhere,
+            special: self.kinds.special || anywhere,
+            generated: self.kinds.generated,
         }
+    }
+}
+
+impl fmt::Display for Over {
+    /// In words, as a phrase such as "the image tokens".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = self.kinds;
+        let mut phrases: Vec<String> = match (kinds.image, kinds.prompt, kinds.special) {
+            (true, true, true) => vec!["all tokens of the prompt".into()],
+            (true, true, false) => vec!["all tokens of the prompt but special ones".into()],
+            (image, prompt, special) => {
+                let text = match (prompt, special) {
+                    (true, true) => Some("the prompt's text tokens"),
+                    (true, false) => Some("the prompt's text tokens but special ones"),
+                    (false, true) => Some("the prompt's special tokens"),
+                    (false, false) => None,
+                };
+                let image = image.then_some("the image tokens");
+                image.into_iter().chain(text).map(String::from).collect()
+            }
+        };
+        if kinds.generated {
+            phrases.push("the generated tokens".into());
+        }
+        phrases.extend(self.ranges.iter().map(|(from, to)| match from == to {
+            true => format!("position {from}"),
+            false => format!("positions {from} to {to}"),
+        }));
+        f.write_str(&phrases.join(", "))
     }
 }
 
@@ -78,41 +143,65 @@ pub struct FeatureScore {
     pub n_tokens: usize,
 }
 
-/// The pooled positions of a prompt, rising.
+/// The pooled positions of a run, rising. `tokens` are the prompt's, and those that were generated.
 ///
 /// # Errors
-/// A position outside of the prompt, or none at all (`image` without an image).
-pub fn pooled_positions(tokens: &[Token], over: Over) -> Result<Vec<usize>> {
+/// A position outside of the prompt, a range whose end comes first, or no position at all (`image`
+/// without an image).
+pub fn pooled_positions(tokens: &[Token], over: &Over) -> Result<Vec<usize>> {
     let n_prompt = tokens
         .iter()
         .filter(|token| token.kind != TokenKind::Generated)
         .count();
-    if let Over::Position(position) = over {
-        let length = i64::try_from(n_prompt).expect("prompts are short");
-        let from_start = if position < 0 {
-            position + length
-        } else {
-            position
-        };
-        return usize::try_from(from_start)
-            .ok()
-            .filter(|&position| position < n_prompt)
-            .map(|position| vec![position])
-            .ok_or_else(|| {
-                Error::invalid(format!(
-                    "no position {position}: the prompt has {n_prompt} rows"
-                ))
-                .with_hint(format!("use {} to {}", -length, length - 1))
-            });
+    let mut is_pooled: Vec<bool> = tokens
+        .iter()
+        .map(|&token| over.kinds.contain(token))
+        .collect();
+    for &(from, to) in &over.ranges {
+        let range = from_start(from, n_prompt)?..=from_start(to, n_prompt)?;
+        if range.is_empty() {
+            return Err(Error::invalid(format!(
+                "no position in {from}..{to}: the prompt has {n_prompt} rows"
+            ))
+            .with_hint("the end of a range comes after its start"));
+        }
+        is_pooled[range].fill(true);
     }
-    let kinds = over.kinds();
-    let is_pooled = |&position: &usize| kinds.contain(tokens[position].kind);
-    let positions: Vec<usize> = (0..n_prompt).filter(is_pooled).collect();
+    let positions: Vec<usize> = (0..tokens.len()).filter(|&i| is_pooled[i]).collect();
     if positions.is_empty() {
-        return Err(Error::invalid("there are no image rows to look at")
-            .with_hint("give an image, or use `--over prompt`"));
+        return Err(nothing_pooled(tokens, over));
     }
     Ok(positions)
+}
+
+/// A position of a prompt of `n_prompt` rows, counted from its start.
+fn from_start(position: i64, n_prompt: usize) -> Result<usize> {
+    let length = i64::try_from(n_prompt).expect("prompts are short");
+    let from_start = match position {
+        0.. => position,
+        _ => position.saturating_add(length),
+    };
+    let found = usize::try_from(from_start).ok();
+    found
+        .filter(|&position| position < n_prompt)
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "no position {position}: the prompt has {n_prompt} rows"
+            ))
+            .with_hint(format!("use {} to {}", -length, length - 1))
+        })
+}
+
+fn nothing_pooled(tokens: &[Token], over: &Over) -> Error {
+    if *over == Over::IMAGE {
+        return Error::invalid("there are no image rows to look at")
+            .with_hint("give an image, or use `--over prompt`");
+    }
+    let error = Error::invalid(format!("there is no position to look at: {over}"));
+    match over.kinds.prompt && tokens.iter().any(|token| token.is_special) {
+        true => error.with_hint("the text has special tokens only: use `--over prompt,special`"),
+        false => error,
+    }
 }
 
 /// Ranks the features that are active at `positions`, best first, by lift if there is a `baseline`,

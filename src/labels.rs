@@ -5,8 +5,8 @@ use crate::{Error, Result};
 /// Candidates that an error about an ambiguous label lists.
 const MAX_CANDIDATES: usize = 8;
 
-/// The feature that `name` means: an index below `d_sae`, a label, or a text that is part of exactly
-/// one label (in upper or lower case).
+/// The feature that `name` means: an index below `d_sae`, a label as it stands, one label in upper or
+/// lower case, or a text that is part of exactly one label (in upper or lower case).
 ///
 /// # Errors
 /// An index out of range, a text that no label holds, or one that several hold.
@@ -31,6 +31,9 @@ pub(crate) fn find_feature<'a>(
         labels.filter(|(_, label)| matches(label)).collect()
     };
     let mut found = search(&|label| label == name);
+    if found.is_empty() {
+        found = search(&|label| label.to_lowercase() == wanted);
+    }
     if found.is_empty() {
         found = search(&|label| label.to_lowercase().contains(&wanted));
     }

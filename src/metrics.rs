@@ -1,9 +1,9 @@
 //! How well an SAE fits this model: `SAELens`' evaluation (`sae_lens/evals.py`, 6.54), for text and
 //! image rows apart.
 //!
-//! As there, the rows of tokens that begin, end, separate or pad texts do not count.
+//! As there, the rows of special tokens ([`Model::is_special`](crate::llama::Model::is_special)) do
+//! not count.
 
-use crate::features::Over;
 use crate::llama::{AddBos, Sampling};
 use crate::prompt::Prompt;
 use crate::run::RunOptions;
@@ -36,7 +36,7 @@ impl Metrics {
             text: fit.clone(),
             image: fit,
             loss: Loss::default(),
-            special: session.model().structural_tokens(),
+            special: session.model().special_tokens(),
         }
     }
 
@@ -45,7 +45,7 @@ impl Metrics {
     /// # Errors
     /// As [`Session::run`].
     pub fn add(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, Over::All.kinds())?;
+        self.add_rows(session, prompt, Positions::ALL)?;
         self.add_losses(session, prompt)
     }
 
@@ -54,7 +54,7 @@ impl Metrics {
     /// # Errors
     /// As [`Session::run`].
     pub fn add_image(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, Over::Image.kinds())
+        self.add_rows(session, prompt, Positions::IMAGE)
     }
 
     fn add_rows(&mut self, session: &mut Session, prompt: &Prompt, kinds: Positions) -> Result<()> {
@@ -73,7 +73,7 @@ impl Metrics {
         let rows = trace.residuals.chunks_exact(sae.meta().d_in);
         for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
             let is_special = token.id.is_some_and(|id| self.special.contains(&id));
-            if is_special || !kinds.contain(token.kind) {
+            if is_special || !kinds.contain(*token) {
                 continue;
             }
             let mut reconstruction = row.to_vec();
@@ -117,7 +117,8 @@ pub fn text_prompts(session: &Session, text: &str) -> Result<Vec<Prompt>> {
         return Err(Error::invalid("the text is empty"));
     }
     let chunks = ids.chunks(TEXT_CONTEXT - start.len());
-    let prompts = chunks.map(|chunk| Prompt::of_text([&start[..], chunk].concat()));
+    let prompts =
+        chunks.map(|chunk| Prompt::of_text(session.model(), [&start[..], chunk].concat()));
     Ok(prompts.collect())
 }
 

@@ -96,33 +96,41 @@ impl Prompt {
             }
             (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
         }
-        let d_model = model.d_model();
-        let tokens: Vec<Token> = segments
-            .iter()
-            .flat_map(|segment| match segment {
-                Segment::Text(ids) => ids.iter().map(|&id| Token::text(id)).collect(),
-                Segment::Image(rows) => vec![Token::image(); rows.len() / d_model],
-            })
-            .collect();
-        match tokens.last().map(|token| token.kind) {
-            Some(TokenKind::Text) => Ok(Self { segments, tokens }),
+        let prompt = Self::of_segments(model, segments);
+        match prompt.tokens.last().map(|token| token.kind) {
+            Some(TokenKind::Text) => Ok(prompt),
             _ => Err(Error::invalid("the prompt has no text after the image")
                 .with_hint("the model needs a token to answer: add some text, or a newline")),
         }
     }
 
     /// A prompt of these text tokens, as they stand.
-    pub(crate) fn of_text(ids: Vec<i32>) -> Self {
-        let tokens = ids.iter().map(|&id| Token::text(id)).collect();
-        let segments = vec![Segment::Text(ids)];
-        Self { segments, tokens }
+    pub(crate) fn of_text(model: &Model, ids: Vec<i32>) -> Self {
+        Self::of_segments(model, vec![Segment::Text(ids)])
+    }
+
+    fn of_segments(model: &Model, segments: Vec<Segment>) -> Self {
+        let token = |&id: &i32| match model.is_special(id) {
+            true => Token::special(id),
+            false => Token::text(id),
+        };
+        let tokens = segments.iter().flat_map(|segment| match segment {
+            Segment::Text(ids) => ids.iter().map(token).collect(),
+            Segment::Image(rows) => vec![Token::image(); rows.len() / model.d_model()],
+        });
+        Self {
+            tokens: tokens.collect(),
+            segments,
+        }
     }
 
     /// A prompt of its first `n_tokens` text tokens, if there are any.
     pub(crate) fn beginning(&self, n_tokens: usize) -> Option<Self> {
-        let ids = self.tokens.iter().flat_map(|token| token.id);
-        let ids: Vec<i32> = ids.take(n_tokens).collect();
-        (!ids.is_empty()).then(|| Self::of_text(ids))
+        let texts = self.tokens.iter().filter(|token| token.id.is_some());
+        let tokens: Vec<Token> = texts.take(n_tokens).copied().collect();
+        let ids: Vec<i32> = tokens.iter().filter_map(|token| token.id).collect();
+        let segments = vec![Segment::Text(ids)];
+        (!tokens.is_empty()).then_some(Self { segments, tokens })
     }
 
     /// Its pieces, in order.
@@ -133,7 +141,7 @@ impl Prompt {
     /// Its pieces up to the last one whose rows are of these kinds.
     pub(crate) fn segments_to(&self, kinds: Positions) -> &[Segment] {
         let is_last = |segment: &Segment| match segment {
-            Segment::Text(_) => kinds.prompt,
+            Segment::Text(_) => kinds.contain_some(TokenKind::Text),
             Segment::Image(_) => kinds.image,
         };
         let last = self.segments.iter().rposition(is_last);

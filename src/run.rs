@@ -209,14 +209,18 @@ impl Runner<'_> {
 
     /// Whether the prompts of these runs share the blocks below the hook.
     fn shares_prompts(&mut self, prompt: &Prompt, options: &[RunOptions<'_>]) -> Result<bool> {
-        // Above a place in the stream, everything depends on the stream alone.
-        let is_stream = self.context.hook().sae.hook_point().site() == Site::ResidPost;
         let is_possible = self.share_prompts
-            && is_stream
+            && can_share(self.context)
             && options.len() > 1
             && options.iter().all(|run| run.goal() == Goal::Logits);
         Ok(is_possible && self.takes(Shortcut::SharedPrompts, prompt, None)?)
     }
+}
+
+/// Whether sequences of the same tokens can share the blocks below the hook: above a place in the
+/// stream, everything depends on the stream alone.
+pub(crate) fn can_share(context: &mut Context<Tap>) -> bool {
+    context.hook().sae.hook_point().site() == Site::ResidPost
 }
 
 /// What a sequence has generated so far.
@@ -308,24 +312,37 @@ impl RunOptions<'_> {
     }
 }
 
-/// Logits of `ids` behind the first `n_prompt` rows of a context's sequence 0: `on_logits` gets, for
-/// each but the first, its index in `ids` and the logits that it was chosen from, `[n_vocab]`.
+/// Decodes `ids` as generated tokens behind the first `n_prompt` rows of a context's first
+/// `n_sequences` sequences, of which the first has no interventions and the others have those of the
+/// last run. `on_logits` gets, for each id but the first, the sequence, the id's index, and the logits
+/// that it is chosen from there, `[n_vocab]`; those of the first sequence come before the others'.
 pub(crate) fn replay(
-    context: &mut Context<Tap>,
+    decoder: &mut Decoder<'_>,
     n_prompt: usize,
+    n_sequences: usize,
     ids: &[i32],
-    on_logits: &mut dyn FnMut(usize, &[f32]),
+    on_logits: &mut dyn FnMut(usize, usize, &[f32]),
 ) -> Result<()> {
-    context.set_pass(Pass::Unhooked);
-    context.truncate(0, n_prompt)?;
+    for sequence in 0..n_sequences {
+        decoder.context.truncate(sequence, n_prompt)?;
+    }
     let Some((_, inputs)) = ids.split_last() else {
         return Ok(());
     };
     for (i, chunk) in inputs.chunks(REPLAYED_AT_ONCE).enumerate() {
-        context.decode(0, Rows::Tokens(chunk), Output::EveryRow)?;
-        for row_idx in 0..chunk.len() {
-            let logits = context.logits(OutputRow::Index(row_idx));
-            on_logits(i * REPLAYED_AT_ONCE + row_idx + 1, logits);
+        for sequence in 0..n_sequences {
+            decoder.set_pass(match sequence {
+                0 if n_sequences == 1 => Pass::Unhooked,
+                _ if !decoder.shares_prompts => Pass::Whole,
+                0 => Pass::Recorded,
+                _ => Pass::Replayed,
+            });
+            let tokens = chunk.iter().map(|&id| Token::generated(id));
+            decoder.decode(sequence, tokens, Rows::Tokens(chunk), Output::EveryRow)?;
+            for row_idx in 0..chunk.len() {
+                let logits = decoder.context.logits(OutputRow::Index(row_idx));
+                on_logits(sequence, i * REPLAYED_AT_ONCE + row_idx + 1, logits);
+            }
         }
     }
     Ok(())
@@ -367,8 +384,8 @@ pub(crate) fn cross_entropies(
         match segment {
             Segment::Text(ids) => {
                 for chunk in ids.chunks(REPLAYED_AT_ONCE) {
-                    let rows = chunk.iter().map(|&id| Token::text(id));
-                    decoder.decode(0, rows, Rows::Tokens(chunk), Output::EveryRow)?;
+                    let chunk_tokens = tokens[position..][..chunk.len()].iter().copied();
+                    decoder.decode(0, chunk_tokens, Rows::Tokens(chunk), Output::EveryRow)?;
                     for row_idx in 0..chunk.len() {
                         score(decoder.context, OutputRow::Index(row_idx), position);
                         position += 1;

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use gguf_tools::gguf::Overwrite;
 
 use crate::control_vector;
+use crate::decoder::Decoder;
 use crate::encoder::EncoderOptions;
 use crate::hook_point::{HookPoint, Site};
 use crate::image_cache::ImageCache;
@@ -21,7 +22,7 @@ use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{self, Run, RunOptions, Runner};
 use crate::sae::Sae;
-use crate::shortcuts::{Shortcuts, TryShortcuts};
+use crate::shortcuts::{Shortcut, Shortcuts, TryShortcuts};
 use crate::steering::Steering;
 use crate::sweep::{self, Sweep};
 use crate::tap::{Substitute, Tap};
@@ -383,15 +384,28 @@ impl Session {
         run::cross_entropies(context, &node, prompt, substitute, except)
     }
 
-    /// Logits of `ids` behind a prompt that the last run left in sequence 0, without interventions.
+    /// Logits of `ids` behind a prompt that the last runs left in the first `n_sequences` sequences
+    /// ([`run::replay`]).
     pub(crate) fn replay(
         &mut self,
         prompt: &Prompt,
+        n_sequences: usize,
         ids: &[i32],
-        on_logits: &mut dyn FnMut(usize, &[f32]),
+        on_logits: &mut dyn FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
         let context = self.context.as_mut().expect("there was a run");
-        run::replay(context, prompt.tokens().len(), ids, on_logits)
+        let shares_prompts = self.options.share_prompts
+            && run::can_share(context)
+            && self.shortcuts.holds(Shortcut::SharedPrompts);
+        let mut decoder = Decoder::resume(context, &self.node);
+        decoder.shares_prompts = shares_prompts;
+        run::replay(
+            &mut decoder,
+            prompt.tokens().len(),
+            n_sequences,
+            ids,
+            on_logits,
+        )
     }
 
     /// The context, made anew where the last one is too short or has too few sequences.

@@ -52,6 +52,11 @@ impl Shortcuts {
         let holds = [(!is_tried).then_some(true); 3];
         Self { holds }
     }
+
+    /// Whether a shortcut that a run has asked about holds.
+    pub(crate) fn holds(&self, shortcut: Shortcut) -> bool {
+        self.holds[shortcut as usize] == Some(true)
+    }
 }
 
 impl Runner<'_> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::tokens::TokenKind;
+use crate::tokens::{Part, Token, TokenKind};
 use crate::{Error, Result};
 
 pub use crate::tokens::Positions;
@@ -102,7 +102,7 @@ impl FeatureReader {
 #[derive(Clone, Debug)]
 pub struct Steering {
     interventions: Vec<Intervention>,
-    deltas: [Vec<f32>; 3], // for each of `TokenKind::ALL`: [d_model], the sum of what is added; empty where nothing is
+    deltas: [Vec<f32>; 4], // for each of `Part::ALL`: [d_model], the sum of what is added; empty where nothing is
     settings: Vec<Setting>, // by rising feature
 }
 
@@ -167,11 +167,11 @@ impl Steering {
         }
         // Strengths of one feature are summed first, so that `+a` and `-a` cancel.
         strengths.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let mut deltas = <[Vec<f32>; 3]>::default();
-        for (kind, delta) in TokenKind::ALL.into_iter().zip(&mut deltas) {
+        let mut deltas = <[Vec<f32>; 4]>::default();
+        for (part, delta) in Part::ALL.into_iter().zip(&mut deltas) {
             let mut sums = BTreeMap::<usize, f64>::new();
             for (feature, strength, at) in &strengths {
-                if at.contain(kind) {
+                if at.contain_part(part) {
                     *sums.entry(*feature).or_default() += strength;
                 }
             }
@@ -206,11 +206,11 @@ impl Steering {
 
     /// Whether rows of this kind have to go through the whole encoder before [`Steering::apply`].
     pub fn needs_encoder(&self, kind: TokenKind) -> bool {
-        let needs = |setting: &Setting| setting.reader.is_none() && setting.at.contain(kind);
+        let needs = |setting: &Setting| setting.reader.is_none() && setting.at.contain_some(kind);
         self.settings.iter().any(needs)
     }
 
-    /// Edits one row of length `d_model`; tells whether there was something to edit. `encoded` is
+    /// Edits the row of `token`, of length `d_model`; tells whether there was something to edit. `encoded` is
     /// what the whole encoder says of a feature in this row, and is asked where
     /// [`Steering::needs_encoder`] says so.
     ///
@@ -218,13 +218,13 @@ impl Steering {
     /// When a clamp or a factor makes the row too large for 32-bit numbers.
     pub fn apply(
         &mut self,
-        kind: TokenKind,
+        token: Token,
         row: &mut [f32],
         encoded: impl Fn(usize) -> Encoded,
     ) -> Result<bool> {
         // All activations are those of the unmodified row.
         for setting in &mut self.settings {
-            setting.coefficient = if setting.at.contain(kind) {
+            setting.coefficient = if setting.at.contain(token) {
                 let read = match &setting.reader {
                     Some(reader) => Encoded {
                         activation: reader.activation(row),
@@ -237,7 +237,7 @@ impl Steering {
                 0.0
             };
         }
-        let delta = &self.deltas[kind as usize];
+        let delta = &self.deltas[token.part() as usize];
         let mut edited = !delta.is_empty();
         for (x, delta) in row.iter_mut().zip(delta) {
             *x += delta;

@@ -1,5 +1,7 @@
 //! A sweep: one prompt under several interventions at once, and how far each is from the original.
 
+use std::collections::BTreeMap;
+
 use crate::llama::Sampling;
 use crate::logits::{kl_divergence, log_prob};
 use crate::prompt::Prompt;
@@ -23,8 +25,13 @@ pub struct Sweep {
 pub struct ScoredRun {
     /// The run.
     pub run: Run,
-    /// `KL(original ‖ this)` of the first generated token, in nats.
-    pub kl: f64,
+    /// How far the distributions are from the original's along the original's text, in nats: the mean
+    /// over its tokens `y` of `KL(p(y_t | y_<t) ‖ q(y_t | y_<t))`, where `p` is the model without
+    /// interventions and `q` with them; of an empty text, [`ScoredRun::first_kl`]. None after an
+    /// interruption.
+    pub kl: Option<f64>,
+    /// The same of the first generated token alone.
+    pub first_kl: f64,
     /// The mean log-probability, in nats, that the model **without** interventions gives the tokens of
     /// the text, each after those before it; none of an empty text, or after an interruption.
     pub mean_log_prob: Option<f64>,
@@ -54,9 +61,11 @@ pub(crate) fn sweep(
     let options: Vec<RunOptions<'_>> = std::iter::once(original).chain(steered).collect();
     let runs = session.run_side_by_side(prompt, &options, &mut |_, _| {})?;
     let logits = runs[0].logits.clone();
-    let scored = runs.into_iter().map(|run| {
+    let kls = kl_along_original(session, prompt, &runs)?;
+    let scored = runs.into_iter().enumerate().map(|(i, run)| {
         Ok(ScoredRun {
-            kl: kl_divergence(&logits, &run.logits),
+            kl: kls.as_ref().map(|kls| kls[i]),
+            first_kl: kl_divergence(&logits, &run.logits),
             mean_log_prob: mean_log_prob(session, prompt, &logits, &run.token_ids)?,
             run,
         })
@@ -66,6 +75,34 @@ pub(crate) fn sweep(
         original: steered.remove(0),
         steered,
     })
+}
+
+/// [`ScoredRun::kl`] of each run, the first of which is the original: its tokens, decoded again in
+/// each run's sequence under that run's interventions.
+fn kl_along_original(
+    session: &mut Session,
+    prompt: &Prompt,
+    runs: &[Run],
+) -> Result<Option<Vec<f64>>> {
+    let first = |run: &Run| kl_divergence(&runs[0].logits, &run.logits);
+    let mut sums: Vec<f64> = runs.iter().map(first).collect();
+    let ids = &runs[0].token_ids;
+    let mut originals = BTreeMap::new(); // logits, until the last sequence has been compared
+    let replayed = session.replay(prompt, runs.len(), ids, &mut |sequence, i, logits| {
+        if sequence == 0 {
+            originals.insert(i, logits.to_vec());
+        }
+        sums[sequence] += kl_divergence(&originals[&i], logits);
+        if sequence + 1 == runs.len() {
+            originals.remove(&i);
+        }
+    });
+    let n_tokens = ids.len().max(1) as f64;
+    let means = || sums.iter().map(|sum| sum / n_tokens).collect();
+    match replayed {
+        Err(Error::Interrupted) => Ok(None),
+        other => other.map(|()| Some(means())),
+    }
 }
 
 /// The mean log-probability of `ids` behind the prompt, whose last row has these logits, without
@@ -80,8 +117,8 @@ fn mean_log_prob(
         return Ok(None);
     };
     let mut sum = log_prob(logits, first);
-    let replayed = session.replay(prompt, ids, &mut |i, logits| {
-        sum += log_prob(logits, ids[i])
+    let replayed = session.replay(prompt, 1, ids, &mut |_, i, logits| {
+        sum += log_prob(logits, ids[i]);
     });
     match replayed {
         Err(Error::Interrupted) => Ok(None),

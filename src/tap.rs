@@ -11,7 +11,7 @@ use crate::tokens::{Cursor, Positions, Row, Token};
 /// logits, the model stops at the hook, and behind the last row whose features are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
-    /// The rows whose active features are kept.
+    /// The kinds of rows whose active features are kept; special tokens are kept with the prompt's text.
     pub features: Positions,
     /// The rows themselves, before and after interventions.
     pub residuals: bool,
@@ -141,7 +141,7 @@ impl Sequence {
             return Ok(Edited::Yes);
         }
         // Rows are encoded once, whether their features are kept, needed below, or both.
-        let is_kept = self.keep.features.contain(kind);
+        let is_kept = self.keep.features.contain_some(kind);
         let activations = if is_kept {
             &mut self.trace.activations
         } else {
@@ -161,7 +161,8 @@ impl Sequence {
             return Ok(Edited::No);
         };
         let mut edited = Edited::No;
-        for (row_idx, row) in (first_row_idx..).zip(rows.chunks_exact_mut(d_in)) {
+        let rows_of_tokens = submitted.iter().zip(rows.chunks_exact_mut(d_in));
+        for (row_idx, (submitted, row)) in (first_row_idx..).zip(rows_of_tokens) {
             let decoder_scale = if needs_encoder {
                 sae.decoder_scale(row)
             } else {
@@ -171,7 +172,7 @@ impl Sequence {
                 activation: activations.get(row_idx, feature),
                 decoder_scale,
             };
-            if steering.apply(kind, row, encoded)? {
+            if steering.apply(submitted.token, row, encoded)? {
                 edited = Edited::Yes;
             }
         }

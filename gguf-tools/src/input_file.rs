@@ -20,7 +20,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         let what = if metadata.is_dir() {
             "is a folder, not a file"
         } else {
-            "is no regular file"
+            "is not a regular file"
         };
         return Err(Error::invalid(format!("`{}` {what}", path.display())));
     }

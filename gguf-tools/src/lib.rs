@@ -19,6 +19,7 @@ pub mod llava;
 pub mod output_dir;
 pub mod progress;
 pub mod sae;
+pub mod terminal;
 mod weights;
 
 pub use error::{Error, Result};

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Command, ValueEnum};
+use gguf_tools::terminal::printable;
 use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
 use llava_sae_cpp::scan::ScanPrompt;
@@ -20,16 +21,38 @@ use super::progress::Spinner;
 /// llama.cpp's short flags of several letters, which clap does not know.
 const LONG_NAMES: [(&str, &str); 2] = [("-ngl", "--gpu-layers"), ("-fa", "--flash-attn")];
 
-/// The arguments with llama.cpp's `-ngl` and `-fa` in their long form.
+/// The arguments with llama.cpp's `-ngl` and `-fa` in their long form; values, and what stands behind
+/// `--`, stay as they are.
 pub(super) fn with_long_names(
+    command: &Command,
     args: impl Iterator<Item = OsString>,
-) -> impl Iterator<Item = OsString> {
-    args.map(|arg| {
+) -> Vec<OsString> {
+    let takes_hyphens = flags_whose_values_may_begin_with_a_hyphen(command);
+    let (mut is_value, mut is_behind_dashes) = (false, false);
+    let in_long_form = |arg: OsString| {
+        if is_behind_dashes || std::mem::take(&mut is_value) {
+            return arg;
+        }
         let text = arg.to_str().unwrap_or_default();
+        is_behind_dashes = text == "--";
+        is_value = takes_hyphens.iter().any(|flag| flag == text);
         let (name, value) = text.find('=').map_or((text, ""), |at| text.split_at(at));
-        let long = LONG_NAMES.iter().find(|(short, _)| name == *short);
-        long.map_or_else(|| arg.clone(), |(_, long)| format!("{long}{value}").into())
-    })
+        match LONG_NAMES.iter().find(|(short, _)| name == *short) {
+            Some((_, long)) => format!("{long}{value}").into(),
+            None => arg,
+        }
+    };
+    args.map(in_long_form).collect()
+}
+
+/// Of all commands; other options refuse such values.
+fn flags_whose_values_may_begin_with_a_hyphen(command: &Command) -> Vec<String> {
+    let commands = std::iter::once(command).chain(command.get_subcommands());
+    commands
+        .flat_map(Command::get_arguments)
+        .filter(|argument| argument.is_allow_hyphen_values_set())
+        .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
+        .collect()
 }
 
 /// How much goes to stderr.
@@ -59,7 +82,7 @@ impl Verbosity {
                     log::Level::Warn => "warning",
                     _ => record.target(),
                 };
-                writeln!(out, "{level}: {}", record.args())
+                writeln!(out, "{level}: {}", printable(&record.args().to_string()))
             })
             .init();
     }
@@ -271,6 +294,11 @@ impl ModelArgs {
         let size = self.files()?.image_size()?;
         let pixels = picture.prepare(size, self.image_prep.into())?;
         Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
+    }
+
+    /// The part of a picture that the model sees ([`Picture::kept`]).
+    pub(super) fn kept(&self, picture: &Picture) -> [f32; 4] {
+        picture.kept(self.image_prep.into())
     }
 
     fn is_demo(&self) -> bool {

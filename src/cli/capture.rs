@@ -1,19 +1,18 @@
 //! `capture`: everything the hook saw, as a safetensors file.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use gguf_tools::gguf::Overwrite;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::InterventionArgs;
-use super::new_file::{NewFile, check_is_no_input};
+use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::progress::Spinner;
 use super::{CommandResult, Outcome, saved_set};
 
@@ -27,6 +26,9 @@ pub(super) struct CaptureArgs {
     /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Overwrite the file
+    #[arg(long)]
+    force: bool,
     /// Leave out the logits; with `-n 0`, the model stops at the hook then
     #[arg(long)]
     no_logits: bool,
@@ -58,7 +60,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    check_target(&args)?;
+    let file = start_file(&args)?;
     let mut session = args.model.open(verbosity, interrupt)?;
     let steering = args.interventions.steering(&mut session)?;
     let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
@@ -106,16 +108,17 @@ pub(super) fn run(
         ("interventions", interventions),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-    tensors.write(&args.output, metadata)?;
+    file.finish(&tensors.bytes(metadata)?)?;
     Ok(Outcome::Done)
 }
 
-/// Checks, before any work, that the output can be replaced and is not one of the inputs.
-fn check_target(args: &CaptureArgs) -> llava_sae_cpp::Result<()> {
-    Overwrite::Replace.check(&args.output)?;
+/// Checks, before any work, that the output can be written and is not one of the inputs, and starts
+/// its file.
+fn start_file(args: &CaptureArgs) -> llava_sae_cpp::Result<NewFile> {
     let others = args.image.iter().chain(args.interventions.file());
     let inputs = args.model.given_files().into_iter();
-    check_is_no_input(&args.output, inputs.chain(others.cloned()))
+    check_is_no_input(&args.output, inputs.chain(others.cloned()))?;
+    NewFile::create(&args.output, overwrite(args.force))
 }
 
 /// Named tensors as little-endian bytes.
@@ -180,15 +183,13 @@ impl Tensors {
         self.add(name, Dtype::F32, shape, bytes);
     }
 
-    /// Writes the file, which may replace another.
-    fn write(&self, path: &Path, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<()> {
+    /// The file.
+    fn bytes(&self, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<Vec<u8>> {
         let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
             (*name, view.expect("each tensor's bytes match its shape"))
         });
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| {
-            Error::invalid(format!("cannot make the safetensors file: {error}"))
-        })?;
-        NewFile::create(path, Overwrite::Replace)?.finish(&bytes)
+        safetensors::serialize(views, Some(metadata))
+            .map_err(|error| Error::invalid(format!("cannot make the safetensors file: {error}")))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use gguf_tools::terminal::printable;
 use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Session, Stop};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use super::args::{self, DescribeArgs, Verbosity};
 use super::progress::Spinner;
+use super::table::Score;
 use super::{CommandResult, Failure, Outcome, json, saved_set, table};
 
 /// What `--json` prints.
@@ -52,16 +54,16 @@ pub(super) fn run(
     let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
     let prompt = args.prompt.build(&session, image.as_ref())?;
     let over = if image.is_some() {
-        Over::Image
+        Over::IMAGE
     } else {
-        Over::Prompt
+        Over::PROMPT
     };
 
     let runs = describe(
         &mut session,
         &prompt,
         steering.as_ref(),
-        over,
+        &over,
         &args,
         verbosity,
     )?;
@@ -75,7 +77,7 @@ pub(super) fn run(
 
     let scores = match args.top {
         0 => Vec::new(),
-        top => top_features(&runs[0], &mut session, over, top)?,
+        top => top_features(&runs[0], &mut session, &over, top)?,
     };
     if args.json {
         let report = Report {
@@ -102,18 +104,22 @@ pub(super) fn run(
         let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
         writeln!(io::stdout(), "{report}").map_err(Failure::Output)?;
     } else if args.top > 0 {
-        let title = match over {
-            Over::Image if session.sae().baseline().is_some() => {
+        let title = match (over == Over::IMAGE, session.sae().baseline()) {
+            (true, Some(_)) => {
                 "Features that the image fired most (largest activation over its tokens, less the usual one):"
             }
-            Over::Image => {
+            (true, None) => {
                 "Features that the image fired most (largest activation over its tokens):"
             }
-            _ => "Features that the prompt fired most (largest activation over its tokens):",
+            (false, _) => {
+                "Features that the prompt fired most (largest activation over its tokens, special ones left out):"
+            }
         };
         let mut out = io::stdout().lock();
         writeln!(out)
-            .and_then(|()| table::print_features(&mut out, title, &scores, session.sae()))
+            .and_then(|()| {
+                table::print_features(&mut out, title, &scores, Score::Max, session.sae())
+            })
             .map_err(Failure::Output)?;
     }
     if was_interrupted {
@@ -128,7 +134,7 @@ fn describe(
     session: &mut Session,
     prompt: &Prompt,
     steering: Option<&Steering>,
-    over: Over,
+    over: &Over,
     args: &DescribeArgs,
     verbosity: Verbosity,
 ) -> Result<Vec<Run>, Failure> {
@@ -174,12 +180,12 @@ fn describe(
 fn top_features(
     run: &Run,
     session: &mut Session,
-    over: Over,
+    over: &Over,
     top: usize,
 ) -> llava_sae_cpp::Result<Vec<FeatureScore>> {
     let positions = features::pooled_positions(&run.trace.tokens, over)?;
     let sae = session.sae();
-    let baseline = sae.baseline().filter(|_| over == Over::Image);
+    let baseline = sae.baseline().filter(|_| *over == Over::IMAGE);
     let d_sae = sae.meta().d_sae;
     let acts = &run.trace.activations;
     let mut scores = features::rank(acts, &positions, d_sae, Pool::Max, baseline);
@@ -227,15 +233,19 @@ impl Printer {
         std::mem::replace(&mut self.outcome, Ok(())).map_err(Failure::Output)
     }
 
+    /// A vocabulary may hold control characters, which a terminal is not given; a file or a pipe gets
+    /// what the model wrote.
     fn write(&mut self, text: &str) {
         if !self.on || self.outcome.is_err() {
             return;
         }
         let mut out = io::stdout();
-        self.outcome = out.write_all(text.as_bytes());
-        if self.outcome.is_ok() && self.is_terminal {
-            self.outcome = out.flush();
-        }
+        self.outcome = match self.is_terminal {
+            true => out
+                .write_all(printable(text).as_bytes())
+                .and_then(|()| out.flush()),
+            false => out.write_all(text.as_bytes()),
+        };
     }
 }
 

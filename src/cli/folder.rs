@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use gguf_tools::terminal::one_line;
 use llava_sae_cpp::scan::{Folder, FoundPicture, PICTURE_EXTENSIONS};
 use llava_sae_cpp::{Error, ModelFiles, Result};
 
 use super::args::Verbosity;
-use super::table::one_line;
 
 /// Types of files that a line names.
 const MAX_TYPES: usize = 8;

@@ -22,7 +22,7 @@ const CHANGES: &str = "change";
 #[command(group(ArgGroup::new(CHANGES).multiple(true).args(["steer", "clamp", "ablate", "scale"])))]
 pub(super) struct InterventionArgs {
     /// Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label;
-    /// repeatable, comma-separated too
+    /// repeatable, comma-separated too. Start with about minus the feature's `max` in `features`
     #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
     steer: Vec<Numbers>,
     /// Set the feature's activation to VALUE
@@ -34,7 +34,9 @@ pub(super) struct InterventionArgs {
     /// Multiply the feature's activation by FACTOR
     #[arg(long, value_name = "FEATURE:FACTOR", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
     scale: Vec<Numbers>,
-    /// Positions that these four touch: all, image, prompt, generated, or a list of them
+    /// Positions that these four touch: all, image, prompt (the text before generation, without the
+    /// image), special (its special tokens, such as `<bos>`), generated, or a list of them; no-special
+    /// leaves the special tokens out, as in all,no-special
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, requires = CHANGES, help_heading = "Interventions")]
     at: Positions,
     /// What strengths and values count

@@ -64,13 +64,14 @@ pub(super) struct TokenEntry {
     text: Option<String>,
 }
 
-/// The prompt's positions.
+/// The positions of a prompt, and of what was generated, where features of that are asked for.
 pub(super) fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
     let entry = |(position, &token): (usize, &Token)| TokenEntry {
         position,
         kind: match token.kind {
+            TokenKind::Text => "text",
             TokenKind::Image => "image",
-            TokenKind::Text | TokenKind::Generated => "text",
+            TokenKind::Generated => "generated",
         },
         id: token.id,
         text: session.token_text(token),

@@ -23,7 +23,8 @@ use super::{CommandResult, Failure, Outcome};
 /// of x and y; "never active" is the share of features that no row activates. The loss is the
 /// cross-entropy of the text's tokens in nats, as the model is, with reconstructions in place of all
 /// rows, and with zeros; the score is the part of the cost of zeros that reconstructions save. Rows of
-/// tokens that begin, end, separate or pad texts do not count and are not replaced, as in SAELens.
+/// special tokens, such as `<bos>` and the marks of turns, do not count and are not replaced, as in
+/// SAELens.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct MetricsArgs {
@@ -129,7 +130,7 @@ fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
     let text = String::from_utf8(bytes).map_err(|_| {
-        Error::invalid(format!("`{shown}` is no text in UTF-8"))
+        Error::invalid(format!("`{shown}` is not UTF-8 text"))
             .with_hint("convert it, for example with iconv")
     })?;
     if text.trim().is_empty() {

@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use gguf_tools::terminal::printable;
 use llava_sae_cpp::Error;
 
 use args::{DescribeArgs, Verbosity};
@@ -76,8 +77,8 @@ const EXAMPLES: &str = "\
 Examples:
   llava-sae-cpp assets/pictures/carrot-mushroom.png
       Describe a picture with the embedded demo model
-  llava-sae-cpp --steer carrot:-16 --at image --compare --top 5 assets/pictures/carrot-mushroom.png
-      … list the features it fires, and subtract the carrot feature
+  llava-sae-cpp --steer mushroom:-12 --compare --top 5 assets/pictures/carrot-mushroom.png
+      … list the features it fires, and subtract the mushroom feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
   llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json
@@ -160,7 +161,7 @@ pub(crate) fn main() -> ExitCode {
 /// they are refused there, but for `-v` and `-q`, which every command has.
 fn parse() -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
-    let args = args::with_long_names(std::env::args_os());
+    let args = args::with_long_names(&command, std::env::args_os());
     let matches = command.try_get_matches_from_mut(args)?;
     if let Some(subcommand) = matches.subcommand_name() {
         let misplaced = command.get_arguments().find(|argument| {
@@ -193,9 +194,9 @@ fn exit_code(result: CommandResult) -> ExitCode {
             ExitCode::from(INTERRUPTED)
         }
         Err(Failure::Library(error)) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", printable(&error.to_string()));
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                eprintln!("hint: {}", printable(hint));
             }
             ExitCode::FAILURE
         }

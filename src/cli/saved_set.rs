@@ -100,7 +100,8 @@ fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
         interventions: Option<&'a RawValue>,
     }
     let refused = |what: String| Error::invalid(what).with_hint(SCHEMA_HINT);
-    let no_json = |error: serde_json::Error| refused(format!("`{shown}` is no JSON file: {error}"));
+    let no_json =
+        |error: serde_json::Error| refused(format!("`{shown}` is not a JSON file: {error}"));
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(refused(format!(
             "`{shown}` has more than {MAX_FILE_BYTES} bytes"

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{Error, ScoredRun, Sweep};
@@ -14,14 +15,16 @@ use serde::Serialize;
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{UnitsName, parse_positions};
 use super::progress::Spinner;
-use super::{CommandResult, Failure, Outcome, json, table};
+use super::{CommandResult, Failure, Outcome, json};
 
 /// Steer one feature by several strengths at once, and compare what comes of each
 ///
 /// The image is encoded once; each strength has a prompt of its own, and their tokens are generated
-/// together. The table has, for each strength: KL, the divergence KL(original ‖ steered) of the first
-/// generated token, in nats; logprob, the mean log-probability that the model without interventions
-/// gives the steered text (the lower, the more broken it is); and the text.
+/// together. The table has, for each strength: KL, how far what the model says next is from the
+/// original along the original's text, which is the mean over its tokens of KL(original ‖ steered), in
+/// nats; logprob, the mean log-probability that the model without interventions gives the steered text
+/// (the lower, the more broken it is); and the text. A first range of strengths: from minus twice the
+/// feature's `max`, as `features` shows it, to 0.
 #[derive(Args)]
 pub(super) struct SweepArgs {
     /// The picture; without one, `--prompt` is text only
@@ -30,7 +33,8 @@ pub(super) struct SweepArgs {
     /// The feature and its strengths, both ends included, such as `4501:-8..0:2`
     #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
     steer: Range,
-    /// Positions that are steered: all, image, prompt, generated, or a list of them
+    /// Positions that are steered, as `--at` of the main command has them: all, image, prompt,
+    /// special, generated, or a list of them; no-special leaves the special tokens out
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions)]
     at: Positions,
     /// What strengths count
@@ -120,7 +124,8 @@ struct Point {
     strength: f32,
     #[serde(flatten)]
     output: json::Output,
-    kl: f64,
+    kl: Option<f64>,
+    first_kl: f64,
     mean_log_prob: Option<f64>,
     has_word: Option<bool>,
 }
@@ -184,6 +189,7 @@ fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep
         strength,
         output: json::Output::new(&scored.run),
         kl: scored.kl,
+        first_kl: scored.first_kl,
         mean_log_prob: scored.mean_log_prob,
         has_word: has_word(args, scored),
     };
@@ -215,14 +221,14 @@ fn print_table(
     label: Option<String>,
     sweep: &Sweep,
 ) -> io::Result<()> {
-    let label = label.map(|label| format!(" `{}`", table::one_line(&label)));
+    let label = label.map(|label| format!(" `{}`", one_line(&label)));
     writeln!(
         out,
         "Feature {feature}{} steered at {}:",
         label.unwrap_or_default(),
         args.at.words().join(",")
     )?;
-    let word = args.word.as_deref().map(table::one_line);
+    let word = args.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));
     let title = word.map_or(String::new(), |word| format!("  {word:<width$}"));
     writeln!(out, "  strength       KL  logprob{title}  text")?;
@@ -230,15 +236,14 @@ fn print_table(
     let rows = strengths.zip(&sweep.steered);
     for (strength, scored) in std::iter::once(("original".to_owned(), &sweep.original)).chain(rows)
     {
-        let kl = scored.kl;
-        let log_prob = scored.mean_log_prob;
-        let log_prob = log_prob.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |x| format!("{x:.3}"));
+        let (kl, log_prob) = (number(scored.kl), number(scored.mean_log_prob));
         let answer = has_word(args, scored).map(|has| if has { "yes" } else { "no" });
         let answer = answer.map_or(String::new(), |answer| format!("  {answer:<width$}"));
-        let text = table::one_line(scored.run.text.trim());
+        let text = one_line(scored.run.text.trim());
         writeln!(
             out,
-            "{strength:>10}  {kl:>7.3}  {log_prob:>7}{answer}  {text}"
+            "{strength:>10}  {kl:>7}  {log_prob:>7}{answer}  {text}"
         )?;
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
+use gguf_tools::terminal::one_line;
 use llava_sae_cpp::scan::{
     By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
     images_of_feature,
@@ -12,7 +13,6 @@ use llava_sae_cpp::scan::{
 use serde::Serialize;
 
 use super::folder::warn_of_gap;
-use super::table::one_line;
 use super::{CommandResult, print};
 
 /// List the images that fire a feature most, or the features of a class, from a file of `scan`

@@ -41,7 +41,7 @@ impl MatrixProduct {
         let size = |n: u64| usize::try_from(n).expect("the file is mapped, so its sizes fit");
         let [n_in, n_out] = tensor.dims[..] else {
             return Err(Error::invalid(format!(
-                "`{}` in `{}` is no matrix",
+                "`{}` in `{}` is not a matrix",
                 tensor.name,
                 path.display()
             )));

@@ -117,17 +117,28 @@ impl Model {
         unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
     }
 
-    /// The tokens that begin, end, separate and pad texts, as far as the vocabulary has them.
-    pub fn structural_tokens(&self) -> Vec<i32> {
-        let kinds = [
+    /// Whether a token begins, ends, separates, pads or otherwise structures texts, such as `<bos>`
+    /// and the marks of turns: llama.cpp's control tokens (`LLAMA_TOKEN_ATTR_CONTROL`), and those
+    /// that the vocabulary names.
+    pub fn is_special(&self, token: i32) -> bool {
+        let is_known = usize::try_from(token).is_ok_and(|id| id < self.n_vocab());
+        let named = [
             sys::llama_vocab_bos,
             sys::llama_vocab_eos,
             sys::llama_vocab_sep,
             sys::llama_vocab_pad,
         ];
-        // SAFETY: the vocabulary is alive; a missing token is -1.
-        let ids = kinds.map(|kind| unsafe { kind(self.vocab()) });
-        ids.into_iter().filter(|&id| id >= 0).collect()
+        is_known
+            // SAFETY: the vocabulary is alive and the id is in range.
+            && (unsafe { sys::llama_vocab_is_control(self.vocab(), token) }
+                // SAFETY: the vocabulary is alive; a missing token is -1.
+                || named.iter().any(|named| unsafe { named(self.vocab()) } == token))
+    }
+
+    /// The vocabulary's special tokens ([`Model::is_special`]).
+    pub fn special_tokens(&self) -> Vec<i32> {
+        let n_vocab = i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits");
+        (0..n_vocab).filter(|&id| self.is_special(id)).collect()
     }
 
     /// Filler tokens that pad the vocabulary to the embedding's rows; they must never be sampled.

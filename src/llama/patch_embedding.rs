@@ -33,7 +33,7 @@ impl PatchEmbedding {
         })?;
         let [size, _, n_channels, width] = kernel.dims[..] else {
             return Err(Error::invalid(format!(
-                "`v.patch_embd.weight` in `{}` is no convolution kernel",
+                "`v.patch_embd.weight` in `{}` is not a convolution kernel",
                 path.display()
             )));
         };

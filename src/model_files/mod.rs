@@ -53,7 +53,12 @@ impl ModelFiles {
                 Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
                     .with_hint("make such a folder with `llava-sae-cpp convert`"),
                 None => Error::invalid(format!("`--{role} FILE` is missing"))
-                    .with_hint("name a model, a projector and an SAE, or a folder with `-d DIR`"),
+                    .with_hint(match role {
+                        "model" => {
+                            "add `-m FILE`, and `--mmproj FILE` to see pictures, or a folder with `-d DIR`"
+                        }
+                        _ => "add `--sae FILE`, or a folder with `-d DIR`",
+                    }),
             })
         };
         Ok(Self {

@@ -67,7 +67,7 @@ impl Picture {
         let read_error = |error| gguf_tools::Error::io("read", path)(error);
         let metadata = std::fs::metadata(path).map_err(read_error)?;
         if !metadata.is_file() {
-            return Err(invalid(&"it is no file"));
+            return Err(invalid(&"it is not a file"));
         }
         if metadata.len() > MAX_FILE_BYTES {
             return Err(invalid(&format!(
@@ -127,6 +127,22 @@ impl Picture {
             rgb,
             path: "picture".to_owned(),
         }
+    }
+
+    /// The whole picture.
+    pub fn rgb(&self) -> &RgbImage {
+        &self.rgb
+    }
+
+    /// The part that [`Picture::prepare`] keeps: left, top, width and height as shares of the whole.
+    pub fn kept(&self, prep: ImagePrep) -> [f32; 4] {
+        let (width, height) = self.rgb.dimensions();
+        let side = match prep {
+            ImagePrep::Crop => width.min(height) as f32,
+            ImagePrep::Pad => return [0.0, 0.0, 1.0, 1.0],
+        };
+        let [width, height] = [width, height].map(|length| side / length as f32);
+        [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]
     }
 
     /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`. Scaling is Pillow's bicubic

@@ -140,8 +140,8 @@ fn run(job: &Job) -> Result<()> {
     let text = step(&files, Stage::ReadText, || {
         // Not every vocabulary has all characters; any model has a first token.
         let text = session.prompt(TEXT, PromptForm::Raw, None);
-        let first = session.model().structural_tokens().first().copied();
-        Ok(text.unwrap_or_else(|_| Prompt::of_text(vec![first.unwrap_or(0)])))
+        let first = session.model().special_tokens().first().copied();
+        Ok(text.unwrap_or_else(|_| Prompt::of_text(session.model(), vec![first.unwrap_or(0)])))
     })?;
     let run = step(&files, Stage::RunToken, || run_prompt(&mut session, &text))?;
     step(&files, Stage::ComputeFeatures, || {

@@ -268,7 +268,7 @@ fn open_regular(path: &Path) -> Result<File> {
     let read_error = || gguf_tools::Error::io("read", path);
     // A pipe would wait for ever.
     if !path.metadata().map_err(read_error())?.is_file() {
-        let what = format!("cannot read `{}`: it is no regular file", path.display());
+        let what = format!("cannot read `{}`: it is not a regular file", path.display());
         return Err(Error::invalid(what));
     }
     Ok(File::open(path).map_err(read_error())?)
@@ -287,7 +287,7 @@ fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
     let footer_bytes = u64::from(u32::from_le_bytes(length.try_into().expect("four bytes")));
     if magic != MAGIC || footer_bytes > (n_bytes - 12).min(MAX_FOOTER_BYTES) {
         let what = format!(
-            "`{}` is no Parquet file, or its end is missing",
+            "`{}` is not a Parquet file, or its end is missing",
             path.display()
         );
         return Err(Error::invalid(what).with_hint("make it with `llava-sae-cpp scan` once more"));

@@ -11,6 +11,7 @@ use super::table::ActiveFeature;
 use crate::features::{self, Over, Pool};
 use crate::llama::{self, Model};
 use crate::session::load_model;
+use crate::tokens::Positions;
 use crate::{
     Error, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture, PromptForm, Result, RunOptions,
     Sampling, Session, SessionOptions, Trace, model_files,
@@ -57,7 +58,7 @@ fn read_image(
     let options = RunOptions {
         steering: None,
         keep: Keep {
-            features: Over::Image.kinds(),
+            features: Positions::IMAGE,
             ..Keep::default()
         },
         max_tokens: 0,
@@ -164,7 +165,7 @@ fn features_of(
         Err(error) => return Err(error),
     };
     let trace = read_image(session, &image, prompt)?;
-    let positions = features::pooled_positions(&trace.tokens, Over::Image)?;
+    let positions = features::pooled_positions(&trace.tokens, &Over::IMAGE)?;
     let d_sae = session.sae().meta().d_sae;
     let scores = features::rank(&trace.activations, &positions, d_sae, Pool::Sum, None);
     let mut active: Vec<_> = scores

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{
     Change, DecoderDirection, Encoded, FeatureReader, Intervention, Positions, Steering, Units,
 };
-use crate::tokens::TokenKind;
+use crate::tokens::Token;
 use crate::{Error, Result};
 
 const D_MODEL: usize = 19; // no multiple of the lanes of `dot`
@@ -43,7 +43,7 @@ impl TinySae {
         let mut row = row.to_vec();
         let mut steering = self.steering(interventions).expect("no contradiction");
         steering
-            .apply(TokenKind::Image, &mut row, not_needed)
+            .apply(Token::image(), &mut row, not_needed)
             .expect("small numbers");
         row
     }
@@ -129,17 +129,22 @@ fn each_intervention_has_its_own_positions() {
             at: at("image,generated"),
             ..intervention(1, Change::Add(10.0))
         },
+        Intervention {
+            at: at("prompt,no-special"),
+            ..intervention(1, Change::Add(1.0))
+        },
     ];
     let mut steering = two_features().steering(everything).expect("no overlap");
-    let mut check = |kind, touched: bool, expected: [f32; 2]| {
+    let mut check = |token: Token, touched: bool, expected: [f32; 2]| {
         let mut row = [1.0, 1.0];
-        let edited = steering.apply(kind, &mut row, not_needed);
+        let edited = steering.apply(token, &mut row, not_needed);
         let edited = edited.expect("small numbers");
-        assert_eq!((edited, row), (touched, expected), "{kind:?}");
+        assert_eq!((edited, row), (touched, expected), "{token:?}");
     };
-    check(TokenKind::Image, true, [4.0, 25.0]);
-    check(TokenKind::Text, false, [1.0, 1.0]);
-    check(TokenKind::Generated, true, [-2.0, 17.0]);
+    check(Token::image(), true, [4.0, 25.0]);
+    check(Token::text(5), true, [1.0, 3.0]);
+    check(Token::special(2), false, [1.0, 1.0]);
+    check(Token::generated(5), true, [-2.0, 17.0]);
 }
 
 #[test]
@@ -213,7 +218,7 @@ fn rows_that_become_too_large_are_refused() {
         let result =
             steering
                 .expect("finite numbers")
-                .apply(TokenKind::Text, &mut [1.0, 1.0], not_needed);
+                .apply(Token::text(5), &mut [1.0, 1.0], not_needed);
         assert!(matches!(result, Err(Error::Invalid { .. })), "{change:?}");
     }
 }

@@ -281,7 +281,7 @@ fn folders() {
 fn pictures_that_are_refused() {
     let dir = folder("pictures");
     check(&["/no/such/picture.png"], 1, &["/no/such/picture.png"]);
-    check(&[text(&dir)], 1, &["no file"]);
+    check(&[text(&dir)], 1, &["not a file"]);
     let bad = dir.join("bad.png");
     let bytes = std::fs::read(picture()).expect("a committed file");
     for n_bytes in [0, 5, 40, bytes.len() / 2] {
@@ -524,7 +524,8 @@ fn nothing_is_overwritten_unasked() {
 fn captures_replace_nothing_but_files() {
     let dir = folder("capture-targets");
     let capture = |target: &Path, picture: &str| {
-        run(&["capture", "-q", "-n", "0", "-o", text(target), picture])
+        let args = ["capture", "-q", "-n", "0", "--force", "-o"];
+        run(&[&args[..], &[text(target), picture]].concat())
     };
     let pipe = dir.join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
@@ -541,8 +542,52 @@ fn captures_replace_nothing_but_files() {
     assert_eq!(capture(&link, picture()).status.code(), Some(0));
     assert!(link.is_symlink() && target.metadata().expect("there").len() > 0);
     for role in ["--model", "--mmproj", "--sae"] {
-        check_file(role, &pipe, &["no regular file"]);
+        check_file(role, &pipe, &["not a regular file"]);
     }
+}
+
+/// What is there already stays without `--force`.
+#[test]
+fn captures_overwrite_when_they_are_told_to() {
+    let file = folder("capture-force").join("rows.safetensors");
+    std::fs::write(&file, "kept").expect("a file of our own");
+    let args = ["capture", "-q", "-n", "0", "-o", text(&file), picture()];
+    check(&args, 1, &["exists", "--force"]);
+    assert_eq!(std::fs::read(&file).expect("still there"), b"kept");
+    assert!(run(&[&args[..], &["--force"]].concat()).status.success());
+    assert!(file.metadata().expect("there").len() > 1000);
+}
+
+/// A name that the system does not take is refused before anything is computed, which `-v` would
+/// tell.
+#[cfg(unix)]
+#[test]
+fn names_that_are_too_long() {
+    let dir = folder("long-names");
+    let name = dir.join("a".repeat(300));
+    let page = ["features", "-v", "--html", text(&name), picture()];
+    let capture = ["capture", "-v", "-o", text(&name), picture()];
+    let vector = ["export-cvec", "-v", "--steer", "1:1", "-o", text(&name)];
+    let baseline = ["baseline", "-v", "assets/pictures", "-o", text(&name)];
+    for args in [&page[..], &capture, &vector, &baseline] {
+        check(args, 1, &["cannot write"]);
+        let stderr = String::from_utf8(run(args).stderr).expect("UTF-8");
+        assert!(!stderr.contains("llama"), "{args:?}: {stderr}");
+    }
+    assert!(names(&dir).is_empty());
+}
+
+/// A folder for heat maps that none were written to goes again, and those above it.
+#[test]
+fn heat_maps_that_come_to_nothing_leave_no_folder() {
+    let dir = folder("no-maps");
+    let maps = dir.join("deep/maps");
+    let args = ["features", "--heatmap", text(&maps), "no-such-picture.png"];
+    check(&args, 1, &["no-such-picture.png"]);
+    assert!(names(&dir).is_empty());
+    std::fs::create_dir_all(&maps).expect("a folder of our own");
+    check(&args, 1, &["no-such-picture.png"]);
+    assert!(maps.exists(), "it was there before");
 }
 
 #[test]

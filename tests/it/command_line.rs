@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::fixture::{Example, example, picture, temporary_root};
+use gguf_tools::gguf::TensorType;
+
+use crate::fixture::{Example, Fixture, example, picture, temporary_root};
 
 pub(crate) fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_llava-sae-cpp"));
@@ -52,24 +54,16 @@ fn the_main_job() {
 /// What README shows: the picture's features, and what is left without one of them.
 #[test]
 fn the_readmes_example() {
-    let args = [
-        "--steer",
-        "carrot:-16",
-        "--at",
-        "image",
-        "--compare",
-        "--top",
-        "5",
-    ];
+    let args = ["--steer", "mushroom:-12", "--compare", "--top", "5"];
     let text = stdout(&[&args[..], &["assets/pictures/carrot-mushroom.png"]].concat());
     let expected = "Original output:
 The image shows a carrot at the bottom and a mushroom on the right, on calm water.
 
 Output after intervention:
-The image shows a cat at the bottom and a mushroom on the right, on calm water.
+The image shows a carrot at the bottom, on calm water.
 
 Features that the image fired most (largest activation over its tokens, less the usual one):
-  rank  feature      lift     score       max  tokens  label
+  rank  feature      lift       max  tokens  label
 ";
     let table = text.strip_prefix(expected);
     let rows: Vec<_> = table.expect("the texts above").lines().collect();
@@ -251,6 +245,53 @@ fn help_has_examples() {
     }
     assert!(stdout(&["completions", "bash"]).contains("llava-sae-cpp"));
     assert!(stdout(&["man"]).contains(".TH"));
+}
+
+/// llama.cpp's `-fa` and `-ngl` are flags where a flag may stand, and texts elsewhere.
+#[test]
+fn short_flags_of_several_letters() {
+    let stderr = |args: &[&str]| String::from_utf8(run(args).stderr).expect("UTF-8");
+    assert!(stderr(&["-q", "--", "-fa"]).contains("`-fa`"));
+    assert!(stderr(&["features", "-q", "--", "-ngl"]).contains("`-ngl`"));
+    assert!(stderr(&["features", "--over", "-fa", picture()]).contains("`-fa`"));
+    assert!(stderr(&["-fa", "sometimes", picture()]).contains("--flash-attn"));
+    assert!(stderr(&["-ngl=some", picture()]).contains("--gpu-layers"));
+}
+
+/// A vocabulary's control characters reach a file as they are, and a terminal by their codes.
+#[cfg(unix)]
+#[test]
+fn generated_text_does_not_steer_a_terminal() {
+    let dir = Fixture::Demo.converted(TensorType::F32);
+    let plain = std::fs::read(dir.join("model-f32.gguf")).expect("it was converted");
+    // The piece ` shows`, which every caption has, becomes one of the same length that clears the screen.
+    let (piece, escape) = ("\u{2581}shows", "\u{1b}[2J\u{7}\u{1b}c\t");
+    assert_eq!(piece.len(), escape.len());
+    let start = [&(piece.len() as u64).to_le_bytes()[..], piece.as_bytes()].concat();
+    let found = plain.windows(start.len()).position(|bytes| bytes == start);
+    let at = found.expect("the vocabulary has it") + size_of::<u64>();
+    let mut changed = plain;
+    changed[at..at + escape.len()].copy_from_slice(escape.as_bytes());
+    let model = temporary_root().join("control-characters.gguf");
+    std::fs::write(&model, changed).expect("a file of our own");
+    let model = model.to_str().expect("a plain path");
+    let dir = dir.to_str().expect("a plain path");
+    let args = ["-d", dir, "-m", model, picture()];
+    assert!(stdout(&args).contains(escape), "a pipe gets what it was");
+
+    let command = [&[env!("CARGO_BIN_EXE_llava-sae-cpp")], &args[..]]
+        .concat()
+        .join(" ");
+    let script = Command::new("script")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["-qec", &command, "/dev/null"])
+        .output();
+    let Ok(script) = script else {
+        println!("skipped: the test of a terminal needs `script` of util-linux");
+        return;
+    };
+    let shown = String::from_utf8_lossy(&script.stdout);
+    assert!(shown.contains("\\u{1b}[2J\\u{7}\\u{1b}c\t"), "{shown}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `features`: what is hidden, and several pictures together.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -110,14 +110,126 @@ fn pictures_together_have_the_means_of_their_scores() {
     check(&["features", "--group", "-p", "a"], 2, &["IMAGE"]);
 }
 
-/// Heat maps and pages are of pictures.
+/// Heat maps are of pictures.
 #[test]
 fn texts_have_no_pictures() {
     let target = temporary_root().join("no-picture");
     let target = target.to_str().expect("a plain path");
-    for option in ["--heatmap", "--html"] {
-        check(&["features", option, target, "-p", "a"], 2, &["IMAGE"]);
-    }
+    check(&["features", "--heatmap", target, "-p", "a"], 2, &["IMAGE"]);
     let report = json(&["features", "--json", "-p", "a carrot"]);
     assert!(report["image"].is_null() && report["grid"].is_null());
+    assert_eq!(report["n_image_tokens"], 0);
+}
+
+/// What `--over` names, and the positions where the listed features are active.
+fn over(list: &str, more: &[&str]) -> (Value, BTreeSet<u64>) {
+    let args = ["features", "--json", "--top", "768", "--over", list];
+    let report = json(&[&args[..], more].concat());
+    let mut positions = BTreeSet::new();
+    for feature in report["features"].as_array().expect("a list") {
+        let active = feature["active"].as_array().expect("a list");
+        assert_eq!(feature["n_tokens"], active.len());
+        let largest = active
+            .iter()
+            .map(|pair| pair[1].as_f64().expect("a number"));
+        assert_eq!(largest.fold(0.0, f64::max), number(feature, "max"));
+        positions.extend(
+            active
+                .iter()
+                .map(|pair| pair[0].as_u64().expect("a position")),
+        );
+    }
+    (report, positions)
+}
+
+/// The first row's activations outdo all others, so that a ranking of texts was one of `<bos>`.
+#[test]
+fn special_tokens_are_left_out_unless_they_are_named() {
+    let texts = ["-p", "a carrot on the grass"];
+    let (report, with) = over("prompt,special", &texts);
+    let tokens = report["tokens"].as_array().expect("a list");
+    let is_special = |text: &str| text.starts_with('<') && text.ends_with('>');
+    let special: BTreeSet<u64> = (0..)
+        .zip(tokens)
+        .filter(|(_, token)| is_special(token["text"].as_str().expect("a text")))
+        .map(|(position, _)| position)
+        .collect();
+    // <bos>, and the beginnings and the end of turns.
+    assert_eq!(special.len(), 4, "{tokens:?}");
+    assert_eq!(with.len(), tokens.len());
+    let others: BTreeSet<u64> = with.difference(&special).copied().collect();
+    assert_eq!(over("prompt", &texts).1, others);
+    assert_eq!(over("all", &texts).1, others);
+    assert_eq!(over("special", &texts).1, special);
+    assert_eq!(
+        over("0", &texts).1,
+        BTreeSet::from([0]),
+        "it is given explicitly"
+    );
+    let default = json(&[&["features", "--json", "--top", "768"], &texts[..]].concat());
+    assert_eq!(default["features"], over("prompt", &texts).0["features"]);
+    let table = stdout(&[&["--top", "3", "-n", "1"], &texts[..]].concat());
+    let top = default["features"][0]["feature"].to_string();
+    assert!(table.contains(&format!("     1  {top:>7}")), "{table}");
+    // A text without others says how to see them.
+    let empty = ["features", "--raw-prompt", "-p", ""];
+    check(&empty, 1, &["no position", "--over prompt,special"]);
+}
+
+#[test]
+fn ranges_and_lists_of_positions() {
+    let positions = |list: &str| over(list, &[CARROT]).1;
+    let check_same = |list: &str, expected: &[u64]| {
+        assert_eq!(
+            positions(list),
+            expected.iter().copied().collect(),
+            "{list}"
+        );
+    };
+    check_same("5..9", &[5, 6, 7, 8, 9]);
+    check_same("-3..-1", &[75, 76, 77]);
+    check_same("76..-1,-1, 5", &[5, 76, 77]);
+    let image: Vec<u64> = (4..68).collect();
+    check_same("image", &image);
+    check_same("image,-1", &[&image[..], &[77]].concat());
+    let check = |list: &str, code, words: &[&str]| {
+        check(&["features", "--over", list, CARROT], code, words);
+    };
+    check("5..100", 1, &["no position 100", "78 rows", "hint: "]);
+    check("-79..-1", 1, &["no position -79", "hint: "]);
+    check("9..5", 1, &["9..5", "hint: "]);
+    for list in ["5..", "..5", "5...9", "image,", "no-special", "bos", ""] {
+        check(list, 2, &["--over"]);
+    }
+}
+
+/// The rows of generated tokens, but for the last one, which no run reads.
+#[test]
+fn generated_tokens_have_features() {
+    let (report, positions) = over("generated", &["-n", "5", CARROT]);
+    assert_eq!(positions, (78..82).collect());
+    let tokens = report["tokens"].as_array().expect("a list");
+    assert_eq!(tokens.len(), 82);
+    assert_eq!(tokens[78]["kind"], "generated");
+    assert_eq!(tokens[78]["text"], "The");
+    check(
+        &["features", "--over", "generated", "-n", "0", CARROT],
+        1,
+        &["the generated tokens"],
+    );
+}
+
+/// The score stands beside the largest activation only where it is another number.
+#[test]
+fn tables_show_a_number_once() {
+    let head = |more: &[&str]| {
+        let table = stdout(&[&["features", "-q", "--top", "1", CARROT], more].concat());
+        let head = table.lines().nth(1).expect("a table").split_whitespace();
+        head.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(head(&[]), "rank feature lift max tokens label");
+    assert_eq!(head(&["--over", "all"]), "rank feature max tokens label");
+    for more in [["--pool", "sum"], ["--group", PICTURES[1]]] {
+        assert!(head(&more).contains("score max"), "{more:?}");
+    }
 }

@@ -117,6 +117,29 @@ fn what_was_asked_for_is_reported() {
     );
 }
 
+/// The words of `--at` are those of a saved set.
+#[test]
+fn special_tokens_are_left_out_of_steering() {
+    let steer = ["--steer", "3:2"];
+    for (at, shown) in [
+        ("no-special,all", "all,no-special"),
+        ("image,prompt,generated", "all"),
+        ("special", "special"),
+        ("prompt,no-special", "prompt,no-special"),
+    ] {
+        let report = report(&[&steer[..], &["--at", at]].concat());
+        assert_eq!(report["interventions"][0]["at"], shown, "{at}");
+        let set = folder().join("special.json");
+        std::fs::write(&set, report["interventions"].to_string()).expect("a file of our own");
+        let again = self::report(&["--interventions", text(&set)]);
+        assert_eq!(again["interventions"], report["interventions"], "{at}");
+        assert_eq!(again["steered"], report["steered"], "{at}");
+    }
+    for at in ["no-special", "bos", "image,"] {
+        check_refused(&[&steer[..], &["--at", at]].concat(), 2, &["--at"]);
+    }
+}
+
 /// A comma separates, unless the text with it means one feature.
 #[test]
 fn names_with_commas() {
@@ -134,6 +157,8 @@ fn names_with_commas() {
     check("bird, cat", &[5]);
     check("bird, cat, s,dog, 9", &[5, 3, 9]);
     check("dog,cat,brown", &[3, 7, 4]);
+    // In other letters it is the label that it is, and not part of two.
+    check("Dog,CAT", &[3, 7]);
     // Not the label that holds this text.
     check("1,2", &[1, 2]);
 }
@@ -301,7 +326,7 @@ fn saved_sets_that_are_refused() {
         check_refused(&["--interventions", text(&set)], 1, &words);
     };
     for content in ["", "[", "dog:5", "\u{0}\u{1}"] {
-        check(content, &["no JSON"]);
+        check(content, &["not a JSON file"]);
     }
     for content in ["{}", "5", "null", r#"{"interventions": 5}"#] {
         check(content, &["no list"]);

@@ -3,7 +3,7 @@
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, TokenKind};
+use llava_sae_cpp::{Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token};
 use serde_json::json;
 
 use crate::fixture::{Fixture, exact_options, prompt, temporary_root};
@@ -53,10 +53,10 @@ impl Reference {
         (h, h > f64::from(self.threshold[feature]))
     }
 
-    /// The row after the interventions that touch its kind.
-    fn steer(&self, interventions: &[Intervention], kind: TokenKind, x: &[f64]) -> Vec<f64> {
+    /// The row of `token` after the interventions that touch it.
+    fn steer(&self, interventions: &[Intervention], token: Token, x: &[f64]) -> Vec<f64> {
         let mut steered = x.to_vec();
-        for intervention in interventions.iter().filter(|one| one.at.contain(kind)) {
+        for intervention in interventions.iter().filter(|one| one.at.contain(token)) {
             let w_dec = self.w_dec(intervention.feature);
             let norm = match intervention.units {
                 Units::Raw => 1.0,
@@ -148,8 +148,8 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
     assert_eq!(before.len(), after.len(), "{name}");
     let (mut n_near, mut n_changed) = (0, 0);
     for ((before, after), token) in before.zip(after).zip(&run.trace.tokens) {
-        if !interventions.iter().any(|one| one.at.contain(token.kind)) {
-            assert_eq!(before, after, "{name}: {:?}", token.kind);
+        if !interventions.iter().any(|one| one.at.contain(*token)) {
+            assert_eq!(before, after, "{name}: {token:?}");
             continue;
         }
         n_changed += usize::from(before != after);
@@ -161,10 +161,10 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
             n_near += 1;
             continue;
         }
-        let expected = reference.steer(interventions, token.kind, &x);
+        let expected = reference.steer(interventions, *token, &x);
         // f32: the dot product sums up to 160 products, each of which rounds by up to 6e-8.
         let error = relative_error(&to_f64(after), &expected);
-        assert!(error < 1e-5, "{name}, {:?}: {error:.2e}", token.kind);
+        assert!(error < 1e-5, "{name}, {token:?}: {error:.2e}");
     }
     assert!(n_changed > 0, "{name}: nothing was changed");
     assert!(n_near <= run.trace.tokens.len() / 10, "{name}: {n_near}");
@@ -188,7 +188,15 @@ fn check_formulas(fixture: Fixture) {
             (most, Change::Ablate),
         ],
     ];
-    for at in ["all", "image", "prompt", "generated", "image,generated"] {
+    for at in [
+        "all",
+        "image",
+        "prompt",
+        "generated",
+        "image,generated",
+        "special",
+        "all,no-special",
+    ] {
         for units in [Units::Raw, Units::Unit] {
             for set in sets {
                 let name = format!("{fixture:?}, {set:?}, {units:?}, {at}");

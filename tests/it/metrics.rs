@@ -3,7 +3,7 @@
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, TokenKind,
+    Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token, TokenKind,
 };
 
 use crate::bad_input::check;
@@ -20,7 +20,7 @@ fn close(ours: Option<f64>, expected: f64, tolerance: f64, what: &str) {
 /// A row, its reconstruction, and how many features are active in it.
 type Reconstructed = (Vec<f64>, Vec<f64>, usize);
 
-/// The rows of one kind; the first one, `<bos>`, does not count.
+/// The rows of one kind; those of `<bos>` and of the marks of turns do not count.
 fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstructed> {
     let options = RunOptions {
         steering: None,
@@ -34,12 +34,17 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
     };
     let run = session.run(prompt, options, &mut |_| {});
     let trace = run.expect("the run succeeds").trace;
+    let is_special = |token: &Token| {
+        let text = session.token_text(*token).unwrap_or_default();
+        text.starts_with('<') && text.ends_with('>')
+    };
+    let is_special: Vec<bool> = trace.tokens.iter().map(is_special).collect();
     let sae = session.sae();
     let d_in = sae.meta().d_in;
     let b_dec = sae.file().b_dec().expect("readable");
     let mut found = Vec::new();
-    for (i, row) in trace.residuals.chunks_exact(d_in).enumerate().skip(1) {
-        if trace.tokens[i].kind != kind {
+    for (i, row) in trace.residuals.chunks_exact(d_in).enumerate() {
+        if trace.tokens[i].kind != kind || is_special[i] {
             continue;
         }
         let mut y: Vec<f64> = b_dec.iter().map(|&b| f64::from(b)).collect();

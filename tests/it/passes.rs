@@ -125,7 +125,7 @@ fn rows_that_are_not_asked_for_have_no_features() {
             let row = run.trace.activations.row(row_idx);
             row.collect::<Vec<_>>()
         });
-        match features.contain(token.kind) {
+        match features.contain(*token) {
             true => assert_eq!(some, all, "row {row_idx}"),
             false => assert!(some.is_empty() && !all.is_empty(), "row {row_idx}"),
         }

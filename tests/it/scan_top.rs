@@ -180,11 +180,11 @@ fn files_of_others() {
     let dir = folder("top-foreign");
     let top = |file: &str, words: &[&str]| check(&["top", file, "--feature", "1"], 1, words);
     top("/no/such/file", &["/no/such/file"]);
-    top(text(&dir), &["no regular file"]);
-    top("README.md", &["no Parquet file", "hint: "]);
+    top(text(&dir), &["not a regular file"]);
+    top("README.md", &["not a Parquet file", "hint: "]);
     let file = dir.join("other.parquet");
     fs::write(&file, "").expect("a file of our own");
-    top(text(&file), &["no Parquet file", "hint: "]);
+    top(text(&file), &["not a Parquet file", "hint: "]);
     let schema = Schema::new(vec![Field::new("feature", DataType::Int32, false)]);
     let column = Arc::new(Int32Array::from(vec![1, 2, 3]));
     let batch = RecordBatch::try_new(Arc::new(schema), vec![column]).expect("one column");

@@ -2,7 +2,7 @@
 
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, RunOptions, Sampling};
+use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, Token};
 
 use crate::bad_input::{check, send};
 use crate::command_line::{json, program, run, stdout};
@@ -93,11 +93,115 @@ fn the_original_scores_best_and_nothing_diverges_at_strength_0() {
     let [nothing, much] = &sweep.steered[..] else {
         panic!("two strengths");
     };
-    assert!(nothing.kl < 1e-9, "{}", nothing.kl);
+    assert!(nothing.kl < Some(1e-9), "{:?}", nothing.kl);
     let same = nothing.mean_log_prob.expect("a text");
     assert!((same - original).abs() < ROUNDING, "{same} and {original}");
     assert!(much.kl > nothing.kl);
     assert!(much.mean_log_prob.expect("a text") < original - 0.1);
+}
+
+/// Log-probabilities of logits.
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let logits: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+    logits.iter().map(|x| x - max - sum.ln()).collect()
+}
+
+/// KL along the original's text, beside the distributions of runs by themselves, one for each token
+/// and steering, on a prompt that is longer by the tokens before it.
+#[test]
+fn kl_is_the_mean_along_the_originals_tokens() {
+    const N_TOKENS: usize = 10;
+    let mut session = Fixture::Demo.exact_session();
+    let picture = Fixture::Demo.open_picture(PICTURE);
+    let image = session.encode_image(&picture).expect("it is encoded");
+    let start = "<bos><start_of_turn>user\n<image>\nDescribe the image.<end_of_turn>\n\
+        <start_of_turn>model\n";
+    let prompt_of = |session: &mut Session, text: &str| {
+        let text = format!("{start}{text}");
+        let prompt = session.prompt(&text, PromptForm::Raw, Some(&image));
+        prompt.expect("a valid prompt")
+    };
+    let prompt = prompt_of(&mut session, "");
+    let (feature, strength, _) = Fixture::Demo.oracle().steered(PICTURE)[0].clone();
+    let steerings = [("all", 1.0), ("image", 1.5), ("all,no-special", -1.0)].map(|(at, part)| {
+        let at = Positions::parse(at).expect("valid positions");
+        steering(&mut session, feature, part * strength, at)
+    });
+    let sweep = session
+        .sweep(&prompt, &steerings, N_TOKENS, Sampling::Greedy)
+        .expect("the sweep succeeds");
+    assert_eq!(sweep.original.kl, Some(0.0));
+    let ids = &sweep.original.run.token_ids;
+    assert_eq!(ids.len(), N_TOKENS);
+
+    let mut text = String::new();
+    let mut sums = [0.0; 3];
+    for (i, &id) in ids.iter().enumerate() {
+        let longer = prompt_of(&mut session, &text);
+        let before: Vec<_> = longer
+            .tokens()
+            .iter()
+            .filter_map(|token| token.id)
+            .collect();
+        assert!(
+            before.ends_with(&ids[..i]),
+            "`{text}` is tokenised as it was generated"
+        );
+        let mut distribution = |steering: Option<&Steering>| {
+            let options = RunOptions {
+                steering,
+                keep: Keep {
+                    logits: true,
+                    ..Keep::default()
+                },
+                max_tokens: 0,
+                sampling: Sampling::Greedy,
+            };
+            let run = session.run(&longer, options, &mut |_| {});
+            log_softmax(&run.expect("the run succeeds").logits)
+        };
+        let p = distribution(None);
+        for ((steering, sum), scored) in steerings.iter().zip(&mut sums).zip(&sweep.steered) {
+            let q = distribution(Some(steering));
+            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+            *sum += kl;
+            if i == 0 {
+                assert!((kl - scored.first_kl).abs() < 1e-4 * kl.max(1.0), "{kl}");
+            }
+        }
+        let piece = session.token_text(Token::generated(id));
+        text.push_str(&piece.expect("a text token"));
+    }
+    for (sum, scored) in sums.iter().zip(&sweep.steered) {
+        let (mean, kl) = (sum / N_TOKENS as f64, scored.kl.expect("not interrupted"));
+        // Logits of runs side by side are `NEIGHBOURS` apart, and a mean of some nats is the harder
+        // the smaller.
+        assert!(
+            (kl - mean).abs() < 1e-3 * mean.max(0.1),
+            "{kl}, by itself {mean}"
+        );
+    }
+    assert!(sums[0] > 0.1, "the interventions have an effect: {sums:?}");
+}
+
+/// What is steered in the text only begins behind the first token.
+#[test]
+fn kl_sees_what_the_first_token_does_not() {
+    let mut session = Fixture::Demo.exact_session();
+    let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
+    let (feature, strength, _) = Fixture::Demo.oracle().steered(PICTURE)[0].clone();
+    let generated = Positions::parse("generated").expect("valid positions");
+    let steerings = [steering(&mut session, feature, 4.0 * strength, generated)];
+    let sweep = session
+        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .expect("the sweep succeeds");
+    let [steered] = &sweep.steered[..] else {
+        panic!("one strength");
+    };
+    assert!(steered.first_kl < 1e-9, "{}", steered.first_kl);
+    assert!(steered.kl > Some(0.1), "{:?}", steered.kl);
 }
 
 #[test]
@@ -128,6 +232,9 @@ fn the_command_prints_a_table() {
     let report = json(&[&sweep[..], &["--json", picture]].concat());
     assert_eq!(report["steered"][1]["strength"], -8.0);
     assert_eq!(report["original"]["has_word"], true);
+    let kl = |key: &str| report["steered"][0][key].as_f64().expect("a number");
+    // The first token is always `The`.
+    assert!(kl("first_kl") < 0.05 && kl("kl") > 0.1, "{report}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write};
 
 use gguf_tools::gguf::{Gguf, TensorInfo, Value};
+use gguf_tools::terminal::one_line;
 use gguf_tools::{Error, Result};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -44,7 +45,7 @@ fn print_text(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "\n{} keys", metadata.len())?;
     let width = column_width(metadata.iter().map(|(key, _)| key));
     for (key, value) in metadata {
-        writeln!(out, "  {:width$}  {}", printable(key), value_text(value))?;
+        writeln!(out, "  {:width$}  {}", one_line(key), value_text(value))?;
     }
 
     let n_bytes: u64 = tensors.iter().map(|tensor| tensor.n_bytes).sum();
@@ -52,7 +53,7 @@ fn print_text(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {
     let width = column_width(tensors.iter().map(|tensor| &tensor.name));
     for tensor in tensors {
         let dims: Vec<_> = tensor.dims.iter().map(u64::to_string).collect();
-        let (name, type_name) = (printable(&tensor.name), tensor.tensor_type.name());
+        let (name, type_name) = (one_line(&tensor.name), tensor.tensor_type.name());
         writeln!(out, "  {name:width$}  {type_name:7}  {}", dims.join(" × "))?;
     }
     Ok(())
@@ -60,7 +61,7 @@ fn print_text(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {
 
 fn column_width<'a>(names: impl Iterator<Item = &'a String>) -> usize {
     names
-        .map(|name| printable(name).chars().count())
+        .map(|name| one_line(name).chars().count())
         .max()
         .unwrap_or(0)
 }
@@ -82,26 +83,14 @@ fn value_text(value: &Value) -> String {
     let cut = n_characters > SHOWN_CHARACTERS;
     let shown: String = text.chars().take(SHOWN_CHARACTERS).collect();
     match length {
-        Some(length) => format!("{} … ({length})", printable(&shown)),
-        None if cut => format!("{} … ({n_characters} characters)", printable(&shown)),
-        None => printable(&shown),
+        Some(length) => format!("{} … ({length})", one_line(&shown)),
+        None if cut => format!("{} … ({n_characters} characters)", one_line(&shown)),
+        None => one_line(&shown),
     }
 }
 
 fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("plain values with text keys have a JSON form")
-}
-
-/// The text with control characters escaped, so that a file cannot steer the terminal.
-fn printable(text: &str) -> String {
-    let escape = |c: char| {
-        if c.is_control() {
-            c.escape_unicode().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(escape).collect()
 }
 
 fn print_json(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {

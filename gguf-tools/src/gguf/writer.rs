@@ -28,7 +28,8 @@ impl Overwrite {
     /// Checks that a file may take the place of `target`.
     ///
     /// # Errors
-    /// When `target` is a folder, a device or a pipe, or exists and must not be replaced.
+    /// When `target` is a folder, a device or a pipe, exists and must not be replaced, or is a name
+    /// that the operating system refuses, such as one that is too long.
     pub fn check(self, target: &Path) -> Result<()> {
         if let Ok(metadata) = target.metadata()
             && !metadata.is_file()
@@ -36,7 +37,7 @@ impl Overwrite {
             let what = if metadata.is_dir() {
                 "a folder"
             } else {
-                "no regular file"
+                "not a regular file"
             };
             return Err(Error::invalid(format!(
                 "cannot write `{}`: it is {what}",
@@ -45,10 +46,13 @@ impl Overwrite {
             .with_hint("give another output"));
         }
         // Unlike `exists`, this sees a link that leads nowhere.
-        if self == Self::Refuse && target.symlink_metadata().is_ok() {
-            return Err(exists_already(target));
+        match target.symlink_metadata() {
+            Ok(_) if self == Self::Refuse => Err(exists_already(target)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("write", target)(error))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

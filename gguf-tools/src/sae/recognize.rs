@@ -192,7 +192,7 @@ fn unknown(source: &Path) -> Error {
         .map(|(file, format)| format!("{} (`{file}`)", format.name()))
         .collect();
     Error::invalid(format!(
-        "`{}` is no SAE of a known format",
+        "`{}` is not an SAE of a known format",
         source.display()
     ))
     .with_hint(format!(

@@ -245,7 +245,7 @@ fn files() {
         &source,
         &options(),
         &[
-            "no SAE of a known format",
+            "not an SAE of a known format",
             "SAELens (`sae_weights.safetensors`)",
         ],
     );

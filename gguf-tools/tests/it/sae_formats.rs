@@ -184,7 +184,7 @@ fn arrays() {
     check(&[("b_enc.npy", vec![7; 64])], &["`b_enc`"]);
     check(
         &[("notes.txt", b"text".to_vec())],
-        &["`notes.txt` in it is no `.npy` array"],
+        &["`notes.txt` in it is not an `.npy` array"],
     );
     let mut long = b"\x93NUMPY\x02\x00".to_vec();
     long.extend(u32::MAX.to_le_bytes());

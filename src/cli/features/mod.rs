@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::Overwrite;
+use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::features::{Over, Pool};
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Error, Picture, Sae, Session};
@@ -19,19 +20,30 @@ use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
 use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::page::{About, Page};
+use super::table::Score;
 use super::{CommandResult, Failure, Outcome, heatmap, saved_set};
 
 /// List the features that images, or a text, fire
 ///
-/// `--heatmap` draws where the listed features fire, and `--html` makes a page to look around in:
-/// every active feature, every patch and token, and the caption, with interventions beside the
-/// original one.
+/// A feature has an activation at each position: at each patch of a picture and at each token of the
+/// text. Those of the positions that `--over` names are pooled: `--pool` makes one number of them, the
+/// score, by which features are ranked, or by how far their largest activation is above the usual one
+/// (`--rank lift`). A feature's `max` is also where to start with interventions: about minus that
+/// much as `--steer` strength takes what it stands for away.
+///
+/// `--heatmap` draws where the listed features fire, and `--html` makes a page to look around in, of
+/// pictures or of a text: every active feature, every patch and token, and what the model says, with
+/// interventions beside the original.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(group(ArgGroup::new("captions").multiple(true).requires("html").args([
-    "steer", "clamp", "ablate", "scale", "interventions", "max_tokens", "temp", "seed",
+    "steer", "clamp", "ablate", "scale", "interventions",
 ])))]
-#[command(group(ArgGroup::new("outputs").multiple(true).requires("image").args(["heatmap", "html"])))]
+#[command(group(ArgGroup::new("generation").multiple(true).requires("generating").args([
+    "max_tokens", "temp", "seed",
+])))]
+#[command(group(ArgGroup::new("generating").multiple(true).args(["html", "over"])))]
+#[command(group(ArgGroup::new("outputs").multiple(true).args(["heatmap", "html"])))]
 pub(super) struct FeaturesArgs {
     /// The pictures; without one, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
@@ -39,16 +51,22 @@ pub(super) struct FeaturesArgs {
     /// How many features
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
-    /// The positions pooled: image, prompt, all, or one position (negative: from the prompt's end)
-    /// [default: image, and prompt for text only]
+    /// The positions pooled: image, prompt (the text before generation, without the image), special
+    /// (its special tokens, such as `<bos>`), generated, all (image and prompt), a position (negative:
+    /// from the prompt's end), a range such as 5..9 (both ends included), or a list of them [default:
+    /// image, and prompt for text only]
+    ///
+    /// Special tokens, those that begin, end or structure texts, are left out of `prompt` and `all`,
+    /// since their activations would outdo all others; `prompt,special` takes them too, and a position
+    /// given as a number is taken whatever it is.
     #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
     over: Option<Over>,
     /// How activations of several positions become a score
     #[arg(long, value_name = "HOW", default_value = "max")]
     pool: PoolArg,
-    /// Order: by `lift`, the largest activation less the feature's usual one on pictures, or by
-    /// `activation`, the score [default: lift for the image's maxima where the SAE's file has a
-    /// baseline]
+    /// Order: by `lift`, the feature's largest activation less its mean largest activation on the
+    /// pictures of the SAE file's baseline, or by `activation`, the score [default: lift for the
+    /// image's maxima where the file has a baseline]
     #[arg(long, value_name = "ORDER")]
     rank: Option<RankArg>,
     /// Hide these features: indices or labels, comma-separated
@@ -65,10 +83,10 @@ pub(super) struct FeaturesArgs {
     #[arg(long)]
     json: bool,
     /// Draw a PNG for each listed feature: the picture with the activation over its patches
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "image")]
     heatmap: Option<PathBuf>,
-    /// Write one self-contained page: features, heat maps, tokens, captions; `-n`, `--temp`,
-    /// `--seed` and interventions apply to its captions
+    /// Write one self-contained page, of pictures or of a text: features, heat maps, tokens, and what
+    /// the model says, to which `-n`, `--temp`, `--seed` and interventions apply
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Overwrite the files of `--heatmap` and `--html`
@@ -120,20 +138,15 @@ pub(super) fn run(
     verbosity: Verbosity,
     interrupt: Arc<AtomicBool>,
 ) -> CommandResult {
-    let page_file = check_outputs(&args)?;
+    let outputs = start_outputs(&args)?;
     let mut session = args.model.open(verbosity, interrupt)?;
     let steering = args.interventions.steering(&mut session)?;
     let mut page = Page::new(args.about(steering.as_ref(), &mut session)?);
     let hidden = args.hidden(session.sae())?;
-    if args.image.is_empty() {
-        let seen = seen::look(&mut session, None, None, &args, &hidden, verbosity)?;
-        seen.print("text", &args, &mut session)?;
-        return Ok(Outcome::Done);
-    }
-    let stems = heatmap::stems(&args.image);
     let mut group = Vec::new();
-    for (i, (path, stem)) in args.image.iter().zip(&stems).enumerate() {
-        let picture = Some(Picture::open(path)?);
+    for (i, name) in args.names().iter().enumerate() {
+        let path = args.image.get(i);
+        let picture = path.map(|path| Picture::open(path)).transpose()?;
         let steering = steering.as_ref();
         let seen = seen::look(&mut session, picture, steering, &args, &hidden, verbosity)?;
         if args.group {
@@ -143,38 +156,46 @@ pub(super) fn run(
         if i > 0 && !args.json {
             writeln!(io::stdout()).map_err(Failure::Output)?;
         }
-        seen.print(&path.display().to_string(), &args, &mut session)?;
-        let Some(square) = seen.square(&args)? else {
-            continue;
-        };
-        if let Some(dir) = &args.heatmap {
-            seen.draw(&square, dir, stem, &args, &mut session)?;
+        let shown = path.map_or("text".to_owned(), |path| path.display().to_string());
+        seen.print(&shown, &args, &mut session)?;
+        let square = seen.square(&args)?;
+        if let (Some(dir), Some(square)) = (&args.heatmap, &square) {
+            seen.draw(square, dir, name, &args, &mut session)?;
         }
         if args.html.is_some() {
-            page.add(&seen.shown(stem, &square), &mut session);
+            page.add(&seen.shown(name, square.as_ref(), &args), &mut session);
         }
     }
     if args.group {
         seen::print_group(&group, &args, &mut session)?;
     }
-    if let Some(file) = page_file {
+    if let Some(file) = outputs.page {
         file.finish(page.html().as_bytes())?;
     }
     Ok(Outcome::Done)
 }
 
-/// Checks, before any work, that the outputs can be written, and starts the page's file.
-fn check_outputs(args: &FeaturesArgs) -> llava_sae_cpp::Result<Option<NewFile>> {
-    if let Some(dir) = &args.heatmap {
-        std::fs::create_dir_all(dir).map_err(gguf_tools::Error::io("create the folder", dir))?;
-    }
-    let Some(path) = &args.html else {
-        return Ok(None);
-    };
-    let others = args.image.iter().chain(args.interventions.file());
-    let inputs = args.model.given_files().into_iter();
-    check_is_no_input(path, inputs.chain(others.cloned()))?;
-    NewFile::create(path, args.overwrite()).map(Some)
+/// Where results go, apart from stdout.
+struct Outputs {
+    /// The heat maps' folder, which goes again where nothing was written to it.
+    _maps: Option<OutputDir>,
+    page: Option<NewFile>,
+}
+
+/// Checks, before any work, that the outputs can be written, makes the heat maps' folder, and starts
+/// the page's file.
+fn start_outputs(args: &FeaturesArgs) -> llava_sae_cpp::Result<Outputs> {
+    let maps = args.heatmap.as_deref().map(OutputDir::create).transpose()?;
+    let page = args.html.as_deref().map(|path| {
+        let others = args.image.iter().chain(args.interventions.file());
+        let inputs = args.model.given_files().into_iter();
+        check_is_no_input(path, inputs.chain(others.cloned()))?;
+        NewFile::create(path, args.overwrite())
+    });
+    Ok(Outputs {
+        _maps: maps,
+        page: page.transpose()?,
+    })
 }
 
 fn no_baseline() -> Error {
@@ -189,15 +210,40 @@ impl FeaturesArgs {
 
     /// What the score is, in words.
     fn subject(&self) -> String {
-        format!("{} of {}", self.pool.phrase(), described(self.over()))
+        format!("{} of {}", self.pool.phrase(), self.over())
+    }
+
+    /// What the table's scores are; those of a group are means.
+    fn score_is(&self) -> Score {
+        match self.pool {
+            PoolArg::Max if !self.group => Score::Max,
+            _ => Score::Other,
+        }
     }
 
     /// The positions that are pooled.
     fn over(&self) -> Over {
-        self.over.unwrap_or(match self.image.is_empty() {
-            false => Over::Image,
-            true => Over::Prompt,
-        })
+        match (&self.over, self.image.is_empty()) {
+            (Some(over), _) => over.clone(),
+            (None, false) => Over::IMAGE,
+            (None, true) => Over::PROMPT,
+        }
+    }
+
+    /// Tokens to generate, at most: none where nobody looks at them.
+    fn max_tokens(&self) -> usize {
+        match self.html.is_some() || self.over().kinds().generated {
+            true => self.generate.max_tokens,
+            false => 0,
+        }
+    }
+
+    /// What each picture, or the text alone, is called in the names of files and on a page.
+    fn names(&self) -> Vec<String> {
+        match self.image.is_empty() {
+            false => heatmap::stems(&self.image),
+            true => vec!["text".to_owned()],
+        }
     }
 
     /// The rows whose features are shown somewhere.
@@ -234,7 +280,7 @@ impl FeaturesArgs {
             Some(RankArg::Lift) if !has_baseline => Err(no_baseline()),
             Some(RankArg::Lift) => Ok(true),
             None => {
-                let are_maxima = matches!(self.pool, PoolArg::Max) && self.over() == Over::Image;
+                let are_maxima = matches!(self.pool, PoolArg::Max) && self.over() == Over::IMAGE;
                 Ok(has_baseline && are_maxima)
             }
         }
@@ -247,7 +293,7 @@ impl FeaturesArgs {
         session: &mut Session,
     ) -> llava_sae_cpp::Result<About> {
         let has_lift = self.has_lift(session)?;
-        let positions = described(self.over());
+        let positions = self.over().to_string();
         let ranked_by = match has_lift {
             true => format!("largest activation of {positions}, less the usual one on pictures"),
             false => self.subject(),
@@ -284,14 +330,5 @@ impl PoolArg {
             Self::Mean => "mean activation",
             Self::Count => "number of active positions",
         }
-    }
-}
-
-fn described(over: Over) -> String {
-    match over {
-        Over::Image => "the image tokens".to_owned(),
-        Over::Prompt => "the prompt's text tokens".to_owned(),
-        Over::All => "all tokens of the prompt".to_owned(),
-        Over::Position(position) => format!("position {position}"),
     }
 }

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
 
+use gguf_tools::terminal::one_line;
 use image::RgbImage;
 use llava_sae_cpp::features::{self, FeatureScore};
 use llava_sae_cpp::steering::Steering;
-use llava_sae_cpp::{Error, Keep, Picture, Prompt, Run, RunOptions, Session, Stop, TokenKind};
+use llava_sae_cpp::{Error, Keep, Picture, Run, RunOptions, Session, Stop, Token, TokenKind};
 use serde::Serialize;
 
 use super::{ALWAYS_ON, FeaturesArgs};
@@ -49,14 +50,18 @@ struct FeatureReport {
     standing: json::FeatureEntry,
     lift: Option<f32>,
     argmax_position: usize,
-    patches: Vec<f32>, // [rows · columns] of the grid
+    active: Vec<(usize, f32)>, // position and activation, of the pooled positions
+    patches: Vec<f32>,         // [rows · columns] of the grid
 }
 
 /// What a picture, or a text alone, gave.
 pub(super) struct Seen {
     picture: Option<Picture>,
     grid: Option<[usize; 2]>,
-    prompt: Prompt,
+    /// The prompt's, and those that were generated.
+    tokens: Vec<Token>,
+    /// The pooled ones, rising.
+    positions: Vec<usize>,
     /// All that are active at the pooled positions.
     scores: Vec<FeatureScore>,
     run: Run,
@@ -78,12 +83,15 @@ pub(super) fn look(
         .map(|picture| args::encode_picture(session, picture, verbosity))
         .transpose()?;
     let prompt = args.prompt.build(session, image.as_ref())?;
-    let positions = features::pooled_positions(prompt.tokens(), args.over())?;
+    let over = args.over();
+    if !over.kinds().generated {
+        features::pooled_positions(prompt.tokens(), &over)?; // what is wrong is said before the run
+    }
     let mut run = |steering: Option<&Steering>, keep| {
         let options = RunOptions {
             steering,
             keep,
-            max_tokens: args.html.as_ref().map_or(0, |_| args.generate.max_tokens),
+            max_tokens: args.max_tokens(),
             sampling: args.generate.sampling(),
         };
         let _spinner = Spinner::start("running the model", verbosity);
@@ -100,6 +108,10 @@ pub(super) fn look(
     let original = run(None, keep)?;
     let steered = steering.map(|_| run(steering, Keep::default()));
     let steered = steered.transpose()?;
+    // A run that generates nothing may end before the prompt does.
+    let mut tokens = prompt.tokens().to_vec();
+    tokens.extend(original.trace.tokens.iter().skip(tokens.len()));
+    let positions = features::pooled_positions(&tokens, &over)?;
     let has_lift = args.has_lift(session)?;
     let sae = &*session.sae();
     let baseline = sae.baseline().filter(|_| has_lift);
@@ -116,8 +128,9 @@ pub(super) fn look(
     Ok(Seen {
         picture,
         grid: image.map(|image| image.grid),
+        tokens,
+        positions,
         scores,
-        prompt,
         run: original,
         steered,
     })
@@ -134,15 +147,21 @@ impl Seen {
         let scores = self.top(args);
         if !args.json {
             let title = format!("{shown}: {}", args.subject());
-            return table::print_features(&mut io::stdout().lock(), &title, scores, session.sae())
-                .map_err(Failure::Output);
+            return table::print_features(
+                &mut io::stdout().lock(),
+                &title,
+                scores,
+                args.score_is(),
+                session.sae(),
+            )
+            .map_err(Failure::Output);
         }
         let standings = json::features(scores, session.sae());
         let report = Report {
             image: self.picture.as_ref().map(|_| shown.to_owned()),
-            n_image_tokens: self.grid.iter().flatten().product(),
+            n_image_tokens: self.grid.map_or(0, |[rows, columns]| rows * columns),
             grid: self.grid,
-            tokens: json::tokens(self.prompt.tokens(), session),
+            tokens: json::tokens(&self.tokens, session),
             features: standings
                 .into_iter()
                 .zip(scores)
@@ -150,6 +169,7 @@ impl Seen {
                     standing,
                     lift: score.lift,
                     argmax_position: score.argmax_position,
+                    active: self.active(score.feature),
                     patches: self.patches(score.feature),
                 })
                 .collect(),
@@ -196,11 +216,11 @@ impl Seen {
                 continue;
             }
             let label = session.sae().label(score.feature);
-            let label = label.map(|label| format!(" · {}", table::one_line(label)));
+            let label = label.map(|label| format!(" · {}", one_line(label)));
             let map = HeatMap {
                 picture: square,
                 patches: &patches,
-                grid: self.patch_grid(),
+                grid: self.grid.expect("what is drawn has a picture"),
                 title: &format!("feature {}{}", score.feature, label.unwrap_or_default()),
             };
             let path = path(i + 1, score.feature);
@@ -213,12 +233,19 @@ impl Seen {
         Ok(())
     }
 
-    /// What a page shows, `square` being the picture as the model sees it.
-    pub(super) fn shown<'a>(&'a self, name: &str, square: &'a RgbImage) -> Shown<'a> {
+    /// What a page shows, `square` being the picture as the model sees it, if there is one.
+    pub(super) fn shown<'a>(
+        &'a self,
+        name: &str,
+        square: Option<&'a RgbImage>,
+        args: &FeaturesArgs,
+    ) -> Shown<'a> {
+        let picture = self.picture.as_ref();
         Shown {
             name: name.to_owned(),
             picture: square,
-            grid: self.patch_grid(),
+            whole: picture.map(|picture| (picture.rgb(), args.model.kept(picture))),
+            grid: self.grid,
             scores: &self.scores,
             original: &self.run,
             steered: self.steered.as_ref(),
@@ -229,17 +256,22 @@ impl Seen {
         &self.scores[..self.scores.len().min(args.top.get())]
     }
 
-    fn patch_grid(&self) -> [usize; 2] {
-        self.grid.expect("what is drawn has a picture")
-    }
-
     /// A feature's activation at each image row, in reading order.
     fn patches(&self, feature: usize) -> Vec<f32> {
-        let tokens = self.prompt.tokens();
-        let image_rows = (0..tokens.len()).filter(|&i| tokens[i].kind == TokenKind::Image);
-        image_rows
+        let is_patch = |&i: &usize| self.tokens[i].kind == TokenKind::Image;
+        (0..self.tokens.len())
+            .filter(is_patch)
             .map(|position| self.run.trace.activations.get(position, feature))
             .collect()
+    }
+
+    /// The pooled positions where a feature is active, and its activations there.
+    fn active(&self, feature: usize) -> Vec<(usize, f32)> {
+        let activation = |&position: &usize| {
+            let value = self.run.trace.activations.get(position, feature);
+            (value != 0.0).then_some((position, value))
+        };
+        self.positions.iter().filter_map(activation).collect()
     }
 }
 
@@ -259,8 +291,14 @@ pub(super) fn print_group(
             pictures.len(),
             args.subject()
         );
-        return table::print_features(&mut io::stdout().lock(), &title, &scores, sae)
-            .map_err(Failure::Output);
+        return table::print_features(
+            &mut io::stdout().lock(),
+            &title,
+            &scores,
+            args.score_is(),
+            sae,
+        )
+        .map_err(Failure::Output);
     }
     let fires =
         |picture: &[FeatureScore], feature| picture.iter().any(|one| one.feature == feature);

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::RgbImage;
+use gguf_tools::terminal::one_line;
+use image::{RgbImage, imageops};
 use llava_sae_cpp::features::{self, FeatureScore, Pool};
 use llava_sae_cpp::{Run, Session, Token, TokenKind};
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
-use super::table::one_line;
 use super::{heatmap, json, saved_set};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -22,6 +22,9 @@ const SCRIPT: &str = concat!(include_str!("heat.js"), "\n", include_str!("page.j
 
 /// Colours of the heat map, from 0 to the largest activation.
 const N_COLOURS: usize = 65;
+
+/// The longest side of a whole picture, in pixels.
+const WHOLE_SIDE: f32 = 240.0;
 
 /// The page's data.
 #[derive(Serialize)]
@@ -48,12 +51,15 @@ pub(super) struct About {
     pub(super) interventions: Vec<saved_set::Entry>,
 }
 
-/// What one picture adds to a page.
+/// What one picture, or a text, adds to a page.
 pub(super) struct Shown<'a> {
     pub(super) name: String,
-    /// As the model sees it.
-    pub(super) picture: &'a RgbImage,
-    pub(super) grid: [usize; 2],
+    /// As the model sees it; a text has none.
+    pub(super) picture: Option<&'a RgbImage>,
+    /// The whole picture, and the part of it that the model sees: left, top, width and height as
+    /// shares of it.
+    pub(super) whole: Option<(&'a RgbImage, [f32; 4])>,
+    pub(super) grid: Option<[usize; 2]>,
     /// Ranked features, best first.
     pub(super) scores: &'a [FeatureScore],
     /// The run without interventions, with its features.
@@ -64,8 +70,9 @@ pub(super) struct Shown<'a> {
 #[derive(Serialize)]
 struct PictureData {
     name: String,
-    image: String, // a data URL
-    grid: [usize; 2],
+    image: Option<String>, // a data URL
+    whole: Option<Whole>,  // where the model sees a part only
+    grid: Option<[usize; 2]>,
     tokens: Vec<TokenData>, // [n_positions]
     /// Feature, activation, feature, activation … of each position.
     activations: Vec<Vec<Number>>, // [n_positions]
@@ -74,6 +81,13 @@ struct PictureData {
     n_ranked: usize,
     original: Option<Caption>,
     steered: Option<Caption>,
+}
+
+/// A whole picture, small, and the part of it that the model sees.
+#[derive(Serialize)]
+struct Whole {
+    image: String,   // a data URL
+    frame: [f32; 4], // left, top, width, height, as shares of it
 }
 
 #[derive(Serialize)]
@@ -126,7 +140,7 @@ impl Page {
         }
     }
 
-    /// Adds a picture.
+    /// Adds a picture, or a text.
     pub(super) fn add(&mut self, shown: &Shown<'_>, session: &mut Session) {
         let trace = &shown.original.trace;
         let sae = session.sae();
@@ -153,7 +167,10 @@ impl Page {
         let (original, steered) = captions(shown.original, shown.steered);
         self.pictures.push(PictureData {
             name: shown.name.clone(),
-            image: data_url(shown.picture),
+            image: shown.picture.map(data_url),
+            whole: shown
+                .whole
+                .and_then(|(picture, frame)| whole(picture, frame)),
             grid: shown.grid,
             tokens: tokens(&trace.tokens, session),
             activations: everywhere.iter().copied().map(row).collect(),
@@ -196,6 +213,20 @@ fn without_markup(json: &str) -> String {
 fn data_url(picture: &RgbImage) -> String {
     let png = STANDARD.encode(heatmap::png(picture));
     format!("data:image/png;base64,{png}")
+}
+
+/// The picture in small with the frame of what the model sees; none where that is all of it.
+fn whole(picture: &RgbImage, frame: [f32; 4]) -> Option<Whole> {
+    if frame == [0.0, 0.0, 1.0, 1.0] {
+        return None;
+    }
+    let (width, height) = picture.dimensions();
+    let scale = (WHOLE_SIDE / width.max(height) as f32).min(1.0);
+    let [width, height] = [width, height].map(|side| ((side as f32 * scale) as u32).max(1));
+    Some(Whole {
+        image: data_url(&imageops::thumbnail(picture, width, height)),
+        frame,
+    })
 }
 
 fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenData> {

@@ -11,6 +11,7 @@ const state = {
   position: 0,
   held: false, // whether the position stays when the pointer moves on
   query: "",
+  order: "rank", // what the list is sorted by, a key of `orders`
   showsAll: false,
 };
 
@@ -58,13 +59,15 @@ function activations() {
 
 // ---- drawing
 function drawHeat() {
+  if (!state.picture.grid) return;
   const [nRows, nColumns] = state.picture.grid;
   const first = state.picture.firstPatch;
   const values = activations().subarray(first, first + nRows * nColumns);
   const largest = Math.max(...values);
-  const isSmooth = find("input[name=between]:checked").value === "smooth";
+  const between = find("input[name=between]:checked").value;
+  const isSmooth = between === "smooth";
   const scale = isSmooth ? Math.ceil(288 / nColumns) : 1;
-  const strength = Number(find("#strength").value) / 100;
+  const overlay = between === "none" ? 0 : Number(find("#opacity").value) / 100;
   const shares = values.map((value) => (largest > 0 ? value / largest : 0));
   const pixels = isSmooth ? interpolated(shares, nRows, nColumns, scale) : shares;
   const { canvas, image } = stage;
@@ -74,11 +77,11 @@ function drawHeat() {
   const drawing = canvas.getContext("2d");
   const bitmap = drawing.createImageData(canvas.width, canvas.height);
   pixels.forEach((share, i) => {
-    const opacity = strength * Math.min(1, Math.max(0, share) / FADING);
+    const opacity = overlay * Math.min(1, Math.max(0, share) / FADING);
     bitmap.data.set([...colour(share), Math.round(255 * opacity)], 4 * i);
   });
   drawing.putImageData(bitmap, 0, 0);
-  image.style.filter = `grayscale(${strength}) brightness(${1 - (1 - DIMMED) * strength})`;
+  image.style.filter = `grayscale(${overlay}) brightness(${1 - (1 - DIMMED) * overlay})`;
   find("#scale-largest").textContent = number(largest);
   [...stage.patches.querySelectorAll("[role=gridcell]")].forEach((cell, i) => {
     const [row, column] = [Math.floor(i / nColumns) + 1, (i % nColumns) + 1];
@@ -109,7 +112,7 @@ function drawPosition() {
   const at = document.getElementById(`position-${position}`);
   at.classList.add(held ? "held" : "at");
   if (isPatch(position)) stage.patches.setAttribute("aria-activedescendant", at.id);
-  const nColumns = picture.grid[1];
+  const nColumns = picture.grid?.[1];
   const place = position - picture.firstPatch;
   const title = find("#position-title");
   if (isPatch(position)) {
@@ -123,7 +126,7 @@ function drawPosition() {
   const items = row.slice(0, N_AT_POSITION).map(([feature, value]) => {
     const length = element("span", { className: "length" });
     length.style.width = `${(100 * value) / row[0][1]}%`;
-    const button = element("button", { type: "button", onclick: () => choose(feature) },
+    const button = element("button", { type: "button", onclick: () => pick(feature) },
       element("span", { textContent: feature }), labelElement(feature),
       element("span", { className: "number", textContent: number(value) }), length);
     button.setAttribute("aria-pressed", String(feature === state.feature?.feature));
@@ -136,14 +139,25 @@ function drawPosition() {
 }
 
 // ---- the feature list
-const columns = () => ["rank", "feature", "label", data.has_lift ? "lift" : "score", "max", "tokens"];
+const columns = ["rank", "feature", data.has_lift ? "lift" : "score", "max", "tokens"];
+
+// By what the list can be sorted: a key for each feature, the smallest first.
+const orders = {
+  rank: ({ rank }) => rank ?? Infinity,
+  max: ({ max }) => -max,
+  tokens: ({ nTokens }) => -nTokens,
+  feature: ({ feature }) => feature,
+};
 
 function matches() {
   const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
-  return state.picture.features.filter(({ feature }) => {
-    const text = `${feature} ${label(feature) ?? ""}`.toLowerCase();
-    return words.every((word) => text.includes(word));
-  });
+  const key = orders[state.order];
+  return state.picture.features
+    .filter(({ feature }) => {
+      const text = `${feature} ${label(feature) ?? ""}`.toLowerCase();
+      return words.every((word) => text.includes(word));
+    })
+    .sort((a, b) => (key(a) === key(b) ? 0 : key(a) - key(b)));
 }
 
 function drawList() {
@@ -151,9 +165,9 @@ function drawList() {
   const shown = state.showsAll ? found : found.slice(0, N_ROWS);
   const options = shown.map((entry) => {
     const { feature, rank, score, lift, max, nTokens } = entry;
-    const cells = [rank ?? "–", feature, null, number(lift ?? score), number(max), nTokens];
-    const option = element("div", { className: "option", id: `feature-${feature}`, onclick: () => choose(feature) },
-      ...cells.map((cell) => cell === null ? labelElement(feature) : element("span", { className: "number", textContent: cell })));
+    const cells = [rank ?? "–", feature, number(lift ?? score), number(max), nTokens];
+    const option = element("div", { className: "option", id: `feature-${feature}`, onclick: () => pick(feature) },
+      ...cells.map((cell) => element("span", { className: "number", textContent: cell })), labelElement(feature));
     option.setAttribute("role", "option");
     return option;
   });
@@ -194,6 +208,20 @@ function choose(feature) {
   shadeTokens();
   drawPosition();
   markChosen();
+}
+
+// Chooses a feature because someone asked for it: it is drawn, and the page's address leads to it.
+function pick(feature) {
+  const none = find("input[name=between][value=none]");
+  if (none.checked) find("input[name=between][value=smooth]").checked = true;
+  choose(feature);
+  history.replaceState(null, "", `#feature=${feature}`);
+}
+
+// The feature that the page's address names, if it is active here.
+function linked() {
+  const [, feature] = /^#feature=(\d+)$/.exec(location.hash) ?? [];
+  return state.picture.byIndex.has(Number(feature ?? NaN)) ? Number(feature) : null;
 }
 
 // ---- positions under the pointer or the keys
@@ -262,7 +290,7 @@ find("#list").addEventListener("keydown", (event) => {
   event.preventDefault();
   const current = options.findIndex((option) => option.getAttribute("aria-selected") === "true");
   const next = options[Math.min(options.length - 1, Math.max(0, current + step))];
-  choose(Number(next.id.slice("feature-".length)));
+  pick(Number(next.id.slice("feature-".length)));
   next.scrollIntoView({ block: "nearest" });
 });
 
@@ -278,8 +306,18 @@ find("#search").addEventListener("input", (event) => {
 });
 find("#search").addEventListener("keydown", (event) => {
   const first = matches()[0];
-  if (event.key === "Enter" && first) choose(first.feature);
+  if (event.key === "Enter" && first) pick(first.feature);
   if (event.key === "ArrowDown") { event.preventDefault(); find("#list").focus(); }
+});
+
+find("#order").addEventListener("change", (event) => {
+  state.order = event.target.value;
+  drawList();
+});
+
+window.addEventListener("hashchange", () => {
+  const feature = linked();
+  if (feature !== null) pick(feature);
 });
 
 for (const input of document.querySelectorAll("#controls input")) input.addEventListener("input", drawHeat);
@@ -305,7 +343,7 @@ function drawCaptions() {
     return made;
   };
   const cards = [];
-  if (original) cards.push(card(steered ? "Original caption" : "Caption", original, "del"));
+  if (original) cards.push(card(steered ? "Original output" : "Output", original, "del"));
   if (steered) cards.push(card("After intervention", steered, "ins", data.interventions.map(describedIntervention).join("; ")));
   find("#captions").replaceChildren(...cards);
   find("#captions").hidden = cards.length === 0;
@@ -328,7 +366,7 @@ function drawTokens() {
   };
   const parts = [element("h3", { textContent: "Prompt" }), chips("text")];
   const caption = chips("generated");
-  if (caption.children.length > 0) parts.push(element("h3", { textContent: "Caption, as the model wrote it" }), caption);
+  if (caption.children.length > 0) parts.push(element("h3", { textContent: "Output, as the model wrote it" }), caption);
   parts.push(element("p", { className: "note", id: "token-scale" }));
   find("#tokens").replaceChildren(...parts);
   const first = find(".chips button");
@@ -336,6 +374,16 @@ function drawTokens() {
 }
 
 function drawPatches() {
+  for (const id of ["stage", "scale", "controls", "whole"]) find(`#${id}`).hidden = !state.picture.grid;
+  if (!state.picture.grid) return;
+  stage.image.src = state.picture.image;
+  const { whole } = state.picture;
+  find("#whole").hidden = !whole;
+  if (whole) {
+    find("#whole img").src = whole.image;
+    const frame = find("#whole span").style;
+    ["left", "top", "width", "height"].forEach((side, i) => { frame[side] = `${100 * whole.frame[i]}%`; });
+  }
   const [nRows, nColumns] = state.picture.grid;
   stage.patches.style.gridTemplate = `repeat(${nRows}, 1fr) / repeat(${nColumns}, 1fr)`;
   const rows = Array.from({ length: nRows }, (_, row) => {
@@ -359,7 +407,6 @@ function open(picture) {
   state.position = 0;
   find("#picture-name").textContent = picture.name;
   document.title = `${picture.name}: features`;
-  stage.image.src = picture.image;
   drawCaptions();
   drawPatches();
   drawTokens();
@@ -370,8 +417,8 @@ function open(picture) {
 
 find("#about").textContent = `Model ${data.model} · SAE ${data.sae}, ${data.hook} · prompt “${data.prompt}”`;
 find("#ranking").textContent = `Ranked by the ${data.ranked_by}.`;
-find("#list-head").replaceChildren(...columns().map((name) =>
-  element("span", { textContent: name, className: name === "label" ? "" : "number" })));
+find("#list-head").replaceChildren(...columns.map((name) => element("span", { textContent: name, className: "number" })));
+find("#order").replaceChildren(...Object.keys(orders).map((name) => element("option", { value: name, textContent: name })));
 find("#scale-colours").style.background = `linear-gradient(to right, ${data.colours.join(", ")})`;
 if (data.pictures.length > 1) {
   const select = find("#picture-choice select");
@@ -380,3 +427,7 @@ if (data.pictures.length > 1) {
   find("#picture-choice").hidden = false;
 }
 open(data.pictures[0]);
+if (linked() !== null) {
+  pick(linked());
+  find(".option[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
+}

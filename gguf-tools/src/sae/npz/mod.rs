@@ -62,7 +62,7 @@ pub(super) fn read(path: &Path) -> Result<(BTreeMap<String, StoredTensor>, Optio
             .ok_or_else(|| damaged(path, "its arrays overlap"))?;
         let file_name = file.name().map_err(broken)?.into_owned();
         let Some(name) = file_name.strip_suffix(".npy") else {
-            let what = format!("`{file_name}` in it is no `.npy` array");
+            let what = format!("`{file_name}` in it is not an `.npy` array");
             return Err(refused(path, &what));
         };
         let array = match file.compression() {

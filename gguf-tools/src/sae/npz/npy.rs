@@ -35,7 +35,7 @@ pub(super) enum Order {
 pub(super) fn read(array: &mut impl Read) -> Result<Header, String> {
     let magic: [u8; 8] = bytes(array)?;
     if !magic.starts_with(b"\x93NUMPY") {
-        return Err("it is no `.npy` array".to_owned());
+        return Err("it is not an `.npy` array".to_owned());
     }
     let (n_start, length) = match magic[6] {
         1 => (10, u32::from(u16::from_le_bytes(bytes(array)?))),
