@@ -4,6 +4,8 @@
 //! Source of the format: `ggml/src/gguf.cpp` of llama.cpp. This module knows nothing of what the
 //! keys and tensors mean.
 
+mod edits;
+mod header;
 mod reader;
 mod shards;
 mod source;
@@ -11,6 +13,7 @@ mod tensor_type;
 mod value;
 mod writer;
 
+pub use edits::Edits;
 pub use reader::{Gguf, TensorInfo};
 pub use shards::ShardName;
 pub use tensor_type::TensorType;

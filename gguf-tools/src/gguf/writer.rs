@@ -8,12 +8,9 @@ use std::path::{Path, PathBuf};
 use flate2::Crc;
 use tempfile::TempPath;
 
-use super::value::Scalar;
-use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorType, Value, tensor_bytes};
+use super::header::{Header, padding};
+use super::{MAX_DIMS, MAX_NAME_BYTES, TensorType, Value, tensor_bytes};
 use crate::{Error, Result};
-
-/// The version written.
-const VERSION: u32 = 3;
 
 /// What to do when the target exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,19 +136,14 @@ impl Writer {
     /// When keys or tensors are there twice or break one of ggml's limits, or the file cannot be
     /// written.
     pub fn begin(self) -> Result<TensorWriter> {
-        let mut header = Vec::from(MAGIC);
-        VERSION.encode(&mut header);
-        (self.tensors.len() as u64).encode(&mut header);
-        (self.metadata.len() as u64).encode(&mut header);
-
+        let mut header = Header::new(self.tensors.len(), self.metadata.len());
         let mut keys = HashSet::new();
         let mut checksum = None;
         for (key, value) in &self.metadata {
             if key.is_empty() || !keys.insert(key.as_str()) {
                 return Err(self.refused(format!("key `{key}` is empty or set twice")));
             }
-            key.encode(&mut header);
-            value.encode(&mut header);
+            header.key(key, value);
             if self.checksum_key.as_ref() == Some(key) {
                 checksum = Some(Checksum {
                     place: (header.len() - size_of::<u32>()) as u64,
@@ -163,7 +155,6 @@ impl Writer {
 
         let mut names = HashSet::new();
         let mut planned = Vec::with_capacity(self.tensors.len());
-        let mut offset = 0;
         for Declared {
             name,
             dims,
@@ -182,20 +173,14 @@ impl Writer {
                     tensor_type.name()
                 )));
             };
-            name.encode(&mut header);
-            (dims.len() as u32).encode(&mut header);
-            dims.iter().for_each(|dim| dim.encode(&mut header));
-            tensor_type.code().encode(&mut header);
-            u64::encode(&offset, &mut header);
+            header.tensor(name, dims, *tensor_type, n_bytes);
             planned.push(Planned {
                 name: name.clone(),
                 tensor_type: *tensor_type,
                 n_columns: dims[0] as usize,
                 n_bytes,
             });
-            offset += n_bytes.next_multiple_of(DEFAULT_ALIGNMENT);
         }
-        header.resize(header.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
 
         let mut writer = TensorWriter {
             file: BufWriter::with_capacity(1 << 20, self.file),
@@ -208,7 +193,7 @@ impl Writer {
             checksum,
             row: Vec::new(),
         };
-        writer.write(&header)?;
+        writer.write(&header.finish())?;
         Ok(writer)
     }
 
@@ -314,8 +299,7 @@ impl TensorWriter {
                 checksum.of_tensors.push(checksum.crc.sum());
                 checksum.crc.reset();
             }
-            let n_padding = n_bytes.next_multiple_of(DEFAULT_ALIGNMENT) - n_bytes;
-            self.write(&[0; DEFAULT_ALIGNMENT as usize][..n_padding as usize])?;
+            self.write(padding(n_bytes))?;
             self.current_idx += 1;
             self.n_written = 0;
         }

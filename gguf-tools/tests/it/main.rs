@@ -1,6 +1,7 @@
 //! Tests of GGUF files, SAE conversion and the command line, through the public interface.
 
 mod command_line;
+mod edits;
 mod gguf_files;
 mod malformed_gguf;
 mod number_types;
