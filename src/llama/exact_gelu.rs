@@ -40,9 +40,10 @@ impl ExactGelu {
         })
     }
 
-    /// Changes `node`, not computed yet, if it is a GELU that ggml would approximate.
+    /// Changes `node`, not computed yet, if it is a GELU that ggml would approximate. It stays
+    /// changed: mtmd builds a graph for each image.
     pub(super) fn put_in(&self, node: &mut sys::ggml_tensor) {
-        if node.op != sys::GGML_OP_UNARY || node.type_ != sys::GGML_TYPE_F32 {
+        if node.op != sys::GGML_OP_UNARY || !is_plain(node) {
             return;
         }
         // SAFETY: the node is a unary operation.
@@ -62,6 +63,19 @@ impl ExactGelu {
             _ => {}
         }
     }
+}
+
+/// Whether the node and its source are contiguous f32, as `quick_gelu` takes them to be.
+fn is_plain(node: &sys::ggml_tensor) -> bool {
+    // SAFETY: a unary operation has one operand, a tensor of the same graph.
+    let Some(source) = (unsafe { node.src[0].as_ref() }) else {
+        return false;
+    };
+    [node, source].into_iter().all(|tensor| {
+        // SAFETY: the tensor is alive.
+        let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
+        is_contiguous && tensor.type_ == sys::GGML_TYPE_F32
+    })
 }
 
 /// Whether the processor's backend computes this node.

@@ -34,7 +34,8 @@ impl MatrixProduct {
     /// `threads` threads of the processor.
     ///
     /// # Errors
-    /// When the file cannot be mapped, or ggml cannot provide the backend or its memory.
+    /// When ggml has no product for the matrix's type, the file cannot be mapped, or ggml cannot
+    /// provide the backend or its memory.
     pub fn load(path: &Path, tensor: &TensorInfo, use_gpu: bool, threads: usize) -> Result<Self> {
         backend::start();
         let file = MappedFile::open(path)?;
@@ -46,6 +47,14 @@ impl MatrixProduct {
                 path.display()
             )));
         };
+        if !has_product(tensor.tensor_type) {
+            return Err(Error::invalid(format!(
+                "`{}` in `{}` is of type {}, which ggml does not multiply by",
+                tensor.name,
+                path.display(),
+                tensor.tensor_type.name()
+            )));
+        }
         let start = size(tensor.offset);
         let bytes = file
             .bytes()
@@ -181,7 +190,7 @@ impl Weights {
     fn new(backend: &Backend, info: &TensorInfo, bytes: &[u8]) -> Result<Self> {
         let context = TensorContext::new(1)?;
         let dim = |i: usize| i64::try_from(info.dims[i]).expect("the file is mapped, so it fits");
-        // SAFETY: the context has room for one tensor, and the header's type is one of ggml's.
+        // SAFETY: the context has room for one tensor, and the type was checked.
         let tensor = unsafe {
             sys::ggml_new_tensor_2d(
                 context.as_ptr(),
@@ -234,7 +243,12 @@ impl Weights {
         // SAFETY: the address lies in the buffer, which holds the whole tensor.
         let status =
             unsafe { sys::ggml_backend_tensor_alloc(buffer.0.as_ptr(), tensor.as_ptr(), data) };
-        debug_assert_eq!(status, sys::GGML_STATUS_SUCCESS);
+        if status != sys::GGML_STATUS_SUCCESS {
+            return Err(backend::failure(
+                "ggml_backend_tensor_alloc",
+                &format!("status {status}"),
+            ));
+        }
         Ok(Self {
             tensor,
             _buffer: buffer,
@@ -249,8 +263,22 @@ fn ggml_type(tensor_type: TensorType) -> sys::ggml_type {
         TensorType::F16 => sys::GGML_TYPE_F16,
         TensorType::Bf16 => sys::GGML_TYPE_BF16,
         TensorType::Q8_0 => sys::GGML_TYPE_Q8_0,
-        TensorType::Other(code) => code,
+        TensorType::Other(code) => code as sys::ggml_type, // signed for some compilers
     }
+}
+
+/// Whether ggml multiplies rows by matrices of this type, on the processor and so everywhere. It
+/// does not ask: integers, f64 and types of inputs (q8_1, q8_K) have no product to call, and types
+/// that were removed from it have blocks of no values.
+fn has_product(tensor_type: TensorType) -> bool {
+    let code = ggml_type(tensor_type);
+    if code >= sys::GGML_TYPE_COUNT {
+        return false;
+    }
+    // SAFETY: the type is in ggml's table.
+    let traits = unsafe { sys::ggml_get_type_traits_cpu(code) };
+    // SAFETY: the table lives as long as the program.
+    unsafe { (*traits).vec_dot }.is_some()
 }
 
 /// ggml's `TENSOR_ALIGNMENT` (`ggml-backend.cpp`); a GGUF file's tensors are aligned to 32 bytes.
@@ -293,5 +321,35 @@ impl Drop for GraphAllocator {
     fn drop(&mut self) {
         // SAFETY: made by ggml and freed once.
         unsafe { sys::ggml_gallocr_free(self.0.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gguf_tools::gguf::TensorType;
+
+    use super::has_product;
+
+    #[test]
+    fn types_without_a_product_are_known() {
+        let others = (0..64)
+            .map(TensorType::Other)
+            .filter(|&other| has_product(other));
+        let with_product: Vec<_> = others.collect();
+        for (code, name) in [(2, "q4_0"), (12, "q4_K"), (23, "iq4_xs"), (39, "mxfp4")] {
+            assert!(with_product.contains(&TensorType::Other(code)), "{name}");
+        }
+        for (code, name) in [
+            (9, "q8_1"),
+            (15, "q8_K"),
+            (24, "i8"),
+            (26, "i32"),
+            (28, "f64"),
+            (31, "q4_0_4_4"),
+            (33, "q4_0_8_8"),
+            (63, "a type of the future"),
+        ] {
+            assert!(!with_product.contains(&TensorType::Other(code)), "{name}");
+        }
     }
 }
