@@ -122,7 +122,8 @@ impl ImageEncoder {
             Some(loaded) => Ok(loaded),
             unloaded => {
                 let options = vision_options(options);
-                let vision = Vision::load(&self.path, Arc::clone(model), options)?;
+                let vision =
+                    Vision::load(&self.path, &self.shape.edits, Arc::clone(model), options)?;
                 Ok(unloaded.insert(vision))
             }
         }

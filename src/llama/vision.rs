@@ -16,6 +16,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use gguf_tools::gguf::{Edits, Gguf};
 use llama_cpp_sys_2 as sys;
 
 use super::backend;
@@ -69,12 +70,22 @@ pub struct Vision {
 }
 
 impl Vision {
-    /// Loads a projector file for `model`. Check both files first.
+    /// Loads a projector file for `model`, as it would be with `edits`. Check both files first.
     ///
     /// # Errors
-    /// When llama.cpp refuses the file.
-    pub fn load(path: &Path, model: Arc<Model>, options: VisionOptions) -> Result<Self> {
-        let c_path = backend::c_path(path)?;
+    /// When llama.cpp refuses the file, or a copy with the edits cannot be written.
+    pub fn load(
+        path: &Path,
+        edits: &Edits,
+        model: Arc<Model>,
+        options: VisionOptions,
+    ) -> Result<Self> {
+        // mtmd reads nothing but paths, and has read all of the file when it returns.
+        let copy = match edits.is_empty() {
+            true => None,
+            false => Some(Gguf::open(path)?.edited_copy(edits)?),
+        };
+        let c_path = backend::c_path(copy.as_deref().unwrap_or(path))?;
         let state = CallbackState::new(Corrections {
             vision_graph: options.vision_graph,
             gelu: ExactGelu::new()?,
@@ -250,8 +261,20 @@ struct Corrections {
 }
 
 impl Corrections {
-    /// Replaces the rows `[patches, class]` by `[class, exact patches]`.
-    fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
+    /// Changes a GELU; whether the rows are wanted.
+    fn on_ask(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+        if self.vision_graph == VisionGraph::AsLlamaCpp {
+            return Ok(false);
+        }
+        self.gelu.put_in(tensor);
+        Ok(appends_class_embedding(tensor))
+    }
+
+    /// Replaces the rows `[patches, class]` by `[class, exact patches]`; whether the graph goes on.
+    fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
+        if self.fault.is_some() {
+            return Ok(false);
+        }
         let width = usize::try_from(tensor.ne[0]).expect("ggml's sizes are not negative");
         let n_rows = n_rows(tensor, width)?;
         if self.patches.len() + width != n_rows * width {
@@ -265,7 +288,7 @@ impl Corrections {
         self.rows.rotate_right(width);
         self.rows[width..].copy_from_slice(&self.patches);
         write_rows(tensor, &self.rows);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -279,20 +302,15 @@ unsafe extern "C" fn on_eval(
     let state = unsafe { &mut *user_data.cast::<Corrections>() };
     // SAFETY: ggml passes a node of the graph that it is computing.
     let tensor = unsafe { &mut *tensor };
-    if ask {
-        if state.vision_graph == VisionGraph::AsLlamaCpp {
-            return false;
-        }
-        state.gelu.put_in(tensor);
-        return appends_class_embedding(tensor);
-    }
-    match catch_panic(|| state.put_right(tensor)) {
-        Ok(()) => true,
-        Err(error) => {
-            state.fault = Some(error);
-            false
-        }
-    }
+    let answer = catch_panic(|| match ask {
+        true => state.on_ask(tensor),
+        false => state.put_right(tensor),
+    });
+    // As for a context: a node is wanted after an error too, and its data phase ends the graph.
+    answer.unwrap_or_else(|error| {
+        state.fault = Some(error);
+        ask
+    })
 }
 
 /// Whether this node is the concatenation with the class embedding **behind**. Should llama.cpp put

@@ -14,6 +14,8 @@ use crate::{Error, Result};
 pub(super) enum Kind {
     /// A u32 between the two.
     Count(u32, u32),
+    /// An i32.
+    Int,
     /// A normal f32 above 0, up to this one.
     Positive(f32),
     /// A finite f32 of at least 0.
@@ -22,6 +24,8 @@ pub(super) enum Kind {
     Flag,
     /// The bool `true`.
     True,
+    /// The bool `false`.
+    False,
     /// A string.
     Text,
     /// One of these strings.
@@ -32,6 +36,10 @@ pub(super) enum Kind {
     Ints,
     /// An array of bools.
     Flags,
+    /// An array of three finite f32.
+    Three,
+    /// An array of three normal f32 above 0.
+    ThreePositive,
 }
 
 impl Kind {
@@ -40,8 +48,18 @@ impl Kind {
             (Self::Count(min, max), Value::U32(n)) => (min..=max).contains(n),
             (Self::Positive(max), Value::F32(x)) => *x >= f32::MIN_POSITIVE && *x <= max,
             (Self::NotNegative, Value::F32(x)) => *x >= 0.0 && x.is_finite(),
-            (Self::Flag, Value::Bool(_)) | (Self::Text, Value::String(_)) => true,
+            (Self::Int, Value::I32(_))
+            | (Self::Flag, Value::Bool(_))
+            | (Self::Text, Value::String(_)) => true,
             (Self::True, Value::Bool(truth)) => *truth,
+            (Self::False, Value::Bool(truth)) => !truth,
+            (Self::Three | Self::ThreePositive, Value::Array(Array::F32(values))) => {
+                let least = match self {
+                    Self::Three => f32::MIN,
+                    _ => f32::MIN_POSITIVE,
+                };
+                values.len() == 3 && values.iter().all(|x| (least..=f32::MAX).contains(x))
+            }
             (Self::OneOf(texts), Value::String(text)) => texts.contains(&&**text),
             (Self::Texts, Value::Array(Array::String(_)))
             | (Self::Ints, Value::Array(Array::I32(_)))
@@ -55,16 +73,20 @@ impl Kind {
             Self::Count(min, max) if min == max => format!("the u32 {min}"),
             Self::Count(0, u32::MAX) => "a u32".to_owned(),
             Self::Count(min, max) => format!("a u32 from {min} to {max}"),
+            Self::Int => "an i32".to_owned(),
             Self::Positive(f32::MAX) => "an f32 above 0".to_owned(),
             Self::Positive(max) => format!("an f32 above 0 and up to {max}"),
             Self::NotNegative => "an f32 of 0 or more".to_owned(),
             Self::Flag => "a bool".to_owned(),
             Self::True => "true".to_owned(),
+            Self::False => "false".to_owned(),
             Self::Text => "a string".to_owned(),
             Self::OneOf(texts) => format!("one of `{}`", texts.join("`, `")),
             Self::Texts => "an array of strings".to_owned(),
             Self::Ints => "an array of i32".to_owned(),
             Self::Flags => "an array of bools".to_owned(),
+            Self::Three => "an array of three finite f32".to_owned(),
+            Self::ThreePositive => "an array of three finite f32 above 0".to_owned(),
         }
     }
 }
@@ -136,6 +158,8 @@ pub(super) enum Role {
     Matrix,
     /// It adds it, or multiplies by it value by value: a norm, a bias, a scale, `RoPE`'s factors.
     Vector,
+    /// It convolves with it (`ggml_conv_2d`).
+    Kernel,
 }
 
 /// Number types that have a product in `type_traits_cpu` (`ggml/src/ggml-cpu/ggml-cpu.c`) and rows in
@@ -169,6 +193,10 @@ pub(super) fn check_tensor(
     }
     let (fits, expected) = match role {
         Role::Vector => (tensor.tensor_type == TensorType::F32, "type f32"),
+        Role::Kernel => (
+            matches!(tensor.tensor_type, TensorType::F32 | TensorType::F16),
+            "type f32 or f16",
+        ),
         Role::Matrix => (
             MATRIX_TYPES.contains(&tensor.tensor_type.name()),
             "a type that ggml multiplies by, such as f16 or q8_0",

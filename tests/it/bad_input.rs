@@ -45,7 +45,7 @@ fn good_files() -> [(&'static str, PathBuf); 3] {
 }
 
 /// Runs with one of the three files exchanged.
-fn check_file(role: &str, bad: &Path, words: &[&str]) {
+pub(crate) fn check_file(role: &str, bad: &Path, words: &[&str]) {
     let mut args = vec![picture()];
     let files = good_files();
     for (option, good) in &files {

@@ -31,6 +31,7 @@ mod passes;
 mod pictures;
 mod preprocessing;
 mod probe;
+mod projectors;
 mod random_sae;
 mod rewritten;
 mod sae_formats;
