@@ -55,7 +55,8 @@ pub struct SessionOptions {
     pub screen: bool,
     /// Whether the prompts of runs side by side share the blocks below the hook, which changes no bit.
     pub share_prompts: bool,
-    /// When what runs leave out is tried against the whole graph.
+    /// When what runs leave out is tried against the whole graph, and the vision encoder's graph, which is
+    /// changed, against the processor's.
     pub try_shortcuts: TryShortcuts,
     /// How a picture becomes square.
     pub image_prep: ImagePrep,

@@ -160,7 +160,7 @@ fn options(steering: Option<&Steering>, keep: Keep) -> RunOptions<'_> {
 }
 
 /// `‖a − b‖ / ‖b − mean(b)‖`.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
     if a.len() != b.len() {
         return f64::NAN;
     }

@@ -1,7 +1,7 @@
 //! llama.cpp's order of vision rows: the defect, and the cure.
 
 use gguf_tools::gguf::TensorType;
-use llava_sae_cpp::{SessionOptions, VisionGraph};
+use llava_sae_cpp::{SessionOptions, TryShortcuts, VisionGraph};
 
 use crate::fixture::{Fixture, IMAGE_EMBEDDINGS, exact_options, relative_error};
 
@@ -30,5 +30,32 @@ fn the_class_row_is_put_right() {
             assert!(cured < IMAGE_EMBEDDINGS, "{fixture:?} {name}: {cured:.2e}");
             assert!(as_it_is > 0.3, "{fixture:?} {name}: {as_it_is:.2e}");
         }
+    }
+}
+
+/// A device on which the correction has no effect, played by the processor without it: it is noticed,
+/// and the rows are right.
+#[test]
+fn corrections_without_effect_are_noticed() {
+    let encode = |fixture: Fixture, vision_graph, try_shortcuts| {
+        let options = SessionOptions {
+            vision_graph,
+            try_shortcuts,
+            ..exact_options()
+        };
+        let mut session = fixture.session(TensorType::F32, options);
+        let mut rows = |name| {
+            let image = session.encode_image(&fixture.open_picture(name));
+            image.expect("the picture is encoded").rows.to_vec()
+        };
+        // The first picture is checked, and the second encoded as it came out.
+        [rows("00.png"), rows("01.png")]
+    };
+    for fixture in [Fixture::Demo, Fixture::Tiny] {
+        let right = encode(fixture, VisionGraph::Corrected, TryShortcuts::OnDevices);
+        let sabotaged = encode(fixture, VisionGraph::AsLlamaCpp, TryShortcuts::Always);
+        assert_eq!(sabotaged, right, "{fixture:?}");
+        let checked = encode(fixture, VisionGraph::Corrected, TryShortcuts::Always);
+        assert_eq!(checked, right, "{fixture:?}");
     }
 }
