@@ -123,12 +123,10 @@ fn reports_among_other_lines() {
 
 #[test]
 fn interruptions_end_it() {
-    // As Ctrl-C does, which reaches the child too.
-    for signal in ["INT", "TERM"] {
-        let script = format!(r#"echo '{{"Stage":"LoadModel"}}'; kill -{signal} $$; sleep 60"#);
-        let result = probe_with(&script, |_| {});
-        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
-    }
+    // As Ctrl-C does, which reaches the child too; SIGINT is ignored where tests run in the background.
+    let script = r#"echo '{"Stage":"LoadModel"}'; kill -TERM $$; sleep 60"#;
+    let result = probe_with(script, |_| {});
+    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
     let dir = tempfile::tempdir().expect("a temporary folder");
     let files = demo::files_in(dir.path()).expect("a folder of our own");
     let interrupt = Arc::new(AtomicBool::new(false));

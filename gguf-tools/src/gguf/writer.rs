@@ -64,8 +64,8 @@ pub struct Writer {
     target: PathBuf,
     overwrite: Overwrite,
     metadata: Vec<(String, Value)>,
-    /// The key that the tensors' checksum goes to.
-    checksum_key: Option<String>,
+    /// The key that the checksum goes to, and what stands for the metadata in it.
+    checksum: Option<(String, u32)>,
     tensors: Vec<Declared>,
 }
 
@@ -104,7 +104,7 @@ impl Writer {
             target: target.clone(),
             overwrite,
             metadata: Vec::new(),
-            checksum_key: None,
+            checksum: None,
             tensors: Vec::new(),
         })
     }
@@ -114,10 +114,10 @@ impl Writer {
         self.metadata.push((key.to_owned(), value.into()));
     }
 
-    /// Adds a u32 that becomes the [`checksum`] of the tensors once they are written.
-    pub(crate) fn set_checksum(&mut self, key: &str) {
+    /// Adds a u32 that becomes the [`checksum`] of `of_metadata` and the tensors once they are written.
+    pub(crate) fn set_checksum(&mut self, key: &str, of_metadata: u32) {
         self.set(key, 0_u32);
-        self.checksum_key = Some(key.to_owned());
+        self.checksum = Some((key.to_owned(), of_metadata));
     }
 
     /// Adds a tensor, whose values follow in the order of declaration; dims are in ggml's order, the
@@ -144,11 +144,11 @@ impl Writer {
                 return Err(self.refused(format!("key `{key}` is empty or set twice")));
             }
             header.key(key, value);
-            if self.checksum_key.as_ref() == Some(key) {
+            if let Some((_, of_metadata)) = self.checksum.as_ref().filter(|own| own.0 == *key) {
                 checksum = Some(Checksum {
                     place: (header.len() - size_of::<u32>()) as u64,
                     crc: Crc::new(),
-                    of_tensors: Vec::new(),
+                    of_parts: vec![*of_metadata],
                 });
             }
         }
@@ -218,21 +218,21 @@ pub struct TensorWriter {
     row: Vec<u8>, // one quantised row, reused
 }
 
-/// The checksum of the tensors that are written.
+/// The checksum of what is written.
 #[derive(Debug)]
 struct Checksum {
     /// Where it goes, from the start of the file.
     place: u64,
     /// Of the current tensor.
     crc: Crc,
-    of_tensors: Vec<u32>,
+    of_parts: Vec<u32>,
 }
 
-/// The checksum of tensors whose bytes have these CRC-32s: the CRC-32 of those, four bytes each, the
-/// lowest first.
-pub(crate) fn checksum(of_tensors: &[u32]) -> u32 {
+/// The checksum of parts, metadata and tensors, whose bytes have these CRC-32s: the CRC-32 of those, four
+/// bytes each, the lowest first.
+pub(crate) fn checksum(of_parts: &[u32]) -> u32 {
     let mut crc = Crc::new();
-    of_tensors
+    of_parts
         .iter()
         .for_each(|sum| crc.update(&sum.to_le_bytes()));
     crc.sum()
@@ -296,7 +296,7 @@ impl TensorWriter {
         let n_bytes = self.current()?.n_bytes;
         if self.n_written == n_bytes {
             if let Some(checksum) = &mut self.checksum {
-                checksum.of_tensors.push(checksum.crc.sum());
+                checksum.of_parts.push(checksum.crc.sum());
                 checksum.crc.reset();
             }
             self.write(padding(n_bytes))?;
@@ -342,11 +342,11 @@ impl TensorWriter {
         }
         let failed = |source| Error::io("write", &self.target)(source);
         if let Some(Checksum {
-            place, of_tensors, ..
+            place, of_parts, ..
         }) = &self.checksum
         {
             self.file.seek(SeekFrom::Start(*place)).map_err(failed)?;
-            let sum = checksum(of_tensors).to_le_bytes();
+            let sum = checksum(of_parts).to_le_bytes();
             self.file.write_all(&sum).map_err(failed)?;
         }
         self.file.flush().map_err(failed)?;

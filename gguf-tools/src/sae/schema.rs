@@ -21,11 +21,14 @@
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature fires |
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of.
-//! `sae.checksum` (u32, optional) is of all tensors above but the baseline's: the CRC-32 of their
-//! CRC-32s, in the file's order, each as four bytes with the lowest first.
+//! `sae.checksum` (u32, optional) is of the keys that decide how features are computed
+//! (`SaeMeta::crc32`) and of all tensors above but the baseline's: the CRC-32 of their CRC-32s, the
+//! keys' first, then in the file's order, each as four bytes with the lowest first.
 
 use std::fmt;
 use std::path::Path;
+
+use flate2::Crc;
 
 use crate::gguf::{Array, Gguf, Overwrite, TensorType, TensorWriter, Value, Writer};
 use crate::{Error, Result};
@@ -286,6 +289,33 @@ impl SaeMeta {
         Ok(())
     }
 
+    /// The CRC-32 of what decides how features are computed.
+    pub(super) fn crc32(&self) -> u32 {
+        let mut crc = Crc::new();
+        for text in [
+            self.architecture.name(),
+            &self.hook_name,
+            self.normalize_activations.name(),
+        ] {
+            crc.update(text.as_bytes());
+            crc.update(&[0]);
+        }
+        let k = match self.architecture {
+            Architecture::TopK { k } => k,
+            Architecture::Standard | Architecture::JumpRelu => 0,
+        };
+        for number in [
+            k as u64,
+            self.d_in as u64,
+            self.d_sae as u64,
+            u64::from(self.apply_b_dec_to_input),
+            u64::from(self.norm_factor.map_or(0, f32::to_bits)),
+        ] {
+            crc.update(&number.to_le_bytes());
+        }
+        crc.sum()
+    }
+
     /// What is wrong with the values as a whole, if anything.
     fn fault(&self) -> Option<String> {
         if self.d_in == 0 || self.d_sae == 0 {
@@ -448,7 +478,7 @@ pub(super) fn begin(
     }
     let mut writer = Writer::create(target, overwrite)?;
     meta.write(&mut writer);
-    writer.set_checksum(CHECKSUM);
+    writer.set_checksum(CHECKSUM, meta.crc32());
     for tensor in meta.tensors() {
         if tensor.is_required || optional.contains(&tensor.name) {
             let tensor_type = match tensor.kind {

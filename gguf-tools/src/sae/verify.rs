@@ -19,13 +19,13 @@ const NORM_TOLERANCE: f32 = 1e-5;
 impl SaeFile {
     /// Checks what [`SaeFile::open`] leaves out, by reading all weights once, some at a time: that
     /// encoder, decoder and screen are finite, that the screen is as near to the encoder as
-    /// `sae.screen_error` says, and that the tensors are those that were written, where the file has a
-    /// checksum. For files that this machine has not seen yet.
+    /// `sae.screen_error` says, and that metadata and tensors are those that were written, where the file
+    /// has a checksum. For files that this machine has not seen yet.
     ///
     /// # Errors
     /// When one of these does not hold, or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        let mut sums = Vec::new();
+        let mut sums = vec![self.meta.crc32()];
         for tensor in self.gguf().tensors() {
             let name = tensor.name.as_str();
             // A later measurement replaces these.
@@ -46,7 +46,7 @@ impl SaeFile {
             return Ok(());
         }
         Err(self.damaged(&format!(
-            "its tensors have the checksum {found:08x}, and it says {expected:08x}"
+            "its contents have the checksum {found:08x}, and it says {expected:08x}"
         )))
     }
 

@@ -35,11 +35,16 @@ fn converted(dir: &Path, weight_type: TensorType) -> PathBuf {
     with_baseline
 }
 
-/// A copy of the embedded demo's SAE, which was written before there were checksums.
+/// A copy of the embedded demo's SAE as it was before there were checksums: under a key that nobody reads.
 fn older(dir: &Path) -> PathBuf {
     let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/sae-f16.gguf");
+    let mut bytes = std::fs::read(asset).expect("a committed file");
+    let key = b"sae.checksum";
+    let place = bytes.windows(key.len()).position(|at| at == key);
+    let place = place.expect("`convert` writes it");
+    bytes[place..place + key.len()].copy_from_slice(b"sae.unknown_");
     let target = dir.join("sae.gguf");
-    std::fs::copy(asset, &target).expect("a committed file");
+    std::fs::write(&target, bytes).expect("writable");
     target
 }
 
@@ -174,6 +179,10 @@ fn whatever_else_has_changed() {
         let error = refused(verify(&path));
         assert!(error.contains("the checksum"), "{name}: {error}");
     }
+    // A key that changes features.
+    let path = converted(dir.path(), TensorType::F32);
+    overwrite(&path, "sae.apply_b_dec_to_input", 0, &[0]);
+    assert!(refused(verify(&path)).contains("the checksum"));
     let path = converted(dir.path(), TensorType::F32);
     overwrite(&path, "sae.checksum", 0, &[1, 2, 3, 4]);
     assert!(refused(verify(&path)).contains("it says 04030201"));

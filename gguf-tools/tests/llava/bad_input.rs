@@ -208,13 +208,13 @@ fn tensors_that_do_not_fit() {
     check(
         |c| {
             let tensor = Tensor {
-                dtype: Dtype::F64,
+                dtype: Dtype::I64,
                 shape: vec![64, 32],
                 bytes: vec![1; 64 * 32 * 8],
             };
             c.tensors.insert(Q_PROJ.to_owned(), tensor);
         },
-        &[Q_PROJ, "F64", "expected F32, F16 or BF16"],
+        &[Q_PROJ, "I64", "expected F64, F32, F16 or BF16"],
     );
     check(
         |c| c.add("language_model.model.layers.0.self_attn.q_proj.bias", &[64]),
