@@ -230,10 +230,8 @@ impl Session {
     /// # Errors
     /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
     pub fn encode_image(&mut self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let encoder = self.image_encoder.as_mut().ok_or_else(|| {
-            Error::invalid("this model has no projector, so it cannot see images")
-                .with_hint("give the projector's file with `--mmproj`")
-        })?;
+        let encoder = self.image_encoder.as_mut();
+        let encoder = encoder.ok_or_else(model_files::no_projector)?;
         encoder.encode(picture, &self.model, &self.options)
     }
 

@@ -203,9 +203,18 @@ impl ModelArgs {
         interrupt: Arc<AtomicBool>,
     ) -> llava_sae_cpp::Result<Session> {
         let files = self.announced_files(verbosity)?;
-        let options = self.options(interrupt);
-        self.probe(&files, &options, verbosity)?;
-        Session::open(&files, options)
+        self.open_files(&files, self.options(interrupt), verbosity)
+    }
+
+    /// Opens a session on files that these arguments gave.
+    pub(super) fn open_files(
+        &self,
+        files: &ModelFiles,
+        options: SessionOptions,
+        verbosity: Verbosity,
+    ) -> llava_sae_cpp::Result<Session> {
+        self.probe(files, &options, verbosity)?;
+        Session::open(files, options)
     }
 
     /// Tries files that this machine has not seen yet, and says so; the embedded demo was seen.

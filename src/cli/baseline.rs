@@ -9,7 +9,7 @@ use gguf_tools::sae::{Baseline, SaeFile};
 use llava_sae_cpp::scan::{PictureFeatures, scan};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
-use super::folder::{check_sees, none_read, pictures_in, warn_of_gap};
+use super::folder::{none_read, pictures_in, warn_of_gap};
 use super::new_file::overwrite;
 use super::progress::Counter;
 use super::{CommandResult, Outcome};
@@ -40,7 +40,7 @@ pub(super) fn run(
     overwrite.check(&args.output)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;
-    check_sees(&files)?;
+    files.projector()?;
     let options = args.model.options(interrupt);
     args.model.probe(&files, &options, verbosity)?;
     let sae = SaeFile::open(&files.sae)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::scan::{Folder, FoundPicture, PICTURE_EXTENSIONS};
-use llava_sae_cpp::{Error, ModelFiles, Result};
+use llava_sae_cpp::{Error, Result};
 
 use super::args::Verbosity;
 
@@ -67,20 +67,6 @@ pub(super) fn none_read(dir: &Path, n_pictures: usize) -> Error {
         "none of the {n_pictures} pictures in `{shown}` could be read"
     ))
     .with_hint("the warnings say why")
-}
-
-/// Checks that the model can see.
-///
-/// # Errors
-/// A model without a projector.
-pub(super) fn check_sees(files: &ModelFiles) -> Result<()> {
-    if files.mmproj.is_some() {
-        return Ok(());
-    }
-    Err(
-        Error::invalid("this model has no projector, so it cannot see images")
-            .with_hint("give the projector's file with `--mmproj`"),
-    )
 }
 
 /// How many files there are of each type, most first.

@@ -11,7 +11,7 @@ use llava_sae_cpp::{Error, ImageCache, Session};
 use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
-use super::folder::{check_sees, warn_of_gap};
+use super::folder::warn_of_gap;
 use super::progress::Counter;
 use super::{CommandResult, Failure, Outcome};
 
@@ -82,14 +82,13 @@ pub(super) fn run(
     let text = args.text.as_deref().map(read_text).transpose()?;
     let files = args.model.announced_files(verbosity)?;
     if !args.image.is_empty() {
-        check_sees(&files)?;
+        files.projector()?;
     }
     let mut options = args.model.options(interrupt);
     if args.image.len() > 1 {
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }
-    args.model.probe(&files, &options, verbosity)?;
-    let mut session = Session::open(&files, options)?;
+    let mut session = args.model.open_files(&files, options, verbosity)?;
     let mut metrics = Metrics::new(&mut session);
     measure(
         &args,

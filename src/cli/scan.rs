@@ -14,7 +14,7 @@ use llava_sae_cpp::scan::{
 use llava_sae_cpp::{Error, ModelFiles, SessionOptions};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
-use super::folder::{check_sees, none_read, pictures_in, warn_of_gap};
+use super::folder::{none_read, pictures_in, warn_of_gap};
 use super::new_file::{check_is_no_input, overwrite};
 use super::progress::{Counter, Spinner};
 use super::{CommandResult, Outcome};
@@ -78,7 +78,7 @@ pub(super) fn run(
     check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
     let files = args.model.announced_files(verbosity)?;
     files.check()?;
-    check_sees(&files)?;
+    files.projector()?;
     let options = args.model.options(interrupt);
     args.model.probe(&files, &options, verbosity)?;
     let jobs = jobs_at_once(&options, args.jobs.get());

@@ -7,18 +7,9 @@
 //! sleeping at once (`OMP_WAIT_POLICY=passive`), doubles the time of a small model's step. Spinning for
 //! some microseconds costs neither: `scripts/check-neighbours.sh` measures it.
 
-use std::ffi::{CStr, c_char};
-
 /// Turns that a thread spins before it sleeps. On an EPYC of 2023, 300 made tokens of a model of 2 billion
 /// parameters a tenth slower, and with 700 two copies of the demo took 1.4 times their share.
-const SPIN_COUNT: &CStr = c"500";
-
-unsafe extern "C" {
-    /// POSIX.
-    fn setenv(name: *const c_char, value: *const c_char, overwrite: i32) -> i32;
-    /// POSIX.
-    fn getenv(name: *const c_char) -> *const c_char;
-}
+const SPIN_COUNT: &str = "500";
 
 /// Runs before OpenMP's own constructor, which reads the environment: the linker sorts constructors
 /// with a number in front of those without, and OpenMP's runtime is linked into the same file
@@ -29,10 +20,9 @@ static BEFORE_OPENMP: extern "C" fn() = set_spin_count;
 
 /// Sets what the user has not set.
 extern "C" fn set_spin_count() {
-    // SAFETY: names and values are NUL-terminated, and no other thread runs yet.
-    let is_chosen = !unsafe { getenv(c"OMP_WAIT_POLICY".as_ptr()) }.is_null();
-    if !is_chosen {
-        // SAFETY: as above; both texts are copied.
-        unsafe { setenv(c"GOMP_SPINCOUNT".as_ptr(), SPIN_COUNT.as_ptr(), 0) };
+    let names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
+    if names.iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("GOMP_SPINCOUNT", SPIN_COUNT) };
     }
 }

@@ -82,11 +82,15 @@ impl ModelFiles {
     /// # Errors
     /// Files without a projector, or one that cannot be read.
     pub fn image_size(&self) -> Result<u32> {
-        let mmproj = self.mmproj.as_deref().ok_or_else(|| {
-            Error::invalid("this model has no projector, so it cannot see images")
-                .with_hint("give the projector's file with `--mmproj`")
-        })?;
-        Ok(Gguf::open(mmproj)?.require_u32("clip.vision.image_size")?)
+        Ok(Gguf::open(self.projector()?)?.require_u32("clip.vision.image_size")?)
+    }
+
+    /// The projector's file.
+    ///
+    /// # Errors
+    /// Files without one: such a model cannot see.
+    pub fn projector(&self) -> Result<&Path> {
+        self.mmproj.as_deref().ok_or_else(no_projector)
     }
 
     /// Checks that the files are what they should be and fit together, by their headers.
@@ -96,6 +100,12 @@ impl ModelFiles {
     pub fn check(&self) -> Result<()> {
         check(self).map(|_| ())
     }
+}
+
+/// The error for a model that is to see an image, and cannot.
+pub(crate) fn no_projector() -> Error {
+    Error::invalid("this model has no projector, so it cannot see images")
+        .with_hint("give the projector's file with `--mmproj`")
 }
 
 fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {

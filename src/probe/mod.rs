@@ -126,7 +126,6 @@ pub fn probe(
         // Else ggml starts a debugger that attaches itself to the process that aborts.
         .env("GGML_NO_BACKTRACE", "1")
         .env("RUST_BACKTRACE", "0")
-        .env("OMP_WAIT_POLICY", "passive")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
