@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use flate2::Crc;
+
 use super::file::SaeFile;
-use super::schema::{BASELINE_PICTURES, IMAGE_BASELINE, IMAGE_FREQUENCY};
+use super::schema::{BASELINE_CHECKSUM, BASELINE_PICTURES, IMAGE_BASELINE, IMAGE_FREQUENCY};
 use crate::gguf::{Overwrite, TensorType, Value, Writer};
 use crate::{Error, Result};
 
@@ -37,11 +39,12 @@ impl Baseline {
         }
         let mut writer = Writer::create(target, overwrite)?;
         for (key, value) in source.metadata() {
-            if key != BASELINE_PICTURES {
+            if ![BASELINE_PICTURES, BASELINE_CHECKSUM].contains(&key.as_str()) {
                 writer.set(key, value.clone());
             }
         }
         writer.set(BASELINE_PICTURES, Value::U32(self.n_pictures));
+        writer.set(BASELINE_CHECKSUM, Value::U32(self.crc32()));
         let is_new = |name: &str| matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY);
         let copied = || {
             source
@@ -62,5 +65,15 @@ impl Baseline {
         writer.write_f32(&self.mean_max)?;
         writer.write_f32(&self.frequency)?;
         writer.finish()
+    }
+
+    /// The CRC-32 of its numbers, as `sae.image_baseline_checksum` holds it.
+    pub(super) fn crc32(&self) -> u32 {
+        let mut crc = Crc::new();
+        for value in self.mean_max.iter().chain(&self.frequency) {
+            crc.update(&value.to_le_bytes());
+        }
+        crc.update(&self.n_pictures.to_le_bytes());
+        crc.sum()
     }
 }

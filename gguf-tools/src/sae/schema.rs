@@ -20,7 +20,8 @@
 //! | `sae.image_baseline` | `[d_sae]` | optional: mean over pictures of the largest activation on image rows |
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature fires |
 //!
-//! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of.
+//! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of; and
+//! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its two vectors' bytes and of that number.
 //! `sae.checksum` (u32, optional) is of the keys that decide how features are computed
 //! (`SaeMeta::crc32`) and of all tensors above but the baseline's: the CRC-32 of their CRC-32s, the
 //! keys' first, then in the file's order, each as four bytes with the lowest first.
@@ -49,6 +50,7 @@ pub(super) const LOG_SPARSITY: &str = "sae.log_sparsity";
 pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
 pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
+pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
 
 /// What an SAE is, apart from its weights.

@@ -5,8 +5,8 @@ use flate2::Crc;
 
 use super::file::SaeFile;
 use super::schema::{
-    BASELINE_PICTURES, CHECKSUM, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY, SCREEN_ERROR,
-    SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, refused,
+    BASELINE_CHECKSUM, BASELINE_PICTURES, CHECKSUM, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
+    SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, refused,
 };
 use super::source::norm;
 use crate::gguf::{TensorInfo, checksum};
@@ -28,7 +28,7 @@ impl SaeFile {
         let mut sums = vec![self.meta.crc32()];
         for tensor in self.gguf().tensors() {
             let name = tensor.name.as_str();
-            // A later measurement replaces these.
+            // A later measurement replaces these; they have a checksum of their own.
             if !self.meta.has_tensor(name) || matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY) {
                 continue;
             }
@@ -38,15 +38,26 @@ impl SaeFile {
                 _ => self.crc32(tensor)?,
             });
         }
-        if self.gguf().get(CHECKSUM).is_none() {
+        self.check_sum(CHECKSUM, "its contents", checksum(&sums))?;
+        match self.baseline()? {
+            Some(baseline) => {
+                self.check_sum(BASELINE_CHECKSUM, "its baseline's numbers", baseline.crc32())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Compares a checksum with the one that the file has under `key`, if it has one.
+    fn check_sum(&self, key: &str, what: &str, found: u32) -> Result<()> {
+        if self.gguf().get(key).is_none() {
             return Ok(());
         }
-        let (expected, found) = (self.gguf().require_u32(CHECKSUM)?, checksum(&sums));
+        let expected = self.gguf().require_u32(key)?;
         if expected == found {
             return Ok(());
         }
         Err(self.damaged(&format!(
-            "its contents have the checksum {found:08x}, and it says {expected:08x}"
+            "{what} have the checksum {found:08x}, and it says {expected:08x}"
         )))
     }
 

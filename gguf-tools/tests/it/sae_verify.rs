@@ -35,14 +35,17 @@ fn converted(dir: &Path, weight_type: TensorType) -> PathBuf {
     with_baseline
 }
 
-/// A copy of the embedded demo's SAE as it was before there were checksums: under a key that nobody reads.
+/// A copy of the embedded demo's SAE as it was before there were checksums: under keys that nobody reads.
 fn older(dir: &Path) -> PathBuf {
     let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/sae-f16.gguf");
     let mut bytes = std::fs::read(asset).expect("a committed file");
-    let key = b"sae.checksum";
-    let place = bytes.windows(key.len()).position(|at| at == key);
-    let place = place.expect("`convert` writes it");
-    bytes[place..place + key.len()].copy_from_slice(b"sae.unknown_");
+    for key in ["sae.checksum", "sae.image_baseline_checksum"] {
+        let place = bytes
+            .windows(key.len())
+            .position(|at| at == key.as_bytes());
+        let end = place.expect("it is written") + key.len();
+        bytes[end - 8..end].copy_from_slice(b"_unknown");
+    }
     let target = dir.join("sae.gguf");
     std::fs::write(&target, bytes).expect("writable");
     target
@@ -186,10 +189,33 @@ fn whatever_else_has_changed() {
     let path = converted(dir.path(), TensorType::F32);
     overwrite(&path, "sae.checksum", 0, &[1, 2, 3, 4]);
     assert!(refused(verify(&path)).contains("it says 04030201"));
-    // The baseline is no part of it.
-    let path = converted(dir.path(), TensorType::F32);
-    overwrite(&path, "sae.image_baseline", 8, &2.0_f32.to_le_bytes());
-    verify(&path).expect("a baseline may be measured again");
+}
+
+#[test]
+fn baselines_have_a_checksum_of_their_own() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for name in ["sae.image_baseline", "sae.image_frequency"] {
+        let path = converted(dir.path(), TensorType::F32);
+        overwrite(&path, name, 8, &[0; 4]);
+        let error = refused(verify(&path));
+        assert!(error.contains("its baseline's numbers"), "{name}: {error}");
+    }
+    // Those written before there was one stay readable.
+    let path = older(dir.path());
+    overwrite(&path, "sae.image_baseline", 8, &[0; 4]);
+    verify(&path).expect("a baseline without a checksum");
+    // A later measurement brings its own.
+    let measured = dir.path().join("measured.gguf");
+    let file = SaeFile::open(&converted(dir.path(), TensorType::F32)).expect("a right file");
+    let baseline = Baseline {
+        mean_max: vec![2.0; D_SAE],
+        frequency: vec![0.125; D_SAE],
+        n_pictures: 7,
+    };
+    baseline
+        .write(&file, &measured, Overwrite::Refuse)
+        .expect("writable");
+    verify(&measured).expect("just written");
 }
 
 #[test]
