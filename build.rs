@@ -1,4 +1,5 @@
-//! Compiles the guard that catches C++ exceptions (`src/llama/guard.rs`).
+//! Compiles the guard that catches C++ exceptions (`src/llama/guard.rs`), and what sets how OpenMP waits
+//! (`src/llama/waiting.rs`).
 
 fn main() {
     let source = "src/llama/guard.cpp";
@@ -9,4 +10,9 @@ fn main() {
         // By default, Microsoft's compiler takes it that functions of C throw nothing.
         .flag_if_supported("/EHs")
         .compile("llava_sae_guard");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        let source = "src/llama/waiting.c";
+        println!("cargo:rerun-if-changed={source}");
+        cc::Build::new().file(source).compile("llava_sae_waiting");
+    }
 }

@@ -13,6 +13,7 @@ use super::callback_state::CallbackState;
 use super::eval_hook::{EvalHook, GraphNode, Pass, RowHook, on_eval};
 use super::guard::{self, guarded};
 use super::model::Model;
+use super::waiting;
 use crate::{Error, Result};
 
 /// The KV cache's number type.
@@ -357,6 +358,7 @@ impl<H: RowHook> Context<H> {
             seq_id: seq_id.as_mut_ptr(),
             logits: wanted.as_mut_ptr(),
         };
+        waiting::adapt();
         self.hook.get().begin_graph();
         let code = guarded("llama_decode", || {
             // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and

@@ -10,6 +10,7 @@ use super::backend;
 use super::guard::{self, guarded};
 use super::mapped_file::MappedFile;
 use super::tensor_context::{GRAPH_NODES, TensorContext};
+use super::waiting;
 use crate::{Error, Result};
 
 /// Rows of one graph: bounds the memory for intermediate results.
@@ -86,6 +87,7 @@ impl MatrixProduct {
     /// When ggml cannot allocate or compute the graph.
     pub fn apply(&mut self, rows: &[f32]) -> Result<&[f32]> {
         assert_eq!(rows.len() % self.n_in, 0, "inputs are whole rows");
+        waiting::adapt();
         self.outputs
             .resize(rows.len() / self.n_in * self.n_out, 0.0);
         let inputs = rows.chunks(MAX_ROWS * self.n_in);

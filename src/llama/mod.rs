@@ -28,6 +28,11 @@ mod vision;
 mod vocabulary;
 #[cfg(target_os = "linux")]
 mod waiting;
+#[cfg(not(target_os = "linux"))]
+mod waiting {
+    //! No OpenMP to speak to.
+    pub(super) fn adapt() {}
+}
 mod weight_rows;
 
 pub use backend::exit_at_once;

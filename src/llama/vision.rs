@@ -27,6 +27,7 @@ use super::exact_gelu::ExactGelu;
 use super::guard::{self, guarded};
 use super::model::Model;
 use super::patch_embedding::PatchEmbedding;
+use super::waiting;
 use crate::{Error, Result};
 
 /// What the encoder's graph computes.
@@ -130,6 +131,7 @@ impl Vision {
                 rgb.len()
             )));
         }
+        waiting::adapt();
         let side = u32::try_from(size).map_err(|_| Error::invalid("the picture is too large"))?;
         // SAFETY: the pixels are copied; their number was checked.
         let bitmap = unsafe { sys::mtmd_bitmap_init(side, side, rgb.as_ptr()) };

@@ -40,9 +40,11 @@ impl SaeFile {
         }
         self.check_sum(CHECKSUM, "its contents", checksum(&sums))?;
         match self.baseline()? {
-            Some(baseline) => {
-                self.check_sum(BASELINE_CHECKSUM, "its baseline's numbers", baseline.crc32())
-            }
+            Some(baseline) => self.check_sum(
+                BASELINE_CHECKSUM,
+                "its baseline's numbers",
+                baseline.crc32(),
+            ),
             None => Ok(()),
         }
     }

@@ -40,9 +40,7 @@ fn older(dir: &Path) -> PathBuf {
     let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/sae-f16.gguf");
     let mut bytes = std::fs::read(asset).expect("a committed file");
     for key in ["sae.checksum", "sae.image_baseline_checksum"] {
-        let place = bytes
-            .windows(key.len())
-            .position(|at| at == key.as_bytes());
+        let place = bytes.windows(key.len()).position(|at| at == key.as_bytes());
         let end = place.expect("it is written") + key.len();
         bytes[end - 8..end].copy_from_slice(b"_unknown");
     }
