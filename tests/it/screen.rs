@@ -20,8 +20,8 @@ fn rows() -> Vec<f32> {
     rows
 }
 
-fn convert(architecture: &str, weight_type: TensorType) -> SaeFile {
-    let name = format!("screen-{architecture}-{}", weight_type.name());
+fn convert(test: &str, architecture: &str, weight_type: TensorType) -> SaeFile {
+    let name = format!("screen-{test}-{architecture}-{}", weight_type.name());
     let dir = temporary_root().join(name);
     random_sae::make(&dir, architecture, [D_IN, D_SAE], weight_type)
 }
@@ -64,7 +64,7 @@ fn features_are_those_of_the_formula() {
     let rows = rows();
     for architecture in ["standard", "jumprelu", "topk"] {
         for weight_type in [TensorType::F32, TensorType::F16] {
-            let file = convert(architecture, weight_type);
+            let file = convert("formula", architecture, weight_type);
             assert!(file.screen().expect("readable").is_some());
             let pre = pre_activations(&file, &rows);
             let threshold = file.threshold().expect("readable");
@@ -105,7 +105,8 @@ fn features_are_those_of_the_formula() {
 /// Half of all features fire on rows that are large beside the biases: enough to be shared by threads.
 #[test]
 fn threads_change_nothing() {
-    let path = convert("standard", TensorType::F16).path().to_owned();
+    let file = convert("threads", "standard", TensorType::F16);
+    let path = file.path().to_owned();
     let rows: Vec<f32> = rows().iter().map(|x| 1e3 * x).collect();
     let one = encode(path.clone(), true, 1, &rows);
     let n_active: usize = (0..N_ROWS).map(|row_idx| one.row(row_idx).count()).sum();
@@ -118,7 +119,8 @@ fn threads_change_nothing() {
 fn features_are_those_without_a_screen() {
     let rows = rows();
     for architecture in ["standard", "jumprelu", "topk"] {
-        let path = convert(architecture, TensorType::F32).path().to_owned();
+        let file = convert("whole", architecture, TensorType::F32);
+        let path = file.path().to_owned();
         let whole = encode(path.clone(), false, 1, &rows);
         let screened = encode(path, true, 1, &rows);
         for row_idx in 0..N_ROWS {
@@ -139,7 +141,8 @@ fn features_are_those_without_a_screen() {
 /// Numbers that q8_0 cannot hold, or that are none, leave no feature out.
 #[test]
 fn rows_beyond_the_screen_are_computed_whole() {
-    let path = convert("standard", TensorType::F32).path().to_owned();
+    let file = convert("beyond", "standard", TensorType::F32);
+    let path = file.path().to_owned();
     let mut rows = rows()[D_IN..3 * D_IN].to_vec();
     rows[3] = 1e9;
     rows[D_IN + 3] = f32::NAN;
