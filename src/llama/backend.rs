@@ -65,6 +65,7 @@ fn gpu() -> Option<sys::ggml_backend_dev_t> {
 }
 
 fn device_of(device_type: sys::ggml_backend_dev_type) -> Option<sys::ggml_backend_dev_t> {
+    start(); // backends say what they find when they are first asked
     // SAFETY: returns a device that lives as long as the process, or null.
     let device = unsafe { sys::ggml_backend_dev_by_type(device_type) };
     (!device.is_null()).then_some(device)
