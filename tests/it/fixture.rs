@@ -14,14 +14,26 @@ use llava_sae_cpp::{
 };
 use safetensors::{Dtype, SafeTensors};
 
-/// Image embeddings are this far from transformers' at most: a device approximates `exp` and `erf`.
-pub(crate) const IMAGE_EMBEDDINGS: f64 = if ON_DEVICE { 2e-4 } else { 1e-5 };
+/// A bound for the processor, for a Vulkan device, whose shaders approximate `exp` and `erf`, and for CUDA,
+/// where f32 matrices are multiplied in TF32: with 10 bits behind the point, as f16 has.
+pub(crate) const fn bound(processor: f64, vulkan: f64, cuda: f64) -> f64 {
+    match (cfg!(feature = "vulkan"), cfg!(feature = "cuda")) {
+        (_, true) => cuda,
+        (true, false) => vulkan,
+        (false, false) => processor,
+    }
+}
+
+/// Image embeddings are this far from transformers' at most.
+pub(crate) const IMAGE_EMBEDDINGS: f64 = bound(1e-5, 2e-4, 1e-3);
+/// What is computed in f32 is this far from transformers' at most: the language model's GELU is looked up
+/// in a table of f16.
+pub(crate) const F32: f64 = bound(1e-3, 1e-3, 5e-3);
 /// What another order of f32 sums changes at most.
-pub(crate) const ROUNDING: f64 = if ON_DEVICE { 1e-4 } else { 1e-5 };
+pub(crate) const ROUNDING: f64 = bound(1e-5, 1e-4, 1e-3);
 /// What other sequences in the context change at most: attention sums over their cells too, as zeros,
 /// in another order, and a GELU that is rounded the other way in ggml's table of f16 is 2e-5.
-pub(crate) const NEIGHBOURS: f64 = if ON_DEVICE { 5e-4 } else { 1e-4 };
-const ON_DEVICE: bool = cfg!(feature = "vulkan");
+pub(crate) const NEIGHBOURS: f64 = bound(1e-4, 5e-4, 2e-3);
 
 /// A fixture checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

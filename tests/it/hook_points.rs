@@ -14,7 +14,7 @@ use llava_sae_cpp::{
 
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
-use crate::fixture::{Oracle, exact_options, relative_error, steering, temporary_root};
+use crate::fixture::{F32, Oracle, exact_options, relative_error, steering, temporary_root};
 use crate::language_models::mixture_of_experts;
 use crate::rewritten::{Tensor, rewritten};
 
@@ -168,13 +168,13 @@ fn rows_are_those_of_transformers() {
             let ids = run.trace.tokens.iter().map(|token| token.id.expect("text"));
             let expected = oracle.ids(&format!("{architecture}/prompt_ids"));
             assert_eq!(ids.collect::<Vec<_>>(), expected, "{shown}");
-            // f32 throughout; what is left is ggml's table of GELUs in f16, for Gemma.
+            // f32 throughout.
             let error = worst_row(&run.trace.residuals, &theirs, width);
             println!("{shown}, ubatches of {n_ubatch}: {error:.1e}");
-            assert!(error < 1e-3, "{shown}: {error:.2e}");
+            assert!(error < F32, "{shown}: {error:.2e}");
             let logits = oracle.f32(&format!("{architecture}/logits"));
             let error = relative_error(&run.logits, &logits);
-            assert!(error < 1e-3, "{shown}: logits {error:.2e}");
+            assert!(error < F32, "{shown}: logits {error:.2e}");
         }
     }
 }
@@ -236,7 +236,7 @@ fn steering_is_that_of_transformers() {
                 &oracle.f32(&format!("{shown}/steered_logits")),
             );
             // f32, as above.
-            assert!(error < 1e-3, "{shown}: logits {error:.2e}");
+            assert!(error < F32, "{shown}: logits {error:.2e}");
             let ids = |name: &str| oracle.ids(&format!("{architecture}/{name}"));
             assert_eq!(plain.token_ids, ids("greedy_ids"), "{shown}");
             let expected = ids(&format!("{hook}/steered_ids"));

@@ -6,7 +6,7 @@ use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token};
 use serde_json::json;
 
-use crate::fixture::{Fixture, exact_options, prompt, temporary_root};
+use crate::fixture::{Fixture, bound, exact_options, prompt, temporary_root};
 
 /// The SAE's file, read in f64: the reference.
 struct Reference {
@@ -263,6 +263,7 @@ fn each_intervention_has_its_own_positions_and_units() {
 /// a captured activation is idle: in f32, whose sums the two order otherwise.
 #[test]
 fn activations_are_those_of_the_encoder() {
+    let rounding = bound(1e-5, 1e-5, 5e-4) as f32;
     for fixture in [Fixture::Demo, Fixture::Tiny] {
         let mut session = fixture.exact_session();
         let prompt = prompt(&mut session, fixture, "00.png");
@@ -275,10 +276,10 @@ fn activations_are_those_of_the_encoder() {
                 let reader = session.sae().feature_reader(feature).expect("it exists");
                 let reader = reader.expect("it is read by itself");
                 let own = reader.activation(row);
-                let is_near = (value - reader.threshold).abs() < 1e-5 * scale;
+                let is_near = (value - reader.threshold).abs() < rounding * scale;
                 let difference = (own - value).abs();
                 assert!(
-                    is_near || difference < 1e-5 * scale.max(value),
+                    is_near || difference < rounding * scale.max(value),
                     "{fixture:?}, row {row_idx}, {feature}: {own} and {value}"
                 );
                 n_compared += 1;
@@ -371,9 +372,12 @@ fn features_that_need_the_whole_encoder() {
                     *x += scale * coefficient * f64::from(*w);
                 }
             }
-            // A few products and sums in f32.
+            // A few products and sums in f32; CUDA computes activations of one row otherwise than of many.
             let error = relative_error(&to_f64(after), &expected);
-            assert!(error < 1e-6, "case {kind}, row {row_idx}: {error:.2e}");
+            assert!(
+                error < bound(1e-6, 1e-6, 5e-4),
+                "case {kind}, row {row_idx}: {error:.2e}"
+            );
         }
         assert_ne!(plain.logits, run.logits);
     }

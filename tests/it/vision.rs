@@ -39,6 +39,7 @@ fn the_class_row_is_put_right() {
 fn corrections_without_effect_are_noticed() {
     let encode = |fixture: Fixture, vision_graph, try_shortcuts| {
         let options = SessionOptions {
+            gpu_layers: 0,
             vision_graph,
             try_shortcuts,
             ..exact_options()
