@@ -6,12 +6,14 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gguf_tools::gguf::TensorType;
-use gguf_tools::sae::SaeFile;
-use llava_sae_cpp::steering::{Change, Encoded, Intervention, Positions, Units};
-use llava_sae_cpp::{Activations, EncoderOptions, Sae, SessionOptions, Token};
+use llava_sae_cpp::steering::{Change, Encoded, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::{
+    Activations, Encoder, EncoderOptions, FeatureId, Sae, SaeSet, SessionOptions, Token, encoder,
+};
 
 #[allow(dead_code)] // tests use more of it
 #[path = "../tests/it/random_sae.rs"]
@@ -22,17 +24,17 @@ const D_SAE: usize = 16384;
 /// A generated token, and a part of a prompt.
 const N_ROWS: [usize; 2] = [1, 256];
 
-fn open(path: &Path, screen: bool) -> Sae {
+fn open(path: &Path, screen: bool) -> Encoder {
     let options = EncoderOptions {
         use_gpu: false,
         threads: SessionOptions::default().threads,
         screen,
     };
-    let file = SaeFile::open(path).expect("just written");
-    Sae::new(file, options).expect("a valid file")
+    let sae = Arc::new(Sae::open(path).expect("just written"));
+    encoder(&sae, options).expect("a valid file")
 }
 
-fn encoder(criterion: &mut Criterion) {
+fn hook(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let make = |name: &str, weight_type| {
         let dir = dir.path().join(name);
@@ -49,11 +51,11 @@ fn encoder(criterion: &mut Criterion) {
     for n_rows in N_ROWS {
         let rows = random_sae::Random(1).rows(n_rows, D_IN);
         group.throughput(Throughput::Elements(n_rows as u64));
-        for (name, sae) in &mut saes {
+        for (name, encoder) in &mut saes {
             group.bench_function(BenchmarkId::new(*name, n_rows), |bencher| {
                 bencher.iter_batched_ref(
                     Activations::default,
-                    |activations| sae.encode(&rows, activations),
+                    |activations| encoder.encode(&rows, activations),
                     BatchSize::SmallInput,
                 );
             });
@@ -69,19 +71,21 @@ fn encoder(criterion: &mut Criterion) {
         ("ablate", Change::Ablate),
     ] {
         let intervention = |feature| Intervention {
-            feature,
+            feature: FeatureId::of_only(feature),
             change,
             units: Units::Raw,
             at: Positions::ALL,
         };
-        let sae = &saes[0].1;
+        let saes = SaeSet::new(vec![Arc::clone(saes[0].1.sae())]).expect("one SAE");
         for n_features in [1, 16] {
             let interventions = (0..n_features).map(intervention).collect();
-            let mut steering = sae.steering(interventions).expect("these features exist");
+            let steering = Steering::new(interventions, &saes);
+            let mut steering = steering.expect("these features exist");
+            let edit = &mut steering.edits_mut()[0];
             group.bench_function(BenchmarkId::new(name, n_features), |bencher| {
                 bencher.iter_batched_ref(
                     || row.clone(),
-                    |row| steering.apply(Token::image(), black_box(row), nothing_encoded),
+                    |row| edit.apply(Token::image(), black_box(row), nothing_encoded),
                     BatchSize::SmallInput,
                 );
             });
@@ -91,9 +95,9 @@ fn encoder(criterion: &mut Criterion) {
 }
 
 /// These features are read by themselves.
-fn nothing_encoded(_: usize) -> Encoded {
+fn nothing_encoded(_: FeatureId) -> Encoded {
     unreachable!("the encoder is not asked")
 }
 
-criterion_group!(benches, encoder);
+criterion_group!(benches, hook);
 criterion_main!(benches);

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
-use llava_sae_cpp::features::{self, Over, Pool};
 use llava_sae_cpp::llama::{Quant, quantize};
+use llava_sae_cpp::rank::{self, Over, Pool};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     Keep, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let files = ModelFiles {
             model: model.clone(),
             mmproj: Some(mmproj.clone()),
-            sae: sae.clone(),
+            saes: vec![sae.clone()],
         };
         look(&files, &checkpoint.join("pictures"))
     };
@@ -120,11 +120,12 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
             },
             max_tokens: 48,
             sampling: Sampling::Greedy,
+            ..RunOptions::default()
         };
-        let run = session.run(&prompt, options, &mut |_| {})?;
-        let rows = features::pooled_positions(prompt.tokens(), &Over::IMAGE)?;
-        let acts = &run.trace.activations;
-        let ranked = features::rank(acts, &rows, d_sae, Pool::Max, None);
+        let run = session.run(&prompt, options)?;
+        let rows = rank::pooled_positions(prompt.tokens(), &Over::IMAGE)?;
+        let acts = &run.trace.saes[0].activations;
+        let ranked = rank::rank(acts, &rows, d_sae, Pool::Max, None);
         let mut activations = vec![0.0; rows.len() * d_sae];
         for (row, &position) in activations.chunks_exact_mut(d_sae).zip(&rows) {
             for (feature, value) in acts.row(position) {

@@ -6,7 +6,9 @@
 
 use std::error::Error;
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
@@ -14,8 +16,8 @@ use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::llama::MatrixProduct;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
-    Activations, EncoderOptions, ImageCache, Keep, ModelFiles, Picture, Prompt, PromptForm, Run,
-    RunOptions, Sae, Sampling, Session, SessionOptions,
+    Activations, Encoder, EncoderOptions, FeatureId, ImageCache, Keep, ModelFiles, Picture, Prompt,
+    PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session, SessionOptions, Step, encoder,
 };
 use serde_json::json;
 
@@ -37,7 +39,7 @@ fn main() -> Outcome<()> {
     let files = |sae: &String| ModelFiles {
         model: PathBuf::from(model),
         mmproj: Some(PathBuf::from(mmproj)),
-        sae: PathBuf::from(sae),
+        saes: vec![PathBuf::from(sae)],
     };
     let mut bench = Bench::open(&files(sae), &files(sae_q8_0), rounds.parse()?)?;
     let picture = Picture::open(Path::new(picture))?;
@@ -78,7 +80,7 @@ impl Bench {
             options
         };
         let usual = Session::open(files, SessionOptions::default())?;
-        let beside = |files, options| usual.open_beside(files, options);
+        let beside = |files, options| usual.model().open_beside(files, options).map(Session::new);
         Ok(Self {
             bare: beside(files, with(|options| options.eval_callback = false))?,
             whole: beside(files, with(|options| options.screen = false))?,
@@ -207,15 +209,15 @@ impl Bench {
                 ),
                 (
                     "steering everywhere, in the graph",
-                    Box::new(|b| time(&mut b.usual, nothing, Some(everywhere))),
+                    Box::new(|b| time(&mut b.usual, nothing, Some(everywhere.clone()))),
                 ),
                 (
                     "steering generated tokens, in the callback",
-                    Box::new(|b| time(&mut b.usual, nothing, Some(added))),
+                    Box::new(|b| time(&mut b.usual, nothing, Some(added.clone()))),
                 ),
                 (
                     "a clamp of generated tokens",
-                    Box::new(|b| time(&mut b.usual, nothing, Some(clamped))),
+                    Box::new(|b| time(&mut b.usual, nothing, Some(clamped.clone()))),
                 ),
                 (
                     "features, encoder in f16",
@@ -280,7 +282,7 @@ impl Bench {
                 ),
                 (
                     "steering image rows",
-                    Box::new(|b| time(&mut b.usual, logits, Some(added))),
+                    Box::new(|b| time(&mut b.usual, logits, Some(added.clone()))),
                 ),
                 (
                     "features of all rows, encoder in f16",
@@ -308,7 +310,7 @@ impl Bench {
         let prompt = &prompt;
         let image = Positions::parse("image")?;
         let strengths = (1..=8).map(|i| Change::Add(i as f32));
-        let steerings: Vec<Steering> = strengths
+        let steerings: Vec<Arc<Steering>> = strengths
             .map(|change| steering(&mut self.usual, change, image))
             .collect::<Outcome<_>>()?;
         let steerings = &steerings;
@@ -317,10 +319,11 @@ impl Bench {
             let original = options(nothing, None, n_tokens);
             let steered = steerings[..n_steered]
                 .iter()
-                .map(|steering| options(nothing, Some(steering), n_tokens));
+                .map(|steering| options(nothing, Some(Arc::clone(steering)), n_tokens));
             let options: Vec<_> = std::iter::once(original).chain(steered).collect();
             let start = Instant::now();
-            black_box(session.run_side_by_side(prompt, &options, &mut |_, _| {})?);
+            let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+            black_box(session.run_side_by_side(prompt, options, go_on)?);
             Ok(milliseconds(start))
         };
         self.time(
@@ -347,31 +350,33 @@ impl Bench {
         };
         let rows = run(&mut self.usual, &prompt, options(keep, None, 0))?
             .trace
+            .saes
+            .remove(0)
             .residuals;
         let row = &rows[rows.len() - d_in..];
-        let open = |path: &Path, screen| -> Outcome<Sae> {
+        let open = |path: &Path, screen| -> Outcome<Encoder> {
             let options = EncoderOptions {
                 use_gpu: false,
                 threads: SessionOptions::default().threads,
                 screen,
             };
-            Ok(Sae::new(SaeFile::open(path)?, options)?)
+            Ok(encoder(&Arc::new(Sae::open(path)?), options)?)
         };
-        let [mut whole, mut screened] = [open(&files.sae, false)?, open(&files.sae, true)?];
-        let mut q8_0 = open(&q8_0.sae, false)?;
-        let file = SaeFile::open(&files.sae)?;
+        let [mut whole, mut screened] = [open(&files.saes[0], false)?, open(&files.saes[0], true)?];
+        let mut q8_0 = open(&q8_0.saes[0], false)?;
+        let file = SaeFile::open(&files.saes[0])?;
         let n_bytes = |tensor: &gguf_tools::gguf::TensorInfo| tensor.n_bytes;
         let screen_bytes = file.screen()?.map(|screen| n_bytes(&screen.tensor));
         println!(
             "{}",
             json!({"encoder_bytes": n_bytes(file.w_enc()), "screen_bytes": screen_bytes})
         );
-        let time = |sae: &mut Sae| {
+        let time = |encoder: &mut Encoder| {
             const REPEATS: u32 = 20;
             let mut activations = Activations::default();
             let start = Instant::now();
             for _ in 0..REPEATS {
-                sae.encode(row, &mut activations)?;
+                encoder.encode(row, &mut activations)?;
             }
             black_box(&activations);
             Ok(milliseconds(start) / f64::from(REPEATS))
@@ -449,27 +454,28 @@ fn prompt(session: &mut Session, picture: &Picture) -> Outcome<Prompt> {
     Ok(session.prompt(PROMPT, PromptForm::Chat, Some(&image))?)
 }
 
-fn options(keep: Keep, steering: Option<&Steering>, max_tokens: usize) -> RunOptions<'_> {
+fn options(keep: Keep, steering: Option<Arc<Steering>>, max_tokens: usize) -> RunOptions {
     RunOptions {
         steering,
         keep,
         max_tokens,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     }
 }
 
-fn run(session: &mut Session, prompt: &Prompt, options: RunOptions<'_>) -> Outcome<Run> {
-    Ok(session.run(prompt, options, &mut |_| {})?)
+fn run(session: &mut Session, prompt: &Prompt, options: RunOptions) -> Outcome<Run> {
+    Ok(session.run(prompt, options)?)
 }
 
-fn steering(session: &mut Session, change: Change, at: Positions) -> Outcome<Steering> {
+fn steering(session: &mut Session, change: Change, at: Positions) -> Outcome<Arc<Steering>> {
     let intervention = Intervention {
-        feature: 1,
+        feature: FeatureId::of_only(1),
         change,
         units: Units::Raw,
         at,
     };
-    Ok(session.sae().steering(vec![intervention])?)
+    Ok(session.model().steering(vec![intervention])?)
 }
 
 fn milliseconds(start: Instant) -> f64 {

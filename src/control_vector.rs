@@ -4,10 +4,9 @@ use std::path::Path;
 
 use gguf_tools::gguf::{Overwrite, TensorType, Writer};
 
-use crate::hook_point::Site;
-use crate::session::Session;
-use crate::steering::Steering;
-use crate::{Error, Result};
+use crate::llama::Model;
+use crate::steering::{Edit, Steering};
+use crate::{Error, Result, Site};
 
 /// Writes `target`, which `--control-vector` of llama.cpp's programs reads: one tensor `direction.L`,
 /// `[d_model]`, that is added to the output of block L in every row (`common_control_vector_load_one`
@@ -18,33 +17,32 @@ use crate::{Error, Result};
 /// all positions alike; places but the residual stream after blocks from 1 on; a file that cannot be
 /// written.
 pub(crate) fn write(
-    session: &mut Session,
+    model: &Model,
     steering: &Steering,
     target: &Path,
     overwrite: Overwrite,
 ) -> Result<()> {
-    let hook_point = session.hook_point();
     let refused = |why: &str| {
         Error::invalid(format!("a control vector cannot express this: {why}"))
             .with_hint("steer with this program, which has no such limit")
     };
-    if hook_point.site() != Site::ResidPost {
+    let places: Vec<_> = steering.edits().iter().map(Edit::hook_point).collect();
+    if let Some(place) = places.iter().find(|place| place.site() != Site::ResidPost) {
         return Err(refused(&format!(
-            "it is added to the residual stream, and the SAE belongs to `{hook_point}`"
+            "it is added to the residual stream, and the SAE belongs to `{place}`"
         )));
     }
-    let layer = hook_point.layer();
-    if layer == 0 {
+    if places.iter().any(|place| place.layer() == 0) {
         return Err(refused(
             "llama.cpp's begin at layer 1, and the SAE belongs to layer 0",
         ));
     }
-    let Some(direction) = steering.constant() else {
+    let Some((hook_point, direction)) = steering.constant() else {
         return Err(refused(
-            "it adds one vector to every row, so only `--steer` at all positions fits",
+            "it adds one vector to every row, so only steering at all positions fits",
         ));
     };
-    let model = session.model();
+    let layer = hook_point.layer();
     let architecture = model.metadata("general.architecture").unwrap_or_default();
     let mut writer = Writer::create(target, overwrite)?;
     writer.set("general.architecture", "controlvector");

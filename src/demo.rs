@@ -43,7 +43,7 @@ pub fn files_in(dir: &Path) -> Result<ModelFiles> {
     Ok(ModelFiles {
         model: write_once(dir, "demo-model", MODEL)?,
         mmproj: Some(write_once(dir, "demo-mmproj", MMPROJ)?),
-        sae: write_once(dir, "demo-sae", SAE)?,
+        saes: vec![write_once(dir, "demo-sae", SAE)?],
     })
 }
 
@@ -56,12 +56,10 @@ fn write_once(dir: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     if is_whole {
         return Ok(path);
     }
-    std::fs::create_dir_all(dir).map_err(gguf_tools::Error::io("create", dir))?;
-    let mut file =
-        tempfile::NamedTempFile::new_in(dir).map_err(gguf_tools::Error::io("write to", dir))?;
-    file.write_all(bytes)
-        .map_err(gguf_tools::Error::io("write", &path))?;
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write to", dir))?;
+    file.write_all(bytes).map_err(Error::io("write", &path))?;
     file.persist(&path)
-        .map_err(|error| gguf_tools::Error::io("write", &path)(error.error))?;
+        .map_err(|error| Error::io("write", &path)(error.error))?;
     Ok(path)
 }

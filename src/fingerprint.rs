@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use gguf_tools::gguf::Gguf;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Bytes of each tensor that tell one file from another.
 const TENSOR_SAMPLE_BYTES: usize = 4096;
@@ -37,7 +37,7 @@ pub(crate) fn fingerprint(gguf: &Gguf) -> Result<blake3::Hash> {
             }
             Ok(())
         };
-        read().map_err(gguf_tools::Error::io("read", path))?;
+        read().map_err(Error::io("read", path))?;
     }
     Ok(hasher.finalize())
 }

@@ -1,20 +1,22 @@
 //! Pictures to image rows: prepared, looked up in the cache, or encoded.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 
 use crate::fingerprint::fingerprint;
+use crate::hooked_model::SessionOptions;
+use crate::image_cache::ImageCache;
 use crate::image_cache::Key;
 use crate::llama::{self, Model, Vision, VisionGraph, VisionOptions};
 use crate::model_files::VisionShape;
+use crate::picture::ImagePrep;
 use crate::picture::Picture;
 use crate::prompt::ImageEmbeddings;
-use crate::session::SessionOptions;
-use crate::shortcuts::{TryShortcuts, distance};
-use crate::{Error, Result};
+use crate::run::{TryShortcuts, distance};
+use crate::{Error, ErrorKind, Result};
 
 /// How far a device's rows may be from the processor's. Rounding in f32 is 2e-4 on a Vulkan device and 5e-4
 /// with CUDA, where it was up to 4e-3 in f16 and 1.5e-2 with matrices in q8_0; the class row in a wrong place
@@ -27,36 +29,71 @@ const CHECKED: &[u8] = b"checked";
 /// The share of a picture that is little enough to be said.
 const LITTLE_SEEN: f64 = 0.5;
 
-/// A vision encoder with its projector, which is loaded when a picture is not in the cache.
+/// How pictures are encoded.
+#[derive(Clone, Debug)]
+pub(crate) struct VisionSettings {
+    options: VisionOptions,
+    image_prep: ImagePrep,
+    image_cache: Option<ImageCache>,
+    try_shortcuts: TryShortcuts,
+}
+
+impl VisionSettings {
+    pub(crate) fn new(options: &SessionOptions) -> Self {
+        Self {
+            options: VisionOptions {
+                use_gpu: options.gpu_layers != 0,
+                threads: options.threads,
+                flash_attention: options.flash_attention,
+                vision_graph: options.vision_graph,
+            },
+            image_prep: options.image_prep,
+            image_cache: options.image_cache.clone(),
+            try_shortcuts: options.try_shortcuts,
+        }
+    }
+}
+
+/// A vision encoder with its projector, which is loaded when a picture is not in the cache. Pictures of
+/// several threads are encoded one after another.
 pub(crate) struct ImageEncoder {
     path: PathBuf,
     shape: VisionShape,
+    model: Arc<Model>,
+    settings: VisionSettings,
+    state: Mutex<State>,
+}
+
+/// What comes with the first picture.
+#[derive(Default)]
+struct State {
     loaded: Option<Vision>,
     is_checked: bool, // what is loaded, against the processor
     fingerprint: Option<blake3::Hash>,
 }
 
 impl ImageEncoder {
-    /// An encoder of the checked file at `path`.
-    pub(crate) fn new(path: PathBuf, shape: VisionShape) -> Self {
+    /// An encoder of the checked file at `path`, for `model`.
+    pub(crate) fn new(
+        path: PathBuf,
+        shape: VisionShape,
+        model: Arc<Model>,
+        settings: VisionSettings,
+    ) -> Self {
         Self {
             path,
             shape,
-            loaded: None,
-            is_checked: false,
-            fingerprint: None,
+            model,
+            settings,
+            state: Mutex::default(),
         }
     }
 
     /// Prepares a picture and gives its embeddings.
-    pub(crate) fn encode(
-        &mut self,
-        picture: &Picture,
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<ImageEmbeddings> {
-        let pixels = picture.prepare(self.shape.image_size, options.image_prep)?;
-        let seen = picture.seen_share(options.image_prep);
+    pub(crate) fn encode(&self, picture: &Picture) -> Result<ImageEmbeddings> {
+        let image_prep = self.settings.image_prep;
+        let pixels = picture.prepare(self.shape.image_size, image_prep)?;
+        let seen = picture.seen_share(image_prep);
         if seen < LITTLE_SEEN {
             log::warn!(
                 "the model sees the middle {:.0} % of `{}`; padded to a square, it would see all, smaller",
@@ -65,7 +102,7 @@ impl ImageEncoder {
             );
         }
         let start = Instant::now();
-        let rows = self.rows(&pixels, model, options)?;
+        let rows = self.rows(&pixels)?;
         Ok(ImageEmbeddings {
             rows: rows.into(),
             grid: [self.shape.grid; 2],
@@ -73,31 +110,33 @@ impl ImageEncoder {
         })
     }
 
+    /// Loads it, where that was not done yet.
+    pub(crate) fn load(&self) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.loaded(&mut state).map(|_| ())
+    }
+
     /// The embeddings of a prepared picture, `[n_image_tokens, d_model]`.
-    fn rows(
-        &mut self,
-        pixels: &[u8],
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<Vec<f32>> {
-        let Some(cache) = &options.image_cache else {
-            return self.run(pixels, model, options);
+    fn rows(&self, pixels: &[u8]) -> Result<Vec<f32>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(cache) = &self.settings.image_cache else {
+            return self.run(&mut state, pixels);
         };
-        let key = self.key(pixels, options)?;
-        let n_values = self.shape.grid * self.shape.grid * model.d_model();
+        let key = self.key(&mut state, pixels)?;
+        let n_values = self.shape.grid * self.shape.grid * self.model.d_model();
         if let Some(rows) = cache.get(&key, n_values) {
             return Ok(rows);
         }
-        let rows = self.run(pixels, model, options)?;
+        let rows = self.run(&mut state, pixels)?;
         cache.put(&key, &rows);
         Ok(rows)
     }
 
     /// What the embeddings of a prepared picture depend on.
-    fn key(&mut self, pixels: &[u8], options: &SessionOptions) -> Result<Key> {
-        let fingerprint = match self.fingerprint {
+    fn key(&self, state: &mut State, pixels: &[u8]) -> Result<Key> {
+        let fingerprint = match state.fingerprint {
             Some(known) => known,
-            None => *self
+            None => *state
                 .fingerprint
                 .insert(fingerprint(&Gguf::open(&self.path)?)?),
         };
@@ -107,7 +146,7 @@ impl ImageEncoder {
             threads: _,
             flash_attention,
             vision_graph,
-        } = vision_options(options);
+        } = self.settings.options;
         let settings = [
             env!("CARGO_PKG_VERSION"),
             llama::BINDINGS_VERSION,
@@ -118,17 +157,12 @@ impl ImageEncoder {
         Ok(Key::new(pixels, &fingerprint, &settings))
     }
 
-    fn run(
-        &mut self,
-        pixels: &[u8],
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<Vec<f32>> {
+    fn run(&self, state: &mut State, pixels: &[u8]) -> Result<Vec<f32>> {
         let size = self.shape.image_size as usize;
-        let mut rows = self.load(model, options)?.encode(pixels, size)?;
-        if !self.is_checked {
-            rows = self.check(rows, pixels, model, options)?;
-            self.is_checked = true;
+        let mut rows = self.loaded(state)?.encode(pixels, size)?;
+        if !state.is_checked {
+            rows = self.check(state, rows, pixels)?;
+            state.is_checked = true;
         }
         if rows.iter().all(|value| value.is_finite()) {
             return Ok(rows);
@@ -137,92 +171,67 @@ impl ImageEncoder {
             "the image rows of the projector `{}` are not numbers",
             self.path.display()
         ))
+        .of_kind(ErrorKind::Damaged)
         .with_hint("the file is damaged: download or convert it again"))
     }
 
     /// Compares the first picture's `rows`, where due, with what they must be, and gives the right ones.
     /// Where a device is wrong, the processor encodes from here on.
-    fn check(
-        &mut self,
-        rows: Vec<f32>,
-        pixels: &[u8],
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<Vec<f32>> {
-        if !self.is_check_due(options)? {
+    fn check(&self, state: &mut State, rows: Vec<f32>, pixels: &[u8]) -> Result<Vec<f32>> {
+        if !self.is_check_due(state)? {
             return Ok(rows);
         }
         let as_it_must_be = VisionOptions {
             use_gpu: false,
             vision_graph: VisionGraph::Corrected,
-            ..vision_options(options)
+            ..self.settings.options
         };
-        let edits = &self.shape.edits;
-        let mut reference = Vision::load(&self.path, edits, Arc::clone(model), as_it_must_be)?;
+        let mut reference = self.vision(as_it_must_be)?;
         let expected = reference.encode(pixels, self.shape.image_size as usize)?;
         let distance = distance(&rows, &expected);
         if distance < MAX_DISTANCE {
-            self.note_check(options)?;
+            // For other models loaded from the same files.
+            if let Some(cache) = &self.settings.image_cache {
+                cache.put(&self.key(state, CHECKED)?, &[1.0]);
+            }
             return Ok(rows);
         }
         log::warn!(
             "pictures are encoded on the processor: on this device the image encoder gives other numbers ({distance:.1e} apart)"
         );
-        self.loaded = Some(reference);
+        state.loaded = Some(reference);
         Ok(expected)
-    }
-
-    /// Loads it, where that was not done yet.
-    pub(crate) fn load(
-        &mut self,
-        model: &Arc<Model>,
-        options: &SessionOptions,
-    ) -> Result<&mut Vision> {
-        match &mut self.loaded {
-            Some(loaded) => Ok(loaded),
-            unloaded => {
-                let options = vision_options(options);
-                let vision =
-                    Vision::load(&self.path, &self.shape.edits, Arc::clone(model), options)?;
-                Ok(unloaded.insert(vision))
-            }
-        }
     }
 
     /// Whether the first picture is to be encoded on the processor too: what is changed in llama.cpp's
     /// graph may not take effect on a device.
-    fn is_check_due(&mut self, options: &SessionOptions) -> Result<bool> {
+    fn is_check_due(&self, state: &mut State) -> Result<bool> {
         let VisionOptions {
             use_gpu,
             vision_graph,
             ..
-        } = vision_options(options);
-        if options.try_shortcuts == TryShortcuts::Always {
+        } = self.settings.options;
+        if self.settings.try_shortcuts == TryShortcuts::Always {
             return Ok(true);
         }
         if vision_graph == VisionGraph::AsLlamaCpp || !llama::computes_elsewhere(use_gpu) {
             return Ok(false);
         }
-        let Some(cache) = &options.image_cache else {
+        let Some(cache) = &self.settings.image_cache else {
             return Ok(true);
         };
-        Ok(cache.get(&self.key(CHECKED, options)?, 1).is_none())
+        Ok(cache.get(&self.key(state, CHECKED)?, 1).is_none())
     }
 
-    /// Notes that device and processor agree, for other sessions.
-    fn note_check(&mut self, options: &SessionOptions) -> Result<()> {
-        if let Some(cache) = &options.image_cache {
-            cache.put(&self.key(CHECKED, options)?, &[1.0]);
+    fn loaded<'s>(&self, state: &'s mut State) -> Result<&'s mut Vision> {
+        match &mut state.loaded {
+            Some(loaded) => Ok(loaded),
+            unloaded => Ok(unloaded.insert(self.vision(self.settings.options)?)),
         }
-        Ok(())
     }
-}
 
-fn vision_options(options: &SessionOptions) -> VisionOptions {
-    VisionOptions {
-        use_gpu: options.gpu_layers != 0,
-        threads: options.threads,
-        flash_attention: options.flash_attention,
-        vision_graph: options.vision_graph,
+    fn vision(&self, options: VisionOptions) -> Result<Vision> {
+        let model = Arc::clone(&self.model);
+        Vision::load(&self.path, &self.shape.edits, model, options)
     }
 }

@@ -12,35 +12,29 @@
 //! ```
 //!
 //! ```no_run
-//! use llava_sae_cpp::{Keep, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions, demo};
+//! use llava_sae_cpp::{Picture, PromptForm, RunOptions, Session, SessionOptions, demo};
 //!
 //! let mut session = Session::open(&demo::files()?, SessionOptions::default())?;
 //! let image = session.encode_image(&Picture::open("dog.png".as_ref())?)?;
 //! let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image))?;
 //! let options = RunOptions {
-//!     steering: None,
-//!     keep: Keep::default(),
 //!     max_tokens: 48,
-//!     sampling: Sampling::Greedy,
+//!     ..RunOptions::default()
 //! };
-//! println!("{}", session.run(&prompt, options, &mut |_| {})?.text);
+//! println!("{}", session.run(&prompt, options)?.text);
 //! # Ok::<(), llava_sae_cpp::Error>(())
 //! ```
 //!
 //! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
 
-mod activations;
+mod cancel;
 mod control_vector;
-mod decoder;
 pub mod demo;
-mod encoder;
 mod error;
-pub mod features;
 mod fingerprint;
-mod hook_point;
+mod hooked_model;
 mod image_cache;
 mod image_encoder;
-mod labels;
 pub mod llama;
 mod logits;
 mod memory;
@@ -53,25 +47,24 @@ mod run;
 mod sae;
 pub mod scan;
 mod session;
-mod shortcuts;
-pub mod steering;
 mod sweep;
-mod tap;
-mod tokens;
 
-pub use activations::Activations;
-pub use encoder::EncoderOptions;
-pub use error::{Error, Result};
-pub use hook_point::HookPoint;
+pub use cancel::CancelFlag;
+pub use error::{Error, ErrorKind, Result};
+pub use hooked_model::{EngineSize, HookedModel, SessionOptions};
 pub use image_cache::ImageCache;
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model_files::ModelFiles;
 pub use picture::{ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
-pub use run::{Run, RunOptions, Stop};
-pub use sae::Sae;
-pub use session::{Session, SessionOptions};
-pub use shortcuts::TryShortcuts;
+pub use run::{
+    Editor, EditorAt, Engine, Finished, Keep, Request, Run, RunId, RunOptions, SaeTrace, Step,
+    Stop, Trace, TryShortcuts,
+};
+pub use sae::{EncoderOptions, encoder};
+pub use sae_core::{
+    Activations, Decoder, Encoder, FeatureId, GraphNode, HookPoint, MatrixRows, Positions,
+    RowProduct, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels, rank, saved_set, steering,
+};
+pub use session::Session;
 pub use sweep::{ScoredRun, Sweep};
-pub use tap::{Keep, Trace};
-pub use tokens::{Token, TokenKind};

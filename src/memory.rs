@@ -3,12 +3,12 @@
 use sysinfo::System;
 
 use crate::llama::{self, KvType, Model};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 const GIGABYTE: f64 = 1e9;
 
 /// Checks that a KV cache of `n_sequences` times `n_tokens`, and `others` bytes, fit into the memory
-/// that is free, of the first device if `use_gpu` and there is one, and `reclaimed` bytes besides.
+/// that is free, of the first device if `use_gpu` and there is one.
 ///
 /// # Errors
 /// When it does not: how much it takes, how much there is, and how many sequences fit.
@@ -19,11 +19,10 @@ pub(crate) fn check_cache(
     n_tokens: usize,
     n_sequences: usize,
     others: f64,
-    reclaimed: f64,
 ) -> Result<()> {
     let sequence = cache_bytes(model, kv_type, n_tokens);
     let needed = sequence * n_sequences as f64 + others;
-    let free = free_bytes(use_gpu) + reclaimed;
+    let free = free_bytes(use_gpu);
     if needed <= free {
         return Ok(());
     }
@@ -35,14 +34,16 @@ pub(crate) fn check_cache(
     if n_sequences == 1 {
         return Err(
             Error::invalid(format!("a context of {n_tokens} tokens takes {sizes}"))
-                .with_hint("give a smaller `--ctx-size`, or `--kv-type q8_0`"),
+                .of_kind(ErrorKind::OutOfMemory)
+                .with_hint("give a shorter context, or a q8_0 KV cache"),
         );
     }
     let n_fit = ((free - others) / sequence) as usize;
     Err(Error::invalid(format!(
         "{n_sequences} runs of {n_tokens} tokens side by side take {sizes}: {n_fit} runs fit"
     ))
-    .with_hint("take fewer strengths at once, a smaller `-n` or `--ctx-size`, or `--kv-type q8_0`"))
+    .of_kind(ErrorKind::OutOfMemory)
+    .with_hint("take fewer strengths at once, fewer tokens, a shorter context, or a q8_0 KV cache"))
 }
 
 /// Bytes of a KV cache of `n_tokens`; less with sliding windows.

@@ -4,13 +4,13 @@
 //! As there, the rows of special tokens ([`Model::is_special`](crate::llama::Model::is_special)) do
 //! not count.
 
-use crate::llama::{AddBos, Sampling};
+use crate::llama::{AddBos, Edited};
 use crate::prompt::Prompt;
-use crate::run::RunOptions;
+use crate::run::{Editor, EditorAt, Keep, RunOptions};
 use crate::session::Session;
-use crate::tap::{Keep, Substitute, Substituted};
-use crate::tokens::{Positions, TokenKind};
-use crate::{Error, Result};
+use crate::{
+    Activations, CancelFlag, Decoder, Encoder, Error, Positions, Result, Token, TokenKind,
+};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
 const TEXT_CONTEXT: usize = 128;
@@ -29,14 +29,14 @@ pub struct Metrics {
 
 impl Metrics {
     /// Nothing seen yet.
-    pub fn new(session: &mut Session) -> Self {
+    pub fn new(session: &Session) -> Self {
         let meta = session.sae().meta();
         let fit = Fit::new(meta.d_in, meta.d_sae);
         Self {
             text: fit.clone(),
             image: fit,
             loss: Loss::default(),
-            special: session.model().special_tokens(),
+            special: session.language_model().special_tokens(),
         }
     }
 
@@ -44,60 +44,94 @@ impl Metrics {
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn add(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, Positions::ALL)?;
-        self.add_losses(session, prompt)
+    pub fn add(
+        &mut self,
+        session: &mut Session,
+        prompt: &Prompt,
+        cancel: &CancelFlag,
+    ) -> Result<()> {
+        self.add_rows(session, prompt, Positions::ALL, cancel)?;
+        self.add_losses(session, prompt, cancel)
     }
 
     /// Adds the image rows of a prompt alone.
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn add_image(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        self.add_rows(session, prompt, Positions::IMAGE)
+    pub fn add_image(
+        &mut self,
+        session: &mut Session,
+        prompt: &Prompt,
+        cancel: &CancelFlag,
+    ) -> Result<()> {
+        self.add_rows(session, prompt, Positions::IMAGE, cancel)
     }
 
-    fn add_rows(&mut self, session: &mut Session, prompt: &Prompt, kinds: Positions) -> Result<()> {
+    fn add_rows(
+        &mut self,
+        session: &mut Session,
+        prompt: &Prompt,
+        kinds: Positions,
+        cancel: &CancelFlag,
+    ) -> Result<()> {
         let options = RunOptions {
-            steering: None,
             keep: Keep {
                 features: kinds,
                 residuals: true,
                 logits: false,
             },
-            max_tokens: 0,
-            sampling: Sampling::Greedy,
+            cancel: cancel.clone(),
+            ..RunOptions::default()
         };
-        let trace = session.run(prompt, options, &mut |_| {})?.trace;
-        let sae = session.sae();
-        let rows = trace.residuals.chunks_exact(sae.meta().d_in);
+        let trace = session.run(prompt, options)?.trace;
+        let seen = &trace.saes[0];
+        let mut decoder = Decoder::new(session.sae().clone());
+        let rows = seen.residuals.chunks_exact(session.sae().meta().d_in);
         for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
             let is_special = token.id.is_some_and(|id| self.special.contains(&id));
             if is_special || !kinds.contain(*token) {
                 continue;
             }
             let mut reconstruction = row.to_vec();
-            sae.reconstruct(&trace.activations, row_idx, &mut reconstruction)?;
+            decoder.reconstruct(&seen.activations, row_idx, &mut reconstruction)?;
             let fit = match token.kind {
                 TokenKind::Image => &mut self.image,
                 TokenKind::Text | TokenKind::Generated => &mut self.text,
             };
-            fit.add(row, &reconstruction, trace.activations.row(row_idx));
+            fit.add(row, &reconstruction, seen.activations.row(row_idx));
         }
         Ok(())
     }
 
-    fn add_losses(&mut self, session: &mut Session, prompt: &Prompt) -> Result<()> {
-        let mut mean = |with: Option<Substituted>| {
-            let substitute = with.map(|with| Substitute {
-                with,
-                except: self.special.clone(),
+    fn add_losses(
+        &mut self,
+        session: &mut Session,
+        prompt: &Prompt,
+        cancel: &CancelFlag,
+    ) -> Result<()> {
+        let reconstruction = Reconstruction {
+            encoder: session.model().encoder(0)?,
+            decoder: Decoder::new(session.sae().clone()),
+            activations: Activations::default(),
+        };
+        let reconstruction = Substitution::Reconstruction(Box::new(reconstruction));
+        let hook_point = session.sae().hook_point();
+        let mut mean = |substitution: Option<Substitution>| {
+            let editors = substitution.into_iter().map(|substitution| EditorAt {
+                read: hook_point,
+                write: hook_point,
+                editor: Box::new(Substitute {
+                    substitution,
+                    except: self.special.clone(),
+                }),
             });
-            session.cross_entropies(prompt, substitute, &self.special)
+            let editors = editors.collect();
+            let engine = session.engine_for(prompt, 0, 1)?;
+            engine.cross_entropies(prompt, editors, &self.special, cancel)
         };
         let original = mean(None)?;
-        let reconstructed = mean(Some(Substituted::Reconstruction))?;
-        let ablated = mean(Some(Substituted::Zeros))?;
+        let reconstructed = mean(Some(reconstruction))?;
+        let ablated = mean(Some(Substitution::Zeros))?;
         self.loss.n_tokens += original.len();
         self.loss.original += original.iter().sum::<f64>();
         self.loss.reconstructed += reconstructed.iter().sum::<f64>();
@@ -106,19 +140,60 @@ impl Metrics {
     }
 }
 
+/// Puts something in the place of rows, to see how much the model loses.
+struct Substitute {
+    substitution: Substitution,
+    /// Tokens whose rows stay.
+    except: Vec<i32>,
+}
+
+enum Substitution {
+    /// The SAE's reconstruction.
+    Reconstruction(Box<Reconstruction>),
+    Zeros,
+}
+
+struct Reconstruction {
+    encoder: Encoder,
+    decoder: Decoder,
+    activations: Activations, // of the rows at hand
+}
+
+impl Editor for Substitute {
+    fn write(&mut self, rows: &mut [f32], tokens: &[Token]) -> Result<Edited> {
+        let width = rows.len() / tokens.len();
+        if let Substitution::Reconstruction(with) = &mut self.substitution {
+            with.activations.clear();
+            with.encoder.encode(rows, &mut with.activations)?;
+        }
+        for (row_idx, (row, token)) in rows.chunks_exact_mut(width).zip(tokens).enumerate() {
+            if token.id.is_some_and(|id| self.except.contains(&id)) {
+                continue;
+            }
+            match &mut self.substitution {
+                Substitution::Reconstruction(with) => {
+                    with.decoder.reconstruct(&with.activations, row_idx, row)?;
+                }
+                Substitution::Zeros => row.fill(0.0),
+            }
+        }
+        Ok(Edited::Yes)
+    }
+}
+
 /// Prompts that hold a text, in contexts of 128 tokens that each begin as a text does.
 ///
 /// # Errors
 /// A text without tokens, or with characters that the vocabulary has no token for; an interruption.
-pub fn text_prompts(session: &Session, text: &str) -> Result<Vec<Prompt>> {
-    let start = session.tokenize("", AddBos::Yes)?;
-    let ids = session.tokenize(text, AddBos::No)?;
+pub fn text_prompts(session: &Session, text: &str, cancel: &CancelFlag) -> Result<Vec<Prompt>> {
+    let start = session.model().tokenize("", AddBos::Yes, cancel)?;
+    let ids = session.model().tokenize(text, AddBos::No, cancel)?;
     if ids.is_empty() {
         return Err(Error::invalid("the text is empty"));
     }
     let chunks = ids.chunks(TEXT_CONTEXT - start.len());
     let prompts =
-        chunks.map(|chunk| Prompt::of_text(session.model(), [&start[..], chunk].concat()));
+        chunks.map(|chunk| Prompt::of_text(session.language_model(), [&start[..], chunk].concat()));
     Ok(prompts.collect())
 }
 

@@ -1,12 +1,10 @@
 //! Prompts: a text and an image become token ids and image rows.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::llama::{AddBos, Model};
-use crate::tokens::{Positions, Token, TokenKind};
-use crate::{Error, Result};
+use crate::llama::{AddBos, Model, no_template};
+use crate::{CancelFlag, Error, ErrorKind, Positions, Result, Token, TokenKind};
 
 /// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
 /// character.
@@ -56,13 +54,14 @@ impl Prompt {
         text: &str,
         form: PromptForm,
         image: Option<&ImageEmbeddings>,
-        interrupt: &AtomicBool,
+        cancel: &CancelFlag,
     ) -> Result<Self> {
         let n_marks = text.matches(IMAGE_TOKEN).count();
         let (full_text, mark) = match form {
             PromptForm::Chat if n_marks > 0 => {
-                return Err(Error::invalid(format!("the prompt holds `{IMAGE_TOKEN}`"))
-                    .with_hint("leave it out: the image goes first; or use `--raw-prompt`"));
+                let what = format!("the prompt holds `{IMAGE_TOKEN}`");
+                return Err(Error::new(ErrorKind::ChatTemplate, what)
+                    .with_hint("leave it out: the image goes first; or use a raw prompt"));
             }
             PromptForm::Chat => {
                 let mark = image.map(|_| format!("{IMAGE_MARK}\n")).unwrap_or_default();
@@ -82,7 +81,7 @@ impl Prompt {
             true => AddBos::No,
             false => AddBos::Yes,
         };
-        let tokenize = |text: &str, add_bos| model.tokenize_until(text, add_bos, interrupt);
+        let tokenize = |text: &str, add_bos| model.tokenize_until(text, add_bos, cancel);
         let mut segments = Vec::new();
         match (image, full_text.split_once(&mark)) {
             (Some(image), Some((before, after))) => {
@@ -91,8 +90,7 @@ impl Prompt {
                 segments.push(Segment::Text(tokenize(after, AddBos::No)?));
             }
             (Some(_), None) => {
-                return Err(Error::invalid("the model's chat template drops the image")
-                    .with_hint("use `--raw-prompt`, with `<image>` where the image goes"));
+                return Err(no_template("the model's chat template drops the image"));
             }
             (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
         }
@@ -131,6 +129,17 @@ impl Prompt {
         let ids: Vec<i32> = tokens.iter().filter_map(|token| token.id).collect();
         let segments = vec![Segment::Text(ids)];
         (!tokens.is_empty()).then_some(Self { segments, tokens })
+    }
+
+    /// Whether both are the same rows.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let mut pairs = self.segments.iter().zip(&other.segments);
+        let is_same = |(a, b): (&Segment, &Segment)| match (a, b) {
+            (Segment::Text(a), Segment::Text(b)) => a == b,
+            (Segment::Image(a), Segment::Image(b)) => Arc::ptr_eq(a, b) || a == b,
+            _ => false,
+        };
+        self.segments.len() == other.segments.len() && pairs.all(is_same)
     }
 
     /// Its pieces, in order.

@@ -1,15 +1,15 @@
 //! A sweep: one prompt under several interventions at once, and how far each is from the original.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use crate::llama::Sampling;
 use crate::logits::{kl_divergence, log_prob};
 use crate::prompt::Prompt;
-use crate::run::{Run, RunOptions};
+use crate::run::{Keep, Run, RunOptions, Step};
 use crate::session::Session;
 use crate::steering::Steering;
-use crate::tap::Keep;
-use crate::{Error, Result};
+use crate::{CancelFlag, Result};
 
 /// A prompt's runs under several interventions.
 #[derive(Clone, Debug)]
@@ -37,91 +37,110 @@ pub struct ScoredRun {
     pub mean_log_prob: Option<f64>,
 }
 
-/// Runs `prompt` without interventions and with each of `steerings`, side by side.
-pub(crate) fn sweep(
-    session: &mut Session,
-    prompt: &Prompt,
-    steerings: &[Steering],
-    max_tokens: usize,
-    sampling: Sampling,
-) -> Result<Sweep> {
-    let original = RunOptions {
-        steering: None,
-        keep: Keep {
-            logits: true,
-            ..Keep::default()
-        },
-        max_tokens,
-        sampling,
-    };
-    let steered = steerings.iter().map(|steering| RunOptions {
-        steering: Some(steering),
-        ..original
-    });
-    let options: Vec<RunOptions<'_>> = std::iter::once(original).chain(steered).collect();
-    let runs = session.run_side_by_side(prompt, &options, &mut |_, _| {})?;
-    let logits = runs[0].logits.clone();
-    let kls = kl_along_original(session, prompt, &runs)?;
-    let scored = runs.into_iter().enumerate().map(|(i, run)| {
-        Ok(ScoredRun {
-            kl: kls.as_ref().map(|kls| kls[i]),
-            first_kl: kl_divergence(&logits, &run.logits),
-            mean_log_prob: mean_log_prob(session, prompt, &logits, &run.token_ids)?,
-            run,
+impl Session {
+    /// Runs a prompt without interventions and with each of `steerings`, side by side, otherwise as `options`
+    /// say.
+    ///
+    /// # Errors
+    /// As [`Session::run_side_by_side`].
+    pub fn sweep(
+        &mut self,
+        prompt: &Prompt,
+        steerings: &[Arc<Steering>],
+        options: &RunOptions,
+    ) -> Result<Sweep> {
+        let original = RunOptions {
+            steering: None,
+            keep: Keep {
+                logits: true,
+                ..Keep::default()
+            },
+            ..options.clone()
+        };
+        let steered = steerings.iter().map(|steering| RunOptions {
+            steering: Some(Arc::clone(steering)),
+            ..original.clone()
+        });
+        let runs = std::iter::once(original.clone()).chain(steered).collect();
+        let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+        let runs = self.run_side_by_side(prompt, runs, go_on)?;
+        let logits = runs[0].logits.clone();
+        let kls = self.kl_along_original(prompt, &runs, &options.cancel)?;
+        let scored = runs.into_iter().enumerate().map(|(i, run)| {
+            let ids = &run.token_ids;
+            Ok(ScoredRun {
+                kl: kls.as_ref().map(|kls| kls[i]),
+                first_kl: kl_divergence(&logits, &run.logits),
+                mean_log_prob: self.mean_log_prob(prompt, &logits, ids, &options.cancel)?,
+                run,
+            })
+        });
+        let mut steered = scored.collect::<Result<Vec<_>>>()?;
+        Ok(Sweep {
+            original: steered.remove(0),
+            steered,
         })
-    });
-    let mut steered = scored.collect::<Result<Vec<_>>>()?;
-    Ok(Sweep {
-        original: steered.remove(0),
-        steered,
-    })
-}
-
-/// [`ScoredRun::kl`] of each run, the first of which is the original: its tokens, decoded again in
-/// each run's sequence under that run's interventions.
-fn kl_along_original(
-    session: &mut Session,
-    prompt: &Prompt,
-    runs: &[Run],
-) -> Result<Option<Vec<f64>>> {
-    let first = |run: &Run| kl_divergence(&runs[0].logits, &run.logits);
-    let mut sums: Vec<f64> = runs.iter().map(first).collect();
-    let ids = &runs[0].token_ids;
-    let mut originals = BTreeMap::new(); // logits, until the last sequence has been compared
-    let replayed = session.replay(prompt, runs.len(), ids, &mut |sequence, i, logits| {
-        if sequence == 0 {
-            originals.insert(i, logits.to_vec());
-        }
-        sums[sequence] += kl_divergence(&originals[&i], logits);
-        if sequence + 1 == runs.len() {
-            originals.remove(&i);
-        }
-    });
-    let n_tokens = ids.len().max(1) as f64;
-    let means = || sums.iter().map(|sum| sum / n_tokens).collect();
-    match replayed {
-        Err(Error::Interrupted) => Ok(None),
-        other => other.map(|()| Some(means())),
     }
-}
 
-/// The mean log-probability of `ids` behind the prompt, whose last row has these logits, without
-/// interventions.
-fn mean_log_prob(
-    session: &mut Session,
-    prompt: &Prompt,
-    logits: &[f32],
-    ids: &[i32],
-) -> Result<Option<f64>> {
-    let [first, ..] = *ids else {
-        return Ok(None);
-    };
-    let mut sum = log_prob(logits, first);
-    let replayed = session.replay(prompt, 1, ids, &mut |_, i, logits| {
-        sum += log_prob(logits, ids[i]);
-    });
-    match replayed {
-        Err(Error::Interrupted) => Ok(None),
-        other => other.map(|()| Some(sum / ids.len() as f64)),
+    /// [`ScoredRun::kl`] of each run, the first of which is the original: its tokens, decoded again in
+    /// each run's sequence under that run's interventions.
+    fn kl_along_original(
+        &mut self,
+        prompt: &Prompt,
+        runs: &[Run],
+        cancel: &CancelFlag,
+    ) -> Result<Option<Vec<f64>>> {
+        let first = |run: &Run| kl_divergence(&runs[0].logits, &run.logits);
+        let mut sums: Vec<f64> = runs.iter().map(first).collect();
+        let ids = &runs[0].token_ids;
+        let n_prompt = prompt.tokens().len();
+        let mut originals = BTreeMap::new(); // logits, until the last sequence has been compared
+        let engine = self.engine();
+        let replayed = engine.replay(
+            n_prompt,
+            runs.len(),
+            ids,
+            cancel,
+            &mut |sequence, i, logits| {
+                if sequence == 0 {
+                    originals.insert(i, logits.to_vec());
+                }
+                sums[sequence] += kl_divergence(&originals[&i], logits);
+                if sequence + 1 == runs.len() {
+                    originals.remove(&i);
+                }
+            },
+        );
+        let n_tokens = ids.len().max(1) as f64;
+        let means = || sums.iter().map(|sum| sum / n_tokens).collect();
+        match replayed {
+            Err(error) if error.is_interrupted() => Ok(None),
+            other => other.map(|()| Some(means())),
+        }
+    }
+
+    /// The mean log-probability of `ids` behind the prompt, whose last row has these logits, without
+    /// interventions.
+    fn mean_log_prob(
+        &mut self,
+        prompt: &Prompt,
+        logits: &[f32],
+        ids: &[i32],
+        cancel: &CancelFlag,
+    ) -> Result<Option<f64>> {
+        let [first, ..] = *ids else {
+            return Ok(None);
+        };
+        let mut sum = log_prob(logits, first);
+        let n_prompt = prompt.tokens().len();
+        let replayed = self
+            .engine()
+            .replay(n_prompt, 1, ids, cancel, &mut |_, i, logits| {
+                sum += log_prob(logits, ids[i]);
+            });
+        match replayed {
+            Err(error) if error.is_interrupted() => Ok(None),
+            other => other.map(|()| Some(sum / ids.len() as f64)),
+        }
     }
 }

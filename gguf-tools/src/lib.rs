@@ -22,5 +22,5 @@ pub mod sae;
 pub mod terminal;
 mod weights;
 
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use crate::{Error, Result};
 
 /// Called with the bytes done and the bytes in all; [`ControlFlow::Break`] stops the work with
-/// [`Error::Interrupted`].
+/// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted).
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// Counts the bytes done and reports them.
@@ -28,12 +28,12 @@ impl<'a> Meter<'a> {
     /// Reports `n_bytes` more.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] when the caller wants to stop.
+    /// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) when the caller wants to stop.
     pub(crate) fn advance(&mut self, n_bytes: u64) -> Result<()> {
         self.n_done += n_bytes;
         match (self.progress)(self.n_done, self.n_in_all) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Interrupted),
+            ControlFlow::Break(()) => Err(Error::interrupted()),
         }
     }
 }

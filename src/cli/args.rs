@@ -2,8 +2,6 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Command, ValueEnum};
 use gguf_tools::terminal::printable;
@@ -11,8 +9,8 @@ use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
-    FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles, Picture, Prompt,
-    PromptForm, Sampling, Session, SessionOptions, demo,
+    CancelFlag, FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles,
+    Picture, Prompt, PromptForm, Sampling, Session, SessionOptions, demo,
 };
 
 use super::interventions::{ANY, InterventionArgs};
@@ -200,10 +198,10 @@ impl ModelArgs {
     pub(super) fn open(
         &self,
         verbosity: Verbosity,
-        interrupt: Arc<AtomicBool>,
+        cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
         let files = self.announced_files(verbosity)?;
-        self.open_files(&files, self.options(interrupt), verbosity)
+        self.open_files(&files, self.options(), verbosity, cancel)
     }
 
     /// Opens a session on files that these arguments gave.
@@ -212,8 +210,9 @@ impl ModelArgs {
         files: &ModelFiles,
         options: SessionOptions,
         verbosity: Verbosity,
+        cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
-        self.probe(files, &options, verbosity)?;
+        self.probe(files, &options, verbosity, cancel)?;
         Session::open(files, options)
     }
 
@@ -223,6 +222,7 @@ impl ModelArgs {
         files: &ModelFiles,
         options: &SessionOptions,
         verbosity: Verbosity,
+        cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<()> {
         if self.no_probe || self.is_demo() {
             return Ok(());
@@ -239,11 +239,15 @@ impl ModelArgs {
                 );
             }
         };
-        probe(files, options, &ProbeOptions::default(), &mut announce)
+        let probe_options = ProbeOptions {
+            cancel: cancel.clone(),
+            ..ProbeOptions::default()
+        };
+        probe(files, options, &probe_options, &mut announce)
     }
 
     /// How the session computes.
-    pub(super) fn options(&self, interrupt: Arc<AtomicBool>) -> SessionOptions {
+    pub(super) fn options(&self) -> SessionOptions {
         let defaults = SessionOptions::default();
         SessionOptions {
             threads: self.threads.map_or(defaults.threads, usize::from),
@@ -265,7 +269,6 @@ impl ModelArgs {
                 0 => None,
                 megabytes => ImageCache::of_user(u64::from(megabytes) * 1_000_000),
             },
-            interrupt,
             ..defaults
         }
     }
@@ -334,7 +337,7 @@ impl ModelArgs {
             self.model_dir.as_deref(),
             self.model.clone(),
             self.mmproj.clone(),
-            self.sae.clone(),
+            self.sae.iter().cloned().collect(),
         )
     }
 }
@@ -373,8 +376,10 @@ impl PromptArgs {
         &self,
         session: &Session,
         image: Option<&ImageEmbeddings>,
+        cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Prompt> {
-        session.prompt(self.text(), self.form(), image)
+        let model = session.model();
+        model.prompt(self.text(), self.form(), image, cancel)
     }
 
     /// The prompt for many pictures.
@@ -396,7 +401,7 @@ impl PromptArgs {
 
 /// Reads and encodes a picture.
 pub(super) fn encode_quietly(
-    session: &mut Session,
+    session: &Session,
     path: &Path,
 ) -> llava_sae_cpp::Result<ImageEmbeddings> {
     session.encode_image(&Picture::open(path)?)
@@ -404,7 +409,7 @@ pub(super) fn encode_quietly(
 
 /// Reads and encodes a picture, with a spinner.
 pub(super) fn encode_image(
-    session: &mut Session,
+    session: &Session,
     path: &Path,
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<ImageEmbeddings> {
@@ -413,7 +418,7 @@ pub(super) fn encode_image(
 
 /// Encodes a picture, with a spinner.
 pub(super) fn encode_picture(
-    session: &mut Session,
+    session: &Session,
     picture: &Picture,
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<ImageEmbeddings> {
@@ -423,7 +428,7 @@ pub(super) fn encode_picture(
 
 /// As [`encode_image`], where there is a picture.
 pub(super) fn encode_optional_image(
-    session: &mut Session,
+    session: &Session,
     path: Option<&Path>,
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<Option<ImageEmbeddings>> {
@@ -462,14 +467,6 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         _ => Err("a temperature is a number from 0 up".to_owned()),
-    }
-}
-
-/// An error as clap shows it.
-pub(super) fn with_hint(error: llava_sae_cpp::Error) -> String {
-    match error.hint() {
-        Some(hint) => format!("{error}: {hint}"),
-        None => error.to_string(),
     }
 }
 

@@ -1,12 +1,11 @@
 //! `baseline`: what features usually do on pictures, measured and written into a copy of the SAE.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use gguf_tools::sae::{Baseline, SaeFile};
-use llava_sae_cpp::scan::{PictureFeatures, scan};
+use llava_sae_cpp::CancelFlag;
+use llava_sae_cpp::scan::{PictureFeatures, Scan, scan};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
 use super::folder::{none_read, pictures_in, warn_of_gap};
@@ -31,29 +30,29 @@ pub(super) struct BaselineArgs {
     model: ModelArgs,
 }
 
-pub(super) fn run(
-    args: BaselineArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;
     files.projector()?;
-    let options = args.model.options(interrupt);
-    args.model.probe(&files, &options, verbosity)?;
-    let sae = SaeFile::open(&files.sae)?;
+    let options = args.model.options();
+    args.model.probe(&files, &options, verbosity, &cancel)?;
+    let sae = SaeFile::open(&files.saes[0])?;
     let mut sums = Sums::new(sae.meta.d_sae);
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     let mut n_skipped = 0;
+    let all = Scan {
+        files: &files,
+        options: &options,
+        prompt: args.prompt.scanned(),
+        dir: &args.dir,
+        jobs: 1,
+        cancel: &cancel,
+    };
     scan(
-        &files,
-        &options,
-        args.prompt.scanned(),
-        &args.dir,
+        &all,
         &pictures.iter().collect::<Vec<_>>(),
-        1,
         &mut |_, result| {
             match result {
                 Ok(features) => sums.add(&features),

@@ -2,19 +2,19 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use llava_sae_cpp::steering::Positions;
-use llava_sae_cpp::{Error, Keep, Run, RunOptions, Stop, TokenKind};
+use llava_sae_cpp::{
+    CancelFlag, Error, Keep, Run, RunOptions, SaeSet, SaeTrace, Stop, TokenKind, saved_set,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::InterventionArgs;
 use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::progress::Spinner;
-use super::{CommandResult, Outcome, saved_set};
+use super::{CommandResult, Outcome};
 
 /// Save everything the hook saw: rows, features, image embeddings, logits
 #[derive(Args)]
@@ -55,18 +55,14 @@ any more; `-n 0` stops after the prompt):
   image_embeddings  F32 [n_image, d_model]  as the projector gives them, where there is an image
   logits            F32 [vocab]       after the prompt's last token, without `--no-logits`";
 
-pub(super) fn run(
-    args: CaptureArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let file = start_file(&args)?;
-    let mut session = args.model.open(verbosity, interrupt)?;
-    let steering = args.interventions.steering(&mut session)?;
-    let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let mut session = args.model.open(verbosity, &cancel)?;
+    let steering = args.interventions.steering(session.model())?;
+    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
+    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
     let options = RunOptions {
-        steering: steering.as_ref(),
+        steering: steering.clone(),
         keep: Keep {
             features: Positions::ALL,
             residuals: true,
@@ -74,30 +70,31 @@ pub(super) fn run(
         },
         max_tokens: args.generate.max_tokens,
         sampling: args.generate.sampling(),
+        cancel,
     };
     let spinner = Spinner::start("running the model", verbosity);
-    let run = session.run(&prompt, options, &mut |_| {})?;
+    let run = session.run(&prompt, options)?;
     spinner.finish();
     if run.stop == Stop::Interrupted {
-        return Err(Error::Interrupted.into());
+        return Err(Error::interrupted().into());
     }
 
-    let mut tensors = Tensors::of_run(&run, session.sae().meta().d_in);
+    let mut tensors = Tensors::of_run(&run, session.model().saes());
     if let Some(image) = &image {
-        let d_model = session.model().d_model();
+        let d_model = session.language_model().d_model();
         tensors.add_f32(
             "image_embeddings",
             vec![image.rows.len() / d_model, d_model],
             &image.rows,
         );
     }
-    let interventions = saved_set::entries(steering.as_ref(), session.sae());
+    let interventions = saved_set::entries(steering.as_deref(), session.model().saes());
     let interventions =
         serde_json::to_string(&interventions).expect("interventions are plain data");
     let metadata = [
         ("model", args.model.shown_model()),
         ("sae", args.model.shown_sae()),
-        ("hook", session.hook_point().to_string()),
+        ("hook", session.sae().hook_point().to_string()),
         ("prompt", args.prompt.text().to_owned()),
         (
             "image",
@@ -122,10 +119,10 @@ fn start_file(args: &CaptureArgs) -> llava_sae_cpp::Result<NewFile> {
 }
 
 /// Named tensors as little-endian bytes.
-struct Tensors(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
+struct Tensors(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
 
 impl Tensors {
-    fn of_run(run: &Run, d_in: usize) -> Self {
+    fn of_run(run: &Run, saes: &SaeSet) -> Self {
         let trace = &run.trace;
         let n_rows = trace.tokens.len();
         let ids = trace.tokens.iter().map(|token| token.id.unwrap_or(-1));
@@ -134,17 +131,6 @@ impl Tensors {
             TokenKind::Image => 1,
             TokenKind::Generated => 2,
         });
-        let mut offsets = vec![0_i64];
-        let mut feature_ids = Vec::new();
-        let mut feature_values = Vec::new();
-        for row_idx in 0..trace.activations.n_rows() {
-            for (feature, value) in trace.activations.row(row_idx) {
-                feature_ids.extend(i32::try_from(feature).expect("features fit").to_le_bytes());
-                feature_values.push(value);
-            }
-            offsets.push(i64::try_from(feature_values.len()).expect("a vector's length fits"));
-        }
-        let nnz = feature_values.len();
         let mut tensors = Self(Vec::new());
         tensors.add(
             "token_ids",
@@ -153,29 +139,46 @@ impl Tensors {
             ids.flat_map(i32::to_le_bytes).collect(),
         );
         tensors.add("kinds", Dtype::U8, vec![n_rows], kinds.collect());
-        tensors.add_f32("resid", vec![n_rows, d_in], &trace.residuals);
-        if !trace.steered_residuals.is_empty() {
-            tensors.add_f32(
-                "resid_steered",
-                vec![n_rows, d_in],
-                &trace.steered_residuals,
-            );
+        for (sae, seen) in saes.iter().zip(&trace.saes) {
+            let prefix = match saes.len() {
+                1 => String::new(),
+                _ => format!("{}/", sae.id()),
+            };
+            tensors.add_sae(&prefix, seen, sae.meta().d_in);
         }
-        let offsets = offsets.into_iter().flat_map(i64::to_le_bytes).collect();
-        tensors.add("feature_offsets", Dtype::I64, vec![n_rows + 1], offsets);
-        tensors.add("feature_ids", Dtype::I32, vec![nnz], feature_ids);
-        tensors.add_f32("feature_values", vec![nnz], &feature_values);
         if !run.logits.is_empty() {
             tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
         }
         tensors
     }
 
-    fn add(&mut self, name: &'static str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
-        self.0.push((name, dtype, shape, bytes));
+    /// What was seen where an SAE reads.
+    fn add_sae(&mut self, prefix: &str, seen: &SaeTrace, d_in: usize) {
+        let shape = || vec![seen.residuals.len() / d_in, d_in];
+        self.add_f32(&format!("{prefix}resid"), shape(), &seen.residuals);
+        if !seen.steered_residuals.is_empty() {
+            let name = format!("{prefix}resid_steered");
+            self.add_f32(&name, shape(), &seen.steered_residuals);
+        }
+        let activations = &seen.activations;
+        let ends = std::iter::once(&0).chain(activations.ends());
+        let offsets: Vec<u8> = ends.flat_map(|&end| (end as i64).to_le_bytes()).collect();
+        let name = format!("{prefix}feature_offsets");
+        self.add(&name, Dtype::I64, vec![activations.n_rows() + 1], offsets);
+        let nnz = vec![activations.n_active()];
+        let ids = activations.indices().iter();
+        let ids = ids.flat_map(|feature| feature.to_le_bytes()).collect();
+        let name = format!("{prefix}feature_ids");
+        self.add(&name, Dtype::I32, nnz.clone(), ids);
+        let name = format!("{prefix}feature_values");
+        self.add_f32(&name, nnz, activations.data());
     }
 
-    fn add_f32(&mut self, name: &'static str, shape: Vec<usize>, values: &[f32]) {
+    fn add(&mut self, name: &str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
+        self.0.push((name.to_owned(), dtype, shape, bytes));
+    }
+
+    fn add_f32(&mut self, name: &str, shape: Vec<usize>, values: &[f32]) {
         let bytes = values
             .iter()
             .flat_map(|value| value.to_le_bytes())
@@ -187,7 +190,10 @@ impl Tensors {
     fn bytes(&self, metadata: HashMap<String, String>) -> llava_sae_cpp::Result<Vec<u8>> {
         let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
-            (*name, view.expect("each tensor's bytes match its shape"))
+            (
+                name.as_str(),
+                view.expect("each tensor's bytes match its shape"),
+            )
         });
         safetensors::serialize(views, Some(metadata))
             .map_err(|error| Error::invalid(format!("cannot make the safetensors file: {error}")))

@@ -1,8 +1,6 @@
 //! `convert`: a Hugging Face folder and an SAE become a folder ready for `-d`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::{Overwrite, TensorType};
@@ -10,7 +8,7 @@ use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::output_dir::OutputDir;
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
-use llava_sae_cpp::{Error, HookPoint, ModelFiles};
+use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
 use super::args::{Verbosity, note_as_seen};
 use super::new_file::overwrite;
@@ -101,11 +99,7 @@ impl SmallType {
     }
 }
 
-pub(super) fn run(
-    args: ConvertArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = overwrite(args.force);
     let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
     let sae = in_output("sae", args.sae_type.tensor_type().name());
@@ -124,7 +118,7 @@ pub(super) fn run(
     let work = tempfile::Builder::new()
         .prefix(".convert-")
         .tempdir_in(&args.output)
-        .map_err(|error| gguf_tools::Error::io("write to", &args.output)(error.kind().into()))?;
+        .map_err(|error| Error::io("write to", &args.output)(error.kind().into()))?;
     let in_work = |target: &Path| {
         let name = target.file_name().expect("targets are files");
         work.path().join(name)
@@ -138,29 +132,31 @@ pub(super) fn run(
             labels: args.labels.clone(),
             overwrite: Overwrite::Refuse,
         };
-        let mut bar = progress::byte_bar("SAE", verbosity, Arc::clone(&interrupt));
+        let mut bar = progress::byte_bar("SAE", verbosity, cancel.clone());
         let made = sae::convert(source, &in_work(&sae), &options, &mut bar)?;
         say(verbosity, &made.report);
         HookPoint::parse(&made.meta.hook_name).map_err(|error| {
             let hint = error.hint().unwrap_or_default().to_owned();
-            error.with_hint(format!(
-                "{hint}; where the files are wrong, give the right one with `--hook-name`"
-            ))
+            error
+                .of_kind(ErrorKind::HookPointMissing)
+                .with_hint(format!(
+                    "{hint}; where the files are wrong, give the right one"
+                ))
         })?;
     }
     if let Some(source) = &args.llava {
-        convert_llava(source, &args, &in_work(&model), verbosity, interrupt)?;
+        convert_llava(source, &args, &in_work(&model), verbosity, cancel)?;
     }
     if args.sae.is_some() && args.llava.is_some() {
         let files = ModelFiles {
             model: in_work(&model),
             mmproj: Some(in_work(&mmproj)),
-            sae: in_work(&sae),
+            saes: vec![in_work(&sae)],
         };
         files.check()?;
     }
     for target in targets.into_iter().flatten() {
-        std::fs::rename(in_work(target), target).map_err(gguf_tools::Error::io("write", target))?;
+        std::fs::rename(in_work(target), target).map_err(Error::io("write", target))?;
         note_as_seen(target);
         say(verbosity, &[format!("wrote `{}`", target.display())]);
     }
@@ -170,7 +166,7 @@ pub(super) fn run(
         Some(&args.output),
         unless_made(&model),
         unless_made(&mmproj),
-        unless_made(&sae),
+        unless_made(&sae).into_iter().collect(),
     );
     if let Err(error) = found {
         log::warn!("{error}");
@@ -182,7 +178,7 @@ pub(super) fn run(
 /// What can be done with what lies in the output folder now.
 fn next_command(args: &ConvertArgs, sae: &Path) -> String {
     let folder = args.output.display();
-    if ModelFiles::find(Some(&args.output), None, None, None).is_ok() {
+    if ModelFiles::find(Some(&args.output), None, None, Vec::new()).is_ok() {
         format!("next: `llava-sae-cpp -d {folder} IMAGE`")
     } else if args.llava.is_none() {
         format!(
@@ -207,7 +203,7 @@ fn convert_llava(
     args: &ConvertArgs,
     model: &Path,
     verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
+    cancel: CancelFlag,
 ) -> llava_sae_cpp::Result<()> {
     let (model_type, k_quant) = match args.model_type {
         ModelType::F32 => (TensorType::F32, None),
@@ -225,12 +221,12 @@ fn convert_llava(
         overwrite: Overwrite::Refuse,
     };
     let dir = model.parent().expect("it lies in the output folder");
-    let mut bar = progress::byte_bar("model", verbosity, Arc::clone(&interrupt));
+    let mut bar = progress::byte_bar("model", verbosity, cancel.clone());
     let made = llava::convert(source, dir, &options, &mut bar)?;
     say(verbosity, &made.report);
     if let Some(k_quant) = k_quant {
         let spinner = Spinner::start("quantising", verbosity);
-        quantize_or_stop(&made.model, model, k_quant, &interrupt)?;
+        quantize_or_stop(&made.model, model, k_quant, &cancel)?;
         spinner.finish();
     }
     Ok(())
@@ -242,14 +238,14 @@ fn quantize_or_stop(
     source: &Path,
     target: &Path,
     k_quant: Quant,
-    interrupt: &AtomicBool,
+    cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let (source, target) = (source.to_owned(), target.to_owned());
     let worker = std::thread::spawn(move || quantize(&source, &target, k_quant, threads));
     while !worker.is_finished() {
-        if interrupt.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+        if cancel.is_cancelled() {
+            return Err(Error::interrupted());
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

@@ -1,20 +1,20 @@
 //! The main command: describe an image, steered or not.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use gguf_tools::terminal::printable;
-use llava_sae_cpp::features::{self, FeatureScore, Over, Pool};
+use llava_sae_cpp::rank::{self, FeatureScore, Over, Pool};
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, Prompt, Run, RunOptions, Session, Stop};
+use llava_sae_cpp::{CancelFlag, Keep, Prompt, Run, RunOptions, Sae, Session, Stop, saved_set};
 use serde::Serialize;
 
 use super::args::{self, DescribeArgs, Verbosity};
 use super::progress::Spinner;
 use super::table::Score;
-use super::{CommandResult, Failure, Outcome, json, saved_set, table};
+use super::{CommandResult, Failure, Outcome, json, table};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -42,17 +42,13 @@ struct Timings {
     generated_tokens: usize,
 }
 
-pub(super) fn run(
-    args: DescribeArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let start = Instant::now();
-    let mut session = args.model.open(verbosity, interrupt)?;
-    let steering = args.interventions.steering(&mut session)?;
+    let mut session = args.model.open(verbosity, &cancel)?;
+    let steering = args.interventions.steering(session.model())?;
     let load_time = start.elapsed();
-    let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
+    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
     let over = if image.is_some() {
         Over::IMAGE
     } else {
@@ -66,6 +62,7 @@ pub(super) fn run(
         &over,
         &args,
         verbosity,
+        &cancel,
     )?;
     let was_interrupted = runs.iter().any(|run| run.stop == Stop::Interrupted);
     let (original, steered) = match (runs.as_slice(), &steering) {
@@ -77,7 +74,7 @@ pub(super) fn run(
 
     let scores = match args.top {
         0 => Vec::new(),
-        top => top_features(&runs[0], &mut session, &over, top)?,
+        top => top_features(&runs[0], session.sae(), &over, top)?,
     };
     if args.json {
         let report = Report {
@@ -85,7 +82,7 @@ pub(super) fn run(
             sae: args.model.shown_sae(),
             prompt: args.prompt.text().to_owned(),
             image: args.image.as_ref().map(|path| path.display().to_string()),
-            interventions: saved_set::entries(steering.as_ref(), session.sae()),
+            interventions: saved_set::entries(steering.as_deref(), session.model().saes()),
             original: original.map(json::Output::new),
             steered: steered.map(json::Output::new),
             features: json::features(&scores, session.sae()),
@@ -133,20 +130,21 @@ pub(super) fn run(
 fn describe(
     session: &mut Session,
     prompt: &Prompt,
-    steering: Option<&Steering>,
+    steering: Option<&Arc<Steering>>,
     over: &Over,
     args: &DescribeArgs,
     verbosity: Verbosity,
+    cancel: &CancelFlag,
 ) -> Result<Vec<Run>, Failure> {
     let steerings = match steering {
         Some(_) if args.compare => vec![None, steering],
         _ => vec![steering],
     };
     // Features are read before interventions, so either run shows the same ones: the first is asked.
-    let options: Vec<RunOptions<'_>> = (0..)
+    let options = (0..)
         .zip(&steerings)
         .map(|(i, &steering)| RunOptions {
-            steering,
+            steering: steering.cloned(),
             keep: Keep {
                 features: match args.top > 0 && i == 0 {
                     true => over.kinds(),
@@ -156,16 +154,18 @@ fn describe(
             },
             max_tokens: args.generate.max_tokens,
             sampling: args.generate.sampling(),
+            cancel: cancel.clone(),
         })
         .collect();
     let spinner = Spinner::start("reading the prompt", verbosity);
     let mut printer = Printer::new(!args.json, args.compare);
     printer.start(steerings[0].is_some());
-    let runs = session.run_side_by_side(prompt, &options, &mut |run_idx, text| {
-        if run_idx == 0 {
+    let runs = session.run_side_by_side(prompt, options, &mut |run_idx, step| {
+        if run_idx == 0 && !step.text.is_empty() {
             spinner.finish();
-            printer.text(text);
+            printer.text(step.text);
         }
+        ControlFlow::Continue(())
     })?;
     spinner.finish();
     printer.end()?;
@@ -179,16 +179,15 @@ fn describe(
 
 fn top_features(
     run: &Run,
-    session: &mut Session,
+    sae: &Sae,
     over: &Over,
     top: usize,
 ) -> llava_sae_cpp::Result<Vec<FeatureScore>> {
-    let positions = features::pooled_positions(&run.trace.tokens, over)?;
-    let sae = session.sae();
+    let positions = rank::pooled_positions(&run.trace.tokens, over)?;
     let baseline = sae.baseline().filter(|_| *over == Over::IMAGE);
     let d_sae = sae.meta().d_sae;
-    let acts = &run.trace.activations;
-    let mut scores = features::rank(acts, &positions, d_sae, Pool::Max, baseline);
+    let acts = &run.trace.saes[0].activations;
+    let mut scores = rank::rank(acts, &positions, d_sae, Pool::Max, baseline);
     scores.truncate(top);
     Ok(scores)
 }

@@ -1,10 +1,10 @@
 //! `export-cvec`: interventions as a control vector of llama.cpp.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
+
+use llava_sae_cpp::CancelFlag;
 
 use super::args::{ModelArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
@@ -30,16 +30,14 @@ pub(super) struct ExportCvecArgs {
     model: ModelArgs,
 }
 
-pub(super) fn run(
-    args: ExportCvecArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: ExportCvecArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = overwrite(args.force);
     overwrite.check(&args.output)?;
-    let mut session = args.model.open(verbosity, interrupt)?;
-    let steering = args.interventions.steering(&mut session)?;
+    let session = args.model.open(verbosity, &cancel)?;
+    let steering = args.interventions.steering(session.model())?;
     let steering = steering.expect("an intervention is required");
-    session.write_control_vector(&steering, &args.output, overwrite)?;
+    session
+        .model()
+        .write_control_vector(&steering, &args.output, overwrite)?;
     Ok(Outcome::Done)
 }

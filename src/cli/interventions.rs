@@ -1,14 +1,13 @@
 //! What is changed, and where: from arguments and saved sets to a steering.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
-use llava_sae_cpp::{Result, Sae, Session};
-use serde::{Deserialize, Serialize};
+use llava_sae_cpp::{FeatureId, HookedModel, Result, SaeSet, saved_set};
 
-use super::args::with_hint;
-use super::saved_set;
+use super::hints::with_hint;
 
 /// The group of all arguments that ask for an intervention.
 pub(super) const ANY: &str = "intervention";
@@ -61,8 +60,7 @@ pub(super) struct InterventionArgs {
 /// Pairs of a feature's name and a number.
 type Numbers = Vec<(String, f32)>;
 
-#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, ValueEnum)]
 pub(super) enum UnitsName {
     /// Decoder rows as trained
     Raw,
@@ -128,7 +126,7 @@ pub(super) fn parse_names(text: &str) -> std::result::Result<String, String> {
 
 /// The features that a checked list of names means. A label may hold commas, so the longest text
 /// that means one feature is taken; an index stands for itself.
-pub(super) fn find_features(sae: &Sae, list: &str) -> Result<Vec<usize>> {
+pub(super) fn find_features(saes: &SaeSet, list: &str) -> Result<Vec<FeatureId>> {
     let mut features = Vec::new();
     let mut rest = list;
     while !rest.is_empty() {
@@ -139,10 +137,10 @@ pub(super) fn find_features(sae: &Sae, list: &str) -> Result<Vec<usize>> {
             .chain([rest.len()])
             .rev()
             .filter(|_| !is_index)
-            .find_map(|end| Some((sae.find_feature(rest[..end].trim()).ok()?, end)));
+            .find_map(|end| Some((saes.find_feature(rest[..end].trim()).ok()?, end)));
         let (feature, end) = match longest {
             Some(found) => found,
-            None => (sae.find_feature(first.trim())?, first.len()),
+            None => (saes.find_feature(first.trim())?, first.len()),
         };
         features.push(feature);
         rest = rest[end..].trim_start_matches(',');
@@ -157,10 +155,10 @@ impl InterventionArgs {
     }
 
     /// All interventions, with labels resolved; none if none were asked for.
-    pub(super) fn steering(&self, session: &mut Session) -> Result<Option<Steering>> {
-        let sae = session.sae();
+    pub(super) fn steering(&self, model: &HookedModel) -> Result<Option<Arc<Steering>>> {
+        let saes = model.saes();
         let mut interventions = match &self.interventions {
-            Some(path) => saved_set::read(path, sae)?,
+            Some(path) => saved_set::read(path, saes)?,
             None => Vec::new(),
         };
         let mut add = |feature, change| {
@@ -172,23 +170,23 @@ impl InterventionArgs {
             });
         };
         for (name, strength) in self.steer.iter().flatten() {
-            add(sae.find_feature(name)?, Change::Add(*strength));
+            add(saes.find_feature(name)?, Change::Add(*strength));
         }
         for (name, value) in self.clamp.iter().flatten() {
-            add(sae.find_feature(name)?, Change::Clamp(*value));
+            add(saes.find_feature(name)?, Change::Clamp(*value));
         }
         for (name, factor) in self.scale.iter().flatten() {
-            add(sae.find_feature(name)?, Change::Scale(*factor));
+            add(saes.find_feature(name)?, Change::Scale(*factor));
         }
         for list in &self.ablate {
-            for feature in find_features(sae, list)? {
+            for feature in find_features(saes, list)? {
                 add(feature, Change::Ablate);
             }
         }
         if interventions.is_empty() {
             return Ok(None);
         }
-        sae.steering(interventions).map(Some)
+        model.steering(interventions).map(Some)
     }
 }
 

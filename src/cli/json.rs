@@ -1,6 +1,6 @@
 //! The JSON that the commands print: names here are an interface.
 
-use llava_sae_cpp::features::FeatureScore;
+use llava_sae_cpp::rank::FeatureScore;
 use llava_sae_cpp::{Run, Sae, Session, Stop, Token, TokenKind};
 use serde::Serialize;
 
@@ -28,6 +28,7 @@ pub(super) fn stop(stop: Stop) -> &'static str {
         Stop::End => "end",
         Stop::Length => "length",
         Stop::Interrupted => "interrupted",
+        Stop::Caller => "caller",
     }
 }
 

@@ -2,12 +2,10 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
-use llava_sae_cpp::{Error, ImageCache, Session};
+use llava_sae_cpp::{CancelFlag, Error, ImageCache, Session};
 use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
@@ -74,28 +72,25 @@ struct LossReport {
     zeros_cost_nothing: bool,
 }
 
-pub(super) fn run(
-    args: MetricsArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let text = args.text.as_deref().map(read_text).transpose()?;
     let files = args.model.announced_files(verbosity)?;
     if !args.image.is_empty() {
         files.projector()?;
     }
-    let mut options = args.model.options(interrupt);
+    let mut options = args.model.options();
     if args.image.len() > 1 {
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }
-    let mut session = args.model.open_files(&files, options, verbosity)?;
-    let mut metrics = Metrics::new(&mut session);
+    let mut session = args.model.open_files(&files, options, verbosity, &cancel)?;
+    let mut metrics = Metrics::new(&session);
     measure(
         &args,
         text.as_deref(),
         &mut session,
         &mut metrics,
         verbosity,
+        &cancel,
     )?;
     let report = Report {
         model: args.model.shown_model(),
@@ -127,7 +122,7 @@ pub(super) fn run(
 
 fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
     let shown = path.display();
-    let bytes = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let text = String::from_utf8(bytes).map_err(|_| {
         Error::invalid(format!("`{shown}` is not UTF-8 text"))
             .with_hint("convert it, for example with iconv")
@@ -144,17 +139,18 @@ fn measure(
     session: &mut Session,
     metrics: &mut Metrics,
     verbosity: Verbosity,
+    cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<()> {
     let mut texts = match text {
-        Some(text) => metrics::text_prompts(session, text)?,
+        Some(text) => metrics::text_prompts(session, text, cancel)?,
         None => Vec::new(),
     };
     if args.image.is_empty() && text.is_none() {
-        texts.push(args.prompt.build(session, None)?);
+        texts.push(args.prompt.build(session, None, cancel)?);
     }
     let counter = Counter::start("prompts", texts.len() + args.image.len(), verbosity);
     for prompt in &texts {
-        metrics.add(session, prompt)?;
+        metrics.add(session, prompt, cancel)?;
         counter.advance();
     }
     let mut n_skipped = 0;
@@ -169,11 +165,11 @@ fn measure(
             }
             Err(error) => return Err(error),
         };
-        let prompt = args.prompt.build(session, Some(&image))?;
+        let prompt = args.prompt.build(session, Some(&image), cancel)?;
         if text.is_some() {
-            metrics.add_image(session, &prompt)?;
+            metrics.add_image(session, &prompt, cancel)?;
         } else {
-            metrics.add(session, &prompt)?;
+            metrics.add(session, &prompt, cancel)?;
         }
         counter.advance();
     }

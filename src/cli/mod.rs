@@ -9,13 +9,13 @@ mod export_cvec;
 mod features;
 mod folder;
 mod heatmap;
+mod hints;
 mod interventions;
 mod json;
 mod metrics;
 mod new_file;
 mod page;
 mod progress;
-mod saved_set;
 mod scan;
 mod sweep;
 mod table;
@@ -23,14 +23,12 @@ mod top;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gguf_tools::terminal::printable;
-use llava_sae_cpp::Error;
+use llava_sae_cpp::{CancelFlag, Error};
 
 use args::{DescribeArgs, Verbosity};
 
@@ -131,21 +129,21 @@ const INTERRUPTED: u8 = 130;
 pub(crate) fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
-    let interrupt = match cli.command {
+    let cancel = match cli.command {
         // It only reads, so that it can end at once.
-        Some(Command::Top(_)) => Arc::default(),
+        Some(Command::Top(_)) => CancelFlag::default(),
         _ => stop_on_ctrl_c(),
     };
     let result = match cli.command {
-        None => describe::run(cli.describe, cli.verbosity, interrupt),
-        Some(Command::Features(args)) => features::run(args, cli.verbosity, interrupt),
-        Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, interrupt),
-        Some(Command::Capture(args)) => capture::run(args, cli.verbosity, interrupt),
-        Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, interrupt),
-        Some(Command::Convert(args)) => convert::run(args, cli.verbosity, interrupt),
-        Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, interrupt),
-        Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, interrupt),
-        Some(Command::Scan(args)) => scan::run(args, cli.verbosity, interrupt),
+        None => describe::run(cli.describe, cli.verbosity, cancel),
+        Some(Command::Features(args)) => features::run(args, cli.verbosity, cancel),
+        Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, cancel),
+        Some(Command::Capture(args)) => capture::run(args, cli.verbosity, cancel),
+        Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, cancel),
+        Some(Command::Convert(args)) => convert::run(args, cli.verbosity, cancel),
+        Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, cancel),
+        Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, cancel),
+        Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),
         Some(Command::Top(args)) => top::run(&args),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
@@ -195,8 +193,8 @@ fn exit_code(result: CommandResult) -> ExitCode {
         }
         Err(Failure::Library(error)) => {
             eprintln!("error: {}", printable(&error.to_string()));
-            if let Some(hint) = error.hint() {
-                eprintln!("hint: {}", printable(hint));
+            if let Some(hint) = hints::hint(&error) {
+                eprintln!("hint: {}", printable(&hint));
             }
             ExitCode::FAILURE
         }
@@ -227,16 +225,17 @@ fn man(name: Option<&str>) -> CommandResult {
 }
 
 /// A flag that Ctrl-C and `kill` set; the second time, the process ends at once.
-fn stop_on_ctrl_c() -> Arc<AtomicBool> {
-    let interrupt = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupt);
+fn stop_on_ctrl_c() -> CancelFlag {
+    let cancel = CancelFlag::default();
+    let flag = cancel.clone();
     let installed = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
+        if flag.is_cancelled() {
             llava_sae_cpp::llama::exit_at_once(INTERRUPTED.into());
         }
+        flag.cancel();
     });
     if let Err(error) = installed {
         log::warn!("Ctrl-C will end the program at once: {error}");
     }
-    interrupt
+    cancel
 }

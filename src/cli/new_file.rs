@@ -29,9 +29,7 @@ impl NewFile {
         };
         // Not tempfile's own way to create the file: its files are private.
         let file = tempfile::Builder::new().make_in(dir, |path| File::create_new(path));
-        let (file, temporary) = file
-            .map_err(gguf_tools::Error::io("write", &target))?
-            .into_parts();
+        let (file, temporary) = file.map_err(Error::io("write", &target))?.into_parts();
         Ok(Self {
             file,
             temporary,
@@ -42,7 +40,7 @@ impl NewFile {
 
     /// Writes all of the file and gives it its name.
     pub(super) fn finish(mut self, bytes: &[u8]) -> Result<()> {
-        let io = |error| gguf_tools::Error::io("write", &self.target)(error);
+        let io = |error| Error::io("write", &self.target)(error);
         self.file.write_all(bytes).map_err(io)?;
         let persisted = match self.overwrite {
             Overwrite::Refuse => self.temporary.persist_noclobber(&self.target),

@@ -2,11 +2,11 @@
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use llava_sae_cpp::CancelFlag;
 
 use super::args::Verbosity;
 
@@ -69,12 +69,12 @@ impl Counter {
     }
 }
 
-/// A bar over bytes, as a progress callback of the conversions; it stops them when `interrupt` is
+/// A bar over bytes, as a progress callback of the conversions; it stops them when `cancel` is
 /// set.
 pub(super) fn byte_bar(
     message: &'static str,
     verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
+    cancel: CancelFlag,
 ) -> impl FnMut(u64, u64) -> ControlFlow<()> {
     let bar = if wanted(verbosity) {
         let style = "{msg} {wide_bar} {bytes}/{total_bytes} {eta}";
@@ -89,7 +89,7 @@ pub(super) fn byte_bar(
         if done == total {
             bar.finish_and_clear();
         }
-        if interrupt.load(Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())

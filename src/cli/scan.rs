@@ -2,16 +2,14 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::scan::{
-    FoundPicture, Parts, PictureFeatures, Settings, Totals, check_output, jobs_at_once, scan,
+    FoundPicture, Parts, PictureFeatures, Scan, Settings, Totals, check_output, jobs_at_once, scan,
 };
-use llava_sae_cpp::{Error, ModelFiles, SessionOptions};
+use llava_sae_cpp::{CancelFlag, Error, ModelFiles, SessionOptions};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
 use super::folder::{none_read, pictures_in, warn_of_gap};
@@ -66,11 +64,7 @@ Examples:
   llava-sae-cpp top features.parquet --class pizza
       What pictures in folders called `pizza` fire more than the others";
 
-pub(super) fn run(
-    args: ScanArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = overwrite(args.force);
     check_output(&args.output, overwrite)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
@@ -79,15 +73,23 @@ pub(super) fn run(
     let files = args.model.announced_files(verbosity)?;
     files.check()?;
     files.projector()?;
-    let options = args.model.options(interrupt);
-    args.model.probe(&files, &options, verbosity)?;
+    let options = args.model.options();
+    args.model.probe(&files, &options, verbosity, &cancel)?;
     let jobs = jobs_at_once(&options, args.jobs.get());
     if jobs < args.jobs.get() && !verbosity.is_quiet() {
         eprintln!("reading one picture at a time, since all sessions share the device");
     }
-    let mut parts = open_parts(&args, &files, &options, &pictures, verbosity)?;
-    let totals = match read_pictures(&mut parts, &args, &files, &options, &pictures, verbosity) {
-        Ok(()) => join(parts, &args, overwrite, &options.interrupt, verbosity),
+    let mut parts = open_parts(&args, &files, &options, &pictures, verbosity, &cancel)?;
+    let scan = Scan {
+        files: &files,
+        options: &options,
+        prompt: args.prompt.scanned(),
+        dir: &args.dir,
+        jobs,
+        cancel: &cancel,
+    };
+    let totals = match read_pictures(&mut parts, &scan, &pictures, verbosity) {
+        Ok(()) => join(parts, &args, overwrite, &cancel, verbosity),
         Err(error) => {
             // Where there is no room, this fails for the reason that is told already.
             let _ = parts.finish_part();
@@ -117,10 +119,11 @@ fn open_parts(
     options: &SessionOptions,
     pictures: &[FoundPicture],
     verbosity: Verbosity,
+    cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<Parts> {
     let _spinner = Spinner::start("checking the model's files", verbosity);
-    let settings = Settings::new(files, options, args.prompt.scanned(), &args.dir)?;
-    let sae = SaeFile::open(&files.sae)?;
+    let settings = Settings::new(files, options, args.prompt.scanned(), &args.dir, cancel)?;
+    let sae = SaeFile::open(&files.saes[0])?;
     let (d_sae, labels) = (sae.meta.d_sae, sae.meta.labels);
     Parts::open(&args.output, settings, d_sae, labels, pictures)
 }
@@ -128,9 +131,7 @@ fn open_parts(
 /// Reads the pictures that are in no part yet.
 fn read_pictures(
     parts: &mut Parts,
-    args: &ScanArgs,
-    files: &ModelFiles,
-    options: &SessionOptions,
+    options: &Scan<'_>,
     pictures: &[FoundPicture],
     verbosity: Verbosity,
 ) -> llava_sae_cpp::Result<()> {
@@ -152,16 +153,7 @@ fn read_pictures(
         counter.advance();
         parts.add(left[i], result.map(|features| features.active))
     };
-    let (prompt, jobs) = (args.prompt.scanned(), args.jobs.get());
-    let result = scan(
-        files,
-        options,
-        prompt,
-        &args.dir,
-        &left,
-        jobs,
-        &mut on_picture,
-    );
+    let result = scan(options, &left, &mut on_picture);
     counter.finish();
     result
 }
@@ -171,7 +163,7 @@ fn join(
     mut parts: Parts,
     args: &ScanArgs,
     overwrite: Overwrite,
-    interrupt: &AtomicBool,
+    cancel: &CancelFlag,
     verbosity: Verbosity,
 ) -> Result<Totals, (Error, usize)> {
     parts
@@ -184,8 +176,8 @@ fn join(
         return Err((error, 0));
     }
     let _spinner = Spinner::start("writing the table", verbosity);
-    let mut on_part = |_, _| match interrupt.load(Ordering::Relaxed) {
-        true => Err(Error::Interrupted),
+    let mut on_part = |_, _| match cancel.is_cancelled() {
+        true => Err(Error::interrupted()),
         false => Ok(()),
     };
     parts

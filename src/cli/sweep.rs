@@ -2,14 +2,12 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
-use llava_sae_cpp::{Error, ScoredRun, Sweep};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
+use llava_sae_cpp::{CancelFlag, Error, RunOptions, ScoredRun, Sweep};
 use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
@@ -111,7 +109,7 @@ struct Report {
     image: Option<String>,
     feature: usize,
     label: Option<String>,
-    units: UnitsName,
+    units: Units,
     at: String,
     word: Option<String>,
     original: Point,
@@ -130,11 +128,7 @@ struct Point {
     has_word: Option<bool>,
 }
 
-pub(super) fn run(
-    args: SweepArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     if args.generate.max_tokens == 0 {
         return Err(
             Error::invalid("a sweep of 0 tokens has no texts to compare")
@@ -142,34 +136,36 @@ pub(super) fn run(
                 .into(),
         );
     }
-    let mut session = args.model.open(verbosity, Arc::clone(&interrupt))?;
-    let sae = session.sae();
-    let feature = sae.find_feature(&args.steer.feature)?;
+    let mut session = args.model.open(verbosity, &cancel)?;
+    let model = session.model().clone();
+    let feature = model.find_feature(&args.steer.feature)?;
     let steering = |&strength: &f32| {
-        sae.steering(vec![Intervention {
+        model.steering(vec![Intervention {
             feature,
             change: Change::Add(strength),
             units: args.units.into(),
             at: args.at,
         }])
     };
-    let steerings: Vec<Steering> = args
+    let steerings: Vec<_> = args
         .steer
         .strengths
         .iter()
         .map(steering)
         .collect::<Result<_, _>>()?;
-    let image = args::encode_optional_image(&mut session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref())?;
+    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
+    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
     let spinner = Spinner::start("running all strengths", verbosity);
-    let sweep = session.sweep(
-        &prompt,
-        &steerings,
-        args.generate.max_tokens,
-        args.generate.sampling(),
-    )?;
+    let options = RunOptions {
+        max_tokens: args.generate.max_tokens,
+        sampling: args.generate.sampling(),
+        cancel: cancel.clone(),
+        ..RunOptions::default()
+    };
+    let sweep = session.sweep(&prompt, &steerings, &options)?;
     spinner.finish();
-    let label = session.sae().label(feature).map(str::to_owned);
+    let label = model.saes().label(feature).map(str::to_owned);
+    let feature = feature.index;
     let mut out = io::stdout().lock();
     if args.json {
         let report = report(&args, feature, label, &sweep);
@@ -178,7 +174,7 @@ pub(super) fn run(
     } else {
         print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
     }
-    if interrupt.load(Ordering::Relaxed) {
+    if cancel.is_cancelled() {
         return Ok(Outcome::Interrupted);
     }
     Ok(Outcome::Done)
@@ -200,7 +196,7 @@ fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep
         image: args.image.as_ref().map(|path| path.display().to_string()),
         feature,
         label,
-        units: args.units,
+        units: args.units.into(),
         at: args.at.words().join(","),
         word: args.word.clone(),
         original: point((&0.0, &sweep.original)),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::Sae;
-use llava_sae_cpp::features::FeatureScore;
+use llava_sae_cpp::rank::FeatureScore;
 
 /// What the score of a table's features is.
 #[derive(Clone, Copy, PartialEq, Eq)]

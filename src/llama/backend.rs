@@ -7,6 +7,7 @@ use std::sync::{Once, OnceLock};
 use llama_cpp_sys_2 as sys;
 
 use super::log_router;
+use crate::error::runtime;
 use crate::{Error, Result};
 
 /// The version of llama-cpp-sys-2, and so of llama.cpp, on which numbers depend.
@@ -107,10 +108,8 @@ pub(super) fn c_string(text: &str) -> Result<CString> {
 
 /// A failure of `function`, with the last error that llama.cpp logged as its reason.
 pub(super) fn failure(function: &'static str, otherwise: &str) -> Error {
-    Error::Llama {
-        function,
-        reason: log_router::take_last_error().unwrap_or_else(|| otherwise.to_owned()),
-    }
+    let reason = log_router::take_last_error();
+    runtime(function, reason.as_deref().unwrap_or(otherwise))
 }
 
 #[cfg(test)]

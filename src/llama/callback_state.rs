@@ -1,7 +1,6 @@
 //! A value whose address llama.cpp keeps as a callback's `user_data`.
 
 use std::ffi::c_void;
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 /// Owns a value at a fixed address. A `Box` would not do: moving one asserts that no other pointer
@@ -25,17 +24,11 @@ impl<T> CallbackState<T> {
         // the owner holds this one.
         unsafe { self.0.as_mut() }
     }
-
-    pub(super) fn into_inner(self) -> T {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: leaked in `new`; `ManuallyDrop` keeps it from being freed twice.
-        *unsafe { Box::from_raw(this.0.as_ptr()) }
-    }
 }
 
 impl<T> Drop for CallbackState<T> {
     fn drop(&mut self) {
-        // SAFETY: leaked in `new`, and not taken out.
+        // SAFETY: leaked in `new`.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }

@@ -3,18 +3,18 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 use serde::{Deserialize, Serialize};
 
 use super::backend;
 use super::callback_state::CallbackState;
-use super::eval_hook::{EvalHook, GraphNode, Pass, RowHook, on_eval};
+use super::eval_hook::{EvalHook, HookedNode, Pass, RowHook, on_eval};
 use super::guard::{self, guarded};
 use super::model::Model;
 use super::waiting;
-use crate::{Error, Result};
+use crate::error::runtime;
+use crate::{CancelFlag, Error, ErrorKind, Result};
 
 /// The KV cache's number type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,8 +85,6 @@ pub struct ContextOptions {
     pub flash_attention: FlashAttention,
     /// Whether llama.cpp gets a callback; without one, the hook sees nothing.
     pub eval_callback: bool,
-    /// Set from elsewhere, it stops a decode within a node's time (on the processor).
-    pub interrupt: Arc<AtomicBool>,
 }
 
 /// Rows that a context takes at once, at least: as many as it may have sequences.
@@ -133,6 +131,12 @@ impl OutputRow {
     }
 }
 
+/// The error of a prompt or a text that is longer than the context.
+pub(crate) fn context_too_small(what: String) -> Error {
+    Error::new(ErrorKind::ContextTooSmall, what)
+        .with_hint("give a longer context, or 0 for one that is long enough")
+}
+
 fn to_i32(n: usize) -> i32 {
     i32::try_from(n).expect("rows and sequences are counted in 32 bits")
 }
@@ -142,8 +146,9 @@ type Place = (usize, usize);
 
 /// A context of one or several sequences, with a hook of type `H` on one graph node.
 pub struct Context<H: RowHook> {
-    ptr: ContextPtr, // freed first: it keeps pointers to the hook, the model and the options' flag
+    ptr: ContextPtr, // freed first: it keeps pointers to the hook, the flags and the model
     hook: CallbackState<EvalHook<H>>,
+    watched: CallbackState<Vec<CancelFlag>>,
     model: Arc<Model>,
     options: ContextOptions,
     n_past: Vec<usize>, // [n_sequences]: rows of each
@@ -151,35 +156,39 @@ pub struct Context<H: RowHook> {
 }
 
 impl<H: RowHook> Context<H> {
-    /// Makes a context; `hook` will see the rows of `node`, each of `width` numbers.
+    /// Makes a context; `hook` will see the rows of `nodes`.
     ///
     /// # Errors
     /// When llama.cpp refuses, for want of memory or because of a combination it does not support;
-    /// options of 0. The hook comes back with the error.
+    /// options of 0.
     pub fn new(
         model: Arc<Model>,
         options: ContextOptions,
-        node: GraphNode,
-        width: usize,
+        nodes: Vec<HookedNode>,
         hook: H,
-    ) -> std::result::Result<Self, (Error, H)> {
-        let hook = CallbackState::new(EvalHook::new(hook, node, width));
-        match init(&model, &options, on_eval::<H>, hook.as_c()) {
-            Ok(ptr) => Ok(Self {
-                ptr,
-                hook,
-                model,
-                n_past: vec![0; options.n_sequences],
-                has_control_vector: false,
-                options,
-            }),
-            Err(error) => Err((error, hook.into_inner().hook)),
-        }
+    ) -> Result<Self> {
+        let hook = CallbackState::new(EvalHook::new(hook, nodes));
+        let watched = CallbackState::new(Vec::new());
+        Ok(Self {
+            ptr: init(&model, &options, on_eval::<H>, hook.as_c(), watched.as_c())?,
+            hook,
+            watched,
+            model,
+            n_past: vec![0; options.n_sequences],
+            has_control_vector: false,
+            options,
+        })
     }
 
     /// The hook.
     pub fn hook(&mut self) -> &mut H {
         &mut self.hook.get().hook
+    }
+
+    /// Hooks these nodes instead of those before. What was recorded is forgotten, and the pass is
+    /// [`Pass::Unhooked`] until another is set.
+    pub fn set_nodes(&mut self, nodes: Vec<HookedNode>) {
+        self.hook.get().set_nodes(nodes);
     }
 
     /// Says how much is computed of what is decoded from here on. [`Pass::Recorded`] and
@@ -188,11 +197,20 @@ impl<H: RowHook> Context<H> {
         self.hook.get().set_pass(pass);
     }
 
-    /// Takes the hook back.
-    pub fn into_hook(self) -> H {
-        let Self { ptr, hook, .. } = self;
-        drop(ptr);
-        hook.into_inner().hook
+    /// Watches these flags during the decodes that follow: one that is set stops a decode within a node's
+    /// time on the processor, and behind the ubatch on a device.
+    pub fn watch(&mut self, flags: impl IntoIterator<Item = CancelFlag>) {
+        let watched = self.watched.get();
+        watched.clear();
+        watched.extend(flags);
+    }
+
+    /// Forgets what a decode that failed has left of a sequence.
+    ///
+    /// # Errors
+    /// As [`Context::truncate`].
+    pub fn drop_unfinished(&mut self, sequence: usize) -> Result<()> {
+        self.truncate(sequence, self.n_past[sequence])
     }
 
     /// The longest sequence, in tokens.
@@ -240,10 +258,10 @@ impl<H: RowHook> Context<H> {
         let done =
             unsafe { sys::llama_memory_seq_rm(memory, to_i32(sequence), to_i32(n_kept), -1) };
         if !done {
-            return Err(Error::Llama {
-                function: "llama_memory_seq_rm",
-                reason: "this model's state has no positions".to_owned(),
-            });
+            return Err(runtime(
+                "llama_memory_seq_rm",
+                "this model's state has no positions",
+            ));
         }
         self.n_past[sequence] = self.n_past[sequence].min(n_kept);
         Ok(())
@@ -258,12 +276,12 @@ impl<H: RowHook> Context<H> {
             ))
         })?;
         if n_past + n_rows > self.options.n_tokens {
-            return Err(Error::invalid(format!(
+            let what = format!(
                 "the context holds {} tokens, and {} are needed",
                 self.options.n_tokens,
                 n_past + n_rows
-            ))
-            .with_hint("give a larger `--ctx-size`, or 0 for enough"));
+            );
+            return Err(context_too_small(what));
         }
         Ok(())
     }
@@ -271,7 +289,7 @@ impl<H: RowHook> Context<H> {
     /// Appends rows to a sequence.
     ///
     /// # Errors
-    /// The hook's error or panic; [`Error::Interrupted`]; more rows than the context has room for;
+    /// The hook's error or panic; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted); more rows than the context has room for;
     /// embeddings that are no whole rows; a sequence or a token that does not exist; a failure of
     /// llama.cpp. After an error the sequence is undefined: [`Context::clear`] it.
     pub fn decode(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
@@ -375,7 +393,7 @@ impl<H: RowHook> Context<H> {
                 }
                 Ok(())
             }
-            2 => Err(Error::Interrupted),
+            2 => Err(Error::interrupted()),
             code => Err(backend::failure("llama_decode", &format!("code {code}"))),
         }
     }
@@ -451,18 +469,20 @@ impl<H: RowHook> Context<H> {
     }
 }
 
-/// Makes the C context. `user_data`, which `on_eval` gets, and the options' flag must outlive it.
+/// Makes the C context. `user_data`, which `on_eval` gets, and the flags that are `watched` must outlive it.
 fn init(
     model: &Model,
     options: &ContextOptions,
     on_eval: unsafe extern "C" fn(*mut sys::ggml_tensor, bool, *mut c_void) -> bool,
     user_data: *mut c_void,
+    watched: *mut c_void,
 ) -> Result<ContextPtr> {
     if options.kv_type == KvType::Q8_0 && options.flash_attention == FlashAttention::Off {
-        return Err(
-            Error::invalid("a q8_0 KV cache needs flash attention, which is off")
-                .with_hint("use `--kv-type f16`, or leave out `-fa off`"),
-        );
+        return Err(Error::new(
+            ErrorKind::KvType,
+            "a q8_0 KV cache needs flash attention, which is off",
+        )
+        .with_hint("use an f16 KV cache, or flash attention"));
     }
     for (n, what) in [
         (options.n_sequences, "sequences"),
@@ -502,8 +522,8 @@ fn init(
         params.cb_eval = Some(on_eval);
         params.cb_eval_user_data = user_data;
     }
-    params.abort_callback = Some(is_interrupted);
-    params.abort_callback_data = Arc::as_ptr(&options.interrupt).cast_mut().cast();
+    params.abort_callback = Some(is_cancelled);
+    params.abort_callback_data = watched;
     let ptr = guarded("llama_init_from_model", || {
         // SAFETY: the model is alive, and the caller keeps `user_data` and the flag.
         unsafe { guard::llama_init_from_model(model.as_ptr(), params) }
@@ -526,7 +546,8 @@ impl Drop for ContextPtr {
     }
 }
 
-unsafe extern "C" fn is_interrupted(flag: *mut c_void) -> bool {
-    // SAFETY: points to the `AtomicBool` that the context's options keep alive.
-    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+unsafe extern "C" fn is_cancelled(watched: *mut c_void) -> bool {
+    // SAFETY: points to the flags that the context owns, which are changed between decodes only.
+    let watched = unsafe { &*watched.cast::<Vec<CancelFlag>>() };
+    watched.iter().any(CancelFlag::is_cancelled)
 }

@@ -1,4 +1,4 @@
-//! The eval callback of a context: hands the rows of one graph node to Rust and writes them back.
+//! The eval callback of a context: hands the rows of graph nodes to Rust and writes them back.
 //!
 //! `llama_context_params.cb_eval` is asked about every node (`ask`), and called again with the
 //! computed tensor of those it wanted (the data phase). Returning false in the data phase is no
@@ -7,47 +7,27 @@
 //! every decode looks at.
 
 use std::ffi::{CStr, c_void};
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as sys;
 
 use super::recording::Recording;
-use crate::{Error, Result};
+use crate::{Error, GraphNode, Result};
 
-/// A node of a graph, by what tells it from the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GraphNode {
-    /// It has this name, such as `l_out-12`.
-    Named(String),
-    /// It multiplies by the weight of this name, such as `blk.12.attn_output.weight`.
-    MultipliesBy(String),
-}
-
-impl GraphNode {
-    fn is(&self, tensor: &sys::ggml_tensor) -> bool {
-        match self {
-            Self::Named(wanted) => name(tensor) == wanted.as_bytes(),
-            Self::MultipliesBy(wanted) => tensor.src[..2].iter().any(|&operand| {
-                // SAFETY: an operand is null or a tensor of the same graph.
-                let operand = unsafe { operand.as_ref() };
-                // A weight that was copied to a device is called `DEVICE#NAME#COPY`
-                // (`ggml_backend_sched_split_graph`).
-                operand.is_some_and(|operand| {
-                    let mut parts = name(operand).split(|&byte| byte == b'#');
-                    parts.any(|part| part == wanted.as_bytes())
-                })
-            }),
-        }
-    }
-}
-
-impl fmt::Display for GraphNode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Named(name) => write!(f, "`{name}`"),
-            Self::MultipliesBy(weight) => write!(f, "the product with `{weight}`"),
-        }
+/// Whether a tensor of the graph is this node.
+fn is(node: &GraphNode, tensor: &sys::ggml_tensor) -> bool {
+    match node {
+        GraphNode::Named(wanted) => name(tensor) == wanted.as_bytes(),
+        GraphNode::MultipliesBy(wanted) => tensor.src[..2].iter().any(|&operand| {
+            // SAFETY: an operand is null or a tensor of the same graph.
+            let operand = unsafe { operand.as_ref() };
+            // A weight that was copied to a device is called `DEVICE#NAME#COPY`
+            // (`ggml_backend_sched_split_graph`).
+            operand.is_some_and(|operand| {
+                let mut parts = name(operand).split(|&byte| byte == b'#');
+                parts.any(|part| part == wanted.as_bytes())
+            })
+        }),
     }
 }
 
@@ -80,13 +60,23 @@ impl Node {
     }
 }
 
-/// Receives the rows of the hooked node.
+/// A node whose rows a hook sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookedNode {
+    /// The node.
+    pub node: GraphNode,
+    /// The length of its rows.
+    pub width: usize,
+}
+
+/// Receives the rows of the hooked nodes.
 pub trait RowHook {
-    /// Called once a ubatch with its rows, `[n_rows, width]`, in the order of submission.
+    /// Called once a ubatch for each hooked node that is computed, in the graph's order, with the node's
+    /// index and its rows, `[n_rows, width]`, in the order of submission.
     ///
     /// # Errors
     /// An error stops the graph; the decode returns it.
-    fn on_rows(&mut self, rows: &mut [f32]) -> Result<Edited>;
+    fn on_rows(&mut self, node_idx: usize, rows: &mut [f32]) -> Result<Edited>;
 }
 
 /// Whether a hook changed the rows.
@@ -98,22 +88,23 @@ pub enum Edited {
     No,
 }
 
-/// How much of a graph is computed.
+/// How much of a graph is computed. Hooked nodes are meant by their index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// All of it, as if there were no callback: the hook sees nothing.
     Unhooked,
     /// All of it.
     Whole,
-    /// What leads to the hooked node. What the context holds of these rows above it is undefined, and
+    /// What leads to this hooked node. What the context holds of these rows above it is undefined, and
     /// so are logits. Where a graph is computed in several parts, as with some blocks on a device and
     /// others not, only the part with the hooked node ends there; the parts behind it cost what they
     /// cost, and give nothing.
-    UpToHook,
-    /// All of it, and what stands below the hooked node is kept.
-    Recorded,
-    /// What stands above the hooked node. The rest is what [`Pass::Recorded`] kept of the same rows.
-    Replayed,
+    UpTo(usize),
+    /// All of it, and what stands below this hooked node is kept.
+    Recorded(usize),
+    /// What stands above this hooked node. The rest is what [`Pass::Recorded`] kept of the same rows;
+    /// the hook sees the rows of the nodes below as they were kept, and cannot change them.
+    Replayed(usize),
 }
 
 #[cfg(test)]
@@ -127,41 +118,47 @@ pub(super) struct EvalHook<H> {
     pub(super) hook: H,
     pass: Pass,
     recording: Recording,
-    is_below: bool, // the graph has not come to the hooked node
-    node: GraphNode,
-    width: usize,
-    rows: Vec<f32>, // [n_rows, width], reused
+    nodes: Vec<HookedNode>,
+    is_seen: Vec<bool>, // for each node, in the graph at hand
+    rows: Vec<f32>,     // [n_rows, width], reused
     fault: Option<Error>,
 }
 
 impl<H: RowHook> EvalHook<H> {
-    pub(super) fn new(hook: H, node: GraphNode, width: usize) -> Self {
+    pub(super) fn new(hook: H, nodes: Vec<HookedNode>) -> Self {
         Self {
             hook,
             pass: Pass::Unhooked,
             recording: Recording::default(),
-            is_below: true,
-            node,
-            width,
+            is_seen: vec![false; nodes.len()],
+            nodes,
             rows: Vec::new(),
             fault: None,
         }
+    }
+
+    /// Hooks these nodes instead.
+    pub(super) fn set_nodes(&mut self, nodes: Vec<HookedNode>) {
+        self.is_seen = vec![false; nodes.len()];
+        self.nodes = nodes;
+        self.pass = Pass::Unhooked;
+        self.recording.clear();
     }
 
     /// How much is computed of the graphs that follow. A first recorded pass forgets earlier ones, and
     /// each replay begins at the first recorded graph.
     pub(super) fn set_pass(&mut self, pass: Pass) {
         match pass {
-            Pass::Recorded | Pass::Unhooked => self.recording.clear(),
-            Pass::Replayed => self.recording.rewind(),
-            Pass::Whole | Pass::UpToHook => {}
+            Pass::Recorded(_) | Pass::Unhooked => self.recording.clear(),
+            Pass::Replayed(_) => self.recording.rewind(),
+            Pass::Whole | Pass::UpTo(_) => {}
         }
         self.pass = pass;
     }
 
     pub(super) fn begin_graph(&mut self) {
-        self.is_below = true;
-        if self.pass == Pass::Recorded {
+        self.is_seen.fill(false);
+        if let Pass::Recorded(_) = self.pass {
             self.recording.begin_graph();
         }
     }
@@ -172,19 +169,56 @@ impl<H: RowHook> EvalHook<H> {
         self.fault.take()
     }
 
+    /// Which of the hooked nodes it is, if any.
+    fn hooked(&self, node: Node) -> Option<usize> {
+        let mut nodes = self.nodes.iter();
+        nodes.position(|hooked| is(&hooked.node, node.get()))
+    }
+
     fn on_ask(&mut self, node: Node) -> Result<bool> {
         if self.pass == Pass::Unhooked || self.fault.is_some() {
             return Ok(false);
         }
-        let is_hooked = self.node.is(node.get());
-        if !self.is_below {
-            return Ok(is_hooked);
-        }
+        let hooked = self.hooked(node);
         match self.pass {
-            Pass::Recorded => Ok(is_hooked || Recording::wants(node.get())),
-            Pass::Replayed => Ok(self.recording.replay(node)? || is_hooked),
-            Pass::Unhooked | Pass::Whole | Pass::UpToHook => Ok(is_hooked),
+            Pass::Recorded(split) if !self.is_seen[split] => {
+                Ok(hooked.is_some() || Recording::wants(node.get()))
+            }
+            Pass::Replayed(split) if !self.is_seen[split] => {
+                let is_split = hooked == Some(split);
+                if let Some(node_idx) = hooked.filter(|_| !is_split) {
+                    self.show_recorded(node_idx, node)?;
+                }
+                Ok(self.recording.replay(node)? || is_split)
+            }
+            _ => Ok(hooked.is_some()),
         }
+    }
+
+    /// Hands the hook the kept rows of a node that is not computed.
+    fn show_recorded(&mut self, node_idx: usize, node: Node) -> Result<()> {
+        let n_rows = n_rows(node.get(), self.nodes[node_idx].width)?;
+        self.note(node_idx)?;
+        self.rows.resize(n_rows * self.nodes[node_idx].width, 0.0);
+        self.recording.replay_rows(node_idx, &mut self.rows)?;
+        match self.hook.on_rows(node_idx, &mut self.rows)? {
+            Edited::No => Ok(()),
+            Edited::Yes => Err(Error::invalid(format!(
+                "rows at {} cannot be edited: runs share what is below",
+                self.nodes[node_idx].node
+            ))),
+        }
+    }
+
+    /// Notes that the graph has come to a hooked node, which each does once.
+    fn note(&mut self, node_idx: usize) -> Result<()> {
+        if !std::mem::replace(&mut self.is_seen[node_idx], true) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{} came twice in a decode, so that its rows cannot be told apart",
+            self.nodes[node_idx].node
+        )))
     }
 
     /// Whether the graph goes on.
@@ -192,23 +226,22 @@ impl<H: RowHook> EvalHook<H> {
         if self.fault.is_some() {
             return Ok(false);
         }
-        if !self.node.is(node.get()) {
-            if self.pass == Pass::Recorded {
+        let Some(node_idx) = self.hooked(node) else {
+            if let Pass::Recorded(_) = self.pass {
                 self.recording.record_cache_write(node)?;
             }
             return Ok(true);
-        }
-        let is_second = !std::mem::replace(&mut self.is_below, false);
-        if is_second && matches!(self.pass, Pass::Recorded | Pass::Replayed) {
-            return Err(Error::invalid(format!(
-                "{} came twice in a decode, so that runs cannot share it",
-                self.node
-            )));
-        }
-        let n_rows = n_rows(node.get(), self.width)?;
-        self.rows.resize(n_rows * self.width, 0.0);
-        if self.pass == Pass::Replayed {
-            self.recording.replay_rows(&mut self.rows)?;
+        };
+        let is_above = |split: usize| self.is_seen[split];
+        let is_recorded = matches!(self.pass, Pass::Recorded(split) if !is_above(split));
+        self.note(node_idx)?;
+        let width = self.nodes[node_idx].width;
+        let n_rows = n_rows(node.get(), width)?;
+        self.rows.resize(n_rows * width, 0.0);
+        let is_replayed = self.pass == Pass::Replayed(node_idx);
+        if is_replayed {
+            self.recording.replay_rows(node_idx, &mut self.rows)?;
+            self.recording.end_replayed_graph()?;
         } else {
             read_rows(node.get(), &mut self.rows);
         }
@@ -216,14 +249,14 @@ impl<H: RowHook> EvalHook<H> {
         if SPOILED.get() == Some(self.pass) {
             self.rows[0] += 100.0;
         }
-        if self.pass == Pass::Recorded {
-            self.recording.record_rows(&self.rows);
+        if is_recorded {
+            self.recording.record_rows(node_idx, &self.rows);
         }
-        let edited = self.hook.on_rows(&mut self.rows)? == Edited::Yes;
-        if edited || self.pass == Pass::Replayed {
+        let edited = self.hook.on_rows(node_idx, &mut self.rows)? == Edited::Yes;
+        if edited || is_replayed {
             write_rows(node.0, &self.rows);
         }
-        Ok(self.pass != Pass::UpToHook)
+        Ok(self.pass != Pass::UpTo(node_idx))
     }
 }
 

@@ -7,14 +7,15 @@ use std::ffi::{CStr, c_char, c_void};
 use llama_cpp_sys_2 as sys;
 
 use super::log_router;
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::runtime;
 
 /// Calls `function` by way of `call`, which does nothing else, and above all does not panic. What C++
 /// throws becomes an error. What llama.cpp said before is forgotten, so that [`super::backend::failure`]
 /// finds what it says now.
 ///
 /// # Errors
-/// [`Error::Llama`] with what was thrown.
+/// [`ErrorKind::Runtime`](crate::ErrorKind::Runtime) with what was thrown.
 pub(super) fn guarded<T>(function: &'static str, call: impl FnOnce() -> T) -> Result<T> {
     log_router::take_last_error();
     let mut work = Work {
@@ -36,10 +37,7 @@ pub(super) fn guarded<T>(function: &'static str, call: impl FnOnce() -> T) -> Re
     }
     // SAFETY: the guard ends the text with NUL.
     let what = unsafe { CStr::from_ptr(what.as_ptr()) };
-    Err(Error::Llama {
-        function,
-        reason: what.to_string_lossy().into_owned(),
-    })
+    Err(runtime(function, what.to_string_lossy()))
 }
 
 struct Work<F, T> {

@@ -11,7 +11,8 @@ use super::guard::{self, guarded};
 use super::mapped_file::MappedFile;
 use super::tensor_context::{GRAPH_NODES, TensorContext};
 use super::waiting;
-use crate::{Error, Result};
+use crate::error::runtime;
+use crate::{Error, Result, RowProduct};
 
 /// Rows of one graph: bounds the memory for intermediate results.
 const MAX_ROWS: usize = 512;
@@ -74,18 +75,17 @@ impl MatrixProduct {
             outputs: Vec::new(),
         })
     }
+}
 
-    /// The rows' width.
-    pub fn n_in(&self) -> usize {
+// SAFETY: ggml's backends, buffers and allocators are bound to no thread, and only the owner reaches these.
+unsafe impl Send for MatrixProduct {}
+
+impl RowProduct for MatrixProduct {
+    fn n_in(&self) -> usize {
         self.n_in
     }
 
-    /// Multiplies: `rows` is `[n_rows, n_in]`, the result `[n_rows, n_out]`, and entry `(r, j)` the
-    /// product of row `r` with the matrix's row `j`.
-    ///
-    /// # Errors
-    /// When ggml cannot allocate or compute the graph.
-    pub fn apply(&mut self, rows: &[f32]) -> Result<&[f32]> {
+    fn apply(&mut self, rows: &[f32]) -> Result<&[f32]> {
         assert_eq!(rows.len() % self.n_in, 0, "inputs are whole rows");
         waiting::adapt();
         self.outputs
@@ -105,10 +105,7 @@ fn multiply(
     input: &[f32],
     output: &mut [f32],
 ) -> Result<()> {
-    let failed = |what: &str| Error::Llama {
-        function: "ggml_mul_mat",
-        reason: what.to_owned(),
-    };
+    let failed = |what: &str| runtime("ggml_mul_mat", what);
     // SAFETY: the weights' tensor is alive.
     let n_in = unsafe { (*weights.tensor.as_ptr()).ne[0] };
     let n_rows = i64::try_from(input.len()).expect("a slice's length fits") / n_in;

@@ -39,15 +39,17 @@ pub use backend::exit_at_once;
 pub(crate) use backend::{
     BINDINGS_VERSION, computed_by, computes_elsewhere, free_device_bytes, has_gpu,
 };
+pub(crate) use context::context_too_small;
 pub use context::{
     Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
 };
 #[cfg(test)]
 pub(crate) use eval_hook::SPOILED;
-pub use eval_hook::{Edited, GraphNode, Pass, RowHook};
+pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
 pub use matrix_product::MatrixProduct;
+pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};
 pub use sampler::{Sampler, Sampling};
 pub use vision::{Vision, VisionGraph, VisionOptions};
-pub use weight_rows::{WeightRows, dot};
+pub use weight_rows::WeightRows;

@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 use super::backend;
 use super::guard::{self, guarded};
 use super::vocabulary::Vocabulary;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -294,8 +294,7 @@ impl Model {
         // SAFETY: the model is alive; a null name asks for the default template.
         let template = unsafe { sys::llama_model_chat_template(self.as_ptr(), std::ptr::null()) };
         if template.is_null() {
-            return Err(Error::invalid("the model has no chat template")
-                .with_hint("use `--raw-prompt`, with `<image>` where the image goes"));
+            return Err(no_template("the model has no chat template"));
         }
         let content = backend::c_string(user_text)?;
         let message = sys::llama_chat_message {
@@ -308,10 +307,8 @@ impl Model {
             buffer.resize(n_bytes.unsigned_abs() as usize, 0);
             n_bytes = apply_template(template, &message, &mut buffer)?;
         }
-        let n_bytes = usize::try_from(n_bytes).map_err(|_| {
-            Error::invalid("llama.cpp does not know the model's chat template")
-                .with_hint("use `--raw-prompt`, with `<image>` where the image goes")
-        })?;
+        let n_bytes = usize::try_from(n_bytes)
+            .map_err(|_| no_template("llama.cpp does not know the model's chat template"))?;
         buffer.truncate(n_bytes);
         String::from_utf8(buffer)
             .map_err(|_| Error::invalid("the model's chat template is not UTF-8"))
@@ -352,6 +349,12 @@ impl Model {
 fn has_amx() -> bool {
     // SAFETY: no arguments; it tells what the compiler was told.
     unsafe { sys::ggml_cpu_has_amx_int8() != 0 }
+}
+
+/// The error of a chat template that cannot be used.
+pub(crate) fn no_template(what: &str) -> Error {
+    Error::new(ErrorKind::ChatTemplate, what)
+        .with_hint("use a raw prompt, with `<image>` where the image goes")
 }
 
 fn apply_template(

@@ -10,7 +10,7 @@ use std::path::Path;
 use gguf_tools::gguf::{Array, Gguf, TensorInfo, Value};
 
 use super::matrix_product::MatrixProduct;
-use crate::{Error, Result};
+use crate::{Error, Result, RowProduct};
 
 /// CLIP's patch embedding: a convolution whose stride is its size, without bias.
 pub(super) struct PatchEmbedding {

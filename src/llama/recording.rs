@@ -32,7 +32,7 @@ pub(super) struct Recording {
 #[derive(Default)]
 struct RecordedGraph {
     cache_writes: Vec<Vec<u8>>,
-    rows: Vec<f32>, // of the hooked node
+    rows: Vec<(usize, Vec<f32>)>, // of each hooked node below, by its index, and of the one itself
 }
 
 impl Recording {
@@ -72,10 +72,10 @@ impl Recording {
         Ok(())
     }
 
-    /// Keeps the hooked node's rows.
-    pub(super) fn record_rows(&mut self, rows: &[f32]) {
+    /// Keeps a hooked node's rows.
+    pub(super) fn record_rows(&mut self, node_idx: usize, rows: &[f32]) {
         let graph = self.graphs.last_mut().expect("a graph was begun");
-        graph.rows.extend_from_slice(rows);
+        graph.rows.push((node_idx, rows.to_vec()));
     }
 
     /// Takes a node below the hooked one out of the graph, or gives a write to the cache what it
@@ -98,13 +98,21 @@ impl Recording {
         Ok(false)
     }
 
-    /// The hooked node's rows, of the graph that is replayed.
-    pub(super) fn replay_rows(&mut self, rows: &mut [f32]) -> Result<()> {
+    /// A hooked node's rows, of the graph that is replayed.
+    pub(super) fn replay_rows(&self, node_idx: usize, rows: &mut [f32]) -> Result<()> {
+        let graph = self.graphs.get(self.graph_idx);
+        let kept = graph.and_then(|graph| graph.rows.iter().find(|kept| kept.0 == node_idx));
+        let kept = kept.filter(|kept| kept.1.len() == rows.len());
+        rows.copy_from_slice(&kept.ok_or_else(differs)?.1);
+        Ok(())
+    }
+
+    /// Ends what is replayed of a graph.
+    pub(super) fn end_replayed_graph(&mut self) -> Result<()> {
         let graph = self.graphs.get(self.graph_idx).ok_or_else(differs)?;
-        if graph.rows.len() != rows.len() || graph.cache_writes.len() != self.cache_write_idx {
+        if graph.cache_writes.len() != self.cache_write_idx {
             return Err(differs());
         }
-        rows.copy_from_slice(&graph.rows);
         self.graph_idx += 1;
         self.cache_write_idx = 0;
         Ok(())

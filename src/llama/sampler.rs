@@ -11,9 +11,10 @@ use super::model::Model;
 use crate::{Error, Result};
 
 /// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Sampling {
     /// The most likely token.
+    #[default]
     Greedy,
     /// At random, with llama.cpp's defaults for the rest (top-k 40, top-p 0.95, min-p 0.05).
     Temperature {

@@ -70,6 +70,9 @@ pub struct Vision {
     model: Arc<Model>,
 }
 
+// SAFETY: mtmd's contexts are bound to no thread, and only the owner reaches this one.
+unsafe impl Send for Vision {}
+
 impl Vision {
     /// Loads a projector file for `model`, as it would be with `edits`. Check both files first.
     ///

@@ -7,12 +7,11 @@
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
 use super::model::{AddBos, Model};
-use crate::{Error, Result};
+use crate::{CancelFlag, Error, Result};
 
 /// Texts up to this length, in bytes, are not cut.
 const UNCUT: usize = 32 << 10;
@@ -35,18 +34,18 @@ impl Model {
     /// # Errors
     /// Characters that the vocabulary has no token for; a text that is too long and cannot be cut.
     pub fn tokenize(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
-        self.tokenize_until(text, add_bos, &AtomicBool::new(false))
+        self.tokenize_until(text, add_bos, &CancelFlag::default())
     }
 
-    /// As [`Model::tokenize`], until `interrupt` is set.
+    /// As [`Model::tokenize`], until it is cancelled.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] besides.
+    /// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) besides.
     pub(crate) fn tokenize_until(
         &self,
         text: &str,
         add_bos: AddBos,
-        interrupt: &AtomicBool,
+        cancel: &CancelFlag,
     ) -> Result<Vec<i32>> {
         let characters = &self.vocabulary.characters;
         let characters = characters.get_or_init(|| Characters::new(self));
@@ -61,8 +60,8 @@ impl Model {
         ids.extend(begin);
         let mut start = 0;
         while start < text.len() {
-            if interrupt.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
+            if cancel.is_cancelled() {
+                return Err(Error::interrupted());
             }
             let stop = cuts.next(text, start)?;
             // The character in front goes with each part: what llama.cpp adds at the beginning of a

@@ -7,7 +7,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::mapped_file::MappedFile;
-use crate::{Error, Result};
+use crate::{Error, MatrixRows, Result};
 
 /// A matrix of f32 or f16 numbers as it lies in the memory-mapped file.
 pub struct WeightRows {
@@ -44,12 +44,10 @@ impl WeightRows {
             start,
         })
     }
+}
 
-    /// Row `row_idx` in f32, `[n_columns]`; `buffer` holds it where it is stored as f16.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn row<'a>(&'a self, row_idx: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+impl MatrixRows for WeightRows {
+    fn row<'a>(&'a self, row_idx: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
         let row_bytes = self.tensor_type.row_bytes(self.n_columns);
         let row_bytes = row_bytes.expect("rows of such numbers have any length");
         let start = self.start + row_idx * row_bytes;
@@ -69,13 +67,17 @@ impl WeightRows {
         }
         buffer
     }
+
+    fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
 }
 
 /// The dot product of two rows of the same length, by ggml, in f32.
 ///
 /// # Panics
 /// When their lengths differ.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "rows of the same length");
     let n = i32::try_from(a.len()).expect("ggml counts columns in 32 bits");
     // SAFETY: f32 is one of ggml's types.

@@ -1,4 +1,4 @@
-//! The three GGUF files of a model, and the proof that they fit together.
+//! The GGUF files of a model, and the proof that they fit together.
 //!
 //! llama.cpp aborts the process on many malformed or foreign files, so everything that can be
 //! known from the headers is checked here, before llama.cpp sees a path.
@@ -10,30 +10,30 @@ mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
-use gguf_tools::gguf::{Gguf, ShardName};
+use gguf_tools::gguf::{Gguf, ShardName, TensorInfo};
 use gguf_tools::sae::SaeFile;
 
-use crate::hook_point::{HookPoint, Site};
-use crate::llama::GraphNode;
-use crate::{Error, Result};
+use crate::llama::HookedNode;
+use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Site};
 
 use language_model::LanguageModel;
 pub(crate) use projector::VisionShape;
 
-/// Paths of a language model, its projector and its SAE.
+/// Paths of a language model, its projector and its SAEs.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     /// The language model; of one in shards, `NAME-00001-of-0000N.gguf` and so on, any of them.
     pub model: PathBuf,
     /// The vision encoder and projector; needed for images only.
     pub mmproj: Option<PathBuf>,
-    /// The SAE.
-    pub sae: PathBuf,
+    /// The SAEs; none is needed for interventions that know no features.
+    pub saes: Vec<PathBuf>,
 }
 
 impl ModelFiles {
     /// Takes the files that are named, and the others from `dir`, a folder that `convert` wrote:
-    /// one `model*.gguf`, which may be in shards, one `sae*.gguf`, and at most one `mmproj*.gguf`.
+    /// one `model*.gguf`, which may be in shards, one `sae*.gguf`, and at most one `mmproj*.gguf`. Several SAEs
+    /// have to be named.
     ///
     /// # Errors
     /// A folder that cannot be read, or a role with several files or, but for the projector, none.
@@ -41,7 +41,7 @@ impl ModelFiles {
         dir: Option<&Path>,
         model: Option<PathBuf>,
         mmproj: Option<PathBuf>,
-        sae: Option<PathBuf>,
+        saes: Vec<PathBuf>,
     ) -> Result<Self> {
         let choose = |given: Option<PathBuf>, role| match (given, dir) {
             (Some(path), _) => Ok(Some(path)),
@@ -51,20 +51,24 @@ impl ModelFiles {
         let require = |given, role: &'static str| {
             choose(given, role)?.ok_or_else(|| match dir {
                 Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
-                    .with_hint("make such a folder with `llava-sae-cpp convert`"),
-                None => Error::invalid(format!("`--{role} FILE` is missing"))
-                    .with_hint(match role {
-                        "model" => {
-                            "add `-m FILE`, and `--mmproj FILE` to see pictures, or a folder with `-d DIR`"
-                        }
-                        _ => "add `--sae FILE`, or a folder with `-d DIR`",
-                    }),
+                    .with_hint("make such a folder by a conversion"),
+                None => Error::new(
+                    ErrorKind::Missing,
+                    match role {
+                        "model" => "the language model's file is missing",
+                        _ => "the SAE's file is missing",
+                    },
+                )
+                .with_hint("name it, or give a folder with all three"),
             })
         };
         Ok(Self {
             model: require(model, "model")?,
             mmproj: choose(mmproj, "mmproj")?,
-            sae: require(sae, "sae")?,
+            saes: match saes.is_empty() {
+                true => vec![require(None, "sae")?],
+                false => saes,
+            },
         })
     }
 
@@ -74,7 +78,7 @@ impl ModelFiles {
         [&*self.model]
             .into_iter()
             .chain(optional)
-            .chain([&*self.sae])
+            .chain(self.saes.iter().map(PathBuf::as_path))
     }
 
     /// The side of the square picture that the vision encoder takes, in pixels.
@@ -82,7 +86,7 @@ impl ModelFiles {
     /// # Errors
     /// Files without a projector, or one that cannot be read.
     pub fn image_size(&self) -> Result<u32> {
-        Ok(Gguf::open(self.projector()?)?.require_u32("clip.vision.image_size")?)
+        Gguf::open(self.projector()?)?.require_u32("clip.vision.image_size")
     }
 
     /// The projector's file.
@@ -104,15 +108,15 @@ impl ModelFiles {
 
 /// The error for a model that is to see an image, and cannot.
 pub(crate) fn no_projector() -> Error {
-    Error::invalid("this model has no projector, so it cannot see images")
-        .with_hint("give the projector's file with `--mmproj`")
+    let what = "this model has no projector, so it cannot see images";
+    Error::new(ErrorKind::NoProjector, what).with_hint("give the projector's file")
 }
 
 fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
-    let entries = std::fs::read_dir(dir).map_err(gguf_tools::Error::io("read", dir))?;
+    let entries = std::fs::read_dir(dir).map_err(Error::io("read", dir))?;
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(gguf_tools::Error::io("read", dir))?;
+        let entry = entry.map_err(Error::io("read", dir))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(role) && name.ends_with(".gguf") {
@@ -131,7 +135,8 @@ fn find_role(dir: &Path, role: &'static str) -> Result<Option<PathBuf>> {
             dir.display(),
             names.join(", ")
         ))
-        .with_hint(format!("say which with `--{role} FILE`")));
+        .of_kind(ErrorKind::Missing)
+        .with_hint(format!("say which of them is the {role}")));
     }
     Ok(found.pop())
 }
@@ -150,13 +155,19 @@ fn is_shard_of_same(path: &Path, other: &Path) -> bool {
 pub(crate) struct CheckedFiles {
     /// The language model's file, or its first shard, which is what llama.cpp is given.
     pub(crate) model: PathBuf,
-    pub(crate) sae: SaeFile,
-    /// Where the SAE reads.
-    pub(crate) hook_point: HookPoint,
-    /// The graph's node there.
-    pub(crate) node: GraphNode,
+    pub(crate) graph: Graph,
+    pub(crate) saes: Vec<SaeFile>,
     /// The vision encoder's picture size and grid, where there is a projector.
     pub(crate) vision: Option<VisionShape>,
+}
+
+/// What a language model's header says of its graph.
+pub(crate) struct Graph {
+    path: PathBuf,
+    architecture: String,
+    n_layers: usize,
+    d_model: u64,
+    tensors: Vec<TensorInfo>,
 }
 
 /// Reads the headers and checks that the files are what they should be and fit together.
@@ -167,23 +178,19 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         d_model,
         n_layers,
     } = language_model::check(&model)?;
-    let sae = SaeFile::open(&files.sae)?;
-    let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
-    let node = hook_point.node(architecture, n_layers)?;
-    check_site(&model, &sae, hook_point, &node)?;
-    let width = match hook_point.site() {
-        Site::ResidPost | Site::MlpOut | Site::AttnOut => d_model,
-        Site::Z => width_of_z(&model, hook_point.layer())?,
+    let graph = Graph {
+        path: files.model.clone(),
+        architecture: architecture.to_owned(),
+        n_layers,
+        d_model,
+        tensors: model.tensors().to_vec(),
     };
-    if sae.meta.d_in as u64 != width {
-        return Err(Error::invalid(format!(
-            "the SAE reads rows of {}, and the model's rows at `{hook_point}` have {width}: `{}` and `{}` do not belong together",
-            sae.meta.d_in,
-            files.sae.display(),
-            files.model.display()
-        ))
-        .with_hint("use an SAE that was trained on this language model"));
-    }
+    let saes = files.saes.iter().map(|path| {
+        let sae = SaeFile::open(path)?;
+        graph.check_sae(&sae)?;
+        Ok(sae)
+    });
+    let saes = saes.collect::<Result<_>>()?;
     let vision = files
         .mmproj
         .as_deref()
@@ -191,65 +198,94 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         .transpose()?;
     Ok(CheckedFiles {
         model: model.path().to_owned(),
-        sae,
-        hook_point,
-        node,
+        graph,
+        saes,
         vision,
     })
 }
 
-/// Checks what makes a node show something else than the SAE was trained on.
-fn check_site(model: &Gguf, sae: &SaeFile, hook_point: HookPoint, node: &GraphNode) -> Result<()> {
-    let layer = hook_point.layer();
-    let refused = |why: &str| {
-        Error::invalid(format!(
-            "the SAE belongs to `{hook_point}`, and `{}` {why}",
-            model.path().display()
-        ))
-    };
-    let has_experts = || model.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"));
-    if hook_point.site() == Site::MlpOut && has_experts().is_some() {
-        return Err(
-            refused("is a mixture of experts, whose sum has no known node")
-                .with_hint("use an SAE of the residual stream"),
-        );
-    }
-    if let GraphNode::MultipliesBy(weight) = node {
-        // llama.cpp multiplies by it, or adds it, after the node.
-        let stem = weight.trim_end_matches("weight");
-        for name in ["scale", "bias"].map(|part| format!("{stem}{part}")) {
-            if model.tensor(&name).is_some() {
-                return Err(refused(&format!(
-                    "has a tensor `{name}`, which is not supported there"
-                ))
-                .with_hint("use a file of this model without it, such as one in f16"));
+impl Graph {
+    /// The node that shows a hook point.
+    ///
+    /// # Errors
+    /// A hook point that this model's graph does not show, or shows something else at.
+    pub(crate) fn node(&self, hook_point: HookPoint) -> Result<HookedNode> {
+        let node = hook_point.node(&self.architecture, self.n_layers)?;
+        let layer = hook_point.layer();
+        let refused = |why: &str| {
+            let shown = self.path.display();
+            let what = format!("the SAE belongs to `{hook_point}`, and `{shown}` {why}");
+            Error::new(ErrorKind::Unsupported, what)
+        };
+        let has_experts = || self.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"));
+        if hook_point.site() == Site::MlpOut && has_experts().is_some() {
+            return Err(
+                refused("is a mixture of experts, whose sum has no known node")
+                    .with_hint("use an SAE of the residual stream"),
+            );
+        }
+        if let GraphNode::MultipliesBy(weight) = &node {
+            // llama.cpp multiplies by it, or adds it, after the node.
+            let stem = weight.trim_end_matches("weight");
+            for name in ["scale", "bias"].map(|part| format!("{stem}{part}")) {
+                if self.tensor(&name).is_some() {
+                    return Err(refused(&format!(
+                        "has a tensor `{name}`, which is not supported there"
+                    ))
+                    .with_hint("use a file of this model without it, such as one in f16"));
+                }
             }
         }
+        let width = match hook_point.site() {
+            Site::ResidPost | Site::MlpOut | Site::AttnOut => self.d_model,
+            Site::Z => self.width_of_z(layer)?,
+        };
+        let width = usize::try_from(width).map_err(|_| refused("has rows that are too long"))?;
+        Ok(HookedNode { node, width })
     }
-    let has_norm = || model.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
-    if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)
-        && sae.meta.source_format.as_deref() == Some("sparsify")
-        && has_norm().is_some()
-    {
-        return Err(refused(
-            "normalises what attention and MLP give before it is added: sparsify's SAEs read it before, and the hook point is after",
-        )
-        .with_hint("use an SAE of the residual stream, or one of Gemma Scope"));
-    }
-    Ok(())
-}
 
-/// The width of the heads' outputs side by side: what the output projection reads.
-fn width_of_z(model: &Gguf, layer: usize) -> Result<u64> {
-    let name = format!("blk.{layer}.attn_output.weight");
-    let matrix = model.tensor(&name).filter(|tensor| tensor.dims.len() == 2);
-    let matrix = matrix.ok_or_else(|| {
-        Error::invalid(format!(
-            "no matrix `{name}` in `{}`",
-            model.path().display()
+    /// Checks that an SAE reads what the model shows.
+    fn check_sae(&self, sae: &SaeFile) -> Result<()> {
+        let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
+        let HookedNode { width, .. } = self.node(hook_point)?;
+        let layer = hook_point.layer();
+        let has_norm = || self.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
+        if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)
+            && sae.meta.source_format.as_deref() == Some("sparsify")
+            && has_norm().is_some()
+        {
+            let shown = self.path.display();
+            let what = format!(
+                "the SAE belongs to `{hook_point}`, and `{shown}` normalises what attention and MLP give before it is added: sparsify's SAEs read it before, and the hook point is after"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .with_hint("use an SAE of the residual stream, or one of Gemma Scope"));
+        }
+        if sae.meta.d_in == width {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the SAE reads rows of {}, and the model's rows at `{hook_point}` have {width}: `{}` and `{}` do not belong together",
+            sae.meta.d_in,
+            sae.path().display(),
+            self.path.display()
         ))
-    })?;
-    Ok(matrix.dims[0])
+        .with_hint("use an SAE that was trained on this language model"))
+    }
+
+    /// The width of the heads' outputs side by side: what the output projection reads.
+    fn width_of_z(&self, layer: usize) -> Result<u64> {
+        let name = format!("blk.{layer}.attn_output.weight");
+        let matrix = self.tensor(&name).filter(|tensor| tensor.dims.len() == 2);
+        let matrix = matrix.ok_or_else(|| {
+            Error::invalid(format!("no matrix `{name}` in `{}`", self.path.display()))
+        })?;
+        Ok(matrix.dims[0])
+    }
+
+    fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
 }
 
 fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {
@@ -257,5 +293,5 @@ fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {
         "`{}` should be {expected}, but its architecture is `{arch}`",
         path.display()
     ))
-    .with_hint("check which file goes with which option: `--model`, `--mmproj`, `--sae`")
+    .with_hint("check which file is the language model, which the projector, and which the SAE")
 }

@@ -64,7 +64,7 @@ impl Picture {
             Error::invalid(format!("cannot read the picture `{shown}`: {error}"))
                 .with_hint("use a PNG, JPEG, GIF, WebP, BMP or TIFF file")
         };
-        let read_error = |error| gguf_tools::Error::io("read", path)(error);
+        let read_error = |error| Error::io("read", path)(error);
         let metadata = std::fs::metadata(path).map_err(read_error)?;
         if !metadata.is_file() {
             return Err(invalid(&"it is not a file"));
@@ -74,7 +74,7 @@ impl Picture {
                 "the file is larger than {MAX_FILE_BYTES} bytes"
             )));
         }
-        let bytes = std::fs::read(path).map_err(gguf_tools::Error::io("read", path))?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         if bytes.is_empty() {
             return Err(invalid(&"the file is empty"));
         }

@@ -11,15 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::stage::{Report, Stage};
 use super::{CHILD_VARIABLE, DAMAGED};
-use crate::activations::Activations;
-use crate::llama::{FlashAttention, KvType, Sampling};
+use crate::llama::{FlashAttention, KvType};
 use crate::model_files::ModelFiles;
 use crate::picture::Picture;
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{Run, RunOptions};
-use crate::session::{Session, SessionOptions};
-use crate::tap::Keep;
-use crate::{Error, Result};
+use crate::run::{Keep, Run, RunOptions};
+use crate::session::Session;
+use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
 
 /// Rows of the image that go through the language model, which does the same with each.
 const IMAGE_ROWS: usize = 16;
@@ -30,7 +28,7 @@ const TEXT: &str = "Describe the image.";
 pub(super) struct Job {
     model: OsString,
     mmproj: Option<OsString>, // where it is to be run
-    sae: OsString,
+    saes: Vec<OsString>,
     threads: usize,
     gpu_layers: i32,
     repack: bool,
@@ -45,7 +43,7 @@ impl Job {
         Self {
             model: files.model.clone().into(),
             mmproj: mmproj.map(PathBuf::into_os_string),
-            sae: files.sae.clone().into(),
+            saes: files.saes.iter().map(|path| path.clone().into()).collect(),
             threads: options.threads,
             gpu_layers: options.gpu_layers,
             repack: options.repack,
@@ -59,7 +57,7 @@ impl Job {
         ModelFiles {
             model: self.model.clone().into(),
             mmproj: self.mmproj.clone().map(PathBuf::from),
-            sae: self.sae.clone().into(),
+            saes: self.saes.iter().map(PathBuf::from).collect(),
         }
     }
 
@@ -107,10 +105,7 @@ pub fn child_main() -> Option<ExitCode> {
     });
     report(&match run(&job) {
         Ok(()) => Report::Passed,
-        Err(error) => Report::Refused {
-            what: error.to_string(),
-            hint: error.hint().map(str::to_owned),
-        },
+        Err(error) => Report::Refused(error),
     });
     Some(ExitCode::SUCCESS)
 }
@@ -125,42 +120,47 @@ fn step<T>(files: &ModelFiles, stage: Stage, work: impl FnOnce() -> Result<T>) -
     report(&Report::Stage(stage));
     work().map_err(|error| {
         let (file, doing) = (stage.file(files).display(), stage.doing());
-        let hint = error.hint().map(str::to_owned);
         let what = format!("`{file}` fails while {doing}: {error}");
-        Error::Invalid { what, hint }
+        error.with_message(what)
     })
 }
 
 fn run(job: &Job) -> Result<()> {
     let (files, options) = (job.files(), job.options());
     report(&Report::Stage(Stage::CheckSae));
-    SaeFile::open(&files.sae)?.verify()?;
+    for sae in &files.saes {
+        SaeFile::open(sae)?.verify()?;
+    }
     report(&Report::Stage(Stage::LoadModel));
     let mut session = Session::open(&files, options)?;
     let text = step(&files, Stage::ReadText, || {
         // Not every vocabulary has all characters; any model has a first token.
         let text = session.prompt(TEXT, PromptForm::Raw, None);
-        let first = session.model().special_tokens().first().copied();
-        Ok(text.unwrap_or_else(|_| Prompt::of_text(session.model(), vec![first.unwrap_or(0)])))
+        let first = session.language_model().special_tokens().first().copied();
+        Ok(text.unwrap_or_else(|_| {
+            Prompt::of_text(session.language_model(), vec![first.unwrap_or(0)])
+        }))
     })?;
     let run = step(&files, Stage::RunToken, || run_prompt(&mut session, &text))?;
     step(&files, Stage::ComputeFeatures, || {
-        let mut active = Activations::default();
-        session.sae().encode(&run.trace.residuals, &mut active)?;
-        let mut rows = (0..active.n_rows()).map(|row_idx| active.row(row_idx));
-        match rows.all(|mut row| row.all(|(_, value)| value.is_finite())) {
-            true => Ok(()),
-            false => Err(Error::invalid("its activations are not numbers").with_hint(DAMAGED)),
+        for (sae, trace) in run.trace.saes.iter().enumerate() {
+            let mut active = Activations::default();
+            let mut encoder = session.model().encoder(sae)?;
+            encoder.encode(&trace.residuals, &mut active)?;
+            check_finite(active.data(), "its activations")?;
         }
+        Ok(())
     })?;
     if files.mmproj.is_none() {
         return Ok(());
     }
-    step(&files, Stage::LoadProjector, || session.load_projector())?;
+    step(&files, Stage::LoadProjector, || {
+        session.model().load_projector()
+    })?;
     let image = step(&files, Stage::EncodeImage, || {
         let image = session.encode_image(&picture(files.image_size()?))?;
         check_finite(&image.rows, "its image embeddings")?;
-        let n_values = IMAGE_ROWS * session.model().d_model();
+        let n_values = IMAGE_ROWS * session.language_model().d_model();
         let rows = &image.rows[..n_values.min(image.rows.len())];
         Ok(ImageEmbeddings {
             rows: rows.into(),
@@ -186,13 +186,14 @@ fn run_prompt(session: &mut Session, prompt: &Prompt) -> Result<Run> {
         ..Keep::default()
     };
     let options = RunOptions {
-        steering: None,
         keep,
         max_tokens: 2, // the first is chosen, and run to choose the second
-        sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    let run = session.run(prompt, options, &mut |_| {})?;
-    check_finite(&run.trace.residuals, "its residual stream")?;
+    let run = session.run(prompt, options)?;
+    for trace in &run.trace.saes {
+        check_finite(&trace.residuals, "its residual stream")?;
+    }
     check_finite(&run.logits, "its logits")?;
     Ok(run)
 }
@@ -200,7 +201,10 @@ fn run_prompt(session: &mut Session, prompt: &Prompt) -> Result<Run> {
 fn check_finite(values: &[f32], what: &str) -> Result<()> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(()),
-        false => Err(Error::invalid(format!("{what} are not numbers")).with_hint(DAMAGED)),
+        false => {
+            let what = format!("{what} are not numbers");
+            Err(Error::new(ErrorKind::Damaged, what).with_hint(DAMAGED))
+        }
     }
 }
 

@@ -24,7 +24,7 @@
 //! }
 //!
 //! fn open(dir: &std::path::Path) -> llava_sae_cpp::Result<Session> {
-//!     let files = ModelFiles::find(Some(dir), None, None, None)?;
+//!     let files = ModelFiles::find(Some(dir), None, None, Vec::new())?;
 //!     let options = SessionOptions::default();
 //!     probe(&files, &options, &ProbeOptions::default(), &mut |_| {})?;
 //!     Session::open(&files, options)
@@ -49,15 +49,14 @@ pub use child::child_main;
 pub use seen::SeenFiles;
 
 use crate::model_files::ModelFiles;
-use crate::session::SessionOptions;
-use crate::{Error, Result};
+use crate::{CancelFlag, Error, ErrorKind, Result, SessionOptions};
 use child::Job;
 use seen::Markers;
 use watch::{Ending, Limits, Outcome};
 
 /// Set in the environment of a probe's child.
 const CHILD_VARIABLE: &str = "LLAVA_SAE_CPP_PROBE";
-const WITHOUT: &str = "`--no-probe` loads the files without a trial";
+const WITHOUT: &str = "the files can be loaded without a trial";
 const DAMAGED: &str = "the file is damaged or of an unknown kind: fetch or convert it again";
 
 /// How files are tried.
@@ -68,6 +67,8 @@ pub struct ProbeOptions {
     pub command: Vec<OsString>,
     /// Where it is noted which files were seen; without it, every call starts a child.
     pub seen: Option<SeenFiles>,
+    /// Stops it from elsewhere.
+    pub cancel: CancelFlag,
     /// The child's time, instead of one derived from the files' sizes.
     pub time_limit: Option<Duration>,
     /// The child's resident memory in bytes, instead of one derived from the files' sizes.
@@ -80,6 +81,7 @@ impl Default for ProbeOptions {
         Self {
             command: Vec::new(),
             seen: SeenFiles::of_user(),
+            cancel: CancelFlag::default(),
             time_limit: None,
             memory_limit: None,
         }
@@ -94,7 +96,7 @@ struct Unseen<'a> {
 
 /// Tries the files that were not seen yet in a child process, as a session with the options `session`
 /// would load and run them, and notes that they were seen. `on_start` gets them before the child
-/// starts; where all were seen, nothing happens. `session.interrupt` stops it.
+/// starts; where all were seen, nothing happens. `options.cancel` stops it.
 ///
 /// A file that was seen with one KV cache, say, is not tried again with another.
 ///
@@ -117,7 +119,9 @@ pub fn probe(
     let unseen_files: Vec<_> = unseen.iter().map(|unseen| unseen.file).collect();
     on_start(&unseen_files);
     // It takes the language model, too, to run a projector: where both were seen, neither need run.
-    let runs_images = unseen_files.iter().any(|&file| file != files.sae);
+    let runs_images = unseen_files
+        .iter()
+        .any(|&file| !files.saes.iter().any(|sae| sae == file));
     let limits = limits(files, options)?;
     let mut command = Command::new(&program);
     command
@@ -130,12 +134,10 @@ pub fn probe(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let job = Job::new(files, session, runs_images);
-    let outcome = watch::run(&mut command, &job, limits, &session.interrupt).map_err(|error| {
+    let outcome = watch::run(&mut command, &job, limits, &options.cancel).map_err(|error| {
         let program = Path::new(&program).display();
-        Error::invalid(format!(
-            "cannot start `{program}` for a trial of the model's files: {error}"
-        ))
-        .with_hint(WITHOUT)
+        let what = format!("cannot start `{program}` for a trial of the model's files: {error}");
+        Error::new(ErrorKind::NoProbe, what).with_hint(WITHOUT)
     })?;
     judge(outcome, files, limits)?;
     let noted = options.seen.iter().try_for_each(|seen| {
@@ -171,7 +173,8 @@ fn child_command(options: &ProbeOptions) -> Result<(OsString, &[OsString])> {
         return Ok((program.clone(), args));
     }
     let own = std::env::current_exe().map_err(|error| {
-        Error::invalid(format!("cannot find this program's own file: {error}")).with_hint(WITHOUT)
+        let what = format!("cannot find this program's own file: {error}");
+        Error::new(ErrorKind::NoProbe, what).with_hint(WITHOUT)
     })?;
     Ok((own.into(), &[]))
 }
@@ -192,8 +195,7 @@ fn limits(files: &ModelFiles, options: &ProbeOptions) -> Result<Limits> {
     let mut n_bytes = 0;
     for file in files.paths() {
         for shard in Gguf::open_with_shards(file)?.paths() {
-            let metadata =
-                std::fs::metadata(shard).map_err(gguf_tools::Error::io("read", shard))?;
+            let metadata = std::fs::metadata(shard).map_err(Error::io("read", shard))?;
             n_bytes += metadata.len();
         }
     }
@@ -218,18 +220,18 @@ fn judge(outcome: Outcome, files: &ModelFiles, limits: Limits) -> Result<()> {
     };
     let Some(stage) = stage else {
         return match ending {
-            Ending::Interrupted => Err(Error::Interrupted),
-            _ => Err(Error::invalid(format!(
-                "the trial of the model's files did not begin{said}"
-            ))
-            .with_hint(WITHOUT)),
+            Ending::Interrupted => Err(Error::interrupted()),
+            _ => {
+                let what = format!("the trial of the model's files did not begin{said}");
+                Err(Error::new(ErrorKind::NoProbe, what).with_hint(WITHOUT))
+            }
         };
     };
     let (culprit, doing) = (stage.file(files).display(), stage.doing());
     let what = match ending {
         Ending::Passed => return Ok(()),
-        Ending::Interrupted => return Err(Error::Interrupted),
-        Ending::Refused { what, hint } => return Err(Error::Invalid { what, hint }),
+        Ending::Interrupted => return Err(Error::interrupted()),
+        Ending::Refused(error) => return Err(error),
         Ending::Died(status) => {
             let status = watch::name_of(status);
             format!("`{culprit}` crashes llama.cpp while {doing} ({status}{said})")
@@ -243,5 +245,5 @@ fn judge(outcome: Outcome, files: &ModelFiles, limits: Limits) -> Result<()> {
             format!("`{culprit}` takes more than {gigabytes:.1} GB of memory while {doing}")
         }
     };
-    Err(Error::invalid(what).with_hint(DAMAGED))
+    Err(Error::new(ErrorKind::Damaged, what).with_hint(DAMAGED))
 }

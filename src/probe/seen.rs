@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use gguf_tools::gguf::{Gguf, ShardName};
 
-use crate::Result;
 use crate::fingerprint::fingerprint;
 use crate::llama::BINDINGS_VERSION;
+use crate::{Error, Result};
 
 /// To be raised whenever a trial finds more than it did.
 const FORMAT: u32 = 1;
@@ -117,7 +117,7 @@ impl SeenFiles {
             Ok(())
         };
         let written = markers.0.iter().try_for_each(write);
-        Ok(written.map_err(gguf_tools::Error::io("write to", &self.dir))?)
+        written.map_err(Error::io("write to", &self.dir))
     }
 }
 

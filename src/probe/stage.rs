@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::model_files::ModelFiles;
 
 /// A step of a trial.
@@ -37,7 +38,7 @@ impl Stage {
     /// The file that is to blame where it fails.
     pub(super) fn file(self, files: &ModelFiles) -> &Path {
         match self {
-            Self::CheckSae | Self::ComputeFeatures => &files.sae,
+            Self::CheckSae | Self::ComputeFeatures => files.saes.first().unwrap_or(&files.model),
             Self::LoadModel | Self::ReadText | Self::RunToken => &files.model,
             Self::LoadProjector | Self::EncodeImage | Self::RunImage => {
                 files.mmproj.as_deref().unwrap_or(&files.model)
@@ -52,7 +53,7 @@ pub(super) enum Report {
     /// This begins.
     Stage(Stage),
     /// An error, as a session would give it.
-    Refused { what: String, hint: Option<String> },
+    Refused(Error),
     /// All went well.
     Passed,
 }

@@ -1,12 +1,10 @@
 //! How children end, with shells in their place; `tests/it/probe.rs` has the real ones.
 
 use std::ffi::OsString;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{ProbeOptions, SeenFiles, probe};
-use crate::{Error, Result, SessionOptions, demo};
+use crate::{CancelFlag, Result, SessionOptions, demo};
 
 /// Probes the demo with a shell as the child.
 fn probe_with(script: &str, change: impl FnOnce(&mut ProbeOptions)) -> Result<()> {
@@ -109,7 +107,7 @@ fn what_is_no_child() {
 #[test]
 fn reports_among_other_lines() {
     check(
-        r#"echo '{"Stage":"LoadModel"}'; echo '{"Refused":{"what":"that is why","hint":"do this"}}'"#,
+        r#"echo '{"Stage":"LoadModel"}'; echo '{"Refused":{"kind":"invalid","what":"that is why","hint":"do this"}}'"#,
         |_| {},
         &["that is why"],
     );
@@ -126,19 +124,20 @@ fn interruptions_end_it() {
     // As Ctrl-C does, which reaches the child too; SIGINT is ignored where tests run in the background.
     let script = r#"echo '{"Stage":"LoadModel"}'; kill -TERM $$; sleep 60"#;
     let result = probe_with(script, |_| {});
-    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert!(
+        matches!(&result, Err(error) if error.is_interrupted()),
+        "{result:?}"
+    );
     let dir = tempfile::tempdir().expect("a temporary folder");
     let files = demo::files_in(dir.path()).expect("a folder of our own");
-    let interrupt = Arc::new(AtomicBool::new(false));
-    let session = SessionOptions {
-        interrupt: Arc::clone(&interrupt),
-        ..SessionOptions::default()
-    };
+    let cancel = CancelFlag::default();
+    let session = SessionOptions::default();
     let pid_file = dir.path().join("pid");
     let script = format!("echo $$ > '{}'; exec sleep 60", pid_file.display());
     let options = ProbeOptions {
         command: ["sh", "-c", &script].map(OsString::from).to_vec(),
         seen: None,
+        cancel: cancel.clone(),
         ..ProbeOptions::default()
     };
     let result = std::thread::scope(|scope| {
@@ -146,11 +145,14 @@ fn interruptions_end_it() {
             while !std::fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')) {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            interrupt.store(true, Ordering::Relaxed);
+            cancel.cancel();
         });
         probe(&files, &session, &options, &mut |_| {})
     });
-    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert!(
+        matches!(&result, Err(error) if error.is_interrupted()),
+        "{result:?}"
+    );
     let pid = std::fs::read_to_string(&pid_file).expect("the child wrote it");
     let pid = sysinfo::Pid::from_u32(pid.trim().parse().expect("a number"));
     let mut system = sysinfo::System::new();

@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::child::Job;
 use super::stage::{Report, Stage};
+use crate::{CancelFlag, Error};
 
 /// How often limits are looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -38,7 +38,7 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) enum Ending {
     Passed,
-    Refused { what: String, hint: Option<String> },
+    Refused(Error),
     Died(ExitStatus),
     TooLong,
     TooLarge,
@@ -62,7 +62,7 @@ pub(super) fn run(
     command: &mut Command,
     job: &Job,
     limits: Limits,
-    interrupt: &AtomicBool,
+    cancel: &CancelFlag,
 ) -> io::Result<Outcome> {
     let mut child = Guard(command.spawn()?);
     let deadline = Instant::now() + limits.time;
@@ -78,7 +78,7 @@ pub(super) fn run(
         match reports.recv_timeout(POLL) {
             Ok(Report::Stage(begun)) => stage = Some(begun),
             Ok(Report::Passed) => verdict = Some(Ending::Passed),
-            Ok(Report::Refused { what, hint }) => verdict = Some(Ending::Refused { what, hint }),
+            Ok(Report::Refused(error)) => verdict = Some(Ending::Refused(error)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 if let Some(status) = child.0.try_wait()? {
@@ -90,7 +90,7 @@ pub(super) fn run(
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        if interrupt.load(Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             break Ending::Interrupted;
         }
         if Instant::now() > deadline {

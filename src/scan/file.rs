@@ -62,7 +62,7 @@ impl ScanFile {
             let metadata = read_metadata(&file, path)?;
             return Self::new(path, file, metadata, Err(NoContents::NoSidecar));
         };
-        let checksum = Checksum::of_file(&file).map_err(gguf_tools::Error::io("read", path))?;
+        let checksum = Checksum::of_file(&file).map_err(Error::io("read", path))?;
         if checksum == sidecar.table {
             let metadata = read_metadata(&file, path)?;
             return Self::new(path, file, metadata, Ok(sidecar.contents));
@@ -166,7 +166,7 @@ impl ScanFile {
         let file = self
             .file
             .try_clone()
-            .map_err(gguf_tools::Error::io("read", &self.path))?;
+            .map_err(Error::io("read", &self.path))?;
         let fields = self.metadata.schema().fields().iter();
         let is_ours = |name: &str| FIELDS.iter().any(|(ours, ..)| *ours == name);
         let ours = fields
@@ -265,17 +265,17 @@ impl ScanFile {
 
 /// Opens a regular file.
 fn open_regular(path: &Path) -> Result<File> {
-    let read_error = || gguf_tools::Error::io("read", path);
+    let read_error = || Error::io("read", path);
     // A pipe would wait for ever.
     if !path.metadata().map_err(read_error())?.is_file() {
         let what = format!("cannot read `{}`: it is not a regular file", path.display());
         return Err(Error::invalid(what));
     }
-    Ok(File::open(path).map_err(read_error())?)
+    File::open(path).map_err(read_error())
 }
 
 fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
-    let read_error = || gguf_tools::Error::io("read", path);
+    let read_error = || Error::io("read", path);
     let n_bytes = file.seek(SeekFrom::End(0)).map_err(read_error())?;
     let mut end = [0; 8];
     if n_bytes >= 12 {

@@ -10,8 +10,8 @@ use std::time::UNIX_EPOCH;
 
 use image::ImageFormat;
 
-use crate::Result;
 use crate::picture::content::{self, START_BYTES};
+use crate::{Error, Result};
 
 /// How the names of pictures end, in upper or lower case. What has another name is a picture if it
 /// begins like one.
@@ -97,7 +97,7 @@ impl Folder {
         let mut folder = Self::default();
         folder
             .walk(dir, Path::new(""), &mut Vec::new())
-            .map_err(gguf_tools::Error::io("read", dir))?;
+            .map_err(Error::io("read", dir))?;
         let Self {
             pictures, failures, ..
         } = &mut folder;

@@ -27,4 +27,4 @@ pub use table::{ActiveFeature, Row};
 pub use top::{
     By, ClassFeature, ClassFeatures, FeatureImages, TopImage, features_of_class, images_of_feature,
 };
-pub use workers::{PictureFeatures, ScanPrompt, jobs_at_once, scan};
+pub use workers::{PictureFeatures, Scan, ScanPrompt, jobs_at_once, scan};

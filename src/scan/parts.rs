@@ -315,7 +315,7 @@ impl Parts {
 
     /// The names in the folder, sorted.
     fn names(&self) -> Result<Vec<String>> {
-        let read_error = || gguf_tools::Error::io("read", &self.dir);
+        let read_error = || Error::io("read", &self.dir);
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(read_error())? {
             let name = entry.map_err(read_error())?.file_name();
@@ -332,7 +332,7 @@ impl Parts {
         let builder = builder.suffix(UNFINISHED);
         let made = builder.make_in(&self.dir, |path| File::create_new(path));
         let made = made.map(NamedTempFile::into_parts);
-        Ok(made.map_err(gguf_tools::Error::io("write", target))?)
+        made.map_err(Error::io("write", target))
     }
 
     /// Gives a table and its sidecar their names, the sidecar first: alone it is nothing, so that whoever
@@ -351,12 +351,12 @@ impl Parts {
         file.write_all(&sidecar.to_json())
             .and_then(|()| file.sync_all())
             .and_then(|()| Ok(temporary.persist(&path)?))
-            .map_err(gguf_tools::Error::io("write", &path))?;
+            .map_err(Error::io("write", &path))?;
         let persisted = match overwrite {
             Overwrite::Refuse => table.persist_noclobber(target),
             Overwrite::Replace => table.persist(target),
         };
-        Ok(persisted.map_err(|error| gguf_tools::Error::io("write", target)(error.error))?)
+        persisted.map_err(|error| Error::io("write", target)(error.error))
     }
 }
 
@@ -390,14 +390,14 @@ fn lock(dir: &Path) -> Result<Option<File>> {
     loop {
         match fs::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(gguf_tools::Error::io("create", dir)(error).into());
+                return Err(Error::io("create", dir)(error));
             }
             _ => {}
         }
         let file = match File::create(&path) {
             // Another scan has ended meanwhile, here and below, and removed its folder.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            file => file.map_err(gguf_tools::Error::io("write", &path))?,
+            file => file.map_err(Error::io("write", &path))?,
         };
         match file.try_lock_exclusive() {
             Ok(false) => {
@@ -431,7 +431,7 @@ fn remove_part(path: &Path) -> Result<()> {
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(gguf_tools::Error::io("remove", path)(error).into())
+            Err(Error::io("remove", path)(error))
         }
         _ => Ok(()),
     }

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
 use super::ScanPrompt;
-use crate::{Error, ModelFiles, PromptForm, Result, SessionOptions};
+use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SessionOptions};
 
 /// The folder, which stands in parts only: a finished file holds no path of the machine.
 const FOLDER: &str = "folder";
@@ -22,7 +21,7 @@ const FOLDER: &str = "folder";
 pub struct Settings(BTreeMap<String, String>);
 
 impl Settings {
-    /// Reads the model's files through. `options.interrupt` stops it.
+    /// Reads the model's files through. `cancel` stops it.
     ///
     /// # Errors
     /// A file that cannot be read, an interruption.
@@ -31,8 +30,9 @@ impl Settings {
         options: &SessionOptions,
         prompt: ScanPrompt<'_>,
         folder: &Path,
+        cancel: &CancelFlag,
     ) -> Result<Self> {
-        let identity = |path: &Path| identity(path, &options.interrupt);
+        let identity = |path: &Path| identity(path, cancel);
         let mut settings = BTreeMap::new();
         let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
         let model = Gguf::open_with_shards(&files.model)?;
@@ -42,7 +42,8 @@ impl Settings {
             .map(|path| identity(path))
             .collect::<Result<_>>()?;
         set("model", shards.join(", "));
-        set("SAE", identity(&files.sae)?);
+        let saes = files.saes.iter().map(|path| identity(path));
+        set("SAE", saes.collect::<Result<Vec<_>>>()?.join(", "));
         if let Some(mmproj) = &files.mmproj {
             set("projector", identity(mmproj)?);
         }
@@ -61,9 +62,7 @@ impl Settings {
             false => "as in the file",
         };
         set("weights", weights.to_owned());
-        let folder = folder
-            .canonicalize()
-            .map_err(gguf_tools::Error::io("read", folder))?;
+        let folder = folder.canonicalize().map_err(Error::io("read", folder))?;
         set(FOLDER, folder.to_string_lossy().into_owned());
         Ok(Self(settings))
     }
@@ -90,14 +89,14 @@ impl Settings {
 }
 
 /// A file's length and hash.
-fn identity(path: &Path, interrupt: &AtomicBool) -> Result<String> {
-    let read_error = || gguf_tools::Error::io("read", path);
+fn identity(path: &Path, cancel: &CancelFlag) -> Result<String> {
+    let read_error = || Error::io("read", path);
     let mut file = File::open(path).map_err(read_error())?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        if interrupt.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+        if cancel.is_cancelled() {
+            return Err(Error::interrupted());
         }
         match file.read(&mut buffer).map_err(read_error())? {
             0 => break,

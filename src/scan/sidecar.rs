@@ -162,7 +162,7 @@ impl Sidecar {
             }
             Ok(Some(bytes))
         };
-        let Some(bytes) = read().map_err(gguf_tools::Error::io("read", &path))? else {
+        let Some(bytes) = read().map_err(Error::io("read", &path))? else {
             return Ok(None);
         };
         let error = |what: &str| {

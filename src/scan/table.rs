@@ -146,7 +146,7 @@ impl TableWriter {
         let file = file.map_err(|error| parquet_error("write", &self.shown, error))?;
         file.file
             .sync_all()
-            .map_err(gguf_tools::Error::io("write", &self.shown))?;
+            .map_err(Error::io("write", &self.shown))?;
         Ok(Checksum::of(&file.hasher))
     }
 }
@@ -173,7 +173,7 @@ impl Write for HashedFile {
 pub(super) fn parquet_error(action: &'static str, path: &Path, error: ParquetError) -> Error {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
-            Ok(source) => gguf_tools::Error::io(action, path)(*source).into(),
+            Ok(source) => Error::io(action, path)(*source),
             Err(other) => Error::invalid(format!("cannot {action} `{}`: {other}", path.display())),
         },
         other => {

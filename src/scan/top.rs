@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::file::ScanFile;
 use super::sidecar::ClassSize;
 use super::table::ActiveFeature;
-use crate::labels;
+use crate::labels::{find_feature, is_index};
 use crate::{Error, Result};
 
 /// Classes that an error lists.
@@ -106,7 +106,7 @@ pub fn images_of_feature(
     n_images: usize,
 ) -> Result<FeatureImages> {
     let mut labels = BTreeMap::new();
-    if !labels::is_index(name) {
+    if !is_index(name) {
         file.for_each_row(&mut |row| {
             if let Some(label) = row.label
                 && !labels.contains_key(&row.active.feature)
@@ -120,7 +120,7 @@ pub fn images_of_feature(
     let d_sae = file
         .contents()
         .map_or(usize::MAX, |contents| contents.d_sae);
-    let feature = labels::find_feature(name, d_sae, pairs)?;
+    let feature = find_feature(name, d_sae, pairs)?;
     let mut label = None;
     let mut n_firing = 0;
     let mut images = Vec::new();

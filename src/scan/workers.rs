@@ -2,19 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::folder::FoundPicture;
 use super::table::ActiveFeature;
-use crate::features::{self, Over, Pool};
-use crate::llama::{self, Model};
-use crate::session::load_model;
-use crate::tokens::Positions;
+use crate::llama;
+use crate::rank::{self, Over, Pool};
 use crate::{
-    Error, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture, PromptForm, Result, RunOptions,
-    Sampling, Session, SessionOptions, Trace, model_files,
+    CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture,
+    Positions, PromptForm, Result, RunOptions, Session, SessionOptions, Trace,
 };
 
 /// Results of a worker that wait until it is their turn.
@@ -53,58 +50,72 @@ fn read_image(
     session: &mut Session,
     image: &ImageEmbeddings,
     prompt: ScanPrompt<'_>,
+    cancel: &CancelFlag,
 ) -> Result<Trace> {
     let prompt = session.prompt(prompt.text, prompt.form, Some(image))?;
     let options = RunOptions {
-        steering: None,
         keep: Keep {
             features: Positions::IMAGE,
             ..Keep::default()
         },
-        max_tokens: 0,
-        sampling: Sampling::Greedy,
+        cancel: cancel.clone(),
+        ..RunOptions::default()
     };
-    Ok(session.run(&prompt, options, &mut |_| {})?.trace)
+    Ok(session.run(&prompt, options)?.trace)
 }
 
-/// Reads the features of `pictures` below `dir` with `jobs` sessions, or as many as [`jobs_at_once`]
-/// allows, that share `options.threads` threads and the language model's weights. `on_picture` is given
-/// each picture's index and its features, in order; a picture that cannot be read has an error instead.
-/// Of the image cache only what is there is used.
+/// How the pictures of a folder are read.
+pub struct Scan<'a> {
+    /// The model's files.
+    pub files: &'a ModelFiles,
+    /// How the model computes; of the image cache only what is there is used.
+    pub options: &'a SessionOptions,
+    /// What goes with each picture.
+    pub prompt: ScanPrompt<'a>,
+    /// The folder.
+    pub dir: &'a Path,
+    /// Pictures at once, or as many as [`jobs_at_once`] allows; they share `options.threads` threads and the
+    /// language model's weights.
+    pub jobs: usize,
+    /// Stops it from elsewhere.
+    pub cancel: &'a CancelFlag,
+}
+
+/// Reads the features of `pictures`. `on_picture` is given each picture's index and its features, in order; a
+/// picture that cannot be read has an error instead.
 ///
 /// # Errors
 /// What stops all pictures: a model that cannot be opened, a prompt that does not fit, a failure of
-/// llama.cpp, an interruption, an error of `on_picture`.
+/// llama.cpp, a cancellation, an error of `on_picture`.
 ///
 /// # Panics
 /// When a worker panicked.
 pub fn scan(
-    files: &ModelFiles,
-    options: &SessionOptions,
-    prompt: ScanPrompt<'_>,
-    dir: &Path,
+    scan: &Scan<'_>,
     pictures: &[&FoundPicture],
-    jobs: usize,
     on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
 ) -> Result<()> {
     if pictures.is_empty() {
         return Ok(());
     }
-    let checked = model_files::check(files)?;
-    let jobs = jobs_at_once(options, jobs).clamp(1, pictures.len());
+    let jobs = jobs_at_once(scan.options, scan.jobs).clamp(1, pictures.len());
     let options = SessionOptions {
-        threads: (options.threads / jobs).max(1),
-        image_cache: options.image_cache.clone().map(ImageCache::read_only),
-        ..options.clone()
+        threads: (scan.options.threads / jobs).max(1),
+        image_cache: scan.options.image_cache.clone().map(ImageCache::read_only),
+        ..scan.options.clone()
     };
-    let model = load_model(&checked, &options)?;
+    let first = HookedModel::open(scan.files, options.clone())?;
     thread::scope(|scope| {
         let start = |worker_idx| {
             let (sender, receiver) = sync_channel(MAX_WAITING);
-            let (model, options) = (Arc::clone(&model), options.clone());
+            let (first, options) = (Arc::clone(&first), options.clone());
+            // Each has a projector of its own, since a projector takes one picture at a time.
+            let model = move || match worker_idx {
+                0 => Ok(first),
+                _ => first.open_beside(scan.files, options),
+            };
             let own = pictures.iter().skip(worker_idx).step_by(jobs);
-            let work = move || work(model, files, options, prompt, dir, own, &sender);
-            scope.spawn(work);
+            scope.spawn(move || work(model(), scan, own, &sender));
             receiver
         };
         let workers: Vec<Receiver<_>> = (0..jobs).map(start).collect();
@@ -122,17 +133,13 @@ pub fn scan(
 /// Reads every picture of its own until one fails for a reason that is not the picture's, or nobody
 /// listens any more.
 fn work<'a>(
-    model: Arc<Model>,
-    files: &ModelFiles,
-    options: SessionOptions,
-    prompt: ScanPrompt<'_>,
-    dir: &Path,
+    model: Result<Arc<HookedModel>>,
+    scan: &Scan<'_>,
     pictures: impl Iterator<Item = &'a &'a FoundPicture>,
     results: &SyncSender<Result<Result<PictureFeatures>>>,
 ) {
-    let interrupt = Arc::clone(&options.interrupt);
-    let mut session = match Session::open_on(model, files, options) {
-        Ok(session) => session,
+    let mut session = match model {
+        Ok(model) => Session::new(model),
         Err(error) => {
             // The receiver may have gone with another worker's error.
             let _ = results.send(Err(error));
@@ -140,10 +147,11 @@ fn work<'a>(
         }
     };
     for picture in pictures {
-        let result = if interrupt.load(Ordering::Relaxed) {
-            Err(Error::Interrupted)
+        let result = if scan.cancel.is_cancelled() {
+            Err(Error::interrupted())
         } else {
-            features_of(&mut session, &picture.in_folder(dir), prompt)
+            let path = picture.in_folder(scan.dir);
+            features_of(&mut session, &path, scan.prompt, scan.cancel)
         };
         let is_last = result.is_err();
         if results.send(result).is_err() || is_last {
@@ -157,6 +165,7 @@ fn features_of(
     session: &mut Session,
     path: &Path,
     prompt: ScanPrompt<'_>,
+    cancel: &CancelFlag,
 ) -> Result<Result<PictureFeatures>> {
     let image = Picture::open(path).and_then(|picture| session.encode_image(&picture));
     let image = match image {
@@ -164,10 +173,11 @@ fn features_of(
         Err(error) if error.is_of_input() => return Ok(Err(error)),
         Err(error) => return Err(error),
     };
-    let trace = read_image(session, &image, prompt)?;
-    let positions = features::pooled_positions(&trace.tokens, &Over::IMAGE)?;
+    let trace = read_image(session, &image, prompt, cancel)?;
+    let positions = rank::pooled_positions(&trace.tokens, &Over::IMAGE)?;
     let d_sae = session.sae().meta().d_sae;
-    let scores = features::rank(&trace.activations, &positions, d_sae, Pool::Sum, None);
+    let activations = &trace.saes[0].activations;
+    let scores = rank::rank(activations, &positions, d_sae, Pool::Sum, None);
     let mut active: Vec<_> = scores
         .into_iter()
         .map(|score| ActiveFeature {

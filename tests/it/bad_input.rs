@@ -254,8 +254,9 @@ fn a_refused_context_can_be_asked_for_again() {
             keep: Keep::default(),
             max_tokens: 1,
             sampling: Sampling::Greedy,
+            ..RunOptions::default()
         };
-        let error = session.run(&prompt, run, &mut |_| {}).expect_err("refused");
+        let error = session.run(&prompt, run).expect_err("refused");
         assert!(error.to_string().contains("flash attention"), "{error}");
         assert_eq!(session.sae().meta().d_in, 192);
     }

@@ -80,7 +80,7 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
     );
 
     // All else is the original's.
-    let original = SaeFile::open(&demo::files().expect("written").sae).expect("a valid file");
+    let original = SaeFile::open(&demo::files().expect("written").saes[0]).expect("a valid file");
     assert_eq!(copy.meta, original.meta);
     let mut rows = [vec![0.0; copy.meta.d_in], vec![0.0; copy.meta.d_in]];
     for feature in [0, 1, 255, 767] {

@@ -208,7 +208,8 @@ fn convert_makes_a_folder_to_run() {
     let ambiguous = run(&["-d", dir, picture()]);
     assert_eq!(ambiguous.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&ambiguous.stderr).contains("hint: say which with `--model FILE`")
+        String::from_utf8_lossy(&ambiguous.stderr)
+            .contains("hint: say which of them is the model (`--model`")
     );
     let model = Path::new(dir).join("model-f16.gguf");
     let model = model.to_str().expect("a plain path");

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use llava_sae_cpp::llama::{
-    Context, ContextOptions, Edited, GraphNode, Model, ModelOptions, Output, OutputRow, Pass,
+    Context, ContextOptions, Edited, HookedNode, Model, ModelOptions, Output, OutputRow, Pass,
     RowHook, Rows, Sampler,
 };
-use llava_sae_cpp::{FlashAttention, KvType, Result, Sampling, SessionOptions};
+use llava_sae_cpp::{FlashAttention, GraphNode, KvType, Result, Sampling, SessionOptions};
 
 use crate::fixture::exact_options;
 use crate::hook_points::{model, open};
@@ -15,7 +15,7 @@ use crate::hook_points::{model, open};
 struct Counter(usize);
 
 impl RowHook for Counter {
-    fn on_rows(&mut self, rows: &mut [f32]) -> Result<Edited> {
+    fn on_rows(&mut self, _: usize, rows: &mut [f32]) -> Result<Edited> {
         self.0 += rows.len() / 32;
         Ok(Edited::No)
     }
@@ -30,7 +30,6 @@ fn options() -> ContextOptions {
         kv_type: KvType::F32,
         flash_attention: FlashAttention::Off,
         eval_callback: true,
-        interrupt: Arc::default(),
     }
 }
 
@@ -40,9 +39,11 @@ fn context(options: ContextOptions) -> Result<(Arc<Model>, Context<Counter>)> {
         repack: false,
     };
     let model = Arc::new(Model::load(&model("llama"), loaded)?);
-    let node = GraphNode::Named("l_out-1".to_owned());
-    let made = Context::new(Arc::clone(&model), options, node, 32, Counter(0));
-    let context = made.map_err(|(error, _)| error)?;
+    let node = HookedNode {
+        node: GraphNode::Named("l_out-1".to_owned()),
+        width: 32,
+    };
+    let context = Context::new(Arc::clone(&model), options, vec![node], Counter(0))?;
     Ok((model, context))
 }
 

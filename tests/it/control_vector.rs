@@ -43,7 +43,7 @@ fn an_exported_vector_does_the_same_in_llama_cpp() {
     let dir = Fixture::Demo.converted(TensorType::F32);
     let files = ["-d", text(&dir)];
     let mut session = Fixture::Demo.session(TensorType::F32, exact_options());
-    let layer = session.hook_point().layer();
+    let layer = session.sae().hook_point().layer();
     let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
     let path = target("steered.gguf");
     let change = format!("{feature}:{strength}");
@@ -72,16 +72,17 @@ fn an_exported_vector_does_the_same_in_llama_cpp() {
         },
         max_tokens: 24,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
     let steering = steering(&mut session, feature, strength, Positions::ALL);
     let ours = RunOptions {
-        steering: Some(&steering),
-        ..plain
+        steering: Some(steering.clone()),
+        ..plain.clone()
     };
-    let ours = session.run(&prompt, ours, &mut |_| {}).expect("it runs");
+    let ours = session.run(&prompt, ours).expect("it runs");
     let set = session.set_control_vector(&prompt, 24, direction);
     set.expect("a vector of this width");
-    let theirs = session.run(&prompt, plain, &mut |_| {}).expect("it runs");
+    let theirs = session.run(&prompt, plain).expect("it runs");
     assert_eq!(ours.token_ids, theirs.token_ids);
     let error = relative_error(&ours.logits, &theirs.logits);
     assert!(error < 1e-4, "logits {error:.2e}");
@@ -115,7 +116,7 @@ fn what_no_control_vector_expresses_is_refused() {
         check(&[&["export-cvec"], args, &out].concat(), 1, words);
         assert!(!path.exists(), "{args:?}");
     };
-    let only = "only `--steer` at all positions fits";
+    let only = "only steering at all positions fits";
     refused(&["--clamp", "carrot:3"], &[only, "hint: "]);
     refused(&["--ablate", "carrot"], &[only]);
     refused(&["--scale", "carrot:2"], &[only]);

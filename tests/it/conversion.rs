@@ -19,10 +19,9 @@ fn run(session: &mut Session, picture: &str) -> Run {
         },
         max_tokens: 48,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    session
-        .run(&prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+    session.run(&prompt, options).expect("the run succeeds")
 }
 
 /// Compares a number type with the reference's f32: logits after the prompt by `bound`, and captions
@@ -174,7 +173,7 @@ fn k_quants_run() {
         let model = temporary_root().join(format!("model-{name}.gguf"));
         quantize(&source.join("model-f32.gguf"), &model, k_quant, 2).expect("it quantises");
         let files =
-            ModelFiles::find(Some(&source), Some(model), None, None).expect("all are there");
+            ModelFiles::find(Some(&source), Some(model), None, Vec::new()).expect("all are there");
         let mut session = Session::open(&files, SessionOptions::default()).expect("it loads");
         let caption = run(&mut session, "00.png").text;
         assert!(

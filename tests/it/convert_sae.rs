@@ -142,7 +142,7 @@ fn what_was_read_and_decided_is_said() {
     let file = out.join("sae-f16.gguf");
     let said = [
         "read an SAE of SAELens: standard, 200 features at blocks.1.hook_resid_post".to_owned(),
-        "48 inputs × 200 features; hook point from the SAE's files; norm factor 0.11 from `--norm-factor`, folded into the weights".to_owned(),
+        "48 inputs × 200 features; hook point from the SAE's files; norm factor 0.11 as given, folded into the weights".to_owned(),
         format!("wrote `{}`", text(&file)),
         format!(
             "next: `llava-sae-cpp -m MODEL.gguf --mmproj MMPROJ.gguf --sae {} IMAGE`",

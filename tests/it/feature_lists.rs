@@ -67,7 +67,8 @@ fn features_that_are_always_on() {
 
     let sae = llava_sae_cpp::demo::files()
         .expect("the cache can be written")
-        .sae;
+        .saes[0]
+        .clone();
     let sae = gguf_tools::sae::SaeFile::open(&sae).expect("a valid file");
     let baseline = sae.baseline().expect("readable").expect("the demo has one");
     let common = ["features", "--json", "--top", "768", CARROT];
@@ -173,7 +174,11 @@ fn special_tokens_are_left_out_unless_they_are_named() {
     assert!(table.contains(&format!("     1  {top:>7}")), "{table}");
     // A text without others says how to see them.
     let empty = ["features", "--raw-prompt", "-p", ""];
-    check(&empty, 1, &["no position", "--over prompt,special"]);
+    check(
+        &empty,
+        1,
+        &["no position", "over `prompt,special`", "`--over`"],
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::{Mutex, OnceLock};
 
 use gguf_tools::gguf::{Overwrite, TensorType};
@@ -10,7 +11,8 @@ use gguf_tools::sae::{self, SaeOptions};
 use image::RgbImage;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
-    FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session, SessionOptions,
+    FeatureId, FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session,
+    SessionOptions,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -143,7 +145,8 @@ impl Fixture {
 
     pub(crate) fn session(self, tensor_type: TensorType, options: SessionOptions) -> Session {
         let dir = self.converted(tensor_type);
-        let files = ModelFiles::find(Some(&dir), None, None, None).expect("all files are there");
+        let files =
+            ModelFiles::find(Some(&dir), None, None, Vec::new()).expect("all files are there");
         Session::open(&files, options).expect("the fixture loads")
     }
 
@@ -252,17 +255,15 @@ pub(crate) fn steering(
     feature: usize,
     strength: f32,
     at: Positions,
-) -> Steering {
+) -> Arc<Steering> {
     let add = Intervention {
-        feature,
+        feature: FeatureId::of_only(feature),
         change: Change::Add(strength),
         units: Units::Raw,
         at,
     };
-    session
-        .sae()
-        .steering(vec![add])
-        .expect("the feature exists")
+    let steering = session.model().steering(vec![add]);
+    steering.expect("the feature exists")
 }
 
 /// `oracle.safetensors` and `oracle.json`.

@@ -18,7 +18,7 @@ fn subject() -> (usize, f32) {
     (feature, strength)
 }
 
-fn options<'a>() -> RunOptions<'a> {
+fn options() -> RunOptions {
     RunOptions {
         steering: None,
         keep: Keep {
@@ -27,14 +27,13 @@ fn options<'a>() -> RunOptions<'a> {
         },
         max_tokens: 24,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     }
 }
 
-fn run(session: &mut Session, options: RunOptions<'_>) -> Run {
+fn run(session: &mut Session, options: RunOptions) -> Run {
     let prompt = prompt(session, Fixture::Demo, PICTURE);
-    session
-        .run(&prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+    session.run(&prompt, options).expect("the run succeeds")
 }
 
 #[test]
@@ -50,7 +49,10 @@ fn reading_changes_no_bit() {
     assert_eq!(plain.logits, hooked.logits);
     assert_eq!(plain.token_ids, hooked.token_ids);
     assert!(plain.trace.tokens.is_empty(), "nothing was hooked");
-    assert_eq!(hooked.trace.tokens.len(), hooked.trace.activations.n_rows());
+    assert_eq!(
+        hooked.trace.tokens.len(),
+        hooked.trace.saes[0].activations.n_rows()
+    );
 }
 
 /// What the hook reads cannot be steered in the graph alone.
@@ -74,19 +76,15 @@ fn steering_equals_llama_cpps_control_vector() {
         let steering = steering(&mut session, feature, strength, Positions::ALL);
         let delta = scaled_direction(&mut session, feature, strength);
         let ours = RunOptions {
-            steering: Some(&steering),
+            steering: Some(steering.clone()),
             keep: THROUGH_THE_HOOK,
             ..options()
         };
-        let ours = session
-            .run(&prompt, ours, &mut |_| {})
-            .expect("the run succeeds");
+        let ours = session.run(&prompt, ours).expect("the run succeeds");
         session
             .set_control_vector(&prompt, 24, &delta)
             .expect("a vector of this width");
-        let theirs = session
-            .run(&prompt, options(), &mut |_| {})
-            .expect("the run succeeds");
+        let theirs = session.run(&prompt, options()).expect("the run succeeds");
         session
             .set_control_vector(&prompt, 24, &[])
             .expect("removal");
@@ -94,9 +92,7 @@ fn steering_equals_llama_cpps_control_vector() {
         let error = relative_error(&ours.logits, &theirs.logits);
         assert!(error < 1e-4, "{feature}:{strength}: logits {error:.2e}");
         assert_eq!(ours.text, theirs.text, "{feature}:{strength}");
-        let plain = session
-            .run(&prompt, options(), &mut |_| {})
-            .expect("the run succeeds");
+        let plain = session.run(&prompt, options()).expect("the run succeeds");
         assert!(
             relative_error(&plain.logits, &theirs.logits) > 1e-2,
             "the vector has an effect"
@@ -131,7 +127,7 @@ fn ubatches_do_not_matter() {
         let (feature, strength) = subject();
         let steering = steering(&mut session, feature, strength, Positions::ALL);
         let steered = RunOptions {
-            steering: Some(&steering),
+            steering: Some(steering.clone()),
             ..options()
         };
         let read = run(&mut session, RunOptions { keep, ..options() });
@@ -143,7 +139,10 @@ fn ubatches_do_not_matter() {
         assert_eq!(steered.text, steered_reference.text);
         assert_eq!(read.trace.tokens, reference.trace.tokens);
         // Other ubatches take other kernels, whose sums are ordered otherwise: f32 rounding.
-        let error = relative_error(&read.trace.residuals, &reference.trace.residuals);
+        let error = relative_error(
+            &read.trace.saes[0].residuals,
+            &reference.trace.saes[0].residuals,
+        );
         assert!(error < ROUNDING, "{error:.2e}");
         check_same_features(read, &reference);
     }
@@ -153,9 +152,9 @@ fn ubatches_do_not_matter() {
 const THRESHOLD: f64 = 0.8405;
 
 fn check_same_features(a: &Run, b: &Run) {
-    for row_idx in 0..a.trace.activations.n_rows() {
-        for (feature, value) in a.trace.activations.row(row_idx) {
-            let mut other = b.trace.activations.row(row_idx);
+    for row_idx in 0..a.trace.saes[0].activations.n_rows() {
+        for (feature, value) in a.trace.saes[0].activations.row(row_idx) {
+            let mut other = b.trace.saes[0].activations.row(row_idx);
             let other = other
                 .find(|entry| entry.0 == feature)
                 .map_or(0.0, |entry| entry.1);
@@ -183,15 +182,15 @@ fn touched(at: &str) -> Vec<(TokenKind, bool)> {
         logits: true,
     };
     let steered = RunOptions {
-        steering: Some(&steering),
+        steering: Some(steering.clone()),
         keep,
         ..options()
     };
     let run = run(&mut session, steered);
     let delta = scaled_direction(&mut session, feature, strength);
     let d_model = delta.len();
-    let before = run.trace.residuals.chunks_exact(d_model);
-    let after = run.trace.steered_residuals.chunks_exact(d_model);
+    let before = run.trace.saes[0].residuals.chunks_exact(d_model);
+    let after = run.trace.saes[0].steered_residuals.chunks_exact(d_model);
     let changed = before.zip(after).map(|(before, after)| {
         let sum = before.iter().zip(&delta).map(|(x, delta)| x + delta);
         let is_sum = sum.zip(after).all(|(sum, after)| sum == *after);
@@ -250,7 +249,7 @@ fn each_kind_of_position_matters() {
         let (feature, strength) = subject();
         let steering = steering(&mut session, feature, strength, positions);
         let steered = RunOptions {
-            steering: Some(&steering),
+            steering: Some(steering.clone()),
             ..options()
         };
         run(&mut session, steered)
@@ -282,7 +281,7 @@ fn runs_are_independent() {
     let (feature, strength) = subject();
     let steering = steering(&mut session, feature, strength, Positions::ALL);
     let steered = RunOptions {
-        steering: Some(&steering),
+        steering: Some(steering.clone()),
         ..options()
     };
     let steered = run(&mut session, steered);

@@ -82,22 +82,20 @@ pub(crate) fn open(
     let files = ModelFiles {
         model: model(architecture),
         mmproj: None,
-        sae: sae_at(hook, width),
+        saes: vec![sae_at(hook, width)],
     };
     Session::open(&files, options)
 }
 
-fn run(session: &mut Session, oracle: &Oracle, options: RunOptions<'_>) -> Run {
+fn run(session: &mut Session, oracle: &Oracle, options: RunOptions) -> Run {
     let text = oracle.json["prompt"].as_str().expect("a text");
     let prompt = session
         .prompt(text, PromptForm::Raw, None)
         .expect("the prompt is tokenised");
-    session
-        .run(&prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+    session.run(&prompt, options).expect("the run succeeds")
 }
 
-fn options<'a>() -> RunOptions<'a> {
+fn options() -> RunOptions {
     RunOptions {
         steering: None,
         keep: Keep {
@@ -107,6 +105,7 @@ fn options<'a>() -> RunOptions<'a> {
         },
         max_tokens: 0,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     }
 }
 
@@ -169,7 +168,7 @@ fn rows_are_those_of_transformers() {
             let expected = oracle.ids(&format!("{architecture}/prompt_ids"));
             assert_eq!(ids.collect::<Vec<_>>(), expected, "{shown}");
             // f32 throughout.
-            let error = worst_row(&run.trace.residuals, &theirs, width);
+            let error = worst_row(&run.trace.saes[0].residuals, &theirs, width);
             println!("{shown}, ubatches of {n_ubatch}: {error:.1e}");
             assert!(error < F32, "{shown}: {error:.2e}");
             let logits = oracle.f32(&format!("{architecture}/logits"));
@@ -196,7 +195,7 @@ fn flash_attention_does_not_matter() {
         let run = run(&mut session, &oracle, options());
         let theirs = oracle.f32(&format!("{architecture}/{hook}/rows"));
         // Keys and values in f16, whose last bit is 1e-3.
-        let error = worst_row(&run.trace.residuals, &theirs, width);
+        let error = worst_row(&run.trace.saes[0].residuals, &theirs, width);
         assert!(error < 1e-2, "{architecture} {hook}: {error:.2e}");
     }
 }
@@ -226,8 +225,8 @@ fn steering_is_that_of_transformers() {
                 ..options()
             };
             let steered = RunOptions {
-                steering: Some(&steering),
-                ..plain
+                steering: Some(steering.clone()),
+                ..plain.clone()
             };
             let plain = run(&mut session, &oracle, plain);
             let steered = run(&mut session, &oracle, steered);

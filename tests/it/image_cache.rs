@@ -16,7 +16,7 @@ fn options(dir: &Path) -> SessionOptions {
 }
 
 fn embeddings(options: SessionOptions, picture: &Picture) -> Vec<f32> {
-    let mut session = Fixture::Demo.session(TensorType::F32, options);
+    let session = Fixture::Demo.session(TensorType::F32, options);
     let image = session.encode_image(picture);
     image.expect("the picture is encoded").rows.to_vec()
 }
@@ -84,7 +84,8 @@ fn another_projector_is_another_file() {
     let copies = temporary_root().join("projectors");
     std::fs::create_dir_all(&copies).expect("a folder of our own");
     let open = |mmproj: &Path| {
-        let files = llava_sae_cpp::ModelFiles::find(Some(&models), None, Some(mmproj.into()), None);
+        let files =
+            llava_sae_cpp::ModelFiles::find(Some(&models), None, Some(mmproj.into()), Vec::new());
         let files = files.expect("all files are there");
         let session = llava_sae_cpp::Session::open(&files, options(dir.path()));
         let image = session.expect("it loads").encode_image(&picture);

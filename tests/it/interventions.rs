@@ -3,7 +3,9 @@
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token};
+use llava_sae_cpp::{
+    FeatureId, Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
+};
 use serde_json::json;
 
 use crate::fixture::{Fixture, bound, exact_options, prompt, temporary_root};
@@ -57,12 +59,12 @@ impl Reference {
     fn steer(&self, interventions: &[Intervention], token: Token, x: &[f64]) -> Vec<f64> {
         let mut steered = x.to_vec();
         for intervention in interventions.iter().filter(|one| one.at.contain(token)) {
-            let w_dec = self.w_dec(intervention.feature);
+            let w_dec = self.w_dec(intervention.feature.index);
             let norm = match intervention.units {
                 Units::Raw => 1.0,
                 Units::Unit => dot(&w_dec, &w_dec).sqrt(),
             };
-            let (h, is_active) = self.h(intervention.feature, x);
+            let (h, is_active) = self.h(intervention.feature.index, x);
             let a = if is_active { h } else { 0.0 };
             let coefficient = match intervention.change {
                 Change::Add(strength) => f64::from(strength) / norm,
@@ -86,10 +88,10 @@ impl Reference {
 }
 
 fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>) -> Run {
-    let steering = session.sae().steering(interventions).expect("it fits");
+    let steering = session.model().steering(interventions).expect("it fits");
     let steered = !steering.interventions().is_empty();
     let options = RunOptions {
-        steering: steered.then_some(&steering),
+        steering: steered.then(|| steering.clone()),
         keep: Keep {
             features: Positions::ALL,
             residuals: true,
@@ -97,17 +99,16 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
         },
         max_tokens: 4,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    session
-        .run(prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+    session.run(prompt, options).expect("the run succeeds")
 }
 
 /// On how many rows each feature fires, `[d_sae]`.
 fn counts(run: &Run, d_sae: usize) -> Vec<usize> {
     let mut n_active = vec![0; d_sae];
     for row_idx in 0..run.trace.tokens.len() {
-        for (feature, _) in run.trace.activations.row(row_idx) {
+        for (feature, _) in run.trace.saes[0].activations.row(row_idx) {
             n_active[feature] += 1;
         }
     }
@@ -142,8 +143,8 @@ fn relative_error(a: &[f64], b: &[f64]) -> f64 {
 /// Every row of a steered run is what the formulas give; untouched rows are the same bits.
 fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, name: &str) {
     let d_model = reference.b_dec.len();
-    let before = run.trace.residuals.chunks_exact(d_model);
-    let after = run.trace.steered_residuals.chunks_exact(d_model);
+    let before = run.trace.saes[0].residuals.chunks_exact(d_model);
+    let after = run.trace.saes[0].steered_residuals.chunks_exact(d_model);
     assert_eq!(before.len(), run.trace.tokens.len(), "{name}");
     assert_eq!(before.len(), after.len(), "{name}");
     let (mut n_near, mut n_changed) = (0, 0);
@@ -156,7 +157,7 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
         let x = to_f64(before);
         if interventions
             .iter()
-            .any(|one| reference.is_near_threshold(one.feature, &x))
+            .any(|one| reference.is_near_threshold(one.feature.index, &x))
         {
             n_near += 1;
             continue;
@@ -210,7 +211,7 @@ fn check_formulas(fixture: Fixture) {
                     continue;
                 }
                 let intervention = |&(feature, change)| Intervention {
-                    feature,
+                    feature: FeatureId::of_only(feature),
                     change,
                     units,
                     at,
@@ -249,7 +250,7 @@ fn each_intervention_has_its_own_positions_and_units() {
     ]
     .into_iter()
     .map(|(feature, change, units, at)| Intervention {
-        feature,
+        feature: FeatureId::of_only(feature),
         change,
         units,
         at: Positions::parse(at).expect("valid positions"),
@@ -270,9 +271,13 @@ fn activations_are_those_of_the_encoder() {
         let run = run(&mut session, &prompt, Vec::new());
         let d_model = session.sae().meta().d_in;
         let mut n_compared = 0;
-        for (row_idx, row) in run.trace.residuals.chunks_exact(d_model).enumerate() {
+        for (row_idx, row) in run.trace.saes[0]
+            .residuals
+            .chunks_exact(d_model)
+            .enumerate()
+        {
             let scale = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            for (feature, value) in run.trace.activations.row(row_idx).step_by(7) {
+            for (feature, value) in run.trace.saes[0].activations.row(row_idx).step_by(7) {
                 let reader = session.sae().feature_reader(feature).expect("it exists");
                 let reader = reader.expect("it is read by itself");
                 let own = reader.activation(row);
@@ -313,7 +318,7 @@ fn session_with(name: &str, keys: &[(&str, serde_json::Value)]) -> Session {
     let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
     sae::convert(&dir, &sae, &options, go_on).expect("convertible");
     let models = Fixture::Tiny.converted(TensorType::F32);
-    let files = ModelFiles::find(Some(&models), None, None, Some(sae)).expect("all are there");
+    let files = ModelFiles::find(Some(&models), None, None, vec![sae]).expect("all are there");
     Session::open(&files, exact_options()).expect("they fit")
 }
 
@@ -346,23 +351,23 @@ fn features_that_need_the_whole_encoder() {
             (active[0], Change::Ablate),
         ];
         let intervention = |(feature, change)| Intervention {
-            feature,
+            feature: FeatureId::of_only(feature),
             change,
             units: Units::Raw,
             at: Positions::ALL,
         };
         let run = run(session, &prompt, changes.map(intervention).to_vec());
         let d_model = session.sae().meta().d_in;
-        let mut direction = |feature| session.sae().decoder_direction(feature).expect("there").row;
+        let direction = |feature| session.sae().decoder_direction(feature).expect("there").row;
         let directions = changes.map(|(feature, _)| direction(feature));
-        let before = run.trace.residuals.chunks_exact(d_model);
-        let after = run.trace.steered_residuals.chunks_exact(d_model);
+        let before = run.trace.saes[0].residuals.chunks_exact(d_model);
+        let after = run.trace.saes[0].steered_residuals.chunks_exact(d_model);
         for (row_idx, (before, after)) in before.zip(after).enumerate() {
             let x = to_f64(before);
             let scale = deviation(&x, *kind);
             let mut expected = x.clone();
             for ((feature, change), direction) in changes.iter().zip(&directions) {
-                let a = f64::from(run.trace.activations.get(row_idx, *feature));
+                let a = f64::from(run.trace.saes[0].activations.get(row_idx, *feature));
                 let coefficient = match change {
                     Change::Scale(factor) => (f64::from(*factor) - 1.0) * a,
                     Change::Clamp(value) => f64::from(*value) - a,

@@ -3,7 +3,8 @@
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token, TokenKind,
+    CancelFlag, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
+    TokenKind,
 };
 
 use crate::bad_input::check;
@@ -31,8 +32,9 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
         },
         max_tokens: 0,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    let run = session.run(prompt, options, &mut |_| {});
+    let run = session.run(prompt, options);
     let trace = run.expect("the run succeeds").trace;
     let is_special = |token: &Token| {
         let text = session.token_text(*token).unwrap_or_default();
@@ -41,15 +43,15 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
     let is_special: Vec<bool> = trace.tokens.iter().map(is_special).collect();
     let sae = session.sae();
     let d_in = sae.meta().d_in;
-    let b_dec = sae.file().b_dec().expect("readable");
+    let b_dec = sae.b_dec();
     let mut found = Vec::new();
-    for (i, row) in trace.residuals.chunks_exact(d_in).enumerate() {
+    for (i, row) in trace.saes[0].residuals.chunks_exact(d_in).enumerate() {
         if trace.tokens[i].kind != kind || is_special[i] {
             continue;
         }
         let mut y: Vec<f64> = b_dec.iter().map(|&b| f64::from(b)).collect();
         let mut n_active = 0;
-        for (feature, activation) in trace.activations.row(i) {
+        for (feature, activation) in trace.saes[0].activations.row(i) {
             let direction = sae.decoder_direction(feature).expect("it exists").row;
             for (y, value) in y.iter_mut().zip(direction) {
                 *y += f64::from(activation) * f64::from(value);
@@ -83,11 +85,13 @@ fn check_fit(fit: &Fit, rows: &[Reconstructed], what: &str) {
 #[test]
 fn fits_are_what_their_formulas_say() {
     let mut session = Fixture::Demo.exact_session();
-    let mut metrics = Metrics::new(&mut session);
+    let mut metrics = Metrics::new(&session);
     let (mut texts, mut images) = (Vec::new(), Vec::new());
     for picture in ["00.png", "01.png"] {
         let prompt = prompt(&mut session, Fixture::Demo, picture);
-        metrics.add(&mut session, &prompt).expect("it runs");
+        metrics
+            .add(&mut session, &prompt, &CancelFlag::default())
+            .expect("it runs");
         texts.extend(rows(&mut session, &prompt, TokenKind::Text));
         images.extend(rows(&mut session, &prompt, TokenKind::Image));
     }
@@ -107,15 +111,17 @@ fn losses_are_those_of_transformers() {
         let files = ModelFiles {
             model: hook_points::model(architecture),
             mmproj: None,
-            sae: hook_points::sae_at("blocks.1.hook_resid_post", 32),
+            saes: vec![hook_points::sae_at("blocks.1.hook_resid_post", 32)],
         };
         let mut session = Session::open(&files, exact_options()).expect(architecture);
         let text = oracle.json["prompt"].as_str().expect("a text");
         let prompt = session
             .prompt(text, PromptForm::Raw, None)
             .expect("it is tokenised");
-        let mut metrics = Metrics::new(&mut session);
-        metrics.add(&mut session, &prompt).expect("it runs");
+        let mut metrics = Metrics::new(&session);
+        metrics
+            .add(&mut session, &prompt, &CancelFlag::default())
+            .expect("it runs");
         let expected = &oracle.json["losses"][architecture];
         let expected = |key: &str| expected[key].as_f64().expect("a number");
         let loss = &metrics.loss;
@@ -145,7 +151,7 @@ fn losses_are_those_of_transformers() {
 fn texts_are_read_in_contexts_of_128() {
     let session = Fixture::Demo.exact_session();
     let text = "the cat sits on the mat. ".repeat(60);
-    let prompts = metrics::text_prompts(&session, &text).expect("a text");
+    let prompts = metrics::text_prompts(&session, &text, &CancelFlag::default()).expect("a text");
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens().len()).collect();
     let (last, whole) = lengths.split_last().expect("several");
     assert!(!whole.is_empty() && whole.iter().all(|&n| n == 128) && *last <= 128);

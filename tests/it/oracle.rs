@@ -2,12 +2,13 @@
 //! logits, captions, steered captions. All in f32.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gguf_tools::gguf::TensorType;
-use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     Activations, EncoderOptions, Keep, Picture, Run, RunOptions, Sae, Sampling, Session, TokenKind,
+    encoder,
 };
 
 use crate::fixture::{
@@ -40,10 +41,9 @@ fn run(
         keep,
         max_tokens,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    session
-        .run(&prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+    session.run(&prompt, options).expect("the run succeeds")
 }
 
 const EVERYTHING: Keep = Keep {
@@ -79,7 +79,10 @@ fn check_fidelity(fixture: Fixture) {
         check_token_ids(&run, &oracle);
         let n_prompt = oracle.ids("prompt_ids").len();
         let expected = oracle.f32(&format!("{name}/resid"));
-        let rows = run.trace.residuals.chunks_exact(d_model).take(n_prompt);
+        let rows = run.trace.saes[0]
+            .residuals
+            .chunks_exact(d_model)
+            .take(n_prompt);
         for (position, (row, expected)) in rows.zip(expected.chunks_exact(d_model)).enumerate() {
             let error = relative_error(row, expected);
             assert!(error < RESIDUAL_ROW, "{name}, row {position}: {error:.2e}");
@@ -97,7 +100,7 @@ fn check_fidelity(fixture: Fixture) {
 
 /// The reference's ids include the one that ends a text.
 fn without_end(session: &Session, mut ids: Vec<i32>) -> Vec<i32> {
-    ids.pop_if(|id| session.model().is_end(*id));
+    ids.pop_if(|id| session.language_model().is_end(*id));
     ids
 }
 
@@ -118,7 +121,7 @@ fn check_activations(session: &mut Session, run: &Run, oracle: &Oracle, name: &s
     let expected = oracle.f32(&format!("{name}/acts"));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for (row_idx, expected) in expected.chunks_exact(d_sae).enumerate() {
-        let active: BTreeMap<usize, f32> = run.trace.activations.row(row_idx).collect();
+        let active: BTreeMap<usize, f32> = run.trace.saes[0].activations.row(row_idx).collect();
         let scale = expected.iter().copied().fold(0.0, f32::max);
         for (feature, &expected) in expected.iter().enumerate() {
             match (active.get(&feature), expected > 0.0) {
@@ -155,10 +158,12 @@ fn activations_of_an_encoder_in_f16() {
             threads: 1,
             screen: false,
         };
-        let file = SaeFile::open(&path).expect("it was converted");
-        let mut sae = Sae::new(file, options).expect("it loads");
+        let sae = Arc::new(Sae::open(&path).expect("it was converted"));
+        let mut encoder = encoder(&sae, options).expect("it loads");
         let mut activations = Activations::default();
-        sae.encode(&rows, &mut activations).expect("ggml computes");
+        encoder
+            .encode(&rows, &mut activations)
+            .expect("ggml computes");
         let features = 0..sae.meta().d_sae;
         let dense: Vec<f32> = (0..activations.n_rows())
             .flat_map(|row_idx| features.clone().map(move |feature| (row_idx, feature)))
@@ -194,14 +199,13 @@ fn check_steering(fixture: Fixture) {
             };
             for keep in [in_graph, EVERYTHING] {
                 let options = RunOptions {
-                    steering: Some(&steering),
+                    steering: Some(steering.clone()),
                     keep,
                     max_tokens: max_tokens(fixture),
                     sampling: Sampling::Greedy,
+                    ..RunOptions::default()
                 };
-                let run = session
-                    .run(&prompt, options, &mut |_| {})
-                    .expect("the run succeeds");
+                let run = session.run(&prompt, options).expect("the run succeeds");
                 let error = relative_error(
                     &run.logits,
                     &oracle.f32(&format!("{name}/steer{strength}/logits")),
@@ -242,7 +246,7 @@ fn hard_texts_have_transformers_token_ids() {
             let expected: Vec<i32> =
                 serde_json::from_value(entry["ids"].clone()).expect("a list of ids");
             let ids = session
-                .model()
+                .language_model()
                 .tokenize(text, AddBos::No)
                 .expect("short text");
             assert_eq!(ids, expected, "{fixture:?}: {text:?}");

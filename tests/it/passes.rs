@@ -1,10 +1,13 @@
 //! What a run leaves out changes nothing of what it gives.
 
 use gguf_tools::gguf::TensorType;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
 use llava_sae_cpp::{
-    FlashAttention, Keep, KvType, Prompt, PromptForm, Run, RunOptions, Sampling, Session,
-    SessionOptions, TokenKind,
+    FeatureId, FlashAttention, Keep, KvType, Prompt, PromptForm, Run, RunOptions, Sampling,
+    Session, SessionOptions, TokenKind,
 };
 
 use crate::fixture::{
@@ -24,19 +27,18 @@ const ALL: Keep = Keep {
     logits: true,
 };
 
-fn options(keep: Keep) -> RunOptions<'static> {
+fn options(keep: Keep) -> RunOptions {
     RunOptions {
         steering: None,
         keep,
         max_tokens: 16,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     }
 }
 
-fn run(session: &mut Session, prompt: &Prompt, options: RunOptions<'_>) -> Run {
-    session
-        .run(prompt, options, &mut |_| {})
-        .expect("the run succeeds")
+fn run(session: &mut Session, prompt: &Prompt, options: RunOptions) -> Run {
+    session.run(prompt, options).expect("the run succeeds")
 }
 
 /// As users run it, and as the reference was.
@@ -74,8 +76,14 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
         let stopped = run(&mut session, &prompt, stopped);
         assert!(stopped.logits.is_empty() && !whole.logits.is_empty());
         assert_eq!(stopped.trace.tokens, whole.trace.tokens);
-        assert_eq!(stopped.trace.residuals, whole.trace.residuals);
-        assert_eq!(stopped.trace.activations, whole.trace.activations);
+        assert_eq!(
+            stopped.trace.saes[0].residuals,
+            whole.trace.saes[0].residuals
+        );
+        assert_eq!(
+            stopped.trace.saes[0].activations,
+            whole.trace.saes[0].activations
+        );
         // Without the rows behind the image, if nobody asks for them.
         let n_text = (whole.trace.tokens.iter().rev())
             .take_while(|token| token.kind == TokenKind::Text)
@@ -98,7 +106,7 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
         for (row_idx, token) in shorter.tokens.iter().enumerate() {
             if token.kind == TokenKind::Image {
                 let [ours, theirs] = [&shorter, &whole.trace]
-                    .map(|trace| trace.activations.row(row_idx).collect::<Vec<_>>());
+                    .map(|trace| trace.saes[0].activations.row(row_idx).collect::<Vec<_>>());
                 assert_eq!(ours, theirs, "row {row_idx}");
             }
         }
@@ -122,7 +130,7 @@ fn rows_that_are_not_asked_for_have_no_features() {
     assert_eq!(some.trace.tokens, all.trace.tokens);
     for (row_idx, token) in all.trace.tokens.iter().enumerate() {
         let [some, all] = [&some, &all].map(|run| {
-            let row = run.trace.activations.row(row_idx);
+            let row = run.trace.saes[0].activations.row(row_idx);
             row.collect::<Vec<_>>()
         });
         match features.contain(*token) {
@@ -140,7 +148,7 @@ fn an_addition_in_the_graph_is_that_of_the_hook() {
         let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
         let steering = steering(&mut session, feature, strength, Positions::ALL);
         let steered = |keep| RunOptions {
-            steering: Some(&steering),
+            steering: Some(steering.clone()),
             ..options(keep)
         };
         let plain = run(&mut session, &prompt, options(LOGITS));
@@ -156,9 +164,9 @@ fn an_addition_in_the_graph_is_that_of_the_hook() {
     }
 }
 
-fn interventions(session: &mut Session, feature: usize, strength: f32) -> Vec<Steering> {
+fn interventions(session: &mut Session, feature: usize, strength: f32) -> Vec<Arc<Steering>> {
     let one = |change, at| Intervention {
-        feature,
+        feature: FeatureId::of_only(feature),
         change,
         units: Units::Raw,
         at,
@@ -173,7 +181,7 @@ fn interventions(session: &mut Session, feature: usize, strength: f32) -> Vec<St
         one(Change::Clamp(strength), Positions::ALL),
         one(Change::Ablate, Positions::ALL),
     ]
-    .map(|one| session.sae().steering(vec![one]).expect("a feature"))
+    .map(|one| session.model().steering(vec![one]).expect("a feature"))
     .into()
 }
 
@@ -196,11 +204,12 @@ fn check_shared(
         let runs: Vec<_> = std::iter::once(None)
             .chain(steerings.iter().map(Some))
             .map(|steering| RunOptions {
-                steering,
+                steering: steering.cloned(),
                 ..self::options(ALL)
             })
             .collect();
-        let together = session.run_side_by_side(&prompt, &runs, &mut |_, _| {});
+        let together =
+            session.run_side_by_side(&prompt, runs.clone(), &mut |_, _| ControlFlow::Continue(()));
         let together = together.expect("the runs succeed");
         for (i, (together, options)) in together.iter().zip(runs).enumerate() {
             let name = format!("{name}, run {i}, shared: {share_prompts}");
@@ -210,11 +219,11 @@ fn check_shared(
             let [ours, theirs] = [&together.trace, &alone.trace];
             for (what, ours, theirs) in [
                 ("logits", &together.logits, &alone.logits),
-                ("rows", &ours.residuals, &theirs.residuals),
+                ("rows", &ours.saes[0].residuals, &theirs.saes[0].residuals),
                 (
                     "steered rows",
-                    &ours.steered_residuals,
-                    &theirs.steered_residuals,
+                    &ours.saes[0].steered_residuals,
+                    &theirs.saes[0].steered_residuals,
                 ),
             ] {
                 let error = relative_error(ours, theirs);
@@ -224,7 +233,8 @@ fn check_shared(
                 );
             }
             if share_prompts {
-                let [ours, theirs] = [ours, theirs].map(|trace| &trace.residuals[..n_values]);
+                let [ours, theirs] =
+                    [ours, theirs].map(|trace| &trace.saes[0].residuals[..n_values]);
                 assert!(
                     ours == theirs,
                     "{name}: the prompt's rows are the same bit for bit"

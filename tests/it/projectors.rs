@@ -22,7 +22,7 @@ fn original(fixture: Fixture, tensor_type: TensorType) -> PathBuf {
 /// What the projector at `path` gives for a picture, and the text on it.
 fn rows_and_caption(fixture: Fixture, path: &Path) -> (Vec<f32>, String) {
     let models = fixture.converted(TensorType::F32);
-    let files = ModelFiles::find(Some(&models), None, Some(path.into()), None);
+    let files = ModelFiles::find(Some(&models), None, Some(path.into()), Vec::new());
     let mut session = Session::open(&files.expect("all are there"), exact_options())
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let image = session.encode_image(&fixture.open_picture("01.png"));
@@ -33,8 +33,9 @@ fn rows_and_caption(fixture: Fixture, path: &Path) -> (Vec<f32>, String) {
         keep: Keep::default(),
         max_tokens: 24,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
-    let run = session.run(&prompt.expect("a text"), options, &mut |_| {});
+    let run = session.run(&prompt.expect("a text"), options);
     (image.rows.to_vec(), run.expect("it runs").text)
 }
 

@@ -1,10 +1,11 @@
 //! Features by way of a screen are those of the whole encoder.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use gguf_tools::gguf::TensorType;
 use gguf_tools::sae::{Architecture, SaeFile};
-use llava_sae_cpp::{Activations, EncoderOptions, Sae};
+use llava_sae_cpp::{Activations, EncoderOptions, Sae, encoder};
 
 use crate::fixture::temporary_root;
 use crate::random_sae::{self, Random};
@@ -33,9 +34,10 @@ fn encode(path: PathBuf, screen: bool, threads: usize, rows: &[f32]) -> Activati
         screen,
     };
     let file = SaeFile::open(&path).expect("just written");
-    let mut sae = Sae::new(file, options).expect("a valid file");
+    let sae = Arc::new(Sae::from_file(file).expect("a valid file"));
     let mut activations = Activations::default();
-    sae.encode(rows, &mut activations).expect("it encodes");
+    let mut encoder = encoder(&sae, options).expect("a valid file");
+    encoder.encode(rows, &mut activations).expect("it encodes");
     activations
 }
 

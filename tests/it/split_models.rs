@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Gguf, Overwrite, ShardName, TensorInfo, Writer};
 use llava_sae_cpp::scan::{ScanPrompt, Settings};
-use llava_sae_cpp::{ModelFiles, PromptForm, SessionOptions};
+use llava_sae_cpp::{CancelFlag, ModelFiles, PromptForm, SessionOptions};
 
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
@@ -128,13 +128,19 @@ fn scans_know_all_shards() {
         let files = ModelFiles {
             model: model.to_owned(),
             mmproj: None,
-            sae: sae_at(HOOK, 32),
+            saes: vec![sae_at(HOOK, 32)],
         };
         let prompt = ScanPrompt {
             text: "a",
             form: PromptForm::Raw,
         };
-        let settings = Settings::new(&files, &SessionOptions::default(), prompt, dir.path());
+        let settings = Settings::new(
+            &files,
+            &SessionOptions::default(),
+            prompt,
+            dir.path(),
+            &CancelFlag::default(),
+        );
         serde_json::to_value(settings.expect("files that can be read")).expect("texts")["model"]
             .clone()
     };

@@ -1,6 +1,9 @@
 //! Several runs side by side are each the run alone, and a sweep's numbers are their formulas'.
 
 use gguf_tools::gguf::TensorType;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, Token};
 
@@ -10,31 +13,40 @@ use crate::fixture::{Fixture, NEIGHBOURS, ROUNDING, bound, prompt, relative_erro
 
 const PICTURE: &str = "00.png";
 
+/// Greedy runs of this many tokens.
+fn tokens(max_tokens: usize) -> RunOptions {
+    RunOptions {
+        max_tokens,
+        ..RunOptions::default()
+    }
+}
+
 #[test]
 fn each_sequence_is_the_run_alone() {
     let oracle = Fixture::Demo.oracle();
     let mut session = Fixture::Demo.exact_session();
     let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
     let (feature, strength, _) = oracle.steered(PICTURE)[0].clone();
-    let steerings: Vec<Steering> = [-1.0, -0.5, 0.5, 1.0, 1.5]
+    let steerings: Vec<Arc<Steering>> = [-1.0, -0.5, 0.5, 1.0, 1.5]
         .map(|part| steering(&mut session, feature, part * strength, Positions::ALL))
         .into();
     let sweep = session
-        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .sweep(&prompt, &steerings, &tokens(24))
         .expect("the sweep succeeds");
     assert_eq!(sweep.steered.len(), steerings.len());
     for (i, (steering, together)) in steerings.iter().zip(&sweep.steered).enumerate() {
         let options = RunOptions {
-            steering: Some(steering),
+            steering: Some(steering.clone()),
             keep: Keep {
                 logits: true,
                 ..Keep::default()
             },
             max_tokens: 24,
             sampling: Sampling::Greedy,
+            ..RunOptions::default()
         };
         let alone = session
-            .run(&prompt, options, &mut |_| {})
+            .run(&prompt, options.clone())
             .expect("the run succeeds");
         assert_eq!(together.run.token_ids, alone.token_ids, "run {i}");
         assert_eq!(together.run.text, alone.text, "run {i}");
@@ -58,22 +70,30 @@ fn each_trace_is_that_of_the_run_alone() {
         },
         max_tokens: 6,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
     let alone = session
-        .run(&prompt, options, &mut |_| {})
+        .run(&prompt, options.clone())
         .expect("the run succeeds");
     let nothing_kept = RunOptions {
         keep: Keep::default(),
-        ..options
+        ..options.clone()
     };
     let runs = session
-        .run_side_by_side(&prompt, &[options, nothing_kept, options], &mut |_, _| {})
+        .run_side_by_side(
+            &prompt,
+            vec![options.clone(), nothing_kept, options],
+            &mut |_, _| ControlFlow::Continue(()),
+        )
         .expect("the runs succeed");
-    assert!(runs[1].trace.residuals.is_empty());
+    assert!(runs[1].trace.saes[0].residuals.is_empty());
     for run in [&runs[0], &runs[2]] {
         assert_eq!(run.trace.tokens, alone.trace.tokens);
-        assert_eq!(run.trace.activations.n_rows(), alone.trace.tokens.len());
-        let error = relative_error(&run.trace.residuals, &alone.trace.residuals);
+        assert_eq!(
+            run.trace.saes[0].activations.n_rows(),
+            alone.trace.tokens.len()
+        );
+        let error = relative_error(&run.trace.saes[0].residuals, &alone.trace.saes[0].residuals);
         assert!(error < NEIGHBOURS, "residuals {error:.2e}");
     }
 }
@@ -83,11 +103,11 @@ fn the_original_scores_best_and_nothing_diverges_at_strength_0() {
     let mut session = Fixture::Demo.exact_session();
     let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
     let (feature, strength, _) = Fixture::Demo.oracle().steered(PICTURE)[0].clone();
-    let steerings: Vec<Steering> = [0.0, 4.0]
+    let steerings: Vec<Arc<Steering>> = [0.0, 4.0]
         .map(|part| steering(&mut session, feature, part * strength, Positions::ALL))
         .into();
     let sweep = session
-        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .sweep(&prompt, &steerings, &tokens(24))
         .expect("the sweep succeeds");
     let original = sweep.original.mean_log_prob.expect("a text");
     let [nothing, much] = &sweep.steered[..] else {
@@ -130,7 +150,7 @@ fn kl_is_the_mean_along_the_originals_tokens() {
         steering(&mut session, feature, part * strength, at)
     });
     let sweep = session
-        .sweep(&prompt, &steerings, N_TOKENS, Sampling::Greedy)
+        .sweep(&prompt, &steerings, &tokens(N_TOKENS))
         .expect("the sweep succeeds");
     assert_eq!(sweep.original.kl, Some(0.0));
     let ids = &sweep.original.run.token_ids;
@@ -149,17 +169,18 @@ fn kl_is_the_mean_along_the_originals_tokens() {
             before.ends_with(&ids[..i]),
             "`{text}` is tokenised as it was generated"
         );
-        let mut distribution = |steering: Option<&Steering>| {
+        let mut distribution = |steering: Option<&Arc<Steering>>| {
             let options = RunOptions {
-                steering,
+                steering: steering.cloned(),
                 keep: Keep {
                     logits: true,
                     ..Keep::default()
                 },
                 max_tokens: 0,
                 sampling: Sampling::Greedy,
+                ..RunOptions::default()
             };
-            let run = session.run(&longer, options, &mut |_| {});
+            let run = session.run(&longer, options);
             log_softmax(&run.expect("the run succeeds").logits)
         };
         let p = distribution(None);
@@ -195,7 +216,7 @@ fn kl_sees_what_the_first_token_does_not() {
     let generated = Positions::parse("generated").expect("valid positions");
     let steerings = [steering(&mut session, feature, 4.0 * strength, generated)];
     let sweep = session
-        .sweep(&prompt, &steerings, 24, Sampling::Greedy)
+        .sweep(&prompt, &steerings, &tokens(24))
         .expect("the sweep succeeds");
     let [steered] = &sweep.steered[..] else {
         panic!("one strength");

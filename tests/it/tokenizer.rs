@@ -16,7 +16,7 @@ fn ids_of_random_texts_are_those_of_the_reference() {
         let file = Gguf::open(&dir.join("model-f32.gguf")).expect("converted");
         let reference = LlamaTokenizer::new(&file);
         for text in texts(4000) {
-            let ids = session.model().tokenize(&text, AddBos::No);
+            let ids = session.language_model().tokenize(&text, AddBos::No);
             let ids: Vec<_> = ids
                 .expect("tokenised")
                 .iter()

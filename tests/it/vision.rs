@@ -10,7 +10,7 @@ fn error(fixture: Fixture, name: &str, vision_graph: VisionGraph) -> f64 {
         vision_graph,
         ..exact_options()
     };
-    let mut session = fixture.session(TensorType::F32, options);
+    let session = fixture.session(TensorType::F32, options);
     let image = session
         .encode_image(&fixture.open_picture(name))
         .expect("the picture is encoded");
@@ -44,8 +44,8 @@ fn corrections_without_effect_are_noticed() {
             try_shortcuts,
             ..exact_options()
         };
-        let mut session = fixture.session(TensorType::F32, options);
-        let mut rows = |name| {
+        let session = fixture.session(TensorType::F32, options);
+        let rows = |name| {
             let image = session.encode_image(&fixture.open_picture(name));
             image.expect("the picture is encoded").rows.to_vec()
         };

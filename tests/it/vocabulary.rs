@@ -2,6 +2,7 @@
 //! of any length, the token that begins a text, texts that are too long for one call.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Array, Gguf, Overwrite, TensorInfo, TensorType, Value, Writer};
@@ -108,7 +109,7 @@ fn session_of(model: PathBuf) -> Session {
     let files = ModelFiles {
         model,
         mmproj: None,
-        sae: sae_at(HOOK, 32),
+        saes: vec![sae_at(HOOK, 32)],
     };
     Session::open(&files, exact_options()).expect("the model loads")
 }
@@ -193,7 +194,9 @@ fn ids_out_of_range_have_no_text() {
     for id in [-1, i32::MIN, 64, i32::MAX] {
         assert_eq!(session.token_text(Token::text(id)), None);
         let mut bytes = b"before".to_vec();
-        let piece = session.model().append_piece(id, Special::Show, &mut bytes);
+        let piece = session
+            .language_model()
+            .append_piece(id, Special::Show, &mut bytes);
         assert!(piece.expect_err("no such token").to_string().contains("64"));
         assert_eq!(bytes, b"before");
     }
@@ -259,12 +262,16 @@ fn logits_of_generated_tokens_are_looked_at() {
         keep: Keep::default(),
         max_tokens,
         sampling: Sampling::Greedy,
+        ..RunOptions::default()
     };
     let n_tokens = n_before + 1;
-    let whole = session.run(&prompt, options(n_tokens), &mut |_| {});
+    let whole = session.run(&prompt, options(n_tokens));
     let whole = whole.expect("the last token is not computed").text;
     let mut shown = String::new();
-    let error = session.run(&prompt, options(8), &mut |text| shown.push_str(text));
+    let error = session.run_with(&prompt, options(8), &mut |step| {
+        shown.push_str(step.text);
+        ControlFlow::Continue(())
+    });
     let said = error.expect_err("they are no numbers").to_string();
     let expected = format!(
         "not numbers after {n_tokens} generated tokens, `{}`",

@@ -4,14 +4,14 @@ mod arguments;
 mod progress_bar;
 mod show;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
-use gguf_tools::{Error, Result};
+use gguf_tools::{Error, ErrorKind, Result};
 
 use self::arguments::{Arguments, Command, LlavaArguments, SaeArguments};
 use self::progress_bar::ProgressBar;
@@ -27,14 +27,12 @@ pub(super) fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough.
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {
-            ExitCode::SUCCESS
-        }
+        Err(error) if error.io_kind() == Some(io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&error);
-            match error {
-                Error::Interrupted => ExitCode::from(INTERRUPTED),
-                _ => ExitCode::FAILURE,
+            match error.is_interrupted() {
+                true => ExitCode::from(INTERRUPTED),
+                false => ExitCode::FAILURE,
             }
         }
     }
@@ -106,8 +104,14 @@ fn print_line(line: &str) -> Result<()> {
 fn print_error(error: &Error) {
     // Nothing is left to tell the user with when stderr is closed.
     let _ = writeln!(io::stderr(), "error: {error}");
+    let option = match error.kind() {
+        ErrorKind::Exists => " (`--force`)",
+        ErrorKind::HookPointMissing => " (`--hook-name`)",
+        ErrorKind::NormFactorMissing => " (`--norm-factor`)",
+        _ => "",
+    };
     if let Some(hint) = error.hint() {
-        let _ = writeln!(io::stderr(), "hint: {hint}");
+        let _ = writeln!(io::stderr(), "hint: {hint}{option}");
     }
 }
 

@@ -400,9 +400,6 @@ impl CompleteFile {
 }
 
 fn exists_already(target: &Path) -> Error {
-    Error::invalid(format!(
-        "cannot write `{}`: it exists already",
-        target.display()
-    ))
-    .with_hint("give another output, or `--force` to overwrite it")
+    let what = format!("cannot write `{}`: it exists already", target.display());
+    Error::new(crate::ErrorKind::Exists, what).with_hint("give another output, or overwrite it")
 }

@@ -59,7 +59,7 @@ pub struct LlavaFiles {
 ///
 /// # Errors
 /// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file
-/// that exists; everything that reading and writing can meet; [`Error::Interrupted`] where
+/// that exists; everything that reading and writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) where
 /// `progress` asks for it. Nothing is left behind then: the files get their names when both are
 /// complete, and the first loses it again where the second cannot have its own. Only then is a file
 /// lost that the first was to replace.

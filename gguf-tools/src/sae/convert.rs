@@ -51,7 +51,7 @@ pub struct ConvertedSae {
 /// # Errors
 /// A source of another format, incomplete or malformed, or with numbers that are not finite; a norm
 /// factor that is missing, superfluous or not positive; labels that do not fit; everything that
-/// writing can meet; [`Error::Interrupted`] where `progress` asks for it. Nothing is left behind
+/// writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) where `progress` asks for it. Nothing is left behind
 /// then.
 pub fn convert(
     source: &Path,
@@ -116,13 +116,13 @@ pub fn convert(
 
 fn report(meta: &SaeMeta, norm_factor: Option<NormFactor>, options: &SaeOptions) -> Vec<String> {
     let said_by = if options.hook_name.is_some() {
-        "`--hook-name`"
+        "as given"
     } else {
-        "the SAE's files"
+        "from the SAE's files"
     };
     let normalisation = match norm_factor {
         Some(NormFactor { value, source }) => {
-            format!("norm factor {value} from {source}, folded into the weights")
+            format!("norm factor {value} {source}, folded into the weights")
         }
         None => format!(
             "normalisation of activations: {}",
@@ -132,7 +132,7 @@ fn report(meta: &SaeMeta, norm_factor: Option<NormFactor>, options: &SaeOptions)
     let mut lines = vec![
         format!("read {meta}"),
         format!(
-            "{} inputs × {} features; hook point from {said_by}; {normalisation}",
+            "{} inputs × {} features; hook point {said_by}; {normalisation}",
             meta.d_in, meta.d_sae
         ),
     ];
@@ -297,6 +297,6 @@ fn check_scaled(tensor: &str, values: &[f32], s: f32) -> Result<()> {
         Error::invalid(format!(
             "the norm factor {s:e} makes numbers of {tensor} too large for f32"
         ))
-        .with_hint("check `--norm-factor`")
+        .with_hint("check the norm factor")
     })
 }

@@ -15,7 +15,7 @@ use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 pub(super) const NPZ_FILE: &str = "params.npz";
 pub(super) const WEIGHTS_FILE: &str = "params.safetensors";
@@ -151,8 +151,9 @@ impl Place {
                 "`{}` does not say which hook point this SAE belongs to",
                 dir.display()
             ))
+            .of_kind(ErrorKind::HookPointMissing)
             .with_hint(
-                "keep the repository's folders, such as `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`, or give `--hook-name blocks.20.hook_resid_post`",
+                "keep the repository's folders, such as `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`, or name the hook point, such as `blocks.20.hook_resid_post`",
             )),
         }
     }
@@ -198,7 +199,8 @@ impl Config {
                 "`{}`: the hook point `{hook_in}` is not known",
                 path.display()
             ))
-            .with_hint("use an SAE of the residual stream, `model.layers.L.output`, or give its place with `--hook-name blocks.L.hook_resid_post`")),
+            .of_kind(ErrorKind::HookPointMissing)
+            .with_hint("use an SAE of the residual stream, `model.layers.L.output`, or name its hook point, `blocks.L.hook_resid_post`")),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::schema::NormalizeActivations;
 use super::source::{Format, Source};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// An SAE whose norm factor stands in SAELens' table (`pretrained_saes.yaml`, 6.54), not in its
 /// download.
@@ -70,24 +70,25 @@ pub(super) fn choose(
         return match given {
             None => Ok(None),
             Some(_) => Err(Error::invalid(format!(
-                "`--norm-factor` is given, but `{shown}` asks for none: its `normalize_activations` is `{}`",
+                "a norm factor is given, but `{shown}` asks for none: its `normalize_activations` is `{}`",
                 sae.normalize_activations.name()
             ))
-            .with_hint("leave `--norm-factor` out")),
+            .with_hint("leave it out")),
         };
     }
     let from = |source| move |value| NormFactor { value, source };
     given
-        .map(from("`--norm-factor`"))
-        .or(sae.norm_factor.map(from("the SAE's files")))
-        .or(published.map(|sae| sae.norm_factor).map(from("SAELens' table")))
+        .map(from("as given"))
+        .or(sae.norm_factor.map(from("from the SAE's files")))
+        .or(published.map(|sae| sae.norm_factor).map(from("from SAELens' table")))
         .map(Some)
         .ok_or_else(|| {
             Error::invalid(format!(
                 "`{shown}`: `normalize_activations` asks for a factor that the files do not hold"
             ))
+            .of_kind(ErrorKind::NormFactorMissing)
             .with_hint(
-                "give it with `--norm-factor`: `norm_scaling_factor` in SAELens' `pretrained_saes.yaml`, or sqrt(d_in) / the mean norm of the activations",
+                "give it: `norm_scaling_factor` in SAELens' `pretrained_saes.yaml`, or sqrt(d_in) / the mean norm of the activations",
             )
         })
 }

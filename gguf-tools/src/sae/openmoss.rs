@@ -28,7 +28,7 @@ use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;
 use crate::weights::StoredTensor;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 pub(super) const LLAMA_SCOPE_CONFIG: &str = "hyperparams.json";
 const LLAMA_SCOPE_WEIGHTS: &str = "checkpoints/final.safetensors";
@@ -285,7 +285,8 @@ impl Config {
                 "neither `{}` nor the folder's name `{folder}` says which hook point this SAE belongs to",
                 path.display()
             ))
-            .with_hint("give it with `--hook-name blocks.15.hook_resid_post`")
+            .of_kind(ErrorKind::HookPointMissing)
+            .with_hint("name the hook point, such as `blocks.15.hook_resid_post`")
         })
     }
 }

@@ -12,7 +12,7 @@ use super::schema::{Architecture, LOG_SPARSITY, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 pub(super) const CONFIG_FILE: &str = "cfg.json";
 pub(super) const WEIGHTS_FILE: &str = "sae_weights.safetensors";
@@ -350,7 +350,8 @@ impl Config {
         let Some(name) = spellings.into_iter().flatten().next() else {
             return Err(
                 Error::invalid(format!("`{}` has no key `hook_name`", path.display()))
-                    .with_hint("give it with `--hook-name blocks.12.hook_resid_post`"),
+                    .of_kind(ErrorKind::HookPointMissing)
+                    .with_hint("name the hook point, such as `blocks.12.hook_resid_post`"),
             );
         };
         Ok(match self.hook_point_layer {

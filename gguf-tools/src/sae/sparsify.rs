@@ -12,7 +12,7 @@ use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::{read_json, read_optional_json};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 pub(super) const WEIGHTS_FILE: &str = "sae.safetensors";
 pub(super) const CONFIG_FILE: &str = "cfg.json";
@@ -132,6 +132,7 @@ fn hook_of_folder(dir: &Path) -> Result<String> {
         None => Err(Error::invalid(format!(
             "the folder's name `{name}` does not say which hook point this SAE belongs to"
         ))
-        .with_hint("sparsify calls it `layers.10`, for example; or give `--hook-name blocks.10.hook_resid_post`")),
+        .of_kind(ErrorKind::HookPointMissing)
+            .with_hint("sparsify calls it `layers.10`, for example; or name the hook point, such as `blocks.10.hook_resid_post`")),
     }
 }

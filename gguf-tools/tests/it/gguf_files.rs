@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use gguf_tools::Error;
+use gguf_tools::ErrorKind;
 use gguf_tools::gguf::{Gguf, Overwrite, TensorType, TensorWriter, Value, Writer};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -132,7 +132,7 @@ fn a_target_is_replaced_only_when_asked() {
     std::fs::write(&path, "precious").expect("writable");
     let error = Writer::create(&path, Overwrite::Refuse).expect_err("the target exists");
     assert!(
-        error.hint().is_some_and(|hint| hint.contains("--force")),
+        error.kind() == ErrorKind::Exists && error.hint().is_some(),
         "{error}"
     );
 
@@ -219,7 +219,7 @@ fn wrong_values_are_refused() {
             .and_then(|()| writer.finish())
             .expect_err(expected);
         assert!(
-            matches!(error, Error::Invalid { .. }) && error.to_string().contains(expected),
+            error.kind() == ErrorKind::Invalid && error.to_string().contains(expected),
             "{error}"
         );
         assert_eq!(listing(dir.path()), [""; 0]);

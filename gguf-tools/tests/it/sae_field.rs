@@ -44,7 +44,7 @@ fn the_hook_point_that_is_given_has_the_last_word() {
         };
         let given = convert_source(&fixture(name), &told);
         assert_eq!(given.meta.hook_name, "blocks.7.hook_mlp_out", "{name}");
-        assert!(given.report[1].contains("hook point from `--hook-name`"));
+        assert!(given.report[1].contains("hook point as given"));
     }
 }
 
@@ -60,7 +60,7 @@ fn a_configuration_without_a_hook_point() {
             Some(hook_name) => {
                 assert_eq!(convert_source(source, &options()).meta.hook_name, hook_name);
             }
-            None => check_source(source, &options(), &["hook", "--hook-name blocks."]),
+            None => check_source(source, &options(), &["hook point, ", "`blocks."]),
         }
         let given = convert_source(source, &told).meta.hook_name;
         assert_eq!(given, "blocks.7.hook_resid_post");

@@ -126,7 +126,7 @@ fn places_that_folders_do_not_tell() {
         check_source(
             &place(name),
             &options(),
-            &["which hook point", "--hook-name"],
+            &["which hook point", "name the hook point"],
         );
     }
     check_source(
@@ -138,7 +138,7 @@ fn places_that_folders_do_not_tell() {
     for name in ["embed_tokens", "layers.x", "layers.1.norm"] {
         let renamed = sparsify.with_file_name(name);
         std::fs::rename(&sparsify, &renamed).expect("writable");
-        check_source(&renamed, &options(), &[name, "--hook-name"]);
+        check_source(&renamed, &options(), &[name, "name the hook point"]);
         std::fs::rename(&renamed, &sparsify).expect("writable");
     }
 }

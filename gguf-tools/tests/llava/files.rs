@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use gguf_tools::Error;
+use gguf_tools::ErrorKind;
 use gguf_tools::gguf::{Gguf, Overwrite, TensorType};
 use gguf_tools::llava::{LlavaOptions, convert};
 
@@ -81,7 +81,7 @@ fn an_existing_file_is_kept_unless_asked() {
             .ends_with("mmproj-f32.gguf`: it exists already"),
         "{error}"
     );
-    assert!(error.hint().unwrap().contains("--force"));
+    assert!(error.kind() == ErrorKind::Exists && error.hint().is_some());
     assert_eq!(fs::read(&target).unwrap(), b"precious");
     assert_eq!(names(out.path()), ["mmproj-f32.gguf"]);
 
@@ -113,7 +113,10 @@ fn check_interrupted(n_reports: usize) {
             }
         },
     );
-    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert!(
+        matches!(&result, Err(error) if error.is_interrupted()),
+        "{result:?}"
+    );
     assert_eq!(names(out.path()), [""; 0]);
 }
 

@@ -103,7 +103,7 @@ fn what_is_refused_by_name() {
         let settings = with(key, value);
         check(write_settings("preprocessor_config.json", settings), &words);
     };
-    refused("do_pad", json!(true), &["`--image-prep pad`"]);
+    refused("do_pad", json!(true), &["padded at run time"]);
     for step in ["do_center_crop", "do_resize", "do_rescale"] {
         refused(step, json!(false), &["supported: true"]);
     }

@@ -6,22 +6,20 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::output_dir::OutputDir;
-use llava_sae_cpp::features::{Over, Pool};
+use llava_sae_cpp::rank::{Over, Pool};
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Error, Picture, Sae, Session};
+use llava_sae_cpp::{CancelFlag, Error, Picture, SaeSet, Session, saved_set};
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::args::{GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
 use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::page::{About, Page};
 use super::table::Score;
-use super::{CommandResult, Failure, Outcome, heatmap, saved_set};
+use super::{CommandResult, Failure, Outcome, heatmap, hints};
 
 /// List the features that images, or a text, fire
 ///
@@ -130,25 +128,29 @@ enum PoolArg {
 }
 
 fn parse_over(word: &str) -> Result<Over, String> {
-    Over::parse(word).map_err(args::with_hint)
+    Over::parse(word).map_err(hints::with_hint)
 }
 
-pub(super) fn run(
-    args: FeaturesArgs,
-    verbosity: Verbosity,
-    interrupt: Arc<AtomicBool>,
-) -> CommandResult {
+pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let outputs = start_outputs(&args)?;
-    let mut session = args.model.open(verbosity, interrupt)?;
-    let steering = args.interventions.steering(&mut session)?;
-    let mut page = Page::new(args.about(steering.as_ref(), &mut session)?);
-    let hidden = args.hidden(session.sae())?;
+    let mut session = args.model.open(verbosity, &cancel)?;
+    let steering = args.interventions.steering(session.model())?;
+    let mut page = Page::new(args.about(steering.as_deref(), &session)?);
+    let hidden = args.hidden(session.model().saes())?;
     let mut group = Vec::new();
     for (i, name) in args.names().iter().enumerate() {
         let path = args.image.get(i);
         let picture = path.map(|path| Picture::open(path)).transpose()?;
         let steering = steering.as_ref();
-        let seen = seen::look(&mut session, picture, steering, &args, &hidden, verbosity)?;
+        let seen = seen::look(
+            &mut session,
+            picture,
+            steering,
+            &args,
+            &hidden,
+            verbosity,
+            &cancel,
+        )?;
         if args.group {
             group.push(seen.into_scores());
             continue;
@@ -157,17 +159,17 @@ pub(super) fn run(
             writeln!(io::stdout()).map_err(Failure::Output)?;
         }
         let shown = path.map_or("text".to_owned(), |path| path.display().to_string());
-        seen.print(&shown, &args, &mut session)?;
+        seen.print(&shown, &args, &session)?;
         let square = seen.square(&args)?;
         if let (Some(dir), Some(square)) = (&args.heatmap, &square) {
-            seen.draw(square, dir, name, &args, &mut session)?;
+            seen.draw(square, dir, name, &args, &session)?;
         }
         if args.html.is_some() {
-            page.add(&seen.shown(name, square.as_ref(), &args), &mut session);
+            page.add(&seen.shown(name, square.as_ref(), &args), &session);
         }
     }
     if args.group {
-        seen::print_group(&group, &args, &mut session)?;
+        seen::print_group(&group, &args, &session)?;
     }
     if let Some(file) = outputs.page {
         file.finish(page.html().as_bytes())?;
@@ -259,12 +261,13 @@ impl FeaturesArgs {
     }
 
     /// The features that `--exclude` and `--exclude-always-on` name before anything is run.
-    fn hidden(&self, sae: &Sae) -> llava_sae_cpp::Result<HashSet<usize>> {
+    fn hidden(&self, saes: &SaeSet) -> llava_sae_cpp::Result<HashSet<usize>> {
         let mut hidden = HashSet::new();
         for list in &self.exclude {
-            hidden.extend(interventions::find_features(sae, list)?);
+            let named = interventions::find_features(saes, list)?;
+            hidden.extend(named.into_iter().map(|feature| feature.index));
         }
-        if let Some(baseline) = sae.baseline().filter(|_| self.exclude_always_on) {
+        if let Some(baseline) = saes[0].baseline().filter(|_| self.exclude_always_on) {
             let shares = baseline.frequency.iter().enumerate();
             let always = shares.filter(|(_, share)| **share >= ALWAYS_ON);
             hidden.extend(always.map(|(feature, _)| feature));
@@ -273,7 +276,7 @@ impl FeaturesArgs {
     }
 
     /// Whether features are ranked by lift.
-    fn has_lift(&self, session: &mut Session) -> llava_sae_cpp::Result<bool> {
+    fn has_lift(&self, session: &Session) -> llava_sae_cpp::Result<bool> {
         let has_baseline = session.sae().baseline().is_some();
         match self.rank {
             Some(RankArg::Activation) => Ok(false),
@@ -290,7 +293,7 @@ impl FeaturesArgs {
     fn about(
         &self,
         steering: Option<&Steering>,
-        session: &mut Session,
+        session: &Session,
     ) -> llava_sae_cpp::Result<About> {
         let has_lift = self.has_lift(session)?;
         let positions = self.over().to_string();
@@ -301,12 +304,12 @@ impl FeaturesArgs {
         Ok(About {
             model: self.model.shown_model(),
             sae: self.model.shown_sae(),
-            hook: session.hook_point().to_string(),
+            hook: session.sae().hook_point().to_string(),
             prompt: self.prompt.text().to_owned(),
             ranked_by,
             positions,
             has_lift,
-            interventions: saved_set::entries(steering, session.sae()),
+            interventions: saved_set::entries(steering, session.model().saes()),
         })
     }
 }

@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use gguf_tools::terminal::one_line;
 use image::RgbImage;
-use llava_sae_cpp::features::{self, FeatureScore};
+use llava_sae_cpp::rank::{self, FeatureScore};
 use llava_sae_cpp::steering::Steering;
-use llava_sae_cpp::{Error, Keep, Picture, Run, RunOptions, Session, Stop, Token, TokenKind};
+use llava_sae_cpp::{
+    CancelFlag, Error, Keep, Picture, Run, RunOptions, Session, Stop, Token, TokenKind,
+};
 use serde::Serialize;
 
 use super::{ALWAYS_ON, FeaturesArgs};
@@ -73,32 +76,34 @@ pub(super) struct Seen {
 pub(super) fn look(
     session: &mut Session,
     picture: Option<Picture>,
-    steering: Option<&Steering>,
+    steering: Option<&Arc<Steering>>,
     args: &FeaturesArgs,
     hidden: &HashSet<usize>,
     verbosity: Verbosity,
+    cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<Seen> {
     let image = picture
         .as_ref()
         .map(|picture| args::encode_picture(session, picture, verbosity))
         .transpose()?;
-    let prompt = args.prompt.build(session, image.as_ref())?;
+    let prompt = args.prompt.build(session, image.as_ref(), cancel)?;
     let over = args.over();
     if !over.kinds().generated {
-        features::pooled_positions(prompt.tokens(), &over)?; // what is wrong is said before the run
+        rank::pooled_positions(prompt.tokens(), &over)?; // what is wrong is said before the run
     }
-    let mut run = |steering: Option<&Steering>, keep| {
+    let mut run = |steering: Option<&Arc<Steering>>, keep| {
         let options = RunOptions {
-            steering,
+            steering: steering.cloned(),
             keep,
             max_tokens: args.max_tokens(),
             sampling: args.generate.sampling(),
+            cancel: cancel.clone(),
         };
         let _spinner = Spinner::start("running the model", verbosity);
-        let run = session.run(&prompt, options, &mut |_| {})?;
+        let run = session.run(&prompt, options)?;
         match run.stop {
-            Stop::Interrupted => Err(Error::Interrupted),
-            Stop::End | Stop::Length => Ok(run),
+            Stop::Interrupted => Err(Error::interrupted()),
+            Stop::End | Stop::Length | Stop::Caller => Ok(run),
         }
     };
     let keep = Keep {
@@ -111,13 +116,13 @@ pub(super) fn look(
     // A run that generates nothing may end before the prompt does.
     let mut tokens = prompt.tokens().to_vec();
     tokens.extend(original.trace.tokens.iter().skip(tokens.len()));
-    let positions = features::pooled_positions(&tokens, &over)?;
+    let positions = rank::pooled_positions(&tokens, &over)?;
     let has_lift = args.has_lift(session)?;
-    let sae = &*session.sae();
+    let sae = session.sae();
     let baseline = sae.baseline().filter(|_| has_lift);
     let d_sae = sae.meta().d_sae;
-    let acts = &original.trace.activations;
-    let mut scores = features::rank(acts, &positions, d_sae, args.pool.into(), baseline);
+    let acts = &original.trace.saes[0].activations;
+    let mut scores = rank::rank(acts, &positions, d_sae, args.pool.into(), baseline);
     // Without a baseline, what is always on is told by this input alone.
     let is_measured = !args.exclude_always_on || sae.baseline().is_some();
     let n_always = f64::from(ALWAYS_ON) * positions.len() as f64;
@@ -142,7 +147,7 @@ impl Seen {
         &self,
         shown: &str,
         args: &FeaturesArgs,
-        session: &mut Session,
+        session: &Session,
     ) -> Result<(), Failure> {
         let scores = self.top(args);
         if !args.json {
@@ -200,7 +205,7 @@ impl Seen {
         dir: &Path,
         stem: &str,
         args: &FeaturesArgs,
-        session: &mut Session,
+        session: &Session,
     ) -> llava_sae_cpp::Result<()> {
         let scores = self.top(args);
         let path = |rank, feature| heatmap::path(dir, stem, rank, scores.len(), feature);
@@ -261,14 +266,14 @@ impl Seen {
         let is_patch = |&i: &usize| self.tokens[i].kind == TokenKind::Image;
         (0..self.tokens.len())
             .filter(is_patch)
-            .map(|position| self.run.trace.activations.get(position, feature))
+            .map(|position| self.run.trace.saes[0].activations.get(position, feature))
             .collect()
     }
 
     /// The pooled positions where a feature is active, and its activations there.
     fn active(&self, feature: usize) -> Vec<(usize, f32)> {
         let activation = |&position: &usize| {
-            let value = self.run.trace.activations.get(position, feature);
+            let value = self.run.trace.saes[0].activations.get(position, feature);
             (value != 0.0).then_some((position, value))
         };
         self.positions.iter().filter_map(activation).collect()
@@ -279,11 +284,11 @@ impl Seen {
 pub(super) fn print_group(
     pictures: &[Vec<FeatureScore>],
     args: &FeaturesArgs,
-    session: &mut Session,
+    session: &Session,
 ) -> Result<(), Failure> {
     let has_lift = args.has_lift(session)?;
     let sae = session.sae();
-    let mut scores = features::group(pictures, sae.baseline().filter(|_| has_lift));
+    let mut scores = rank::group(pictures, sae.baseline().filter(|_| has_lift));
     scores.truncate(args.top.get());
     if !args.json {
         let title = format!(

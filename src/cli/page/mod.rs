@@ -9,12 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
 use image::{RgbImage, imageops};
-use llava_sae_cpp::features::{self, FeatureScore, Pool};
-use llava_sae_cpp::{Run, Session, Token, TokenKind};
+use llava_sae_cpp::rank::{self, FeatureScore, Pool};
+use llava_sae_cpp::{Run, Session, Token, TokenKind, saved_set};
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
-use super::{heatmap, json, saved_set};
+use super::{heatmap, json};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -141,13 +141,19 @@ impl Page {
     }
 
     /// Adds a picture, or a text.
-    pub(super) fn add(&mut self, shown: &Shown<'_>, session: &mut Session) {
+    pub(super) fn add(&mut self, shown: &Shown<'_>, session: &Session) {
         let trace = &shown.original.trace;
         let sae = session.sae();
-        let n_positions = trace.activations.n_rows();
+        let n_positions = trace.saes[0].activations.n_rows();
         let everywhere: Vec<usize> = (0..n_positions).collect();
         let d_sae = sae.meta().d_sae;
-        let active = features::rank(&trace.activations, &everywhere, d_sae, Pool::Max, None);
+        let active = rank::rank(
+            &trace.saes[0].activations,
+            &everywhere,
+            d_sae,
+            Pool::Max,
+            None,
+        );
         let mut is_ranked = vec![false; d_sae];
         for score in shown.scores {
             is_ranked[score.feature] = true;
@@ -159,7 +165,7 @@ impl Page {
         }
         let unranked = active.iter().filter(|score| !is_ranked[score.feature]);
         let row = |position| {
-            let pairs = trace.activations.row(position);
+            let pairs = trace.saes[0].activations.row(position);
             pairs
                 .flat_map(|(feature, value)| [Number::Index(feature), Number::rounded(value)])
                 .collect()

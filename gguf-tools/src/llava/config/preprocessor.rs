@@ -107,7 +107,9 @@ fn check_steps(settings: &Map<String, Value>) -> std::result::Result<(), (String
             _ => continue,
         };
         let hint = match key.as_str() {
-            "do_pad" => "set it to false, and run with `--image-prep pad`, which does the same",
+            "do_pad" => {
+                "set it to false, and have pictures padded at run time, which does the same"
+            }
             _ => "the model was trained on other pixels than llava-sae-cpp makes",
         };
         return Err((format!("`{key}` is {value}, supported: {supported}"), hint));

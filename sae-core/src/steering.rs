@@ -1,17 +1,22 @@
-//! Interventions on the residual stream: pure edits of rows. Nothing here knows llama.cpp or a file.
+//! Interventions at hook points: pure edits of rows. Nothing here knows a runtime or a file.
 
 use std::collections::BTreeMap;
 
-use crate::tokens::{Part, Token, TokenKind};
-use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
-pub use crate::tokens::Positions;
+use crate::hook_point::HookPoint;
+use crate::positions::{Part, Token, TokenKind};
+use crate::product::dot;
+use crate::sae::{FeatureId, SaeSet};
+use crate::{Error, ErrorKind, Result};
+
+pub use crate::positions::Positions;
 
 /// One change of one feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intervention {
-    /// The feature's index.
-    pub feature: usize,
+    /// The feature.
+    pub feature: FeatureId,
     /// What is done to it.
     pub change: Change,
     /// What the change's number counts.
@@ -49,7 +54,8 @@ impl Change {
 }
 
 /// What strengths and clamp values count. Factors have no unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Units {
     /// Decoder rows as trained: `SAELens` and the original experiment.
     #[default]
@@ -62,7 +68,7 @@ pub enum Units {
 /// A feature's row of the decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderDirection {
-    /// `W_dec[feature]`, `[d_model]`.
+    /// `W_dec[feature]`, `[d_in]`.
     pub row: Vec<f32>,
     /// Its length, `‖W_dec[feature]‖`.
     pub norm: f32,
@@ -81,7 +87,7 @@ pub struct Encoded {
 /// other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureReader {
-    /// `W_enc[:, feature]`, `[d_model]`.
+    /// `W_enc[:, feature]`, `[d_in]`.
     pub encoder_row: Vec<f32>,
     /// `b_enc[feature]`, less `b_dec · W_enc[:, feature]` where the SAE subtracts `b_dec` from rows.
     pub bias: f32,
@@ -90,7 +96,7 @@ pub struct FeatureReader {
 }
 
 impl FeatureReader {
-    /// The activation in `row`, `[d_model]`: `h = row · W_enc[:, feature] + bias` where that is above
+    /// The activation in `row`, `[d_in]`: `h = row · W_enc[:, feature] + bias` where that is above
     /// the threshold, else 0 (`SAELens`, `saes/*_sae.py`).
     pub fn activation(&self, row: &[f32]) -> f32 {
         let h = dot(row, &self.encoder_row) + self.bias;
@@ -102,25 +108,87 @@ impl FeatureReader {
 #[derive(Clone, Debug)]
 pub struct Steering {
     interventions: Vec<Intervention>,
-    deltas: [Vec<f32>; 4], // for each of `Part::ALL`: [d_model], the sum of what is added; empty where nothing is
+    edits: Vec<Edit>, // by rising hook point
+}
+
+/// What interventions do at one hook point.
+#[derive(Clone, Debug)]
+pub struct Edit {
+    hook_point: HookPoint,
+    deltas: [Vec<f32>; 4], // for each of `Part::ALL`: [d_in], the sum of what is added; empty where nothing is
     settings: Vec<Setting>, // by rising feature
 }
 
 /// A change that depends on the activation: `x += (constant + slope · a(x)) · W_dec[feature]`.
 #[derive(Clone, Debug)]
 struct Setting {
-    feature: usize,
+    feature: FeatureId,
     at: Positions,
     constant: f32,
     slope: f32,
     reader: Option<FeatureReader>, // where the feature can be read by itself
-    decoder_row: Vec<f32>,         // [d_model]
+    decoder_row: Vec<f32>,         // [d_in]
     coefficient: f32,              // for the row at hand
 }
 
 impl Steering {
-    /// Prepares `interventions` for rows of length `d_model`. `direction` and `reader` give what is
-    /// known of a feature; without a reader, its activation comes from the whole encoder. The order of
+    /// Prepares `interventions` on features of `saes`. Their order changes no bit of the results.
+    ///
+    /// # Errors
+    /// A feature that there is not; those of [`Edit::new`]; a file that cannot be read.
+    pub fn new(interventions: Vec<Intervention>, saes: &SaeSet) -> Result<Self> {
+        let mut by_hook_point = BTreeMap::<HookPoint, Vec<Intervention>>::new();
+        for intervention in &interventions {
+            let FeatureId { sae, index } = intervention.feature;
+            let sae = saes.iter().nth(sae).ok_or_else(|| {
+                let what = format!("no SAE {sae}: there are {}", saes.len());
+                Error::new(ErrorKind::UnknownFeature, what)
+            })?;
+            sae.check_feature(index)?;
+            let at_hook = by_hook_point.entry(sae.hook_point()).or_default();
+            at_hook.push(intervention.clone());
+        }
+        let edits = by_hook_point
+            .into_iter()
+            .map(|(hook_point, interventions)| {
+                let sae = &saes[interventions[0].feature.sae];
+                let direction =
+                    |feature: FeatureId| saes[feature.sae].decoder_direction(feature.index);
+                let reader = |feature: FeatureId| saes[feature.sae].feature_reader(feature.index);
+                let d_in = sae.meta().d_in;
+                Edit::new(hook_point, &interventions, d_in, direction, reader)
+            });
+        Ok(Self {
+            edits: edits.collect::<Result<_>>()?,
+            interventions,
+        })
+    }
+
+    /// What was asked for, in order.
+    pub fn interventions(&self) -> &[Intervention] {
+        &self.interventions
+    }
+
+    /// What is done at each hook point, by rising ones.
+    pub fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// The same, to be applied.
+    pub fn edits_mut(&mut self) -> &mut [Edit] {
+        &mut self.edits
+    }
+
+    /// The vector that is added to every row at one hook point, `[d_in]`, if that is all that is done.
+    pub fn constant(&self) -> Option<(HookPoint, &[f32])> {
+        let [edit] = &self.edits[..] else { return None };
+        Some((edit.hook_point, edit.constant()?))
+    }
+}
+
+impl Edit {
+    /// Prepares `interventions` for rows of length `d_in` at `hook_point`. `direction` and `reader` give what
+    /// is known of a feature; without a reader, its activation comes from the whole encoder. The order of
     /// the interventions changes no bit of the results.
     ///
     /// # Errors
@@ -128,12 +196,13 @@ impl Steering {
     /// feature that is clamped, ablated or scaled where something else is done to it too; an error
     /// of `direction` or `reader`.
     pub fn new(
-        interventions: Vec<Intervention>,
-        d_model: usize,
-        mut direction: impl FnMut(usize) -> Result<DecoderDirection>,
-        mut reader: impl FnMut(usize) -> Result<Option<FeatureReader>>,
+        hook_point: HookPoint,
+        interventions: &[Intervention],
+        d_in: usize,
+        mut direction: impl FnMut(FeatureId) -> Result<DecoderDirection>,
+        mut reader: impl FnMut(FeatureId) -> Result<Option<FeatureReader>>,
     ) -> Result<Self> {
-        check_contradictions(&interventions)?;
+        check_contradictions(interventions)?;
         let mut directions = BTreeMap::new();
         let mut strengths = Vec::new();
         let mut settings = BTreeMap::new();
@@ -169,14 +238,14 @@ impl Steering {
         strengths.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
         let mut deltas = <[Vec<f32>; 4]>::default();
         for (part, delta) in Part::ALL.into_iter().zip(&mut deltas) {
-            let mut sums = BTreeMap::<usize, f64>::new();
+            let mut sums = BTreeMap::<FeatureId, f64>::new();
             for (feature, strength, at) in &strengths {
                 if at.contain_part(part) {
                     *sums.entry(*feature).or_default() += strength;
                 }
             }
             if !sums.is_empty() {
-                delta.resize(d_model, 0.0);
+                delta.resize(d_in, 0.0);
             }
             for (feature, strength) in sums {
                 add_scaled(delta, strength as f32, &directions[&feature].row);
@@ -186,33 +255,36 @@ impl Steering {
             }
         }
         Ok(Self {
-            interventions,
+            hook_point,
             deltas,
             settings: settings.into_values().collect(),
         })
     }
 
-    /// What was asked for, in order.
-    pub fn interventions(&self) -> &[Intervention] {
-        &self.interventions
+    /// Where rows are edited.
+    pub fn hook_point(&self) -> HookPoint {
+        self.hook_point
     }
 
-    /// The vector that is added to every row, `[d_model]`, if that is all that is done.
+    /// The vector that is added to every row, `[d_in]`, if that is all that is done.
     pub fn constant(&self) -> Option<&[f32]> {
         let [first, others @ ..] = &self.deltas;
         let is_all = self.settings.is_empty() && others.iter().all(|other| other == first);
         (is_all && !first.is_empty()).then_some(first)
     }
 
-    /// Whether rows of this kind have to go through the whole encoder before [`Steering::apply`].
-    pub fn needs_encoder(&self, kind: TokenKind) -> bool {
-        let needs = |setting: &Setting| setting.reader.is_none() && setting.at.contain_some(kind);
+    /// Whether rows of this kind have to go through the whole encoder of the SAE `sae` before
+    /// [`Edit::apply`].
+    pub fn needs_encoder(&self, sae: usize, kind: TokenKind) -> bool {
+        let needs = |setting: &Setting| {
+            setting.feature.sae == sae && setting.reader.is_none() && setting.at.contain_some(kind)
+        };
         self.settings.iter().any(needs)
     }
 
-    /// Edits the row of `token`, of length `d_model`; tells whether there was something to edit. `encoded` is
+    /// Edits the row of `token`, of length `d_in`; tells whether there was something to edit. `encoded` is
     /// what the whole encoder says of a feature in this row, and is asked where
-    /// [`Steering::needs_encoder`] says so.
+    /// [`Edit::needs_encoder`] says so.
     ///
     /// # Errors
     /// When a clamp or a factor makes the row too large for 32-bit numbers.
@@ -220,7 +292,7 @@ impl Steering {
         &mut self,
         token: Token,
         row: &mut [f32],
-        encoded: impl Fn(usize) -> Encoded,
+        encoded: impl Fn(FeatureId) -> Encoded,
     ) -> Result<bool> {
         // All activations are those of the unmodified row.
         for setting in &mut self.settings {
@@ -275,7 +347,7 @@ fn check_contradictions(interventions: &[Intervention]) -> Result<()> {
             } else {
                 format!("{one} and {other}")
             };
-            let feature = first.feature;
+            let feature = first.feature.index;
             return Err(Error::invalid(format!(
                 "feature `{feature}` cannot be {both} at the same positions"
             ))
@@ -295,14 +367,14 @@ fn raw_number(number: f32, intervention: &Intervention, norm: f32) -> Result<f64
         Units::Unit if norm > 0.0 => Ok(f64::from(number) / f64::from(norm)),
         Units::Unit => Err(Error::invalid(format!(
             "feature `{}` has no direction of unit length: its decoder row is all zeros",
-            intervention.feature
+            intervention.feature.index
         ))
         .with_hint("use another feature: whatever is done to this one has no effect")),
     }
 }
 
 fn not_finite(number: f32, intervention: &Intervention) -> Error {
-    let feature = intervention.feature;
+    let feature = intervention.feature.index;
     let verb = intervention.change.past_participle();
     Error::invalid(format!(
         "feature `{feature}` cannot be {verb} by `{number}`: the number must be finite"
@@ -323,21 +395,6 @@ fn add_scaled(row: &mut [f32], factor: f32, direction: &[f32]) {
     for (x, value) in row.iter_mut().zip(direction) {
         *x += factor * value;
     }
-}
-
-/// Sums side by side, which the compiler computes in vector registers.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = a.remainder().iter().zip(b.remainder());
-    let rest: f32 = rest.map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]

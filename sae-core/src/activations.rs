@@ -41,20 +41,48 @@ impl Activations {
             .map_or(0.0, |entry| entry.1)
     }
 
+    /// Where each row ends in [`Activations::indices`] and [`Activations::data`], `[n_rows]`: `indptr` of a CSR
+    /// matrix, but for its first 0.
+    pub fn ends(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// The features of all rows, `[n_active]`, rising within a row: `indices` of a CSR matrix.
+    pub fn indices(&self) -> &[u32] {
+        &self.features
+    }
+
+    /// Their activations, `[n_active]`: `data` of a CSR matrix.
+    pub fn data(&self) -> &[f32] {
+        &self.values
+    }
+
     /// Forgets all rows.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.offsets.clear();
         self.features.clear();
         self.values.clear();
     }
 
+    /// Forgets all rows but the first `n_rows`.
+    pub fn truncate(&mut self, n_rows: usize) {
+        if let Some(last) = n_rows.checked_sub(1) {
+            let end = self.offsets.get(last).copied().unwrap_or(self.values.len());
+            self.offsets.truncate(n_rows);
+            self.features.truncate(end);
+            self.values.truncate(end);
+        } else {
+            self.clear();
+        }
+    }
+
     /// The number of entries in all rows.
-    pub(crate) fn n_active(&self) -> usize {
+    pub fn n_active(&self) -> usize {
         self.values.len()
     }
 
     /// The feature and the row of each entry, in order.
-    pub(crate) fn places(&self) -> (&[u32], Vec<usize>) {
+    pub fn places(&self) -> (&[u32], Vec<usize>) {
         let mut rows = Vec::with_capacity(self.values.len());
         for (row_idx, &end) in self.offsets.iter().enumerate() {
             rows.resize(end, row_idx);
@@ -63,25 +91,25 @@ impl Activations {
     }
 
     /// Changes an entry's activation.
-    pub(crate) fn set_value(&mut self, entry: usize, value: f32) {
+    pub fn set_value(&mut self, entry: usize, value: f32) {
         self.values[entry] = value;
     }
 
     /// Appends an active feature to the row at hand.
-    pub(crate) fn push(&mut self, feature: usize, value: f32) {
+    pub fn push(&mut self, feature: usize, value: f32) {
         let feature = u32::try_from(feature).expect("an SAE's width is counted in 32 bits");
         self.features.push(feature);
         self.values.push(value);
     }
 
     /// Appends rows without active features.
-    pub(crate) fn push_empty_rows(&mut self, n_rows: usize) {
+    pub fn push_empty_rows(&mut self, n_rows: usize) {
         let end = self.features.len();
         self.offsets.extend(std::iter::repeat_n(end, n_rows));
     }
 
     /// Ends the row at hand.
-    pub(crate) fn finish_row(&mut self) {
+    pub fn finish_row(&mut self) {
         self.offsets.push(self.features.len());
     }
 }

@@ -4,14 +4,15 @@
 //! devices reorder and fuse nodes. So there, once a session and before it is first taken, each goes both
 //! ways with the beginning of the prompt.
 
-use crate::Result;
-use crate::decoder::{Decoder, Goal};
-use crate::llama::{OutputRow, Sampling};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::engine::Engine;
+use super::forward::Goal;
+use super::hooks::Keep;
+use crate::llama::{OutputRow, Pass};
 use crate::prompt::Prompt;
-use crate::run::{RunOptions, Runner};
 use crate::steering::Steering;
-use crate::tap::Keep;
-use crate::tokens::Positions;
+use crate::{CancelFlag, Positions, Result};
 
 /// Something that a run leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +35,9 @@ pub enum TryShortcuts {
     Always,
 }
 
-/// What is known of the shortcuts.
+/// What is known of the shortcuts, by all contexts of a model.
 #[derive(Debug)]
-pub(crate) struct Shortcuts {
-    holds: [Option<bool>; 3], // by `Shortcut`; none where it has not been tried
-}
+pub(crate) struct Shortcuts(Mutex<[Option<bool>; 3]>); // by `Shortcut`; none where it has not been tried
 
 /// Tokens of a prompt that shortcuts are tried with.
 const TRIED: usize = 8;
@@ -49,37 +48,42 @@ const TOLERANCE: f64 = 1e-2;
 impl Shortcuts {
     /// Shortcuts that are tried before they are taken, or that are taken as they are.
     pub(crate) fn new(is_tried: bool) -> Self {
-        let holds = [(!is_tried).then_some(true); 3];
-        Self { holds }
+        Self(Mutex::new([(!is_tried).then_some(true); 3]))
     }
 
-    /// Whether a shortcut that a run has asked about holds.
-    pub(crate) fn holds(&self, shortcut: Shortcut) -> bool {
-        self.holds[shortcut as usize] == Some(true)
+    /// Whether each holds, by `Shortcut`.
+    fn known(&self) -> MutexGuard<'_, [Option<bool>; 3]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Runner<'_> {
+impl Engine {
     /// Whether `shortcut` may be taken with `prompt`. Where that is not known, both ways are tried; for a
-    /// control vector, with this steering. The context is cleared then.
-    pub(crate) fn takes(
+    /// control vector, with this steering, and for shared prompts, below the hooked place `split`. The context
+    /// is cleared then.
+    pub(super) fn takes(
         &mut self,
         shortcut: Shortcut,
         prompt: &Prompt,
         steering: Option<(&Steering, usize, &[f32])>,
+        split: Option<usize>,
     ) -> Result<bool> {
-        if let Some(holds) = self.shortcuts.holds[shortcut as usize] {
+        let known = self.model.shortcuts().known()[shortcut as usize];
+        if let Some(holds) = known {
             return Ok(holds);
         }
-        let n_tokens = TRIED.min(self.context.capacity() - 1);
+        let n_tokens = TRIED.min(self.capacity() - 1);
         let Some(prompt) = prompt.beginning(n_tokens) else {
             return Ok(false);
         };
         let (quick, whole) = match shortcut {
-            Shortcut::SharedPrompts => (
-                self.logits_beside(&prompt, true)?,
-                self.logits_beside(&prompt, false)?,
-            ),
+            Shortcut::SharedPrompts => {
+                let Some(split) = split else { return Ok(false) };
+                (
+                    self.logits_beside(&prompt, Some(split))?,
+                    self.logits_beside(&prompt, None)?,
+                )
+            }
             Shortcut::StopAtHook => (
                 self.rows(&prompt, Goal::Rows(Positions::ALL))?,
                 self.rows(&prompt, Goal::Logits)?,
@@ -90,9 +94,9 @@ impl Runner<'_> {
                 };
                 let plain = self.logits(&prompt, None)?;
                 let whole = self.logits(&prompt, Some(steering))?;
-                self.context.set_control_vector(layer, vector)?;
+                self.forward.context.set_control_vector(layer, vector)?;
                 let quick = self.logits(&prompt, None);
-                self.context.set_control_vector(layer, &[])?;
+                self.forward.context.set_control_vector(layer, &[])?;
                 if distance(&whole, &plain) < 10.0 * TOLERANCE {
                     return Ok(false); // too little to tell: a stronger one will
                 }
@@ -101,7 +105,7 @@ impl Runner<'_> {
         };
         let distance = distance(&quick, &whole);
         let holds = distance <= TOLERANCE; // and not where it is no number
-        self.shortcuts.holds[shortcut as usize] = Some(holds);
+        self.model.shortcuts().known()[shortcut as usize] = Some(holds);
         if !holds {
             let what = match shortcut {
                 Shortcut::SharedPrompts => "prompts side by side are computed one by one",
@@ -115,47 +119,72 @@ impl Runner<'_> {
         Ok(holds)
     }
 
-    /// The rows at the hook, computed as far as `goal` says.
+    /// The rows at the hooks where SAEs read, computed as far as `goal` says.
     fn rows(&mut self, prompt: &Prompt, goal: Goal) -> Result<Vec<f32>> {
         let keep = Keep {
             residuals: true,
             ..Keep::default()
         };
-        let mut decoder = Decoder::start(self.context, self.node, &[options(None, keep)]);
-        decoder.decode_prompt(0, prompt, goal)?;
-        Ok(decoder.take_trace(0).residuals)
+        let top = self.forward.context.hook().sites.len().checked_sub(1);
+        let pass = match goal {
+            Goal::Rows(_) => top.map_or(Pass::Whole, Pass::UpTo),
+            Goal::Logits => Pass::Whole,
+        };
+        self.start(&[(keep, None)]);
+        self.decode_tried(0, prompt, goal, pass)?;
+        let trace = self.forward.context.hook().take_trace(0);
+        let rows = trace.saes.into_iter().flat_map(|sae| sae.residuals);
+        Ok(rows.collect())
     }
 
     fn logits(&mut self, prompt: &Prompt, steering: Option<&Steering>) -> Result<Vec<f32>> {
-        let options = options(steering, Keep::default());
-        let mut decoder = Decoder::start(self.context, self.node, &[options]);
-        decoder.decode_prompt(0, prompt, Goal::Logits)?;
-        Ok(decoder.context.logits(OutputRow::Last).to_vec())
+        let pass = match steering {
+            Some(_) => Pass::Whole,
+            None => Pass::Unhooked,
+        };
+        self.start(&[(Keep::default(), steering)]);
+        self.decode_tried(0, prompt, Goal::Logits, pass)?;
+        Ok(self.forward.context.logits(OutputRow::Last).to_vec())
     }
 
     /// The logits of a second sequence, of its prompt and of a token behind, which reads the cache.
-    fn logits_beside(&mut self, prompt: &Prompt, shares_prompts: bool) -> Result<Vec<f32>> {
-        let both = [options(None, Keep::default()); 2];
-        let mut decoder = Decoder::start(self.context, self.node, &both);
-        decoder.shares_prompts = shares_prompts;
-        decoder.decode_prompt(0, prompt, Goal::Logits)?;
-        decoder.decode_prompt(1, prompt, Goal::Logits)?;
-        let mut logits = decoder.context.logits(OutputRow::Last).to_vec();
-        decoder.end_prompts();
+    fn logits_beside(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<Vec<f32>> {
+        self.start(&[(Keep::default(), None); 2]);
+        let passes = match split {
+            Some(split) => [Pass::Recorded(split), Pass::Replayed(split)],
+            None => [Pass::Unhooked; 2],
+        };
+        for (sequence, pass) in passes.into_iter().enumerate() {
+            self.decode_tried(sequence, prompt, Goal::Logits, pass)?;
+        }
+        let mut logits = self.forward.context.logits(OutputRow::Last).to_vec();
+        self.forward.set_pass(Pass::Unhooked);
         let last = prompt.tokens().last().and_then(|token| token.id);
         let last = last.expect("a prompt ends with text");
-        decoder.decode_generated(&[0, 1], &[last, last])?;
-        logits.extend_from_slice(decoder.context.logits(OutputRow::Index(1)));
+        self.forward.decode_generated(&[0, 1], &[last, last], [])?;
+        logits.extend_from_slice(self.forward.context.logits(OutputRow::Index(1)));
         Ok(logits)
     }
-}
 
-fn options(steering: Option<&Steering>, keep: Keep) -> RunOptions<'_> {
-    RunOptions {
-        steering,
-        keep,
-        max_tokens: 1,
-        sampling: Sampling::Greedy,
+    /// Begins sequences that do this.
+    fn start(&mut self, sequences: &[(Keep, Option<&Steering>)]) {
+        self.forward.context.clear();
+        let hooks = self.forward.context.hook();
+        for (sequence, &(keep, steering)) in sequences.iter().enumerate() {
+            hooks.begin(sequence, keep, steering.cloned(), Vec::new());
+        }
+    }
+
+    fn decode_tried(
+        &mut self,
+        sequence: usize,
+        prompt: &Prompt,
+        goal: Goal,
+        pass: Pass,
+    ) -> Result<()> {
+        self.forward.set_pass(pass);
+        let never = CancelFlag::default();
+        self.forward.decode_prompt(sequence, prompt, goal, &never)
     }
 }
 
@@ -176,10 +205,13 @@ pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
     use super::TryShortcuts;
-    use crate::llama::{Pass, SPOILED, Sampling};
+    use crate::llama::{Pass, SPOILED};
     use crate::steering::{Change, Intervention, Positions, Steering, Units};
-    use crate::{Keep, PromptForm, Run, RunOptions, Session, SessionOptions, demo};
+    use crate::{FeatureId, Keep, PromptForm, Run, RunOptions, Session, SessionOptions, demo};
 
     fn session(try_shortcuts: TryShortcuts, share_prompts: bool) -> Session {
         let options = SessionOptions {
@@ -192,33 +224,35 @@ mod tests {
         Session::open(&demo::files().expect("the demo"), options).expect("it loads")
     }
 
-    fn steering(session: &mut Session) -> Steering {
+    fn steering(session: &Session) -> Arc<Steering> {
         let add = Intervention {
-            feature: 3,
+            feature: FeatureId::of_only(3),
             change: Change::Add(20.0),
             units: Units::Unit,
             at: Positions::ALL,
         };
-        session.sae().steering(vec![add]).expect("a feature")
+        session.model().steering(vec![add]).expect("a feature")
+    }
+
+    fn holds(session: &Session) -> [Option<bool>; 3] {
+        *session.model().shortcuts().known()
     }
 
     /// What a session does with shortcuts of every kind.
     fn runs(session: &mut Session) -> Vec<Run> {
         let prompt = session.prompt("Describe the image.", PromptForm::Chat, None);
         let prompt = prompt.expect("known characters");
-        let steering = steering(session);
         let plain = RunOptions {
-            steering: None,
             keep: Keep {
                 logits: true,
                 ..Keep::default()
             },
             max_tokens: 6,
-            sampling: Sampling::Greedy,
+            ..RunOptions::default()
         };
         let steered = RunOptions {
-            steering: Some(&steering),
-            ..plain
+            steering: Some(steering(session)),
+            ..plain.clone()
         };
         let rows = RunOptions {
             keep: Keep {
@@ -226,12 +260,13 @@ mod tests {
                 ..Keep::default()
             },
             max_tokens: 0,
-            ..plain
+            ..plain.clone()
         };
-        [&[rows][..], &[steered], &[plain, steered]]
+        [vec![rows], vec![steered.clone()], vec![plain, steered]]
             .into_iter()
             .flat_map(|runs| {
-                let done = session.run_side_by_side(&prompt, runs, &mut |_, _| {});
+                let go_on = &mut |_, _: crate::Step<'_>| ControlFlow::Continue(());
+                let done = session.run_side_by_side(&prompt, runs, go_on);
                 done.expect("the runs succeed")
             })
             .collect()
@@ -241,35 +276,37 @@ mod tests {
         for (ours, theirs) in ours.iter().zip(theirs) {
             assert_eq!(ours.token_ids, theirs.token_ids);
             assert_eq!(ours.logits, theirs.logits);
-            assert_eq!(ours.trace.residuals, theirs.trace.residuals);
+            let [ours, theirs] = [ours, theirs].map(|run| &run.trace.saes[0].residuals);
+            assert_eq!(ours, theirs);
         }
     }
 
     #[test]
     fn trying_changes_nothing_where_all_is_well() {
         let mut tried = session(TryShortcuts::Always, true);
-        assert_eq!(tried.shortcuts().holds, [None; 3]);
+        assert_eq!(holds(&tried), [None; 3]);
         let runs_tried = runs(&mut tried);
-        assert_eq!(tried.shortcuts().holds, [Some(true); 3]);
+        assert_eq!(holds(&tried), [Some(true); 3]);
         let mut untried = session(TryShortcuts::OnDevices, true);
-        assert_eq!(untried.shortcuts().holds, [Some(true); 3]);
+        assert_eq!(holds(&untried), [Some(true); 3]);
         check_same(&runs_tried, &runs(&mut untried));
     }
 
     #[test]
     fn what_goes_wrong_is_noticed_and_done_without() {
         for (pass, expected) in [
-            (Pass::Replayed, [false, true, true]),
-            (Pass::UpToHook, [true, false, true]),
+            (Pass::Replayed(0), [false, true, true]),
+            (Pass::UpTo(0), [true, false, true]),
             (Pass::Unhooked, [true, true, false]), // the control vector
         ] {
-            let mut whole = session(TryShortcuts::OnDevices, pass != Pass::Replayed);
+            let share_prompts = pass != Pass::Replayed(0);
+            let mut whole = session(TryShortcuts::OnDevices, share_prompts);
             let expected_runs = runs(&mut whole);
             SPOILED.set(Some(pass));
             let mut spoiled = session(TryShortcuts::Always, true);
             let runs = runs(&mut spoiled);
             SPOILED.set(None);
-            assert_eq!(spoiled.shortcuts().holds, expected.map(Some), "{pass:?}");
+            assert_eq!(holds(&spoiled), expected.map(Some), "{pass:?}");
             check_same(&runs, &expected_runs);
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Where the SAE's file has a screen, the encoder in q8_0, rows are multiplied with that, which reads
 //! half the bytes of f16, and only the features that can be active are computed from the encoder itself:
-//! in f32, from the rows as they are. ggml rounds a row `x` to `x̂` for such a product, so the
-//! pre-activation is at most
+//! in f32, from the rows as they are. A runtime may round a row `x` to `x̂` in q8_0 for such a product, as
+//! ggml does, so the pre-activation is at most
 //!
 //! ```text
 //! x̂·ŵ + b + ‖x‖·‖w − ŵ‖ + ‖x − x̂‖·‖ŵ‖
@@ -13,12 +13,15 @@
 //! where it is below what `k` others reach at least; so the features are those that computing all of
 //! them gives.
 
-use gguf_tools::sae::{Architecture, EncoderScreen, SaeFile};
+use std::sync::Arc;
+
+use gguf_tools::sae::{Architecture, EncoderScreen};
 use half::f16;
 
 use crate::Result;
 use crate::activations::Activations;
-use crate::llama::{MatrixProduct, WeightRows, dot, free_device_bytes};
+use crate::product::{InMemory, MatrixRows, RowProduct, dot};
+use crate::sae::{Sae, is_folded, normalize_row};
 
 /// Rows that are multiplied at once: their products, some megabytes, stay in the processor's cache.
 const BLOCK_ROWS: usize = 128;
@@ -29,95 +32,100 @@ const LANES: usize = 16;
 /// Multiplications from which on it pays to start threads.
 const MIN_SHARED: usize = 8 << 20;
 
-/// How an encoder computes.
-#[derive(Clone, Copy, Debug)]
-pub struct EncoderOptions {
-    /// Whether a device is used, where there is one.
-    pub use_gpu: bool,
-    /// Processor threads.
-    pub threads: usize,
-    /// Whether the file's screen is used, where it has one.
-    pub screen: bool,
-}
-
-/// An encoder with its weights in the mapped file.
-pub(crate) struct Encoder {
-    product: MatrixProduct, // with the screen, or with the encoder where there is none
+/// Encodes with one SAE.
+pub struct Encoder {
+    sae: Arc<Sae>,
+    product: Box<dyn RowProduct>, // with the screen, or with the encoder where there is none
     screen: Option<Screen>,
-    b_enc: Vec<f32>,     // [d_sae]
-    threshold: Vec<f32>, // [d_sae]; zeros for a ReLU
-    k: Option<usize>,
-    candidates: Activations,  // of a block of rows, reused
+    inputs: Vec<f32>, // [n_rows, d_in], as the SAE was trained on them, reused
+    candidates: Activations, // of a block of rows, reused
     largest: Vec<(f32, u32)>, // a row's pre-activations above 0 with their features, reused
 }
 
 impl Encoder {
-    /// Prepares a checked file's encoder: on the first device if there is one and it is wanted, else
-    /// with the screen on the processor's threads.
+    /// An encoder that multiplies rows with `W_enc` by `product`.
+    pub fn new(sae: Arc<Sae>, product: Box<dyn RowProduct>) -> Self {
+        Self {
+            sae,
+            product,
+            screen: None,
+            inputs: Vec::new(),
+            candidates: Activations::default(),
+            largest: Vec::new(),
+        }
+    }
+
+    /// An encoder that multiplies rows with the screen of the SAE's file by `product`, and with single rows
+    /// of `W_enc` by `weights`, on `threads` threads where it pays.
+    pub fn with_screen(
+        sae: Arc<Sae>,
+        product: Box<dyn RowProduct>,
+        screen: EncoderScreen,
+        weights: Box<dyn MatrixRows>,
+        threads: usize,
+    ) -> Self {
+        Self {
+            screen: Some(Screen::new(&sae, screen, weights, threads)),
+            ..Self::new(sae, product)
+        }
+    }
+
+    /// An encoder without a runtime, which holds `W_enc` in f32.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub(crate) fn new(file: &SaeFile, options: EncoderOptions) -> Result<Self> {
-        let d_sae = file.meta.d_sae;
-        let b_enc = file.b_enc()?;
-        // JumpReLU (Rajamanoharan et al. 2024, eq. 3) keeps h where h > threshold; a ReLU is the
-        // same with a threshold of 0. SAELens applies the ReLU before the threshold.
-        let threshold = match file.threshold()? {
-            Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
-            None => vec![0.0; d_sae],
-        };
-        // A device rounds rows in ways of its own: the bound is the processor's.
-        let is_on_processor = !options.use_gpu || free_device_bytes().is_none();
-        let screen = file.screen()?.filter(|_| options.screen && is_on_processor);
-        let tensor = screen
-            .as_ref()
-            .map_or(file.w_enc(), |screen| &screen.tensor);
-        let (use_gpu, threads) = (options.use_gpu, options.threads);
-        let k = match file.meta.architecture {
-            Architecture::TopK { k } => Some(k),
-            Architecture::Standard | Architecture::JumpRelu => None,
-        };
-        Ok(Self {
-            product: MatrixProduct::load(file.path(), tensor, use_gpu, threads)?,
-            screen: screen
-                .map(|screen| Screen::new(file, screen, [&b_enc, &threshold], k, threads))
-                .transpose()?,
-            b_enc,
-            threshold,
-            k,
-            candidates: Activations::default(),
-            largest: Vec::new(),
-        })
+    pub fn in_memory(sae: Arc<Sae>) -> Result<Self> {
+        let product = InMemory::new(sae.w_enc()?, sae.meta().d_in);
+        Ok(Self::new(sae, Box::new(product)))
     }
 
-    pub(crate) fn b_enc(&self) -> &[f32] {
-        &self.b_enc
+    /// Its SAE.
+    pub fn sae(&self) -> &Arc<Sae> {
+        &self.sae
     }
 
-    /// What `h` must exceed, `[d_sae]`.
-    pub(crate) fn threshold(&self) -> &[f32] {
-        &self.threshold
-    }
-
-    /// Appends the active features of `inputs`, `[n_rows, d_in]`, as the SAE was trained on them:
-    /// `h = x · W_enc + b_enc` where that exceeds the threshold, and of these the `k` largest.
+    /// Appends the active features of `rows`, `[n_rows, d_in]`, to `out`:
+    /// `h = (x − b_dec) · W_enc + b_enc` with `x` normalised as the SAE was trained, active where
+    /// `h > threshold`, and of these the `k` largest with a top-k SAE (`SAELens`, `saes/*_sae.py`).
     ///
     /// # Errors
-    /// When ggml fails.
-    pub(crate) fn encode(&mut self, inputs: &[f32], out: &mut Activations) -> Result<()> {
+    /// When the runtime fails.
+    pub fn encode(&mut self, rows: &[f32], out: &mut Activations) -> Result<()> {
+        let normalize = self.sae.meta().normalize_activations;
+        if self.sae.subtracted().is_empty() && is_folded(normalize) {
+            return self.encode_prepared(rows, out);
+        }
+        let mut inputs = std::mem::take(&mut self.inputs);
+        inputs.clear();
+        inputs.extend_from_slice(rows);
+        for row in inputs.chunks_exact_mut(self.sae.meta().d_in) {
+            normalize_row(normalize, row);
+            for (x, b) in row.iter_mut().zip(self.sae.subtracted()) {
+                *x -= b;
+            }
+        }
+        let encoded = self.encode_prepared(&inputs, out);
+        self.inputs = inputs;
+        encoded
+    }
+
+    /// The same of rows as the SAE was trained on them.
+    fn encode_prepared(&mut self, inputs: &[f32], out: &mut Activations) -> Result<()> {
         let d_in = self.product.n_in();
+        let (b_enc, threshold) = (self.sae.b_enc(), self.sae.threshold());
         for inputs in inputs.chunks(BLOCK_ROWS * d_in) {
             let products = self.product.apply(inputs)?;
-            let products = products.chunks_exact(self.b_enc.len());
+            let products = products.chunks_exact(b_enc.len());
             self.candidates.clear();
             for (x, products) in inputs.chunks_exact(d_in).zip(products) {
                 match &mut self.screen {
-                    Some(screen) => screen.push_candidates(x, products, &mut self.candidates),
+                    Some(screen) => {
+                        screen.push_candidates(b_enc, x, products, &mut self.candidates);
+                    }
                     None => {
-                        for (feature, (product, b)) in products.iter().zip(&self.b_enc).enumerate()
-                        {
+                        for (feature, (product, b)) in products.iter().zip(b_enc).enumerate() {
                             let h = product + b;
-                            if h > self.threshold[feature] {
+                            if h > threshold[feature] {
                                 self.candidates.push(feature, h);
                             }
                         }
@@ -126,12 +134,12 @@ impl Encoder {
                 self.candidates.finish_row();
             }
             if let Some(screen) = &mut self.screen {
-                screen.compute(inputs, &mut self.candidates);
+                screen.compute(b_enc, inputs, &mut self.candidates);
             }
             for row_idx in 0..self.candidates.n_rows() {
                 let active = self.candidates.row(row_idx);
-                let active = active.filter(|&(feature, h)| h > self.threshold[feature]);
-                match self.k {
+                let active = active.filter(|&(feature, h)| h > threshold[feature]);
+                match k(&self.sae) {
                     Some(k) => push_largest(active, k, &mut self.largest, out),
                     None => active.for_each(|(feature, h)| out.push(feature, h)),
                 }
@@ -142,52 +150,58 @@ impl Encoder {
     }
 }
 
+/// How many features of a row are kept, with a top-k SAE.
+fn k(sae: &Sae) -> Option<usize> {
+    match sae.meta().architecture {
+        Architecture::TopK { k } => Some(k),
+        Architecture::Standard | Architecture::JumpRelu => None,
+    }
+}
+
 /// What a screen's product says of features, and the encoder's rows for those that it leaves.
 struct Screen {
     error: Vec<f32>,  // ‖w − ŵ‖, [d_sae]
     norm: Vec<f32>,   // ‖ŵ‖, [d_sae]
-    b_enc: Vec<f32>,  // [d_sae]
     margin: Vec<f32>, // b_enc − threshold, [d_sae]
     slack: Vec<f32>,  // what sums with these are rounded by, at most, [d_sae]
     k: Option<usize>,
     largest: [f32; 3], // of `error`, `norm` and `slack`
-    weights: WeightRows,
+    weights: Box<dyn MatrixRows>,
     threads: usize,
     lower: Vec<f32>, // what features reach at least, reused
     order: Vec<u32>, // candidates by feature, reused
 }
 
 impl Screen {
-    fn new(
-        file: &SaeFile,
-        screen: EncoderScreen,
-        [b_enc, threshold]: [&[f32]; 2],
-        k: Option<usize>,
-        threads: usize,
-    ) -> Result<Self> {
+    fn new(sae: &Sae, screen: EncoderScreen, weights: Box<dyn MatrixRows>, threads: usize) -> Self {
         let largest = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
-        let terms = || b_enc.iter().zip(threshold);
+        let terms = || sae.b_enc().iter().zip(sae.threshold());
         let slack: Vec<f32> = terms()
             .map(|(b, t)| 4.0 * f32::EPSILON * (b.abs() + t))
             .collect();
-        Ok(Self {
+        Self {
             largest: [&screen.error, &screen.norm, &slack].map(|values| largest(values)),
             error: screen.error,
             norm: screen.norm,
             margin: terms().map(|(b, t)| b - t).collect(),
             slack,
-            b_enc: b_enc.to_vec(),
-            k,
-            weights: WeightRows::open(file.path(), file.w_enc())?,
+            k: k(sae),
+            weights,
             threads,
             lower: Vec::new(),
             order: Vec::new(),
-        })
+        }
     }
 
     /// Appends the features that can be active in the row `x`, whose products with the screen are given,
     /// with no activation yet.
-    fn push_candidates(&mut self, x: &[f32], products: &[f32], out: &mut Activations) {
+    fn push_candidates(
+        &mut self,
+        b_enc: &[f32],
+        x: &[f32],
+        products: &[f32],
+        out: &mut Activations,
+    ) {
         let [of_error, of_norm] = uncertainty(x);
         let of = |error: f32, norm: f32, slack: f32| of_error * error + of_norm * norm + slack;
         let uncertainty =
@@ -196,7 +210,7 @@ impl Screen {
             None => f32::NEG_INFINITY,
             Some(k) => {
                 self.lower.clear();
-                let biased = products.iter().zip(&self.b_enc).enumerate();
+                let biased = products.iter().zip(b_enc).enumerate();
                 let lower =
                     biased.map(|(feature, (product, b))| product + b - uncertainty(feature));
                 self.lower.extend(lower);
@@ -224,7 +238,7 @@ impl Screen {
             for (lane, (product, margin)) in products.iter().zip(margins).enumerate() {
                 let feature = i * LANES + lane;
                 let uncertainty = uncertainty(feature);
-                let is_below_floor = product + self.b_enc[feature] + uncertainty < floor;
+                let is_below_floor = product + b_enc[feature] + uncertainty < floor;
                 if is_beyond(product + margin + uncertainty) && !is_below_floor {
                     out.push(feature, 0.0);
                 }
@@ -233,7 +247,7 @@ impl Screen {
     }
 
     /// Computes the candidates' pre-activations in the rows `inputs`.
-    fn compute(&mut self, inputs: &[f32], candidates: &mut Activations) {
+    fn compute(&mut self, b_enc: &[f32], inputs: &[f32], candidates: &mut Activations) {
         let d_in = inputs.len() / candidates.n_rows().max(1);
         let n_candidates = candidates.n_active();
         // By feature, so that each row of the encoder is read once.
@@ -241,7 +255,7 @@ impl Screen {
         self.order.extend(0..n_candidates as u32);
         let (features, rows) = candidates.places();
         self.order.sort_unstable_by_key(|&i| features[i as usize]);
-        let (weights, b_enc) = (&self.weights, &self.b_enc);
+        let weights = &self.weights;
         let compute = |order: &[u32]| {
             let mut buffer = Vec::new();
             let mut computed = Vec::with_capacity(order.len());
@@ -250,7 +264,7 @@ impl Screen {
                 let w = weights.row(feature, &mut buffer);
                 for &place in places {
                     let x = &inputs[rows[place as usize] * d_in..][..d_in];
-                    computed.push((place, dot(x, w) + b_enc[feature]));
+                    computed.push((place, weights.dot(x, w) + b_enc[feature]));
                 }
             }
             computed

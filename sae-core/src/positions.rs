@@ -1,7 +1,4 @@
-//! What each row at the hook is, sets of such rows, and a cursor that follows the rows
-//! as llama.cpp hands them out.
-
-use std::fmt;
+//! What each row at a hook is, and sets of such rows.
 
 use crate::{Error, Result};
 
@@ -23,8 +20,7 @@ pub struct Token {
     pub kind: TokenKind,
     /// The id in the vocabulary; an image row has none.
     pub id: Option<i32>,
-    /// Whether it is a special token of the prompt: one that begins, ends or structures texts
-    /// ([`Model::is_special`](crate::llama::Model::is_special)).
+    /// Whether it is a special token of the prompt: one that begins, ends or structures texts.
     pub is_special: bool,
 }
 
@@ -238,93 +234,9 @@ impl Words {
     }
 }
 
-/// Follows a run's rows: submitted in batches, seen by the hook in ubatches of any size.
-///
-/// llama.cpp does not say which rows a ubatch holds. With one cache for all sequences it keeps their
-/// order, so counting is enough, and [`Cursor::finish_decode`] proves after each decode that nothing was
-/// missed or seen twice.
-#[derive(Debug, Default)]
-pub(crate) struct Cursor {
-    rows: Vec<Row>,
-    n_seen: usize,
-}
-
-/// A row that was submitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Row {
-    /// The sequence that it belongs to.
-    pub(crate) sequence: usize,
-    /// What it is.
-    pub(crate) token: Token,
-}
-
-impl Cursor {
-    /// Announces the rows of the next decode.
-    pub(crate) fn submit(&mut self, rows: impl IntoIterator<Item = Row>) {
-        self.rows.extend(rows);
-    }
-
-    /// Takes the next `n_rows` rows.
-    ///
-    /// # Errors
-    /// When more rows come than were announced.
-    pub(crate) fn advance(&mut self, n_rows: usize) -> Result<&[Row]> {
-        let start = self.n_seen;
-        let end = start + n_rows;
-        if end > self.rows.len() {
-            return Err(Error::invalid(format!(
-                "the hook saw row {} of {} submitted rows",
-                end - 1,
-                self.rows.len()
-            )));
-        }
-        self.n_seen = end;
-        Ok(&self.rows[start..end])
-    }
-
-    /// Checks that every announced row was seen.
-    ///
-    /// # Errors
-    /// When rows are missing: the graph has no such node, or llama.cpp left rows out.
-    pub(crate) fn finish_decode(&self, node: impl fmt::Display) -> Result<()> {
-        if self.n_seen == self.rows.len() {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "the hook at {node} saw {} of {} submitted rows",
-            self.n_seen,
-            self.rows.len()
-        ))
-        .with_hint("this model's graph does not show its rows there"))
-    }
-
-    /// Forgets everything, for a new run.
-    pub(crate) fn clear(&mut self) {
-        self.rows.clear();
-        self.n_seen = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Cursor, Positions, Row, Token};
-
-    #[test]
-    fn rows_are_followed_across_ubatches() {
-        let mut cursor = Cursor::default();
-        let row = |sequence, token| Row { sequence, token };
-        let rows = [
-            row(0, Token::text(2)),
-            row(0, Token::image()),
-            row(1, Token::image()),
-        ];
-        cursor.submit(rows);
-        assert_eq!(cursor.advance(1).expect("a row is left"), &rows[..1]);
-        assert!(cursor.finish_decode("l_out-0").is_err());
-        assert_eq!(cursor.advance(2).expect("two rows are left"), &rows[1..]);
-        assert!(cursor.finish_decode("l_out-0").is_ok());
-        assert!(cursor.advance(1).is_err());
-    }
+    use super::{Positions, Token};
 
     /// A position of each kind.
     const TOKENS: [Token; 4] = [

@@ -6,8 +6,8 @@ use std::fmt;
 use gguf_tools::sae::Baseline;
 
 use crate::activations::Activations;
-use crate::tokens::{Positions, Token, TokenKind, Words};
-use crate::{Error, Result};
+use crate::positions::{Positions, Token, TokenKind, Words};
+use crate::{Error, ErrorKind, Result};
 
 /// The positions that are pooled: kinds of rows, and places in the prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,12 +194,13 @@ fn from_start(position: i64, n_prompt: usize) -> Result<usize> {
 
 fn nothing_pooled(tokens: &[Token], over: &Over) -> Error {
     if *over == Over::IMAGE {
-        return Error::invalid("there are no image rows to look at")
-            .with_hint("give an image, or use `--over prompt`");
+        return Error::new(ErrorKind::NoPosition, "there are no image rows to look at")
+            .with_hint("give an image, or look over `prompt`");
     }
-    let error = Error::invalid(format!("there is no position to look at: {over}"));
+    let what = format!("there is no position to look at: {over}");
+    let error = Error::new(ErrorKind::NoPosition, what);
     match over.kinds.prompt && tokens.iter().any(|token| token.is_special) {
-        true => error.with_hint("the text has special tokens only: use `--over prompt,special`"),
+        true => error.with_hint("the text has special tokens only: look over `prompt,special`"),
         false => error,
     }
 }

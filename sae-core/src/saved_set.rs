@@ -1,39 +1,39 @@
-//! Saved sets of interventions: the JSON that `--json` prints and `--interventions` reads.
+//! Saved sets of interventions, as JSON: a list, or an object with one under `interventions`.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use gguf_tools::json_text;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
-use llava_sae_cpp::{Error, Result, Sae};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::interventions::UnitsName;
+use crate::sae::{FeatureId, SaeSet};
+use crate::steering::{Change, Intervention, Positions, Steering, Units};
+use crate::{Error, Result};
 
-const SCHEMA_HINT: &str = "a saved set is what `--json` prints under `interventions`, such as \
-    `[{\"kind\": \"steer\", \"feature\": 12, \"value\": -6}]`";
+const SCHEMA_HINT: &str = "a saved set is a list such as \
+    `[{\"kind\": \"steer\", \"feature\": 12, \"value\": -6}]`, or an object with one under `interventions`";
 
-/// Largest file that is read; what `--json` prints besides interventions may be long.
+/// Largest file that is read; what a report holds besides interventions may be long.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Longest list that is read: some thousand interventions.
 const MAX_LIST_BYTES: usize = 1 << 20;
 
-/// One intervention as JSON: what `--json` prints and what `--interventions` reads.
-#[derive(Serialize, Deserialize)]
+/// One intervention as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Entry {
+pub struct Entry {
     kind: Kind,
     feature: FeatureName,
     label: Option<String>,
     value: Option<f32>,
-    units: Option<UnitsName>,
+    units: Option<Units>,
     at: Option<String>,
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Steer,
@@ -42,15 +42,15 @@ enum Kind {
     Scale,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged, expecting = "`feature` must be an index or a label")]
 enum FeatureName {
     Index(usize),
-    Label(String),
+    Name(String),
 }
 
-/// The interventions of a run; empty without steering.
-pub(super) fn entries(steering: Option<&Steering>, sae: &Sae) -> Vec<Entry> {
+/// The interventions of a run, whose features are of `saes`; empty without steering.
+pub fn entries(steering: Option<&Steering>, saes: &SaeSet) -> Vec<Entry> {
     let interventions = steering.map_or(&[][..], Steering::interventions);
     let entry = |intervention: &Intervention| {
         let (kind, value) = match intervention.change {
@@ -61,39 +61,54 @@ pub(super) fn entries(steering: Option<&Steering>, sae: &Sae) -> Vec<Entry> {
         };
         Entry {
             kind,
-            feature: FeatureName::Index(intervention.feature),
-            label: sae.label(intervention.feature).map(str::to_owned),
+            feature: match saes.len() {
+                1 => FeatureName::Index(intervention.feature.index),
+                _ => FeatureName::Name(saes.shown(intervention.feature).to_string()),
+            },
+            label: saes.label(intervention.feature).map(str::to_owned),
             value,
-            units: Some(match intervention.units {
-                Units::Raw => UnitsName::Raw,
-                Units::Unit => UnitsName::Unit,
-            }),
+            units: Some(intervention.units),
             at: Some(intervention.at.words().join(",")),
         }
     };
     interventions.iter().map(entry).collect()
 }
 
-/// Reads a saved set.
-pub(super) fn read(path: &Path, sae: &Sae) -> Result<Vec<Intervention>> {
+/// Reads a saved set from a file.
+///
+/// # Errors
+/// A file that cannot be read; those of [`parse`] and [`interventions`], with the file's name.
+pub fn read(path: &Path, saes: &SaeSet) -> Result<Vec<Intervention>> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text))
-        .map_err(gguf_tools::Error::io("read", path))?;
+        .map_err(Error::io("read", path))?;
     let shown = path.display().to_string();
-    let entries = parse(&text, &shown)?;
+    interventions(&parse(&text, &shown)?, &shown, saes)
+}
+
+/// What the entries of `shown`, such as a file, mean for these SAEs.
+///
+/// # Errors
+/// A feature that there is not, or with another label; a value that is missing, superfluous or too large;
+/// positions that are none.
+pub fn interventions(entries: &[Entry], shown: &str, saes: &SaeSet) -> Result<Vec<Intervention>> {
     let intervention = |(i, entry): (usize, &Entry)| {
-        entry.intervention(sae).map_err(|error| {
+        entry.intervention(saes).map_err(|error| {
             let hint = error.hint().unwrap_or(SCHEMA_HINT).to_owned();
-            Error::invalid(format!("intervention {} in `{shown}`: {error}", i + 1)).with_hint(hint)
+            let what = format!("intervention {} in `{shown}`: {error}", i + 1);
+            error.with_message(what).with_hint(hint)
         })
     };
     entries.iter().enumerate().map(intervention).collect()
 }
 
-/// Reads the entries of the file `shown`. Only their list is taken apart, for in memory values take
+/// Reads the entries of `shown`, such as a file. Only their list is taken apart, for in memory values take
 /// many times their text.
-fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
+///
+/// # Errors
+/// What is not JSON, holds no list, or too long a one; an entry of another form.
+pub fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
     #[derive(Deserialize)]
     struct Set<'a> {
         #[serde(borrow)]
@@ -137,7 +152,7 @@ fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
 }
 
 impl Entry {
-    fn intervention(&self, sae: &Sae) -> Result<Intervention> {
+    fn intervention(&self, saes: &SaeSet) -> Result<Intervention> {
         let change = match (self.kind, self.value) {
             (Kind::Steer, Some(strength)) => Change::Add(strength),
             (Kind::Clamp, Some(value)) => Change::Clamp(value),
@@ -153,14 +168,14 @@ impl Entry {
             return Err(Error::invalid("`value` is too large for a 32-bit number"));
         }
         let feature = match &self.feature {
-            FeatureName::Index(index) => sae.find_feature(&index.to_string())?,
-            FeatureName::Label(label) => sae.find_feature(label)?,
+            FeatureName::Index(index) => saes.find_feature(&index.to_string())?,
+            FeatureName::Name(name) => saes.find_feature(name)?,
         };
-        self.check_label(feature, sae)?;
+        self.check_label(feature, saes)?;
         Ok(Intervention {
             feature,
             change,
-            units: self.units.map_or(Units::default(), Units::from),
+            units: self.units.unwrap_or_default(),
             at: self
                 .at
                 .as_deref()
@@ -169,8 +184,8 @@ impl Entry {
     }
 
     /// A feature of another label is a feature of another SAE.
-    fn check_label(&self, feature: usize, sae: &Sae) -> Result<()> {
-        let known = sae.label(feature);
+    fn check_label(&self, feature: FeatureId, saes: &SaeSet) -> Result<()> {
+        let known = saes.label(feature);
         let Some(label) = self.label.as_deref().filter(|label| Some(*label) != known) else {
             return Ok(());
         };
@@ -178,7 +193,8 @@ impl Entry {
             format!("the label `{known}`")
         });
         Err(Error::invalid(format!(
-            "feature `{feature}` has {known} in this SAE, not `{label}`: the set was made with another SAE"
+            "feature `{}` has {known} in this SAE, not `{label}`: the set was made with another SAE",
+            saes.shown(feature)
         ))
         .with_hint("use that SAE, or leave `label` out"))
     }

@@ -4,10 +4,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{
-    Change, DecoderDirection, Encoded, FeatureReader, Intervention, Positions, Steering, Units,
+    Change, DecoderDirection, Edit, Encoded, FeatureReader, Intervention, Positions, Units,
 };
-use crate::tokens::Token;
-use crate::{Error, Result};
+use crate::positions::Token;
+use crate::{ErrorKind, FeatureId, HookPoint, Result};
 
 const D_MODEL: usize = 19; // no multiple of the lanes of `dot`
 
@@ -19,15 +19,16 @@ struct TinySae {
 }
 
 impl TinySae {
-    fn steering(&self, interventions: Vec<Intervention>) -> Result<Steering> {
+    fn steering(&self, interventions: Vec<Intervention>) -> Result<Edit> {
         let d_model = self.decoder_rows[0].len();
-        let direction = |feature: usize| {
-            let row = self.decoder_rows[feature].clone();
+        let direction = |feature: FeatureId| {
+            let row = self.decoder_rows[feature.index].clone();
             let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
             Ok(DecoderDirection { row, norm })
         };
-        Steering::new(interventions, d_model, direction, |feature| {
-            Ok(Some(self.reader(feature)))
+        let hook_point = HookPoint::parse("blocks.0.hook_resid_post")?;
+        Edit::new(hook_point, &interventions, d_model, direction, |feature| {
+            Ok(Some(self.reader(feature.index)))
         })
     }
 
@@ -49,8 +50,8 @@ impl TinySae {
     }
 }
 
-fn not_needed(feature: usize) -> Encoded {
-    unreachable!("feature {feature} is read by itself")
+fn not_needed(feature: FeatureId) -> Encoded {
+    unreachable!("feature {feature:?} is read by itself")
 }
 
 /// Feature 0 reads the first number of a row and writes (3, 4); feature 1 reads the second plus 1,
@@ -64,7 +65,7 @@ fn two_features() -> TinySae {
 
 fn intervention(feature: usize, change: Change) -> Intervention {
     Intervention {
-        feature,
+        feature: FeatureId::of_only(feature),
         change,
         units: Units::Raw,
         at: Positions::ALL,
@@ -219,7 +220,11 @@ fn rows_that_become_too_large_are_refused() {
             steering
                 .expect("finite numbers")
                 .apply(Token::text(5), &mut [1.0, 1.0], not_needed);
-        assert!(matches!(result, Err(Error::Invalid { .. })), "{change:?}");
+        assert_eq!(
+            result.expect_err("too large").kind(),
+            ErrorKind::Invalid,
+            "{change:?}"
+        );
     }
 }
 

@@ -3,32 +3,51 @@
 
 use std::fmt;
 
-use crate::llama::GraphNode;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A place in a language model, `blocks.L.SITE` in `TransformerLens`' terms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Hook points rise in the order in which a model computes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HookPoint {
     layer: usize,
     site: Site,
 }
 
-/// A place in a block (`TransformerLens` 3.2.1, `components/transformer_block.py`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Site {
-    /// The residual stream after the block; `hidden_states[L + 1]` in Hugging Face's terms.
-    ResidPost,
+/// A place in a block (`TransformerLens` 3.2.1, `components/transformer_block.py`), in the order in which
+/// they are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// The heads' outputs side by side, before the output projection: rows of `n_heads · d_head`.
+    Z,
+    /// What attention adds to the residual stream: after the norm that follows it, where there is one.
+    AttnOut,
     /// What the feed-forward part adds to the residual stream: after the norm that follows it, where
     /// there is one.
     MlpOut,
-    /// What attention adds to the residual stream: after the norm that follows it, where there is one.
-    AttnOut,
-    /// The heads' outputs side by side, before the output projection: rows of `n_heads · d_head`.
-    Z,
+    /// The residual stream after the block; `hidden_states[L + 1]` in Hugging Face's terms.
+    ResidPost,
+}
+
+/// A node of llama.cpp's graph, by what tells it from the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GraphNode {
+    /// It has this name, such as `l_out-12`.
+    Named(String),
+    /// It multiplies by the weight of this name, such as `blk.12.attn_output.weight`.
+    MultipliesBy(String),
+}
+
+impl fmt::Display for GraphNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "`{name}`"),
+            Self::MultipliesBy(weight) => write!(f, "the product with `{weight}`"),
+        }
+    }
 }
 
 impl Site {
-    const ALL: [Self; 4] = [Self::ResidPost, Self::MlpOut, Self::AttnOut, Self::Z];
+    const ALL: [Self; 4] = [Self::Z, Self::AttnOut, Self::MlpOut, Self::ResidPost];
 
     fn name(self) -> &'static str {
         match self {
@@ -131,7 +150,7 @@ impl HookPoint {
     /// A name of none of the places above. `hook_resid_pre` is the block below's `hook_resid_post`.
     pub fn parse(name: &str) -> Result<Self> {
         let unsupported = || {
-            Error::invalid(format!("hook point `{name}` is not supported")).with_hint(
+            Error::new(ErrorKind::Unsupported, format!("hook point `{name}` is not supported")).with_hint(
                 "use an SAE of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`; or of a block of Hugging Face's, as `model.layers.L`",
             )
         };
@@ -160,7 +179,7 @@ impl HookPoint {
     }
 
     /// The place in the block.
-    pub(crate) fn site(self) -> Site {
+    pub fn site(self) -> Site {
         self.site
     }
 

@@ -1,6 +1,6 @@
 //! What the name of a feature means: an index or a label. Pure text.
 
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Candidates that an error about an ambiguous label lists.
 const MAX_CANDIDATES: usize = 8;
@@ -10,7 +10,7 @@ const MAX_CANDIDATES: usize = 8;
 ///
 /// # Errors
 /// An index out of range, a text that no label holds, or one that several hold.
-pub(crate) fn find_feature<'a>(
+pub fn find_feature<'a>(
     name: &str,
     d_sae: usize,
     labels: impl Iterator<Item = (usize, &'a str)> + Clone,
@@ -23,7 +23,8 @@ pub(crate) fn find_feature<'a>(
         return Err(Error::invalid(format!(
             "cannot find feature `{name}`: this SAE has no labels"
         ))
-        .with_hint("use an index, or convert the SAE with `--labels`"));
+        .of_kind(ErrorKind::UnknownFeature)
+        .with_hint("use an index, or convert the SAE with labels"));
     }
     let wanted = name.to_lowercase();
     let search = |matches: &dyn Fn(&str) -> bool| -> Vec<(usize, &str)> {
@@ -40,13 +41,14 @@ pub(crate) fn find_feature<'a>(
     match found[..] {
         [(feature, _)] => Ok(feature),
         [] => Err(Error::invalid(format!("no label holds `{name}`"))
+            .of_kind(ErrorKind::UnknownFeature)
             .with_hint("use an index, or a text that is part of a label")),
         _ => Err(ambiguous(name, &found)),
     }
 }
 
 /// Whether a name is meant as an index, in range or not.
-pub(crate) fn is_index(name: &str) -> bool {
+pub fn is_index(name: &str) -> bool {
     let digits = name.strip_prefix('-').unwrap_or(name);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -55,6 +57,7 @@ pub(crate) fn no_feature(index: &str, d_sae: usize) -> Error {
     Error::invalid(format!(
         "no feature `{index}`: this SAE has {d_sae} features"
     ))
+    .of_kind(ErrorKind::UnknownFeature)
     .with_hint(format!(
         "valid indices are 0 to {}",
         d_sae.saturating_sub(1)
@@ -70,7 +73,8 @@ fn ambiguous(name: &str, found: &[(usize, &str)]) -> Error {
     if found.len() > MAX_CANDIDATES {
         candidates.push(format!("{} more", found.len() - MAX_CANDIDATES));
     }
-    Error::invalid(format!("`{name}` is part of {} labels", found.len())).with_hint(format!(
+    let what = format!("`{name}` is part of {} labels", found.len());
+    Error::new(ErrorKind::AmbiguousFeature, what).with_hint(format!(
         "use one of these indices: {}",
         candidates.join(", ")
     ))

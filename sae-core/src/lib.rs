@@ -1,0 +1,33 @@
+//! Sparse autoencoders (SAEs) of language models: features of rows, and steering by them.
+//!
+//! ```text
+//! a file or arrays ─► Sae ─► Encoder: rows [n_rows, d_in] ─► Activations ─► rank
+//!                        ├─► Decoder: Activations          ─► reconstructed rows
+//!                        └─► Steering: rows ─► rows, at some Positions, as a saved set says
+//! ```
+//!
+//! Nothing here knows a runtime, and there is no C: a runtime brings its own products of rows
+//! ([`RowProduct`]), and [`Encoder::in_memory`] does without one.
+
+#![forbid(unsafe_code)]
+
+mod activations;
+mod decoder;
+mod encoder;
+mod hook_point;
+pub mod labels;
+mod positions;
+mod product;
+pub mod rank;
+mod sae;
+pub mod saved_set;
+pub mod steering;
+
+pub use activations::Activations;
+pub use decoder::Decoder;
+pub use encoder::Encoder;
+pub use gguf_tools::{Error, ErrorKind, Result};
+pub use hook_point::{GraphNode, HookPoint, Site};
+pub use positions::{Positions, Token, TokenKind};
+pub use product::{InMemory, MatrixRows, RowProduct};
+pub use sae::{FeatureId, Sae, SaeArrays, SaeSet};

@@ -1,0 +1,524 @@
+//! A sparse autoencoder (SAE): what it is, its directions and its labels, immutable and shared.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
+
+use crate::hook_point::HookPoint;
+use crate::labels;
+use crate::steering::{DecoderDirection, FeatureReader};
+use crate::{Error, ErrorKind, Result};
+
+/// A feature of one of a model's SAEs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FeatureId {
+    /// The SAE, by its place in the [`SaeSet`].
+    pub sae: usize,
+    /// The feature's index in it, below `d_sae`.
+    pub index: usize,
+}
+
+impl FeatureId {
+    /// A feature of the only SAE.
+    pub const fn of_only(index: usize) -> Self {
+        Self { sae: 0, index }
+    }
+}
+
+/// An SAE's weights in memory.
+#[derive(Clone, Debug)]
+pub struct SaeArrays {
+    /// What it is.
+    pub meta: SaeMeta,
+    /// Row `i` is the encoder direction of feature `i`, `[d_sae, d_in]`.
+    pub w_enc: Vec<f32>,
+    /// Row `i` is the decoder direction of feature `i`, `[d_sae, d_in]`.
+    pub w_dec: Vec<f32>,
+    /// The encoder's bias, `[d_sae]`.
+    pub b_enc: Vec<f32>,
+    /// The decoder's bias, `[d_in]`.
+    pub b_dec: Vec<f32>,
+    /// Where each feature begins to fire, `[d_sae]`; with the architecture `jumprelu` alone.
+    pub threshold: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    File(Box<SaeFile>),
+    Arrays { w_enc: Vec<f32>, w_dec: Vec<f32> },
+}
+
+/// An SAE. It is never changed, so any number of threads can share one; what computes with it is an
+/// [`Encoder`](crate::Encoder) or a [`Decoder`](crate::Decoder).
+#[derive(Debug)]
+pub struct Sae {
+    id: String,
+    meta: SaeMeta,
+    weights: Weights,
+    hook_point: HookPoint,
+    b_enc: Vec<f32>,        // [d_sae]
+    b_dec: Vec<f32>,        // [d_in]
+    threshold: Vec<f32>,    // [d_sae]; zeros for a ReLU
+    decoder_norm: Vec<f32>, // [d_sae]
+    baseline: Option<Baseline>,
+}
+
+impl Sae {
+    /// Opens an SAE's GGUF file; its matrices stay there.
+    ///
+    /// # Errors
+    /// As [`SaeFile::open`], and an unsupported hook point.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_file(SaeFile::open(path)?)
+    }
+
+    /// Makes an SAE of a checked file.
+    ///
+    /// # Errors
+    /// An unsupported hook point, or a file that cannot be read.
+    pub fn from_file(file: SaeFile) -> Result<Self> {
+        let stem = file.path().file_stem().unwrap_or_default();
+        Ok(Self {
+            id: match &file.meta.id {
+                Some(id) => id.clone(),
+                None => stem.to_string_lossy().into_owned(),
+            },
+            hook_point: HookPoint::parse(&file.meta.hook_name)?,
+            b_enc: file.b_enc()?,
+            b_dec: file.b_dec()?,
+            threshold: positive(file.threshold()?, file.meta.d_sae),
+            decoder_norm: file.decoder_norm()?,
+            baseline: file.baseline()?,
+            meta: file.meta.clone(),
+            weights: Weights::File(Box::new(file)),
+        })
+    }
+
+    /// Makes an SAE of arrays; `id` names it where its `meta` does not.
+    ///
+    /// # Errors
+    /// An unsupported hook point, arrays of other sizes than `meta` says, numbers that are not finite.
+    pub fn from_arrays(arrays: SaeArrays, id: &str) -> Result<Self> {
+        let SaeArrays {
+            meta,
+            w_enc,
+            w_dec,
+            b_enc,
+            b_dec,
+            threshold,
+        } = arrays;
+        let (d_in, d_sae) = (meta.d_in, meta.d_sae);
+        let given = threshold.as_deref().unwrap_or(&[]);
+        let n_thresholds = match meta.architecture {
+            Architecture::JumpRelu => d_sae,
+            Architecture::Standard | Architecture::TopK { .. } => 0,
+        };
+        for (name, values, n_values) in [
+            ("W_enc", &w_enc[..], d_sae * d_in),
+            ("W_dec", &w_dec, d_sae * d_in),
+            ("b_enc", &b_enc, d_sae),
+            ("b_dec", &b_dec, d_in),
+            ("threshold", given, n_thresholds),
+        ] {
+            if values.len() != n_values {
+                return Err(Error::invalid(format!(
+                    "`{name}` has {} values, and an SAE of {d_sae} features on rows of {d_in} has {n_values}",
+                    values.len()
+                )));
+            }
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(Error::invalid(format!(
+                    "`{name}` holds {value}, expected finite numbers"
+                )));
+            }
+        }
+        if d_in == 0 || d_sae == 0 {
+            return Err(Error::invalid(
+                "an SAE has at least one feature and one input",
+            ));
+        }
+        let square = |x: &f32| f64::from(*x).powi(2);
+        let norm = |row: &[f32]| row.iter().map(square).sum::<f64>().sqrt() as f32;
+        Ok(Self {
+            id: meta.id.clone().unwrap_or_else(|| id.to_owned()),
+            hook_point: HookPoint::parse(&meta.hook_name)?,
+            decoder_norm: w_dec.chunks_exact(d_in).map(norm).collect(),
+            threshold: positive(threshold, d_sae),
+            b_enc,
+            b_dec,
+            baseline: None,
+            meta,
+            weights: Weights::Arrays { w_enc, w_dec },
+        })
+    }
+
+    /// Its name among several: the id in its file, else the file's name without its extension.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What the file says about the SAE.
+    pub fn meta(&self) -> &SaeMeta {
+        &self.meta
+    }
+
+    /// The file it was read from, if there is one.
+    pub fn file(&self) -> Option<&SaeFile> {
+        match &self.weights {
+            Weights::File(file) => Some(file),
+            Weights::Arrays { .. } => None,
+        }
+    }
+
+    /// What its features usually do on pictures, where the file says so.
+    pub fn baseline(&self) -> Option<&Baseline> {
+        self.baseline.as_ref()
+    }
+
+    /// Where in the model it reads.
+    pub fn hook_point(&self) -> HookPoint {
+        self.hook_point
+    }
+
+    /// The encoder's bias, `[d_sae]`.
+    pub fn b_enc(&self) -> &[f32] {
+        &self.b_enc
+    }
+
+    /// The decoder's bias, `[d_in]`.
+    pub fn b_dec(&self) -> &[f32] {
+        &self.b_dec
+    }
+
+    /// What a feature's `h` must exceed to be active, `[d_sae]`: zeros for a ReLU and for top-k.
+    ///
+    /// `JumpReLU` (Rajamanoharan et al. 2024, eq. 3) keeps h where h > threshold; a ReLU is the same with a
+    /// threshold of 0. `SAELens` applies the ReLU before the threshold.
+    pub fn threshold(&self) -> &[f32] {
+        &self.threshold
+    }
+
+    /// The length of each decoder row, `‖W_dec[feature]‖`, `[d_sae]`.
+    pub fn decoder_norm(&self) -> &[f32] {
+        &self.decoder_norm
+    }
+
+    /// All of `W_enc` in f32, `[d_sae, d_in]`.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn w_enc(&self) -> Result<Vec<f32>> {
+        match &self.weights {
+            Weights::Arrays { w_enc, .. } => Ok(w_enc.clone()),
+            Weights::File(file) => {
+                let mut w_enc = vec![0.0; self.meta.d_sae * self.meta.d_in];
+                for (feature, row) in w_enc.chunks_exact_mut(self.meta.d_in).enumerate() {
+                    file.encoder_row(feature, row)?;
+                }
+                Ok(w_enc)
+            }
+        }
+    }
+
+    /// `W_enc[:, feature]`, `[d_in]`.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn encoder_row(&self, feature: usize) -> Result<Vec<f32>> {
+        self.row(
+            feature,
+            |file, row| file.encoder_row(feature, row),
+            |weights| weights.0,
+        )
+    }
+
+    /// `W_dec[feature]`, `[d_in]`.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn decoder_row(&self, feature: usize) -> Result<Vec<f32>> {
+        self.row(
+            feature,
+            |file, row| file.decoder_row(feature, row),
+            |weights| weights.1,
+        )
+    }
+
+    fn row(
+        &self,
+        feature: usize,
+        read: impl FnOnce(&SaeFile, &mut [f32]) -> Result<()>,
+        choose: impl for<'a> FnOnce((&'a [f32], &'a [f32])) -> &'a [f32],
+    ) -> Result<Vec<f32>> {
+        self.check_feature(feature)?;
+        let d_in = self.meta.d_in;
+        match &self.weights {
+            Weights::File(file) => {
+                let mut row = vec![0.0; d_in];
+                read(file, &mut row)?;
+                Ok(row)
+            }
+            Weights::Arrays { w_enc, w_dec } => {
+                Ok(choose((w_enc, w_dec))[feature * d_in..][..d_in].to_vec())
+            }
+        }
+    }
+
+    /// The direction `W_dec[feature]` with its length.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn decoder_direction(&self, feature: usize) -> Result<DecoderDirection> {
+        Ok(DecoderDirection {
+            row: self.decoder_row(feature)?,
+            norm: self.decoder_norm[feature],
+        })
+    }
+
+    /// What gives the activation of one feature, by itself; none where features depend on each other
+    /// (top-k) or on the row's size (normalised rows). It computes in f32 on the encoder's row
+    /// as stored, as [`Encoder::encode`](crate::Encoder::encode) does with a screen; without one, a
+    /// runtime may round rows to the type of the weights, and the two differ by that rounding.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have, or a file that cannot be read.
+    pub fn feature_reader(&self, feature: usize) -> Result<Option<FeatureReader>> {
+        self.check_feature(feature)?;
+        let is_alone = match self.meta.architecture {
+            Architecture::Standard | Architecture::JumpRelu => {
+                is_folded(self.meta.normalize_activations)
+            }
+            Architecture::TopK { .. } => false,
+        };
+        if !is_alone {
+            return Ok(None);
+        }
+        let encoder_row = self.encoder_row(feature)?;
+        // (x − b_dec)·W_enc + b_enc = x·W_enc + (b_enc − b_dec·W_enc).
+        let products = encoder_row.iter().zip(self.subtracted());
+        let offset: f64 = products.map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
+        Ok(Some(FeatureReader {
+            encoder_row,
+            bias: (f64::from(self.b_enc[feature]) - offset) as f32,
+            threshold: self.threshold[feature],
+        }))
+    }
+
+    /// What is subtracted from rows before the encoder, `[d_in]`; empty where nothing is.
+    pub(crate) fn subtracted(&self) -> &[f32] {
+        match self.meta.apply_b_dec_to_input {
+            true => &self.b_dec,
+            false => &[],
+        }
+    }
+
+    /// What a row is brought to before the encoder.
+    pub(crate) fn normalised(&self, row: &[f32]) -> Normalised {
+        Normalised::of(self.meta.normalize_activations, row)
+    }
+
+    /// How long a decoder direction is in the units of `row`: `SAELens` decodes to a normalised row and
+    /// undoes the normalisation then (`run_time_activation_norm_fn_out` in its `saes/sae.py`).
+    pub fn decoder_scale(&self, row: &[f32]) -> f32 {
+        self.normalised(row).deviation as f32
+    }
+
+    /// A feature's label, where it has one.
+    pub fn label(&self, feature: usize) -> Option<&str> {
+        let label = self.meta.labels.get(feature)?;
+        (!label.is_empty()).then_some(label)
+    }
+
+    /// The feature that `name` means: an index, a label, or a text that is part of exactly one
+    /// label (in upper or lower case).
+    ///
+    /// # Errors
+    /// An index out of range, a text that no label holds, or one that several hold.
+    pub fn find_feature(&self, name: &str) -> Result<usize> {
+        labels::find_feature(name, self.meta.d_sae, self.labels())
+    }
+
+    /// Features that have a label, with it.
+    pub fn labels(&self) -> impl Iterator<Item = (usize, &str)> + Clone {
+        let labels = self.meta.labels.iter().map(String::as_str).enumerate();
+        labels.filter(|(_, label)| !label.is_empty())
+    }
+
+    pub(crate) fn check_feature(&self, feature: usize) -> Result<()> {
+        let d_sae = self.meta.d_sae;
+        if feature < d_sae {
+            return Ok(());
+        }
+        Err(labels::no_feature(&feature.to_string(), d_sae))
+    }
+}
+
+/// Thresholds as they work behind a ReLU; zeros where there are none.
+fn positive(threshold: Option<Vec<f32>>, d_sae: usize) -> Vec<f32> {
+    match threshold {
+        Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
+        None => vec![0.0; d_sae],
+    }
+}
+
+/// The SAEs of a model, each with a name of its own.
+#[derive(Clone, Debug, Default)]
+pub struct SaeSet {
+    saes: Vec<Arc<Sae>>,
+}
+
+impl SaeSet {
+    /// These SAEs, in this order.
+    ///
+    /// # Errors
+    /// Two of the same id.
+    pub fn new(saes: Vec<Arc<Sae>>) -> Result<Self> {
+        for (i, sae) in saes.iter().enumerate() {
+            if saes[..i].iter().any(|other| other.id == sae.id) {
+                return Err(
+                    Error::invalid(format!("two of the SAEs are called `{}`", sae.id)).with_hint(
+                        "the name is the id in the file, else the file's name: convert one of them again with another id, or leave one out",
+                    ),
+                );
+            }
+        }
+        Ok(Self { saes })
+    }
+
+    /// The SAEs, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Sae>> {
+        self.saes.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.saes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.saes.is_empty()
+    }
+
+    /// The feature that `name` means: `SAE_ID/FEATURE`, of which the first part may be left out while
+    /// there is one SAE; `FEATURE` as [`Sae::find_feature`] takes it.
+    ///
+    /// # Errors
+    /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
+    pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
+        // A label may hold slashes, and so may an id: the longest id that fits is meant.
+        let named = self.saes.iter().enumerate().filter_map(|(sae, known)| {
+            let rest = name.strip_prefix(&known.id)?.strip_prefix('/')?;
+            Some((sae, known, rest))
+        });
+        if let Some((sae, known, rest)) = named.max_by_key(|(_, known, _)| known.id.len()) {
+            let found = known.find_feature(rest);
+            if found.is_ok() || self.len() > 1 {
+                return found.map(|index| FeatureId { sae, index });
+            }
+        }
+        match &self.saes[..] {
+            [only] => only.find_feature(name).map(FeatureId::of_only),
+            saes => {
+                let ids: Vec<_> = saes.iter().map(|sae| format!("`{}`", sae.id)).collect();
+                let what = format!("`{name}` does not say which SAE it is a feature of");
+                Err(
+                    Error::new(ErrorKind::UnknownFeature, what).with_hint(format!(
+                        "write `SAE/FEATURE`; the SAEs are {}",
+                        ids.join(", ")
+                    )),
+                )
+            }
+        }
+    }
+
+    /// A feature's label, where it has one.
+    pub fn label(&self, feature: FeatureId) -> Option<&str> {
+        self.saes[feature.sae].label(feature.index)
+    }
+
+    /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
+    pub fn shown(&self, feature: FeatureId) -> impl fmt::Display {
+        let id = match self.len() {
+            1 => String::new(),
+            _ => format!("{}/", self[feature.sae].id),
+        };
+        format!("{id}{}", feature.index)
+    }
+}
+
+impl std::ops::Index<usize> for SaeSet {
+    type Output = Arc<Sae>;
+
+    fn index(&self, sae: usize) -> &Arc<Sae> {
+        &self.saes[sae]
+    }
+}
+
+impl<'a> IntoIterator for &'a SaeSet {
+    type Item = &'a Arc<Sae>;
+    type IntoIter = std::slice::Iter<'a, Arc<Sae>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// Whether nothing has to be done to rows, since the weights take them as they are.
+pub(crate) fn is_folded(normalize: NormalizeActivations) -> bool {
+    match normalize {
+        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => true,
+        NormalizeActivations::ConstantNormRescale | NormalizeActivations::LayerNorm => false,
+    }
+}
+
+/// What a row is brought to for an SAE that normalises each row: `(x − mean) / (deviation + epsilon)`
+/// (`_setup_activation_normalization` in SAELens' `saes/sae.py`, 6.54).
+pub(crate) struct Normalised {
+    pub(crate) mean: f64,
+    pub(crate) deviation: f64,
+    epsilon: f64,
+}
+
+impl Normalised {
+    fn of(normalize: NormalizeActivations, row: &[f32]) -> Self {
+        let n = row.len() as f64;
+        let sum_of =
+            |value: &dyn Fn(f64) -> f64| -> f64 { row.iter().map(|&x| value(f64::from(x))).sum() };
+        match normalize {
+            NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => Self {
+                mean: 0.0,
+                deviation: 1.0,
+                epsilon: 0.0,
+            },
+            NormalizeActivations::ConstantNormRescale => Self {
+                mean: 0.0,
+                deviation: (sum_of(&|x| x * x) / n).sqrt(),
+                epsilon: 0.0,
+            },
+            NormalizeActivations::LayerNorm => {
+                let mean = sum_of(&|x| x) / n;
+                Self {
+                    mean,
+                    // As torch's `std`, of a sample.
+                    deviation: (sum_of(&|x| (x - mean).powi(2)) / (n - 1.0)).sqrt(),
+                    epsilon: 1e-5,
+                }
+            }
+        }
+    }
+}
+
+/// Brings a row to what the SAE was trained on.
+pub(crate) fn normalize_row(normalize: NormalizeActivations, row: &mut [f32]) {
+    if is_folded(normalize) {
+        return;
+    }
+    let normalised = Normalised::of(normalize, row);
+    let factor = 1.0 / (normalised.deviation + normalised.epsilon);
+    for x in row {
+        *x = ((f64::from(*x) - normalised.mean) * factor) as f32;
+    }
+}
