@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::model_files::ModelFiles;
+use crate::model::files::ModelFiles;
 use crate::{Error, Result};
 
 const MODEL: &[u8] = include_bytes!("../assets/model-f16.gguf");

@@ -27,44 +27,29 @@
 //!
 //! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
 
-mod cancel;
-mod control_vector;
 pub mod demo;
 mod error;
-mod fingerprint;
-mod hooked_model;
-mod image_cache;
-mod image_encoder;
 pub mod llama;
-mod logits;
-mod memory;
-pub mod metrics;
-mod model_files;
+mod model;
 mod picture;
 pub mod probe;
 mod prompt;
 mod run;
-mod sae;
-pub mod scan;
-mod session;
-mod sweep;
+mod study;
 
-pub use cancel::CancelFlag;
 pub use error::{Error, ErrorKind, Result};
-pub use hooked_model::{EngineSize, HookedModel, SessionOptions};
-pub use image_cache::ImageCache;
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
-pub use model_files::ModelFiles;
-pub use picture::{ImagePrep, Picture};
+pub use model::{
+    EncoderOptions, EngineSize, HookedModel, ModelFiles, Session, SessionOptions, encoder,
+};
+pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
 pub use run::{
-    Editor, EditorAt, Engine, Finished, Keep, Request, Run, RunId, RunOptions, SaeTrace, Step,
-    Stop, Trace, TryShortcuts,
+    CancelFlag, Editor, EditorAt, Engine, Finished, Keep, Request, Run, RunId, RunOptions,
+    SaeTrace, Step, Stop, Trace, TryShortcuts,
 };
-pub use sae::{EncoderOptions, encoder};
 pub use sae_core::{
     Activations, Decoder, Encoder, FeatureId, GraphNode, HookPoint, MatrixRows, Positions,
     RowProduct, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels, rank, saved_set, steering,
 };
-pub use session::Session;
-pub use sweep::{ScoredRun, Sweep};
+pub use study::{ScoredRun, Sweep, metrics, scan};

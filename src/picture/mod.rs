@@ -1,7 +1,11 @@
 //! Pictures: reading them, and making them the square that the vision encoder takes.
 
+pub(crate) mod cache;
 pub(crate) mod content;
+pub(crate) mod encoder;
 mod orientation;
+
+pub use cache::ImageCache;
 
 use std::io::Cursor;
 use std::path::Path;

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::stage::{Report, Stage};
 use super::{CHILD_VARIABLE, DAMAGED};
 use crate::llama::{FlashAttention, KvType};
-use crate::model_files::ModelFiles;
+use crate::model::Session;
+use crate::model::files::ModelFiles;
 use crate::picture::Picture;
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Keep, Run, RunOptions};
-use crate::session::Session;
 use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
 
 /// Rows of the image that go through the language model, which does the same with each.

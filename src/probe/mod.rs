@@ -48,7 +48,7 @@ use gguf_tools::gguf::Gguf;
 pub use child::child_main;
 pub use seen::SeenFiles;
 
-use crate::model_files::ModelFiles;
+use crate::model::files::ModelFiles;
 use crate::{CancelFlag, Error, ErrorKind, Result, SessionOptions};
 use child::Job;
 use seen::Markers;

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use gguf_tools::gguf::{Gguf, ShardName};
 
-use crate::fingerprint::fingerprint;
 use crate::llama::BINDINGS_VERSION;
+use crate::model::fingerprint::fingerprint;
 use crate::{Error, Result};
 
 /// To be raised whenever a trial finds more than it did.

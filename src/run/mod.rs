@@ -5,21 +5,24 @@
 //!                    └► Generation: logits to text                       └► Trace
 //! ```
 
+mod cancel;
 mod cursor;
 mod engine;
 mod forward;
 mod generation;
 mod hooks;
+pub(crate) mod logits;
 mod score;
 mod shortcuts;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Positions;
 use crate::llama::Sampling;
 use crate::steering::Steering;
-use crate::{CancelFlag, Positions};
 
+pub use cancel::CancelFlag;
 pub use engine::{Engine, Finished, Request, RunId, Step};
 pub(crate) use forward::{Forward, Goal};
 pub use hooks::{Editor, EditorAt, Keep, SaeTrace, Trace};

@@ -3,8 +3,8 @@
 use super::engine::Engine;
 use super::hooks::{EditorAt, Keep};
 use crate::llama::{Output, OutputRow, Pass, Rows};
-use crate::logits::log_prob;
 use crate::prompt::{Prompt, Segment};
+use crate::run::logits::log_prob;
 use crate::{CancelFlag, Result, Token};
 
 /// Bounds the memory for logits, of which a large vocabulary has a megabyte a row.

@@ -1,26 +1,34 @@
-//! A language model with its projector and SAEs, loaded once and shared.
+//! A language model with its projector and SAEs, loaded once and shared; and sessions on it.
+
+mod encoders;
+pub(crate) mod files;
+pub(crate) mod fingerprint;
+mod memory;
+mod session;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use gguf_tools::gguf::Overwrite;
 
-use crate::image_cache::ImageCache;
-use crate::image_encoder::{ImageEncoder, VisionSettings};
+use self::files::{CheckedFiles, Graph};
 use crate::llama::{
     self, AddBos, Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Model,
     ModelOptions, Special, VisionGraph,
 };
-use crate::model_files::{self, CheckedFiles, Graph, ModelFiles};
+use crate::picture::ImageCache;
+use crate::picture::encoder::{ImageEncoder, VisionSettings};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Engine, Forward, HookedSite, Hooks, Shortcuts, TryShortcuts};
-use crate::sae::{EncoderOptions, encoder};
 use crate::steering::{Intervention, Steering};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
-    control_vector, memory,
 };
+
+pub use self::encoders::{EncoderOptions, encoder};
+pub use self::files::ModelFiles;
+pub use self::session::Session;
 
 /// How a model computes.
 #[derive(Clone, Debug)]
@@ -130,7 +138,7 @@ impl HookedModel {
     /// Files that are missing, malformed, foreign or do not fit, each with what to do.
     pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Arc<Self>> {
         options.check()?;
-        let checked = model_files::check(files)?;
+        let checked = files::check(files)?;
         let model = load_language_model(&checked, &options)?;
         Self::with(model, checked, files, options)
     }
@@ -142,7 +150,7 @@ impl HookedModel {
     pub fn open_beside(&self, files: &ModelFiles, options: SessionOptions) -> Result<Arc<Self>> {
         options.check()?;
         let model = Arc::clone(&self.language_model);
-        Self::with(model, model_files::check(files)?, files, options)
+        Self::with(model, files::check(files)?, files, options)
     }
 
     fn with(
@@ -253,9 +261,7 @@ impl HookedModel {
     /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
     pub fn encode_image(&self, picture: &Picture) -> Result<ImageEmbeddings> {
         let encoder = self.image_encoder.as_ref();
-        encoder
-            .ok_or_else(model_files::no_projector)?
-            .encode(picture)
+        encoder.ok_or_else(files::no_projector)?.encode(picture)
     }
 
     /// Loads the projector, which else waits for a picture that is in no cache.
@@ -312,7 +318,7 @@ impl HookedModel {
         target: &Path,
         overwrite: Overwrite,
     ) -> Result<()> {
-        control_vector::write(&self.language_model, steering, target, overwrite)
+        crate::study::control_vector::write(&self.language_model, steering, target, overwrite)
     }
 
     /// Makes an engine.

@@ -7,7 +7,7 @@ use gguf_tools::gguf::Gguf;
 
 use super::Sizes;
 use crate::Result;
-use crate::model_files::rules::{Role, broken, check_tensor};
+use crate::model::files::rules::{Role, broken, check_tensor};
 
 /// A length in a tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::hooked_model::{EngineSize, HookedModel, SessionOptions};
 use crate::llama::{self, Model};
-use crate::model_files::ModelFiles;
+use crate::model::files::ModelFiles;
+use crate::model::{EngineSize, HookedModel, SessionOptions};
 use crate::picture::Picture;
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Engine, Request, Run, RunOptions, Step};

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 
-use crate::fingerprint::fingerprint;
-use crate::hooked_model::SessionOptions;
-use crate::image_cache::ImageCache;
-use crate::image_cache::Key;
 use crate::llama::{self, Model, Vision, VisionGraph, VisionOptions};
-use crate::model_files::VisionShape;
+use crate::model::SessionOptions;
+use crate::model::files::VisionShape;
+use crate::model::fingerprint::fingerprint;
 use crate::picture::ImagePrep;
 use crate::picture::Picture;
+use crate::picture::cache::ImageCache;
+use crate::picture::cache::Key;
 use crate::prompt::ImageEmbeddings;
 use crate::run::{TryShortcuts, distance};
 use crate::{Error, ErrorKind, Result};

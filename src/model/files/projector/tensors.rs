@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use gguf_tools::gguf::{Gguf, TensorInfo};
 
 use super::Sizes;
-use crate::model_files::rules::{Role, broken, check_tensor};
+use crate::model::files::rules::{Role, broken, check_tensor};
 use crate::{Error, Result};
 
 /// What CLIP has behind its blocks, and LLaVA does not use.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::logits::{kl_divergence, log_prob};
+use crate::model::Session;
 use crate::prompt::Prompt;
+use crate::run::logits::{kl_divergence, log_prob};
 use crate::run::{Keep, Run, RunOptions, Step};
-use crate::session::Session;
 use crate::steering::Steering;
 use crate::{CancelFlag, Result};
 

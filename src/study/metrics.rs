@@ -5,9 +5,9 @@
 //! not count.
 
 use crate::llama::{AddBos, Edited};
+use crate::model::Session;
 use crate::prompt::Prompt;
 use crate::run::{Editor, EditorAt, Keep, RunOptions};
-use crate::session::Session;
 use crate::{
     Activations, CancelFlag, Decoder, Encoder, Error, Positions, Result, Token, TokenKind,
 };

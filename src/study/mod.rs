@@ -1,0 +1,8 @@
+//! What is measured with runs: sweeps, how well SAEs fit, folders of pictures, control vectors.
+
+pub(crate) mod control_vector;
+pub mod metrics;
+pub mod scan;
+mod sweep;
+
+pub use sweep::{ScoredRun, Sweep};
