@@ -34,6 +34,7 @@ mod model;
 mod picture;
 pub mod probe;
 mod prompt;
+pub mod report;
 mod run;
 mod study;
 

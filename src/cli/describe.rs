@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use gguf_tools::terminal::printable;
 use llava_sae_cpp::rank::{self, FeatureScore, Over, Pool};
+use llava_sae_cpp::report::json;
+use llava_sae_cpp::report::table::{self, Score};
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{CancelFlag, Keep, Prompt, Run, RunOptions, Sae, Session, Stop, saved_set};
 use serde::Serialize;
 
 use super::args::{self, DescribeArgs, Verbosity};
 use super::progress::Spinner;
-use super::table::Score;
-use super::{CommandResult, Failure, Outcome, json, table};
+use super::{CommandResult, Failure, Outcome};
 
 /// What `--json` prints.
 #[derive(Serialize)]

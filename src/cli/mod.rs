@@ -8,17 +8,13 @@ mod describe;
 mod export_cvec;
 mod features;
 mod folder;
-mod heatmap;
 mod hints;
 mod interventions;
-mod json;
 mod metrics;
 mod new_file;
-mod page;
 mod progress;
 mod scan;
 mod sweep;
-mod table;
 mod top;
 
 use std::io::{self, Write};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
+use llava_sae_cpp::report::json;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{CancelFlag, Error, RunOptions, ScoredRun, Sweep};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{UnitsName, parse_positions};
 use super::progress::Spinner;
-use super::{CommandResult, Failure, Outcome, json};
+use super::{CommandResult, Failure, Outcome};
 
 /// Steer one feature by several strengths at once, and compare what comes of each
 ///

@@ -11,15 +11,17 @@ use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::rank::{Over, Pool};
+use llava_sae_cpp::report::heatmap;
+use llava_sae_cpp::report::page::{About, Page};
+use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{CancelFlag, Error, Picture, SaeSet, Session, saved_set};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
 use super::new_file::{NewFile, check_is_no_input, overwrite};
-use super::page::{About, Page};
-use super::table::Score;
-use super::{CommandResult, Failure, Outcome, heatmap, hints};
+
+use super::{CommandResult, Failure, Outcome, hints};
 
 /// List the features that images, or a text, fire
 ///

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use gguf_tools::terminal::one_line;
 use image::RgbImage;
 use llava_sae_cpp::rank::{self, FeatureScore};
+use llava_sae_cpp::report::heatmap::{self, HeatMap};
+use llava_sae_cpp::report::page::Shown;
+use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
     CancelFlag, Error, Keep, Picture, Run, RunOptions, Session, Stop, Token, TokenKind,
@@ -15,12 +18,10 @@ use llava_sae_cpp::{
 use serde::Serialize;
 
 use super::{ALWAYS_ON, FeaturesArgs};
+use crate::cli::Failure;
 use crate::cli::args::{self, Verbosity};
-use crate::cli::heatmap::{self, HeatMap};
 use crate::cli::new_file::NewFile;
-use crate::cli::page::Shown;
 use crate::cli::progress::Spinner;
-use crate::cli::{Failure, json, table};
 
 /// What `--json` prints for an image, or for a text.
 #[derive(Serialize)]

@@ -1,16 +1,16 @@
-//! `features --html`: one page that holds its data and loads nothing.
+//! One HTML page that holds its data and loads nothing.
 //!
 //! `page.html`, `page.css`, `heat.js` and `page.js` beside this file are the page; data goes into it as JSON in
 //! which nothing can be taken for markup, and the script shows it as text only.
 
 use std::collections::BTreeMap;
 
+use crate::rank::{self, FeatureScore, Pool};
+use crate::{Run, Session, Token, TokenKind, saved_set};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
 use image::{RgbImage, imageops};
-use llava_sae_cpp::rank::{self, FeatureScore, Pool};
-use llava_sae_cpp::{Run, Session, Token, TokenKind, saved_set};
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
@@ -28,7 +28,7 @@ const WHOLE_SIDE: f32 = 240.0;
 
 /// The page's data.
 #[derive(Serialize)]
-pub(super) struct Page {
+pub struct Page {
     #[serde(flatten)]
     about: About,
     colours: Vec<String>,            // [N_COLOURS], as CSS has them
@@ -38,33 +38,42 @@ pub(super) struct Page {
 
 /// What a page's pictures share.
 #[derive(Serialize)]
-pub(super) struct About {
-    pub(super) model: String,
-    pub(super) sae: String,
-    pub(super) hook: String,
-    pub(super) prompt: String,
+pub struct About {
+    /// The model's name.
+    pub model: String,
+    /// The SAE's name.
+    pub sae: String,
+    /// Where the SAE reads.
+    pub hook: String,
+    /// The prompt's text.
+    pub prompt: String,
     /// What the order of features means, in words.
-    pub(super) ranked_by: String,
+    pub ranked_by: String,
     /// The positions that were pooled, in words.
-    pub(super) positions: String,
-    pub(super) has_lift: bool,
-    pub(super) interventions: Vec<saved_set::Entry>,
+    pub positions: String,
+    /// Whether features have a lift.
+    pub has_lift: bool,
+    /// What was done to the run that is steered.
+    pub interventions: Vec<saved_set::Entry>,
 }
 
 /// What one picture, or a text, adds to a page.
-pub(super) struct Shown<'a> {
-    pub(super) name: String,
+pub struct Shown<'a> {
+    /// What it is called.
+    pub name: String,
     /// As the model sees it; a text has none.
-    pub(super) picture: Option<&'a RgbImage>,
+    pub picture: Option<&'a RgbImage>,
     /// The whole picture, and the part of it that the model sees: left, top, width and height as
     /// shares of it.
-    pub(super) whole: Option<(&'a RgbImage, [f32; 4])>,
-    pub(super) grid: Option<[usize; 2]>,
+    pub whole: Option<(&'a RgbImage, [f32; 4])>,
+    /// Rows and columns of its patches.
+    pub grid: Option<[usize; 2]>,
     /// Ranked features, best first.
-    pub(super) scores: &'a [FeatureScore],
+    pub scores: &'a [FeatureScore],
     /// The run without interventions, with its features.
-    pub(super) original: &'a Run,
-    pub(super) steered: Option<&'a Run>,
+    pub original: &'a Run,
+    /// The run with them.
+    pub steered: Option<&'a Run>,
 }
 
 #[derive(Serialize)]
@@ -127,7 +136,7 @@ impl Number {
 
 impl Page {
     /// A page without pictures.
-    pub(super) fn new(about: About) -> Self {
+    pub fn new(about: About) -> Self {
         let hex = |i| {
             let [r, g, b] = heatmap::colour(i as f32 / (N_COLOURS - 1) as f32).0;
             format!("#{r:02x}{g:02x}{b:02x}")
@@ -141,7 +150,7 @@ impl Page {
     }
 
     /// Adds a picture, or a text.
-    pub(super) fn add(&mut self, shown: &Shown<'_>, session: &Session) {
+    pub fn add(&mut self, shown: &Shown<'_>, session: &Session) {
         let trace = &shown.original.trace;
         let sae = session.sae();
         let n_positions = trace.saes[0].activations.n_rows();
@@ -188,7 +197,7 @@ impl Page {
     }
 
     /// The page's text.
-    pub(super) fn html(&self) -> String {
+    pub fn html(&self) -> String {
         let data = serde_json::to_string(self).expect("a page's data is plain");
         let data = without_markup(&data);
         // Only what holds the hash of all data runs, and no data can hold its own hash.

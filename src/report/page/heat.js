@@ -1,6 +1,6 @@
 "use strict";
-// The page's data, which `src/cli/page/mod.rs` describes, and its colours; the constants and formulas
-// are those of the PNGs (`src/cli/heatmap/overlay.rs`).
+// The page's data, which `src/report/page/mod.rs` describes, and its colours; the constants and formulas
+// are those of the PNGs (`src/report/heatmap/overlay.rs`).
 const data = JSON.parse(document.getElementById("data").textContent);
 
 // Up to this share of the largest activation, colours fade into the picture.

@@ -14,7 +14,7 @@ const OPACITY: f32 = 0.85;
 const FADING: f32 = 0.1;
 
 /// The picture's colour for a share of the largest activation.
-pub(in crate::cli) fn colour(share: f32) -> Rgb<u8> {
+pub(in crate::report) fn colour(share: f32) -> Rgb<u8> {
     let colorous::Color { r, g, b } = colorous::VIRIDIS.eval_continuous(f64::from(share));
     Rgb([r, g, b])
 }

@@ -1,19 +1,20 @@
-//! The JSON that the commands print: names here are an interface.
+//! Runs, features and tokens as JSON: names here are an interface.
 
-use llava_sae_cpp::rank::FeatureScore;
-use llava_sae_cpp::{Run, Sae, Session, Stop, Token, TokenKind};
+use crate::rank::FeatureScore;
+use crate::{Run, Sae, Session, Stop, Token, TokenKind};
 use serde::Serialize;
 
 /// One run's output.
 #[derive(Serialize)]
-pub(super) struct Output {
+pub struct Output {
     text: String,
     token_ids: Vec<i32>,
     stop: &'static str,
 }
 
 impl Output {
-    pub(super) fn new(run: &Run) -> Self {
+    /// The output of `run`.
+    pub fn new(run: &Run) -> Self {
         Self {
             text: run.text.clone(),
             token_ids: run.token_ids.clone(),
@@ -34,7 +35,7 @@ pub(super) fn stop(stop: Stop) -> &'static str {
 
 /// A ranked feature.
 #[derive(Serialize)]
-pub(super) struct FeatureEntry {
+pub struct FeatureEntry {
     rank: usize,
     feature: usize,
     label: Option<String>,
@@ -44,7 +45,7 @@ pub(super) struct FeatureEntry {
 }
 
 /// Ranked features, best first; ranks start at 1.
-pub(super) fn features(scores: &[FeatureScore], sae: &Sae) -> Vec<FeatureEntry> {
+pub fn features(scores: &[FeatureScore], sae: &Sae) -> Vec<FeatureEntry> {
     let entry = |(i, score): (usize, &FeatureScore)| FeatureEntry {
         rank: i + 1,
         feature: score.feature,
@@ -58,7 +59,7 @@ pub(super) fn features(scores: &[FeatureScore], sae: &Sae) -> Vec<FeatureEntry> 
 
 /// A position of the prompt.
 #[derive(Serialize)]
-pub(super) struct TokenEntry {
+pub struct TokenEntry {
     position: usize,
     kind: &'static str,
     id: Option<i32>,
@@ -66,7 +67,7 @@ pub(super) struct TokenEntry {
 }
 
 /// The positions of a prompt, and of what was generated, where features of that are asked for.
-pub(super) fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
+pub fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
     let entry = |(position, &token): (usize, &Token)| TokenEntry {
         position,
         kind: match token.kind {

@@ -33,20 +33,20 @@ const INK: Rgb<u8> = Rgb([24; 3]);
 const BAR_LIGHTNESS: f32 = 0.5;
 
 /// What a heat map shows.
-pub(super) struct HeatMap<'a> {
+pub struct HeatMap<'a> {
     /// The picture as the model sees it.
-    pub(super) picture: &'a RgbImage,
+    pub picture: &'a RgbImage,
     /// The activations, `[rows · columns]`, one of them above 0.
-    pub(super) patches: &'a [f32],
+    pub patches: &'a [f32],
     /// Rows and columns.
-    pub(super) grid: [usize; 2],
+    pub grid: [usize; 2],
     /// The line above; it is shortened if it is too long.
-    pub(super) title: &'a str,
+    pub title: &'a str,
 }
 
 impl HeatMap<'_> {
     /// The heat map as a PNG file.
-    pub(super) fn png(&self) -> Vec<u8> {
+    pub fn png(&self) -> Vec<u8> {
         png(&self.draw())
     }
 
@@ -161,7 +161,7 @@ fn number(value: f32) -> String {
 
 /// The names that heat maps of these pictures start with: their files' stems, made different where
 /// two are the same, also for file systems that do not tell `a` from `A`.
-pub(super) fn stems(pictures: &[PathBuf]) -> Vec<String> {
+pub fn stems(pictures: &[PathBuf]) -> Vec<String> {
     let stem = |path: &PathBuf| {
         let stem = path.file_stem().unwrap_or_default();
         stem.to_string_lossy().into_owned()
@@ -189,7 +189,7 @@ pub(super) fn stems(pictures: &[PathBuf]) -> Vec<String> {
 
 /// The path of the heat map of a feature that is `rank`th of `n_ranks`, so that a folder's listing
 /// is in the order of ranks.
-pub(super) fn path(dir: &Path, stem: &str, rank: usize, n_ranks: usize, feature: usize) -> PathBuf {
+pub fn path(dir: &Path, stem: &str, rank: usize, n_ranks: usize, feature: usize) -> PathBuf {
     let digits = n_ranks.to_string().len();
     dir.join(format!("{stem}-{rank:0digits$}-{feature}.png"))
 }

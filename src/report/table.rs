@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 
+use crate::Sae;
+use crate::rank::FeatureScore;
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::Sae;
-use llava_sae_cpp::rank::FeatureScore;
 
 /// What the score of a table's features is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Score {
+pub enum Score {
     /// Their largest activation, which has a column of its own.
     Max,
     /// Something else.
@@ -17,7 +17,10 @@ pub(super) enum Score {
 
 /// Prints ranked features under `title`: rank, index, lift if there is a baseline, score, largest
 /// activation, the number of positions where it is active, label.
-pub(super) fn print_features(
+///
+/// # Errors
+/// Those of `out`.
+pub fn print_features(
     out: &mut dyn Write,
     title: &str,
     scores: &[FeatureScore],

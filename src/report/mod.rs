@@ -1,0 +1,7 @@
+//! What a run looks like: JSON, tables, heat maps, a page. A front end decides where they go and what they
+//! are called; nothing here knows a command line.
+
+pub mod heatmap;
+pub mod json;
+pub mod page;
+pub mod table;
