@@ -46,8 +46,8 @@ pub use model::{
 pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
 pub use run::{
-    CancelFlag, Editor, EditorAt, Engine, Finished, Keep, Request, Run, RunId, RunOptions,
-    SaeTrace, Step, Stop, Trace, TryShortcuts,
+    CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptKey, RecordedPrompt, Request, Run,
+    RunId, RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
 };
 pub use sae_core::{
     Activations, Decoder, Encoder, FeatureId, GraphNode, HookPoint, MatrixRows, Positions,

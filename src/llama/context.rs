@@ -12,6 +12,7 @@ use super::callback_state::CallbackState;
 use super::eval_hook::{EvalHook, HookedNode, Pass, RowHook, on_eval};
 use super::guard::{self, guarded};
 use super::model::Model;
+use super::recording::RecordedGraphs;
 use super::waiting;
 use crate::error::runtime;
 use crate::{CancelFlag, Error, ErrorKind, Result};
@@ -185,14 +186,23 @@ impl<H: RowHook> Context<H> {
         &mut self.hook.get().hook
     }
 
-    /// Hooks these nodes instead of those before. What was recorded is forgotten, and the pass is
-    /// [`Pass::Unhooked`] until another is set.
+    /// Hooks these nodes instead of those before. The pass is [`Pass::Unhooked`] until another is set.
     pub fn set_nodes(&mut self, nodes: Vec<HookedNode>) {
         self.hook.get().set_nodes(nodes);
     }
 
-    /// Says how much is computed of what is decoded from here on. [`Pass::Recorded`] and
-    /// [`Pass::Unhooked`] forget what was recorded, and [`Pass::Replayed`] begins at its start.
+    /// What passes of [`Pass::Recorded`] have kept since the last one was set.
+    pub fn take_recording(&mut self) -> RecordedGraphs {
+        self.hook.get().recording().take()
+    }
+
+    /// What passes of [`Pass::Replayed`] replay from here on.
+    pub fn replay(&mut self, recorded: Arc<RecordedGraphs>) {
+        self.hook.get().recording().set_replayed(recorded);
+    }
+
+    /// Says how much is computed of what is decoded from here on. [`Pass::Recorded`] begins a recording, and
+    /// [`Pass::Replayed`] at the start of one.
     pub fn set_pass(&mut self, pass: Pass) {
         self.hook.get().set_pass(pass);
     }

@@ -102,7 +102,7 @@ pub enum Pass {
     UpTo(usize),
     /// All of it, and what stands below this hooked node is kept.
     Recorded(usize),
-    /// What stands above this hooked node. The rest is what [`Pass::Recorded`] kept of the same rows;
+    /// What stands above this hooked node. The rest is what [`Context::replay`](super::Context::replay) was given of the same rows;
     /// the hook sees the rows of the nodes below as they were kept, and cannot change them.
     Replayed(usize),
 }
@@ -142,18 +142,21 @@ impl<H: RowHook> EvalHook<H> {
         self.is_seen = vec![false; nodes.len()];
         self.nodes = nodes;
         self.pass = Pass::Unhooked;
-        self.recording.clear();
     }
 
-    /// How much is computed of the graphs that follow. A first recorded pass forgets earlier ones, and
-    /// each replay begins at the first recorded graph.
+    /// How much is computed of the graphs that follow. A recorded pass begins anew, and each replay begins
+    /// at the first graph.
     pub(super) fn set_pass(&mut self, pass: Pass) {
         match pass {
-            Pass::Recorded(_) | Pass::Unhooked => self.recording.clear(),
+            Pass::Recorded(_) => self.recording.begin(),
             Pass::Replayed(_) => self.recording.rewind(),
-            Pass::Whole | Pass::UpTo(_) => {}
+            Pass::Unhooked | Pass::Whole | Pass::UpTo(_) => {}
         }
         self.pass = pass;
+    }
+
+    pub(super) fn recording(&mut self) -> &mut Recording {
+        &mut self.recording
     }
 
     pub(super) fn begin_graph(&mut self) {
@@ -200,7 +203,8 @@ impl<H: RowHook> EvalHook<H> {
         let n_rows = n_rows(node.get(), self.nodes[node_idx].width)?;
         self.note(node_idx)?;
         self.rows.resize(n_rows * self.nodes[node_idx].width, 0.0);
-        self.recording.replay_rows(node_idx, &mut self.rows)?;
+        self.recording
+            .replay_rows(&self.nodes[node_idx].node, &mut self.rows)?;
         match self.hook.on_rows(node_idx, &mut self.rows)? {
             Edited::No => Ok(()),
             Edited::Yes => Err(Error::invalid(format!(
@@ -240,7 +244,8 @@ impl<H: RowHook> EvalHook<H> {
         self.rows.resize(n_rows * width, 0.0);
         let is_replayed = self.pass == Pass::Replayed(node_idx);
         if is_replayed {
-            self.recording.replay_rows(node_idx, &mut self.rows)?;
+            self.recording
+                .replay_rows(&self.nodes[node_idx].node, &mut self.rows)?;
             self.recording.end_replayed_graph()?;
         } else {
             read_rows(node.get(), &mut self.rows);
@@ -250,7 +255,8 @@ impl<H: RowHook> EvalHook<H> {
             self.rows[0] += 100.0;
         }
         if is_recorded {
-            self.recording.record_rows(node_idx, &self.rows);
+            self.recording
+                .record_rows(&self.nodes[node_idx].node, &self.rows);
         }
         let edited = self.hook.on_rows(node_idx, &mut self.rows)? == Edited::Yes;
         if edited || is_replayed {

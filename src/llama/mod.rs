@@ -50,6 +50,7 @@ pub use matrix_product::MatrixProduct;
 pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};
+pub use recording::RecordedGraphs;
 pub use sampler::{Sampler, Sampling};
 pub use vision::{Vision, VisionGraph, VisionOptions};
 pub use weight_rows::WeightRows;

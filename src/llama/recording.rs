@@ -15,29 +15,60 @@
 //!
 //! Nodes are kept as the pointers that C gave, and changed through those alone.
 
+use std::sync::Arc;
+
 use llama_cpp_sys_2 as sys;
 
 use super::eval_hook::{Node, read_bytes, write_bytes};
-use crate::{Error, Result};
+use crate::{Error, GraphNode, Result};
 
-/// What graphs gave below the hooked node, in their order.
+/// What the graphs of some rows gave below a hooked node, in their order: a value, which any context of the
+/// same model and options can replay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecordedGraphs(Vec<RecordedGraph>);
+
+/// What is being recorded, and what is being replayed.
 #[derive(Default)]
 pub(super) struct Recording {
-    graphs: Vec<RecordedGraph>,
+    recorded: RecordedGraphs,
+    replayed: Arc<RecordedGraphs>,
     graph_idx: usize,
     cache_write_idx: usize,
     skipped: Vec<(Node, sys::ggml_op)>, // of the graph at hand
 }
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct RecordedGraph {
     cache_writes: Vec<Vec<u8>>,
-    rows: Vec<(usize, Vec<f32>)>, // of each hooked node below, by its index, and of the one itself
+    rows: Vec<(GraphNode, Vec<f32>)>, // of each hooked node below, and of the one itself
+}
+
+impl RecordedGraphs {
+    /// The memory that it takes.
+    pub fn n_bytes(&self) -> usize {
+        let of_graph = |graph: &RecordedGraph| {
+            let writes = graph.cache_writes.iter().map(Vec::len);
+            let rows = graph.rows.iter().map(|(_, rows)| size_of_val(&rows[..]));
+            writes.chain(rows).sum::<usize>()
+        };
+        self.0.iter().map(of_graph).sum()
+    }
 }
 
 impl Recording {
-    pub(super) fn clear(&mut self) {
-        self.graphs.clear();
+    /// Begins a recording.
+    pub(super) fn begin(&mut self) {
+        self.recorded.0.clear();
+    }
+
+    /// What was recorded.
+    pub(super) fn take(&mut self) -> RecordedGraphs {
+        std::mem::take(&mut self.recorded)
+    }
+
+    /// What is replayed from here on.
+    pub(super) fn set_replayed(&mut self, replayed: Arc<RecordedGraphs>) {
+        self.replayed = replayed;
         self.rewind();
     }
 
@@ -55,7 +86,7 @@ impl Recording {
     }
 
     pub(super) fn begin_graph(&mut self) {
-        self.graphs.push(RecordedGraph::default());
+        self.recorded.0.push(RecordedGraph::default());
     }
 
     /// Keeps what was written to the cache.
@@ -67,15 +98,15 @@ impl Recording {
         // SAFETY: the tensor is alive.
         let mut bytes = vec![0; unsafe { sys::ggml_nbytes(written.get()) }];
         read_bytes(written.get(), &mut bytes);
-        let graph = self.graphs.last_mut().expect("a graph was begun");
+        let graph = self.recorded.0.last_mut().expect("a graph was begun");
         graph.cache_writes.push(bytes);
         Ok(())
     }
 
     /// Keeps a hooked node's rows.
-    pub(super) fn record_rows(&mut self, node_idx: usize, rows: &[f32]) {
-        let graph = self.graphs.last_mut().expect("a graph was begun");
-        graph.rows.push((node_idx, rows.to_vec()));
+    pub(super) fn record_rows(&mut self, node: &GraphNode, rows: &[f32]) {
+        let graph = self.recorded.0.last_mut().expect("a graph was begun");
+        graph.rows.push((node.clone(), rows.to_vec()));
     }
 
     /// Takes a node below the hooked one out of the graph, or gives a write to the cache what it
@@ -84,7 +115,7 @@ impl Recording {
     pub(super) fn replay(&mut self, node: Node) -> Result<bool> {
         if writes_cache(node.get()) {
             let written = written(node)?;
-            let graph = self.graphs.get(self.graph_idx);
+            let graph = self.replayed.0.get(self.graph_idx);
             let bytes = graph.and_then(|graph| graph.cache_writes.get(self.cache_write_idx));
             // SAFETY: the tensor is alive.
             let n_bytes = unsafe { sys::ggml_nbytes(written.get()) };
@@ -99,9 +130,9 @@ impl Recording {
     }
 
     /// A hooked node's rows, of the graph that is replayed.
-    pub(super) fn replay_rows(&self, node_idx: usize, rows: &mut [f32]) -> Result<()> {
-        let graph = self.graphs.get(self.graph_idx);
-        let kept = graph.and_then(|graph| graph.rows.iter().find(|kept| kept.0 == node_idx));
+    pub(super) fn replay_rows(&self, node: &GraphNode, rows: &mut [f32]) -> Result<()> {
+        let graph = self.replayed.0.get(self.graph_idx);
+        let kept = graph.and_then(|graph| graph.rows.iter().find(|kept| kept.0 == *node));
         let kept = kept.filter(|kept| kept.1.len() == rows.len());
         rows.copy_from_slice(&kept.ok_or_else(differs)?.1);
         Ok(())
@@ -109,7 +140,7 @@ impl Recording {
 
     /// Ends what is replayed of a graph.
     pub(super) fn end_replayed_graph(&mut self) -> Result<()> {
-        let graph = self.graphs.get(self.graph_idx).ok_or_else(differs)?;
+        let graph = self.replayed.0.get(self.graph_idx).ok_or_else(differs)?;
         if graph.cache_writes.len() != self.cache_write_idx {
             return Err(differs());
         }

@@ -7,11 +7,12 @@ mod memory;
 mod session;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use gguf_tools::gguf::Overwrite;
+use gguf_tools::gguf::{Gguf, Overwrite};
 
 use self::files::{CheckedFiles, Graph};
+use self::fingerprint::fingerprint;
 use crate::llama::{
     self, AddBos, Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Model,
     ModelOptions, Special, VisionGraph,
@@ -20,7 +21,7 @@ use crate::picture::ImageCache;
 use crate::picture::encoder::{ImageEncoder, VisionSettings};
 use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{Engine, Forward, HookedSite, Hooks, Shortcuts, TryShortcuts};
+use crate::run::{Engine, Forward, HookedSite, Hooks, PromptKey, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
@@ -129,6 +130,7 @@ pub struct HookedModel {
     saes: SaeSet,
     options: SessionOptions,
     shortcuts: Shortcuts,
+    fingerprint: OnceLock<blake3::Hash>,
 }
 
 impl HookedModel {
@@ -179,6 +181,7 @@ impl HookedModel {
             image_encoder,
             saes: SaeSet::new(saes)?,
             shortcuts: Shortcuts::new(is_tried),
+            fingerprint: OnceLock::new(),
             options,
         };
         for sae in &model.saes {
@@ -284,6 +287,21 @@ impl HookedModel {
         cancel: &CancelFlag,
     ) -> Result<Prompt> {
         Prompt::new(&self.language_model, text, form, image, cancel)
+    }
+
+    /// The key of a prompt that is recorded below a place.
+    ///
+    /// # Errors
+    /// When the model's file, whose fingerprint is part of it, cannot be read.
+    pub fn prompt_key(&self, prompt: &Prompt, below: HookPoint) -> Result<PromptKey> {
+        let fingerprint = match self.fingerprint.get() {
+            Some(known) => *known,
+            None => {
+                let found = fingerprint(&Gguf::open_with_shards(self.graph.path())?)?;
+                *self.fingerprint.get_or_init(|| found)
+            }
+        };
+        Ok(PromptKey::new(&fingerprint, &self.options, below, prompt))
     }
 
     /// Token ids of a text, as [`Model::tokenize`] gives them, until it is cancelled.

@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use super::forward::{Forward, Goal};
 use super::generation::Generation;
-use super::hooks::{EditorAt, Trace};
+use super::hooks::{EditorAt, Keep, Trace};
+use super::recorded::RecordedPrompt;
 use super::shortcuts::Shortcut;
 use super::{Run, RunOptions, Stop};
-use crate::llama::{self, OutputRow, Pass};
+use crate::llama::{self, OutputRow, Pass, RecordedGraphs};
 use crate::model::HookedModel;
 use crate::prompt::Prompt;
 use crate::steering::{Edit, Steering};
-use crate::{Error, HookPoint, Result, Site};
+use crate::{CancelFlag, Error, ErrorKind, HookPoint, Result, Site};
 
 /// A run that is asked for.
 pub struct Request {
@@ -24,6 +25,8 @@ pub struct Request {
     pub options: RunOptions,
     /// What edits rows besides the options' interventions.
     pub editors: Vec<EditorAt>,
+    /// The prompt as it was read before, if it was ([`Engine::record`]).
+    pub recorded: Option<Arc<RecordedPrompt>>,
 }
 
 impl Request {
@@ -33,6 +36,7 @@ impl Request {
             prompt,
             options,
             editors: Vec::new(),
+            recorded: None,
         }
     }
 }
@@ -71,18 +75,18 @@ pub struct Engine {
 }
 
 /// How runs that were all admitted before the first step are computed; what others are not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct Batch {
     /// Whether a hook has something to do, so that all pass by it.
     is_hooked: bool,
     /// The hooked place below which prompts are computed once.
     shared_below: Option<usize>,
+    /// What the first of them has given there.
+    recorded: Option<Arc<RecordedGraphs>>,
     /// The block to which llama.cpp adds the only run's vector.
     vector_at: Option<usize>,
     /// Whether runs without logits go beyond the highest hook.
     is_whole: bool,
-    /// Whether a prompt was read.
-    has_begun: bool,
 }
 
 struct Active {
@@ -134,13 +138,7 @@ impl Engine {
     /// A prompt that is longer than the context; as many runs as there may be; a hook point that this model
     /// does not have.
     pub fn admit(&mut self, request: Request) -> Result<RunId> {
-        let n_prompt = request.prompt.tokens().len();
-        if n_prompt > self.capacity() {
-            return Err(llama::context_too_small(format!(
-                "the prompt has {n_prompt} tokens, and the context holds {}",
-                self.capacity()
-            )));
-        }
+        self.check_length(&request.prompt)?;
         let Some(sequence) = self.slots.iter().position(Option::is_none) else {
             let what = format!(
                 "{} runs at once are all that there is room for",
@@ -155,6 +153,9 @@ impl Engine {
             self.forward.context.truncate(sequence, 0)?;
         }
         self.hook(&request)?;
+        if let Some(recorded) = &request.recorded {
+            self.check_recorded(recorded, &request)?;
+        }
         self.begin(sequence, request)
     }
 
@@ -209,7 +210,8 @@ impl Engine {
         self.batch.is_hooked |= steering.is_some()
             || !request.editors.is_empty()
             || request.options.reads_rows()
-            || request.options.goal() != Goal::Logits;
+            || request.options.goal() != Goal::Logits
+            || request.recorded.is_some();
         let editors = std::mem::take(&mut request.editors);
         let steering = steering.cloned();
         let hooks = self.forward.context.hook();
@@ -281,21 +283,35 @@ impl Engine {
         let start = Instant::now();
         let request = &self.active(sequence).request;
         let (prompt, options) = (Arc::clone(&request.prompt), request.options.clone());
+        let recorded = request.recorded.clone();
         let goal = match options.goal() {
             Goal::Rows(_) if self.batch.is_whole && options.reads_rows() => Goal::Logits,
             goal => goal,
         };
+        let split = match &recorded {
+            Some(recorded) => self.forward.context.hook().site(recorded.below),
+            None => self.batch.shared_below,
+        };
+        let replayed = match recorded {
+            Some(recorded) => Some(Arc::clone(&recorded.graphs)),
+            None => self.batch.recorded.clone(),
+        };
         let top = self.forward.context.hook().sites.len().checked_sub(1);
-        let has_begun = std::mem::replace(&mut self.batch.has_begun, true);
-        self.forward
-            .set_pass(match (goal, self.batch.shared_below) {
-                (Goal::Rows(_), _) => top.map_or(Pass::Whole, Pass::UpTo),
-                (Goal::Logits, None) => self.pass(),
-                (Goal::Logits, Some(split)) if has_begun => Pass::Replayed(split),
-                (Goal::Logits, Some(split)) => Pass::Recorded(split),
-            });
+        let pass = match (goal, split, replayed) {
+            (Goal::Rows(_), ..) => top.map_or(Pass::Whole, Pass::UpTo),
+            (Goal::Logits, None, _) => self.pass(),
+            (Goal::Logits, Some(split), None) => Pass::Recorded(split),
+            (Goal::Logits, Some(split), Some(graphs)) => {
+                self.forward.context.replay(graphs);
+                Pass::Replayed(split)
+            }
+        };
         let forward = &mut self.forward;
+        forward.set_pass(pass);
         forward.decode_prompt(sequence, &prompt, goal, &options.cancel)?;
+        if let Pass::Recorded(_) = pass {
+            self.batch.recorded = Some(Arc::new(forward.context.take_recording()));
+        }
         let mut generation =
             Generation::new(self.model.language_model(), &options, start.elapsed());
         if options.goal() == Goal::Logits {
@@ -449,6 +465,80 @@ impl Engine {
         generation.expect("its prompt was read")
     }
 
+    /// Reads a prompt for the runs of it that will follow, which edit nothing below `below`, a place in the
+    /// residual stream. Rows of all SAEs below are kept too. What ran before has to have ended.
+    ///
+    /// # Errors
+    /// As [`Engine::admit`]; a place that is not in the residual stream.
+    pub fn record(
+        &mut self,
+        prompt: &Arc<Prompt>,
+        below: HookPoint,
+        cancel: &CancelFlag,
+    ) -> Result<RecordedPrompt> {
+        assert!(self.is_idle(), "the engine's runs have ended");
+        if below.site() != Site::ResidPost {
+            let what = format!("a prompt is recorded below `hook_resid_post`, and not `{below}`");
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        self.check_length(prompt)?;
+        let key = self.model.prompt_key(prompt, below)?;
+        let saes = self.model.saes().iter().map(|sae| sae.hook_point());
+        let places: BTreeSet<_> = saes
+            .filter(|place| *place <= below)
+            .chain([below])
+            .collect();
+        self.batch = Batch::default();
+        self.set_sites(places.clone())?;
+        let forward = &mut self.forward;
+        forward.context.clear();
+        let hooks = forward.context.hook();
+        let split = hooks.site(below).expect("it was hooked");
+        hooks.begin(0, Keep::default(), None, Vec::new());
+        forward.set_pass(Pass::Recorded(split));
+        forward.decode_prompt(0, prompt, Goal::Logits, cancel)?;
+        Ok(RecordedPrompt {
+            key,
+            below,
+            places,
+            graphs: Arc::new(forward.context.take_recording()),
+        })
+    }
+
+    /// Checks that a run can go on from a recorded prompt.
+    fn check_recorded(&mut self, recorded: &RecordedPrompt, request: &Request) -> Result<()> {
+        let RecordedPrompt { below, places, .. } = recorded;
+        let refused = |why: &str| {
+            let what = format!("the run cannot go on from the recorded prompt: {why}");
+            Err(Error::invalid(what).with_hint("leave it out, or record the prompt again"))
+        };
+        if self.model.prompt_key(&request.prompt, *below)? != recorded.key {
+            return refused("it is of another prompt, model or way to compute");
+        }
+        if let Some(place) = edited_places(request).find(|place| place < below) {
+            return refused(&format!("`{place}` is edited, and it begins at `{below}`"));
+        }
+        let sites = self.forward.context.hook().sites.iter();
+        let mut below_it = sites
+            .map(|site| site.hook_point)
+            .filter(|place| place <= below);
+        match below_it.find(|place| !places.contains(place)) {
+            Some(place) => refused(&format!("it does not hold the rows at `{place}`")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_length(&self, prompt: &Prompt) -> Result<()> {
+        let n_prompt = prompt.tokens().len();
+        if n_prompt <= self.capacity() {
+            return Ok(());
+        }
+        Err(llama::context_too_small(format!(
+            "the prompt has {n_prompt} tokens, and the context holds {}",
+            self.capacity()
+        )))
+    }
+
     /// How these runs are computed, which are all that there will be.
     fn plan(&mut self, requests: &[Request]) -> Result<Batch> {
         let mut batch = Batch::default();
@@ -506,6 +596,7 @@ impl Engine {
                 places.extend(self.model.saes().iter().map(|sae| sae.hook_point()));
             }
             places.extend(edited_places(request));
+            places.extend(request.recorded.as_ref().map(|recorded| recorded.below));
             places.extend(request.editors.iter().map(|editor| editor.read));
         }
         places

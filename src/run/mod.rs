@@ -12,6 +12,7 @@ mod forward;
 mod generation;
 mod hooks;
 pub(crate) mod logits;
+mod recorded;
 mod score;
 mod shortcuts;
 
@@ -27,6 +28,7 @@ pub use engine::{Engine, Finished, Request, RunId, Step};
 pub(crate) use forward::{Forward, Goal};
 pub use hooks::{Editor, EditorAt, Keep, SaeTrace, Trace};
 pub(crate) use hooks::{HookedSite, Hooks};
+pub use recorded::{PromptKey, RecordedPrompt};
 pub use shortcuts::TryShortcuts;
 pub(crate) use shortcuts::{Shortcuts, distance};
 

@@ -1,5 +1,7 @@
 //! What a model says of given tokens: logits behind a prompt, and cross-entropies of a prompt's text.
 
+use std::sync::Arc;
+
 use super::engine::Engine;
 use super::hooks::{EditorAt, Keep};
 use crate::llama::{Output, OutputRow, Pass, Rows};
@@ -34,6 +36,10 @@ impl Engine {
         };
         for (i, chunk) in inputs.chunks(AT_ONCE).enumerate() {
             for sequence in 0..n_sequences {
+                if sequence == 1 && split.is_some() {
+                    let recorded = forward.context.take_recording();
+                    forward.context.replay(Arc::new(recorded));
+                }
                 forward.set_pass(match (sequence, split) {
                     (0, _) if n_sequences == 1 => Pass::Unhooked,
                     (_, None) => Pass::Whole,

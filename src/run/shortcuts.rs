@@ -4,7 +4,7 @@
 //! devices reorder and fuse nodes. So there, once a session and before it is first taken, each goes both
 //! ways with the beginning of the prompt.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::Engine;
 use super::forward::Goal;
@@ -156,6 +156,10 @@ impl Engine {
         };
         for (sequence, pass) in passes.into_iter().enumerate() {
             self.decode_tried(sequence, prompt, Goal::Logits, pass)?;
+            if let Pass::Recorded(_) = pass {
+                let recorded = self.forward.context.take_recording();
+                self.forward.context.replay(Arc::new(recorded));
+            }
         }
         let mut logits = self.forward.context.logits(OutputRow::Last).to_vec();
         self.forward.set_pass(Pass::Unhooked);

@@ -13,6 +13,7 @@ mod context;
 mod control_vector;
 mod conversion;
 mod convert_sae;
+mod engine;
 mod feature_lists;
 mod fixture;
 mod heatmap;

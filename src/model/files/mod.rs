@@ -205,6 +205,11 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
 }
 
 impl Graph {
+    /// The language model's file, or one of its shards.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The node that shows a hook point.
     ///
     /// # Errors
