@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the program, describes a picture, lists the features that it fires, and subtracts one.
+# Builds the program, describes a picture, lists the features that it activates, and subtracts one.
 set -eu
 . "$(dirname "$0")/setup.sh"
 echo "building (llama.cpp takes some minutes the first time)" >&2

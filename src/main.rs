@@ -1,4 +1,4 @@
-//! `llava-sae-cpp`: describe an image, see the features it fires, and steer by them.
+//! `llava-sae-cpp`: describe an image, see the features it activates, and steer by them.
 
 #![forbid(unsafe_code)]
 

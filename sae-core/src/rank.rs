@@ -264,7 +264,7 @@ pub fn rank(
 }
 
 /// Ranks the features of several pictures together: scores are means over all `pictures`, in which a
-/// feature that a picture does not fire counts as 0, and lifts those of the mean maximum; the largest
+/// feature that a picture does not activate counts as 0, and lifts those of the mean maximum; the largest
 /// activation is that of all, and positions are counted in all. `argmax_position` is that of the
 /// picture with the largest activation.
 pub fn group(pictures: &[Vec<FeatureScore>], baseline: Option<&Baseline>) -> Vec<FeatureScore> {

@@ -40,7 +40,7 @@ pub struct SaeArrays {
     pub b_enc: Vec<f32>,
     /// The decoder's bias, `[d_in]`.
     pub b_dec: Vec<f32>,
-    /// Where each feature begins to fire, `[d_sae]`; with the architecture `jumprelu` alone.
+    /// Where each feature becomes active, `[d_sae]`; with the architecture `jumprelu` alone.
     pub threshold: Option<Vec<f32>>,
 }
 

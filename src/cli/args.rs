@@ -483,7 +483,7 @@ pub(super) struct DescribeArgs {
     /// Print the original output too
     #[arg(long, requires = ANY)]
     pub(super) compare: bool,
-    /// After the text, the N features that the image fired most
+    /// After the text, the N features that the image activated most
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) top: usize,
     #[command(flatten)]

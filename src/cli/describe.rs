@@ -104,13 +104,13 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     } else if args.top > 0 {
         let title = match (over == Over::IMAGE, session.sae().baseline()) {
             (true, Some(_)) => {
-                "Features that the image fired most (largest activation over its tokens, less the usual one):"
+                "Features that the image activated most (largest activation over its tokens, less the usual one):"
             }
             (true, None) => {
-                "Features that the image fired most (largest activation over its tokens):"
+                "Features that the image activated most (largest activation over its tokens):"
             }
             (false, _) => {
-                "Features that the prompt fired most (largest activation over its tokens, special ones left out):"
+                "Features that the prompt activated most (largest activation over its tokens, special ones left out):"
             }
         };
         let mut out = io::stdout().lock();

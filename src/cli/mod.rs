@@ -28,7 +28,7 @@ use llava_sae_cpp::{CancelFlag, Error};
 
 use args::{DescribeArgs, Verbosity};
 
-/// See the features of a text-only sparse autoencoder that an image fires in a vision-language
+/// See the features of a text-only sparse autoencoder that an image activates in a vision-language
 /// model, and steer the model by them.
 #[derive(Parser)]
 #[command(name = "llava-sae-cpp", version, about, after_long_help = EXAMPLES)]
@@ -72,7 +72,7 @@ Examples:
   llava-sae-cpp assets/pictures/carrot-mushroom.png
       Describe a picture with the embedded demo model
   llava-sae-cpp --steer mushroom:-12 --compare --top 5 assets/pictures/carrot-mushroom.png
-      … list the features it fires, and subtract the mushroom feature
+      … list the features it activates, and subtract the mushroom feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
   llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json
@@ -92,7 +92,7 @@ Examples:
   llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
       The features of a folder of pictures, as a table
   llava-sae-cpp top features.parquet --class pizza
-      What pictures in the folder `pizza` fire more than the others
+      What pictures in the folder `pizza` activate more than the others
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 

@@ -39,7 +39,7 @@ pub(super) struct ScanArgs {
 }
 
 const COLUMNS: &str = "\
-A row for each picture and feature that it fires (on the image's rows), pictures by path, features by
+A row for each picture and feature that it activates (on the image's rows), pictures by path, features by
 index:
   path     string          below the folder, with / between its parts
   class    string or null  the name of the folder that it lies in; null directly in the scanned one
@@ -47,7 +47,7 @@ index:
   label    string or null  its label
   sum      float32         its activations over the image's rows, summed
   max      float32         the largest of them
-  count    int32           the number of image rows on which it fires
+  count    int32           the number of image rows on which it is active
 
 FILE.parquet.json says how many images of each class there are, how many were skipped, with which model
 and settings, and the table's checksum; `top` reads both.
@@ -62,7 +62,7 @@ Examples:
   llava-sae-cpp scan --jobs 4 -d llava-gemma-2b pictures/ -o features.parquet
       Four at once, with a quarter of the cores each
   llava-sae-cpp top features.parquet --class pizza
-      What pictures in folders called `pizza` fire more than the others";
+      What pictures in folders called `pizza` activate more than the others";
 
 pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = overwrite(args.force);

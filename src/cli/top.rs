@@ -15,21 +15,21 @@ use serde::Serialize;
 use super::folder::warn_of_gap;
 use super::{CommandResult, print};
 
-/// List the images that fire a feature most, or the features of a class, from a file of `scan`
+/// List the images that activate a feature most, or the features of a class, from a file of `scan`
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(group(ArgGroup::new("subject").required(true).args(["feature", "class"])))]
 pub(super) struct TopArgs {
     /// The Parquet file that `scan` wrote, or what another program has made of its rows
     file: PathBuf,
-    /// The images that fire this feature most: an index, or a label of a feature that some image fires
+    /// The images that activate this feature most: an index, or a label of a feature that some image activates
     #[arg(long, value_name = "FEATURE", allow_hyphen_values = true)]
     feature: Option<String>,
-    /// The features that this class's images fire more than all other images, on average
+    /// The features that this class's images activate more than all other images, on average
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     /// The value of a feature on an image: its largest activation, their sum, or the number of image
-    /// rows on which it fires
+    /// rows on which it is active
     #[arg(long, value_name = "VALUE", default_value = "max")]
     by: ByArg,
     /// How many images or features
@@ -43,11 +43,11 @@ pub(super) struct TopArgs {
 const EXAMPLES: &str = "\
 Examples:
   llava-sae-cpp top features.parquet --feature 7310
-      The images that fire feature 7310 most
+      The images that activate feature 7310 most
   llava-sae-cpp top features.parquet --feature dog --by sum --top 3
       … the feature that is labelled so, by the sum of its activations
   llava-sae-cpp top features.parquet --class pizza --json
-      What images in folders called `pizza` fire more than the others";
+      What images in folders called `pizza` activate more than the others";
 
 #[derive(Clone, Copy, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -239,7 +239,7 @@ fn print_images(
     let label = found.label.as_deref().map(|label| format!(" `{label}`"));
     let of_all = n_images.map(|n_images| format!(" of {n_images}"));
     let title = format!(
-        "Feature {}{}: {}{} images fire it; by {}",
+        "Feature {}{}: {}{} images activate it; by {}",
         found.feature,
         label.unwrap_or_default(),
         found.n_firing,
@@ -273,7 +273,7 @@ fn print_features(
     by: ByArg,
 ) -> io::Result<()> {
     let title = format!(
-        "Features that images of `{class}` ({}) fire more than the others ({}); by {}",
+        "Features that images of `{class}` ({}) activate more than the others ({}); by {}",
         found.n_inside,
         found.n_outside,
         by.phrase()

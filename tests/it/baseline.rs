@@ -17,7 +17,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
-/// The largest activation of each feature that a picture fires, and its lift.
+/// The largest activation of each feature that a picture activates, and its lift.
 fn features(args: &[&str], picture: &str) -> HashMap<u64, (f64, Option<f64>)> {
     let common = ["features", "--json", "--top", "768", picture];
     let report = json(&[&common[..], args].concat());

@@ -87,8 +87,8 @@ fn pictures_together_have_the_means_of_their_scores() {
     let together = json(&[&top[..], &["--group"], &PICTURES].concat());
     assert_eq!(together["images"].as_array().map(Vec::len), Some(3));
     let together = by_feature(&together);
-    let fired: std::collections::HashSet<_> = alone.iter().flat_map(HashMap::keys).collect();
-    assert_eq!(together.len(), fired.len());
+    let active: std::collections::HashSet<_> = alone.iter().flat_map(HashMap::keys).collect();
+    assert_eq!(together.len(), active.len());
     for (feature, entry) in &together {
         let found: Vec<_> = alone.iter().filter_map(|one| one.get(feature)).collect();
         let sum = |key: &str| found.iter().map(|one| number(one, key)).sum::<f64>();

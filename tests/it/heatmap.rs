@@ -82,7 +82,7 @@ fn names_and_what_stays() {
     assert_eq!(names(&dir), written);
 }
 
-/// A feature that fires on the text only has no heat map, which is said.
+/// A feature that is active on the text only has no heat map, which is said.
 #[test]
 fn features_of_the_text() {
     let dir = folder("text");

@@ -278,7 +278,7 @@ fn text_goes_without_a_picture() {
 
         let chat = [&files[..], &["-p", prompt, "--steer", "3:2", "--top", "2"]].concat();
         let shown = stdout(&[&chat[..], &["--compare", "-n", "4"]].concat());
-        assert!(shown.contains("the prompt fired most"), "{shown}");
+        assert!(shown.contains("the prompt activated most"), "{shown}");
 
         let features = [&["features"], &files[..], &["-p", prompt]].concat();
         let shown = stdout(&features);

@@ -78,7 +78,7 @@ fn check_refused(args: &[&str], code: i32, words: &[&str]) {
     bad_input::check(&strs(&with_model(args)), code, &words);
 }
 
-/// Two features that the picture fires most.
+/// Two features that the picture activates most.
 fn active_features() -> [String; 2] {
     let mut args = vec!["features".to_owned(), "--json".to_owned()];
     let model = with_model(&[]);

@@ -104,7 +104,7 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
     session.run(prompt, options).expect("the run succeeds")
 }
 
-/// On how many rows each feature fires, `[d_sae]`.
+/// On how many rows each feature is active, `[d_sae]`.
 fn counts(run: &Run, d_sae: usize) -> Vec<usize> {
     let mut n_active = vec![0; d_sae];
     for row_idx in 0..run.trace.tokens.len() {
@@ -115,7 +115,7 @@ fn counts(run: &Run, d_sae: usize) -> Vec<usize> {
     n_active
 }
 
-/// Features that fire on most rows, on some, and on none.
+/// Features that are active on most rows, on some, and on none.
 fn telling_features(run: &Run, d_sae: usize) -> [usize; 3] {
     let n_active = counts(run, d_sae);
     let n_rows = run.trace.tokens.len();
@@ -202,7 +202,7 @@ fn check_formulas(fixture: Fixture) {
             for set in sets {
                 let name = format!("{fixture:?}, {set:?}, {units:?}, {at}");
                 let at = Positions::parse(at).expect("valid positions");
-                // A feature that fires on some rows need not fire on these, and then stays as it is.
+                // A feature that is active on some rows need not be on these, and then stays as it is.
                 let reads_only = |(_, change): &(usize, Change)| {
                     matches!(change, Change::Ablate | Change::Scale(_))
                 };

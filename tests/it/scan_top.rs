@@ -274,7 +274,7 @@ fn tables_that_others_have_rewritten() {
         assert_eq!(list(&report, "images").len(), n_firing);
         let table = stdout(&["top", text(file), "--feature", "430"]);
         assert!(
-            table.contains(&format!(": {n_firing} images fire it")),
+            table.contains(&format!(": {n_firing} images activate it")),
             "{table}"
         );
 

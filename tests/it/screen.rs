@@ -104,7 +104,7 @@ fn features_are_those_of_the_formula() {
     }
 }
 
-/// Half of all features fire on rows that are large beside the biases: enough to be shared by threads.
+/// Half of all features are active on rows that are large beside the biases: enough to be shared by threads.
 #[test]
 fn threads_change_nothing() {
     let file = convert("threads", "standard", TensorType::F16);

@@ -15,7 +15,7 @@ pub struct Baseline {
     /// Each feature's largest activation on a picture's image rows, as a mean over pictures,
     /// `[d_sae]`.
     pub mean_max: Vec<f32>,
-    /// The share of image rows on which each feature fires, `[d_sae]`.
+    /// The share of image rows on which each feature is active, `[d_sae]`.
     pub frequency: Vec<f32>,
     /// The number of pictures.
     pub n_pictures: u32,

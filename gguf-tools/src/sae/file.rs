@@ -98,7 +98,7 @@ impl SaeFile {
         self.vector(B_DEC)
     }
 
-    /// Where each feature begins to fire, `[d_sae]`; with architecture `jumprelu` alone.
+    /// Where each feature becomes active, `[d_sae]`; with architecture `jumprelu` alone.
     ///
     /// # Errors
     /// When the file cannot be read, or holds a number that is not finite.

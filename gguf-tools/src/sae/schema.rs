@@ -16,9 +16,9 @@
 //! | `sae.b_dec` | `[d_in]` | |
 //! | `sae.decoder_norm` | `[d_sae]` | L2 norm of each decoder row |
 //! | `sae.threshold` | `[d_sae]` | with architecture `jumprelu` alone |
-//! | `sae.log_sparsity` | `[d_sae]` | optional: log10 of how often a feature fires in training |
+//! | `sae.log_sparsity` | `[d_sae]` | optional: log10 of how often a feature is active in training |
 //! | `sae.image_baseline` | `[d_sae]` | optional: mean over pictures of the largest activation on image rows |
-//! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature fires |
+//! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature is active |
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of; and
 //! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its two vectors' bytes and of that number.

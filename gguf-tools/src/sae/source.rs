@@ -42,7 +42,7 @@ pub(super) struct Source {
     pub(super) b_dec: Vec<f32>,
     /// `[d_sae]`, with architecture `jumprelu`.
     pub(super) threshold: Option<Vec<f32>>,
-    /// `[d_sae]`: log10 of how often each feature fired in training.
+    /// `[d_sae]`: log10 of how often each feature was active in training.
     pub(super) log_sparsity: Option<Vec<f32>>,
 }
 

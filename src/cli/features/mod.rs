@@ -1,4 +1,4 @@
-//! `features`: the features that images, or a text, fire.
+//! `features`: the features that images, or a text, activate.
 
 mod seen;
 
@@ -23,7 +23,7 @@ use super::new_file::{NewFile, check_is_no_input, overwrite};
 
 use super::{CommandResult, Failure, Outcome, hints};
 
-/// List the features that images, or a text, fire
+/// List the features that images, or a text, activate
 ///
 /// A feature has an activation at each position: at each patch of a picture and at each token of the
 /// text. Those of the positions that `--over` names are pooled: `--pool` makes one number of them, the
@@ -31,7 +31,7 @@ use super::{CommandResult, Failure, Outcome, hints};
 /// (`--rank lift`). A feature's `max` is also where to start with interventions: about minus that
 /// much as `--steer` strength takes what it stands for away.
 ///
-/// `--heatmap` draws where the listed features fire, and `--html` makes a page to look around in, of
+/// `--heatmap` draws where the listed features are active, and `--html` makes a page to look around in, of
 /// pictures or of a text: every active feature, every patch and token, and what the model says, with
 /// interventions beside the original.
 #[derive(Args)]
@@ -72,7 +72,7 @@ pub(super) struct FeaturesArgs {
     /// Hide these features: indices or labels, comma-separated
     #[arg(long, value_name = "FEATURES", value_parser = interventions::parse_names)]
     exclude: Vec<String>,
-    /// Hide features that fire on nine rows of ten or more: of pictures where the SAE's file has a
+    /// Hide features that are active on nine rows of ten or more: of pictures where the SAE's file has a
     /// baseline, else of the pooled positions
     #[arg(long)]
     exclude_always_on: bool,

@@ -199,7 +199,7 @@ impl Seen {
     }
 
     /// Draws the listed features over `square`, the picture as the model sees it, but for those that
-    /// no patch fires.
+    /// no patch activates.
     pub(super) fn draw(
         &self,
         square: &RgbImage,
@@ -234,7 +234,7 @@ impl Seen {
         }
         if !unseen.is_empty() {
             let features = unseen.join(", ");
-            log::warn!("no heat map of features that no patch of `{stem}` fires: {features}");
+            log::warn!("no heat map of features that no patch of `{stem}` activates: {features}");
         }
         Ok(())
     }
@@ -306,7 +306,7 @@ pub(super) fn print_group(
         )
         .map_err(Failure::Output);
     }
-    let fires =
+    let activates =
         |picture: &[FeatureScore], feature| picture.iter().any(|one| one.feature == feature);
     let features = json::features(&scores, sae).into_iter().zip(&scores);
     let report = GroupReport {
@@ -321,7 +321,7 @@ pub(super) fn print_group(
                 lift: score.lift,
                 n_images: pictures
                     .iter()
-                    .filter(|picture| fires(picture, score.feature))
+                    .filter(|picture| activates(picture, score.feature))
                     .count(),
             })
             .collect(),

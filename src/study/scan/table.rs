@@ -35,7 +35,7 @@ pub(super) const FIELDS: [(&str, DataType, bool); 7] = [
     ("count", DataType::Int32, false),
 ];
 
-/// A feature that a picture fires.
+/// A feature that a picture activates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActiveFeature {
     /// Its index.
@@ -44,7 +44,7 @@ pub struct ActiveFeature {
     pub sum: f32,
     /// The largest of them.
     pub max: f32,
-    /// The number of image rows on which it fires.
+    /// The number of image rows on which it is active.
     pub count: usize,
 }
 
@@ -57,7 +57,7 @@ pub struct Row<'a> {
     pub class: Option<&'a str>,
     /// The feature's label, where it has one.
     pub label: Option<&'a str>,
-    /// What it fires.
+    /// What it activates.
     pub active: ActiveFeature,
 }
 

@@ -20,7 +20,7 @@ pub enum By {
     Max,
     /// The activations' sum.
     Sum,
-    /// The number of image rows on which it fires.
+    /// The number of image rows on which it is active.
     Count,
 }
 
@@ -35,14 +35,14 @@ impl By {
     }
 }
 
-/// An image that fires a feature.
+/// An image that activates a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopImage {
     /// Its path below the scanned folder.
     pub path: String,
     /// The name of the folder that it lies in.
     pub class: Option<String>,
-    /// How it fires the feature.
+    /// How it activates the feature.
     pub active: ActiveFeature,
 }
 
@@ -53,13 +53,13 @@ pub struct FeatureImages {
     pub feature: usize,
     /// Its label, where a row has one.
     pub label: Option<String>,
-    /// How many images fire it.
+    /// How many images activate it.
     pub n_firing: u64,
-    /// Those that fire it most, best first.
+    /// Those that activate it most, best first.
     pub images: Vec<TopImage>,
 }
 
-/// How a feature's value in a class differs from that elsewhere. Images that do not fire it count as 0.
+/// How a feature's value in a class differs from that elsewhere. Images that do not activate it count as 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassFeature {
     /// Its index.
@@ -70,9 +70,9 @@ pub struct ClassFeature {
     pub mean_inside: f64,
     /// The mean over all other images.
     pub mean_outside: f64,
-    /// The share of the class's images that fire it.
+    /// The share of the class's images that activate it.
     pub share_inside: f64,
-    /// The share of all other images that fire it.
+    /// The share of all other images that activate it.
     pub share_outside: f64,
 }
 
@@ -83,7 +83,7 @@ impl ClassFeature {
     }
 }
 
-/// The features that a class fires more than other images do.
+/// The features that a class activates more than other images do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassFeatures {
     /// Images of the class, as [`ScanFile::class_sizes`] counts them.
@@ -94,7 +94,7 @@ pub struct ClassFeatures {
     pub features: Vec<ClassFeature>,
 }
 
-/// The `n_images` images that fire a feature most: an index, a label of a feature that some image fires,
+/// The `n_images` images that activate a feature most: an index, a label of a feature that some image activates,
 /// or a text that is part of exactly one of these.
 ///
 /// # Errors
@@ -163,7 +163,7 @@ fn falling(a: f64, b: f64) -> Ordering {
     b.total_cmp(&a)
 }
 
-/// The `n_features` features that images of `class` fire most above all other images, on average. Where a
+/// The `n_features` features that images of `class` activate most above all other images, on average. Where a
 /// file does not say how many images there are, those count that have a row.
 ///
 /// # Errors

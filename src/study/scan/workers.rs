@@ -26,7 +26,7 @@ pub struct ScanPrompt<'a> {
     pub form: PromptForm,
 }
 
-/// The features that a picture fires.
+/// The features that a picture activates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PictureFeatures {
     /// The image's rows, active or not.
