@@ -30,4 +30,4 @@ pub use gguf_tools::{Error, ErrorKind, Result};
 pub use hook_point::{GraphNode, HookPoint, Site};
 pub use positions::{Positions, Token, TokenKind};
 pub use product::{InMemory, MatrixRows, RowProduct};
-pub use sae::{FeatureId, Sae, SaeArrays, SaeSet};
+pub use sae::{FeatureId, FeatureName, Sae, SaeArrays, SaeSet};

@@ -267,13 +267,13 @@ pub fn rank(
 /// feature that a picture does not activate counts as 0, and lifts those of the mean maximum; the largest
 /// activation is that of all, and positions are counted in all. `argmax_position` is that of the
 /// picture with the largest activation.
-pub fn group(pictures: &[Vec<FeatureScore>], baseline: Option<&Baseline>) -> Vec<FeatureScore> {
+pub fn group(pictures: &[&[FeatureScore]], baseline: Option<&Baseline>) -> Vec<FeatureScore> {
     struct Sums {
         together: FeatureScore, // but for the score, a sum
         max_sum: f32,
     }
     let mut sums = BTreeMap::<usize, Sums>::new();
-    for score in pictures.iter().flatten() {
+    for score in pictures.iter().copied().flatten() {
         let Some(sum) = sums.get_mut(&score.feature) else {
             let (together, max_sum) = (score.clone(), score.max);
             sums.insert(score.feature, Sums { together, max_sum });

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
 
 use crate::hook_point::HookPoint;
@@ -24,6 +26,26 @@ impl FeatureId {
     /// A feature of the only SAE.
     pub const fn of_only(index: usize) -> Self {
         Self { sae: 0, index }
+    }
+}
+
+/// A feature as it is written: an index while there is one SAE, else `SAE_ID/INDEX`; a name can be a label
+/// too, where one is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "`feature` must be an index or a label")]
+pub enum FeatureName {
+    /// An index.
+    Index(usize),
+    /// A name.
+    Name(String),
+}
+
+impl fmt::Display for FeatureName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => index.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
     }
 }
 
@@ -440,12 +462,11 @@ impl SaeSet {
     }
 
     /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
-    pub fn shown(&self, feature: FeatureId) -> impl fmt::Display {
-        let id = match self.len() {
-            1 => String::new(),
-            _ => format!("{}/", self[feature.sae].id),
-        };
-        format!("{id}{}", feature.index)
+    pub fn shown(&self, feature: FeatureId) -> FeatureName {
+        match self.len() {
+            1 => FeatureName::Index(feature.index),
+            _ => FeatureName::Name(format!("{}/{}", self[feature.sae].id, feature.index)),
+        }
     }
 }
 

@@ -99,9 +99,10 @@ pub(super) struct ModelArgs {
     /// Its vision encoder and projector, a GGUF file
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     mmproj: Option<PathBuf>,
-    /// Its sparse autoencoder, a GGUF file
+    /// Its sparse autoencoder, a GGUF file; repeatable: several are read in one pass, and a feature is then
+    /// written `SAE/FEATURE`, the SAE by the id in its file or the file's name without its extension
     #[arg(long, value_name = "FILE", help_heading = "Model")]
-    sae: Option<PathBuf>,
+    sae: Vec<PathBuf>,
     /// A folder that `convert` wrote, with all three
     #[arg(short = 'd', long, value_name = "DIR", help_heading = "Model")]
     model_dir: Option<PathBuf>,
@@ -280,7 +281,13 @@ impl ModelArgs {
 
     /// The SAE as reports name it.
     pub(super) fn shown_sae(&self) -> String {
-        self.shown(self.sae.as_ref())
+        match &self.sae[..] {
+            [] => self.shown(None),
+            saes => {
+                let shown: Vec<_> = saes.iter().map(|path| path.display().to_string()).collect();
+                shown.join(", ")
+            }
+        }
     }
 
     fn shown(&self, file: Option<&PathBuf>) -> String {
@@ -294,8 +301,9 @@ impl ModelArgs {
     pub(super) fn given_files(&self) -> Vec<PathBuf> {
         let in_dir = self.model_dir.as_ref().and_then(|dir| dir.read_dir().ok());
         let in_dir = in_dir.into_iter().flatten().flatten();
-        let named = [&self.model, &self.mmproj, &self.sae].into_iter().flatten();
+        let named = [&self.model, &self.mmproj].into_iter().flatten();
         named
+            .chain(&self.sae)
             .cloned()
             .chain(in_dir.map(|entry| entry.path()))
             .collect()
@@ -314,8 +322,8 @@ impl ModelArgs {
     }
 
     fn is_demo(&self) -> bool {
-        let given = [&self.model_dir, &self.model, &self.mmproj, &self.sae];
-        given.into_iter().all(Option::is_none)
+        let given = [&self.model_dir, &self.model, &self.mmproj];
+        self.sae.is_empty() && given.into_iter().all(Option::is_none)
     }
 
     /// The model's files, which it says where they are the embedded demo's.
@@ -337,7 +345,7 @@ impl ModelArgs {
             self.model_dir.as_deref(),
             self.model.clone(),
             self.mmproj.clone(),
-            self.sae.iter().cloned().collect(),
+            self.sae.clone(),
         )
     }
 }

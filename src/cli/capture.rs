@@ -53,7 +53,10 @@ any more; `-n 0` stops after the prompt):
   feature_ids       I32 [nnz]         active features of `resid`, by rising index
   feature_values    F32 [nnz]         their activations
   image_embeddings  F32 [n_image, d_model]  as the projector gives them, where there is an image
-  logits            F32 [vocab]       after the prompt's last token, without `--no-logits`";
+  logits            F32 [vocab]       after the prompt's last token, without `--no-logits`
+
+With several SAEs, the names of `resid`, `resid_steered` and `feature_*` begin with `SAE/`, and each
+is at that SAE's hook; an SAE above an intervention sees the stream as it was changed.";
 
 pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let file = start_file(&args)?;
@@ -91,10 +94,12 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let interventions = saved_set::entries(steering.as_deref(), session.model().saes());
     let interventions =
         serde_json::to_string(&interventions).expect("interventions are plain data");
+    let hooks = session.model().saes().iter();
+    let hooks: Vec<_> = hooks.map(|sae| sae.hook_point().to_string()).collect();
     let metadata = [
         ("model", args.model.shown_model()),
         ("sae", args.model.shown_sae()),
-        ("hook", session.sae().hook_point().to_string()),
+        ("hook", hooks.join(", ")),
         ("prompt", args.prompt.text().to_owned()),
         (
             "image",

@@ -10,7 +10,9 @@ use llava_sae_cpp::rank::{self, FeatureScore, Over, Pool};
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::table::{self, Score};
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{CancelFlag, Keep, Prompt, Run, RunOptions, Sae, Session, Stop, saved_set};
+use llava_sae_cpp::{
+    CancelFlag, Keep, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop, saved_set,
+};
 use serde::Serialize;
 
 use super::args::{self, DescribeArgs, Verbosity};
@@ -75,8 +77,9 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
 
     let scores = match args.top {
         0 => Vec::new(),
-        top => top_features(&runs[0], session.sae(), &over, top)?,
+        top => top_features(&runs[0], session.model().saes(), &over, top)?,
     };
+    let saes = session.model().saes();
     if args.json {
         let report = Report {
             model: args.model.shown_model(),
@@ -86,7 +89,9 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),
             original: original.map(json::Output::new),
             steered: steered.map(json::Output::new),
-            features: json::features(&scores, session.sae()),
+            features: (scores.iter().enumerate())
+                .flat_map(|(sae, scores)| json::features(scores, saes, sae))
+                .collect(),
             n_prompt_tokens: prompt.tokens().len(),
             n_image_tokens: image
                 .as_ref()
@@ -102,23 +107,25 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
         writeln!(io::stdout(), "{report}").map_err(Failure::Output)?;
     } else if args.top > 0 {
-        let title = match (over == Over::IMAGE, session.sae().baseline()) {
-            (true, Some(_)) => {
-                "Features that the image activated most (largest activation over its tokens, less the usual one):"
-            }
-            (true, None) => {
-                "Features that the image activated most (largest activation over its tokens):"
-            }
-            (false, _) => {
-                "Features that the prompt activated most (largest activation over its tokens, special ones left out):"
-            }
-        };
         let mut out = io::stdout().lock();
-        writeln!(out)
-            .and_then(|()| {
-                table::print_features(&mut out, title, &scores, Score::Max, session.sae())
-            })
-            .map_err(Failure::Output)?;
+        for (sae, scores) in saes.iter().zip(&scores) {
+            let of = match (over == Over::IMAGE, sae.baseline()) {
+                (true, Some(_)) => {
+                    "the image activated most (largest activation over its tokens, less the usual one)"
+                }
+                (true, None) => "the image activated most (largest activation over its tokens)",
+                (false, _) => {
+                    "the prompt activated most (largest activation over its tokens, special ones left out)"
+                }
+            };
+            let title = match saes.len() {
+                1 => format!("Features that {of}:"),
+                _ => format!("Features of {} that {of}:", sae.id()),
+            };
+            writeln!(out)
+                .and_then(|()| table::print_features(&mut out, &title, scores, Score::Max, sae))
+                .map_err(Failure::Output)?;
+        }
     }
     if was_interrupted {
         return Ok(Outcome::Interrupted);
@@ -178,19 +185,22 @@ fn describe(
     Ok(runs)
 }
 
+/// The first `top` of each SAE.
 fn top_features(
     run: &Run,
-    sae: &Sae,
+    saes: &SaeSet,
     over: &Over,
     top: usize,
-) -> llava_sae_cpp::Result<Vec<FeatureScore>> {
+) -> llava_sae_cpp::Result<Vec<Vec<FeatureScore>>> {
     let positions = rank::pooled_positions(&run.trace.tokens, over)?;
-    let baseline = sae.baseline().filter(|_| *over == Over::IMAGE);
-    let d_sae = sae.meta().d_sae;
-    let acts = &run.trace.saes[0].activations;
-    let mut scores = rank::rank(acts, &positions, d_sae, Pool::Max, baseline);
-    scores.truncate(top);
-    Ok(scores)
+    let of_sae = |(sae, seen): (&Arc<Sae>, &SaeTrace)| {
+        let baseline = sae.baseline().filter(|_| *over == Over::IMAGE);
+        let d_sae = sae.meta().d_sae;
+        let mut scores = rank::rank(&seen.activations, &positions, d_sae, Pool::Max, baseline);
+        scores.truncate(top);
+        scores
+    };
+    Ok(saes.iter().zip(&run.trace.saes).map(of_sae).collect())
 }
 
 /// Prints the text as it comes. An error waits until the run is over.

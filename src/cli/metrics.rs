@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gguf_tools::terminal::one_line;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
-use llava_sae_cpp::{CancelFlag, Error, ImageCache, Session};
+use llava_sae_cpp::{CancelFlag, Error, ImageCache, Sae, SaeSet, Session};
 use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs, Verbosity};
@@ -33,7 +34,7 @@ pub(super) struct MetricsArgs {
     /// contexts of 128 tokens
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Print one JSON object instead of a table
+    /// Print one JSON object instead of a table; of several SAEs, one each, a line each
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -83,18 +84,44 @@ pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }
     let mut session = args.model.open_files(&files, options, verbosity, &cancel)?;
-    let mut metrics = Metrics::new(&session);
+    let saes = session.model().saes().clone();
+    let all = (0..saes.len()).map(|sae| Metrics::new(&session, sae));
+    let mut all: Vec<Metrics> = all.collect();
     measure(
         &args,
         text.as_deref(),
         &mut session,
-        &mut metrics,
+        &mut all,
         verbosity,
         &cancel,
     )?;
-    let report = Report {
+    let mut out = io::stdout().lock();
+    for (sae, metrics) in saes.iter().zip(&all) {
+        let report = report(&args, &saes, sae, metrics);
+        if args.json {
+            let report = serde_json::to_string(&report).expect("plain data");
+            writeln!(out, "{report}").map_err(Failure::Output)?;
+            continue;
+        }
+        if saes.len() > 1 {
+            writeln!(out, "{}:", one_line(sae.id())).map_err(Failure::Output)?;
+        }
+        print_table(&mut out, &report).map_err(Failure::Output)?;
+    }
+    if !args.json && args.text.is_none() && !args.image.is_empty() {
+        let what = "Text rows are those of the prompt around each image, the same tokens every time; `--text FILE` measures on a text.";
+        writeln!(out, "{what}").map_err(Failure::Output)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn report(args: &MetricsArgs, saes: &SaeSet, sae: &Sae, metrics: &Metrics) -> Report {
+    Report {
         model: args.model.shown_model(),
-        sae: args.model.shown_sae(),
+        sae: match saes.len() {
+            1 => args.model.shown_sae(),
+            _ => sae.id().to_owned(),
+        },
         text: fit_report(&metrics.text),
         image: fit_report(&metrics.image),
         loss: LossReport {
@@ -105,19 +132,7 @@ pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -
             ce_loss_score: metrics.loss.score(),
             zeros_cost_nothing: metrics.loss.zeros_cost_nothing(),
         },
-    };
-    let mut out = io::stdout().lock();
-    if args.json {
-        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
-        writeln!(out, "{report}").map_err(Failure::Output)?;
-    } else {
-        print_table(&mut out, &report).map_err(Failure::Output)?;
-        if args.text.is_none() && !args.image.is_empty() {
-            let what = "Text rows are those of the prompt around each image, the same tokens every time; `--text FILE` measures on a text.";
-            writeln!(out, "{what}").map_err(Failure::Output)?;
-        }
     }
-    Ok(Outcome::Done)
 }
 
 fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
@@ -137,7 +152,7 @@ fn measure(
     args: &MetricsArgs,
     text: Option<&str>,
     session: &mut Session,
-    metrics: &mut Metrics,
+    all: &mut [Metrics],
     verbosity: Verbosity,
     cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<()> {
@@ -150,7 +165,9 @@ fn measure(
     }
     let counter = Counter::start("prompts", texts.len() + args.image.len(), verbosity);
     for prompt in &texts {
-        metrics.add(session, prompt, cancel)?;
+        for metrics in &mut *all {
+            metrics.add(session, prompt, cancel)?;
+        }
         counter.advance();
     }
     let mut n_skipped = 0;
@@ -166,10 +183,11 @@ fn measure(
             Err(error) => return Err(error),
         };
         let prompt = args.prompt.build(session, Some(&image), cancel)?;
-        if text.is_some() {
-            metrics.add_image(session, &prompt, cancel)?;
-        } else {
-            metrics.add(session, &prompt, cancel)?;
+        for metrics in &mut *all {
+            match text {
+                Some(_) => metrics.add_image(session, &prompt, cancel)?,
+                None => metrics.add(session, &prompt, cancel)?,
+            }
         }
         counter.advance();
     }

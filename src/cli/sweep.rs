@@ -8,7 +8,7 @@ use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{CancelFlag, Error, RunOptions, ScoredRun, Sweep};
+use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep};
 use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
@@ -108,7 +108,7 @@ struct Report {
     sae: String,
     prompt: String,
     image: Option<String>,
-    feature: usize,
+    feature: FeatureName,
     label: Option<String>,
     units: Units,
     at: String,
@@ -166,7 +166,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let sweep = session.sweep(&prompt, &steerings, &options)?;
     spinner.finish();
     let label = model.saes().label(feature).map(str::to_owned);
-    let feature = feature.index;
+    let feature = model.saes().shown(feature);
     let mut out = io::stdout().lock();
     if args.json {
         let report = report(&args, feature, label, &sweep);
@@ -181,7 +181,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     Ok(Outcome::Done)
 }
 
-fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep) -> Report {
+fn report(args: &SweepArgs, feature: FeatureName, label: Option<String>, sweep: &Sweep) -> Report {
     let point = |(&strength, scored): (&f32, &ScoredRun)| Point {
         strength,
         output: json::Output::new(&scored.run),
@@ -214,7 +214,7 @@ fn report(args: &SweepArgs, feature: usize, label: Option<String>, sweep: &Sweep
 fn print_table(
     out: &mut dyn Write,
     args: &SweepArgs,
-    feature: usize,
+    feature: FeatureName,
     label: Option<String>,
     sweep: &Sweep,
 ) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Runs, features and tokens as JSON: names here are an interface.
 
 use crate::rank::FeatureScore;
-use crate::{Run, Sae, Session, Stop, Token, TokenKind};
+use crate::{FeatureId, FeatureName, Run, SaeSet, Session, Stop, Token, TokenKind};
 use serde::Serialize;
 
 /// One run's output.
@@ -37,22 +37,26 @@ pub(super) fn stop(stop: Stop) -> &'static str {
 #[derive(Serialize)]
 pub struct FeatureEntry {
     rank: usize,
-    feature: usize,
+    feature: FeatureName,
     label: Option<String>,
     score: f32,
     max: f32,
     n_tokens: usize,
 }
 
-/// Ranked features, best first; ranks start at 1.
-pub fn features(scores: &[FeatureScore], sae: &Sae) -> Vec<FeatureEntry> {
-    let entry = |(i, score): (usize, &FeatureScore)| FeatureEntry {
-        rank: i + 1,
-        feature: score.feature,
-        label: sae.label(score.feature).map(str::to_owned),
-        score: score.score,
-        max: score.max,
-        n_tokens: score.n_tokens,
+/// Ranked features of the SAE `sae`, best first; ranks start at 1.
+pub fn features(scores: &[FeatureScore], saes: &SaeSet, sae: usize) -> Vec<FeatureEntry> {
+    let entry = |(i, score): (usize, &FeatureScore)| {
+        let index = score.feature;
+        let feature = FeatureId { sae, index };
+        FeatureEntry {
+            rank: i + 1,
+            feature: saes.shown(feature),
+            label: saes.label(feature).map(str::to_owned),
+            score: score.score,
+            max: score.max,
+            n_tokens: score.n_tokens,
+        }
     };
     scores.iter().enumerate().map(entry).collect()
 }

@@ -4,6 +4,8 @@
 //! As there, the rows of special tokens ([`Model::is_special`](crate::llama::Model::is_special)) do
 //! not count.
 
+use std::sync::Arc;
+
 use crate::llama::{AddBos, Edited};
 use crate::model::Session;
 use crate::prompt::Prompt;
@@ -18,6 +20,7 @@ const TEXT_CONTEXT: usize = 128;
 /// What was seen so far.
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    sae: usize,
     /// How text rows are reconstructed.
     pub text: Fit,
     /// How image rows are.
@@ -28,11 +31,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Nothing seen yet.
-    pub fn new(session: &Session) -> Self {
-        let meta = session.sae().meta();
+    /// Nothing seen yet of one of the model's SAEs, by its place among them.
+    ///
+    /// # Panics
+    /// When there is no such SAE.
+    pub fn new(session: &Session, sae: usize) -> Self {
+        let meta = session.model().saes()[sae].meta();
         let fit = Fit::new(meta.d_in, meta.d_sae);
         Self {
+            sae,
             text: fit.clone(),
             image: fit,
             loss: Loss::default(),
@@ -84,9 +91,10 @@ impl Metrics {
             ..RunOptions::default()
         };
         let trace = session.run(prompt, options)?.trace;
-        let seen = &trace.saes[0];
-        let mut decoder = Decoder::new(session.sae().clone());
-        let rows = seen.residuals.chunks_exact(session.sae().meta().d_in);
+        let seen = &trace.saes[self.sae];
+        let sae = &session.model().saes()[self.sae];
+        let mut decoder = Decoder::new(Arc::clone(sae));
+        let rows = seen.residuals.chunks_exact(sae.meta().d_in);
         for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
             let is_special = token.id.is_some_and(|id| self.special.contains(&id));
             if is_special || !kinds.contain(*token) {
@@ -110,12 +118,12 @@ impl Metrics {
         cancel: &CancelFlag,
     ) -> Result<()> {
         let reconstruction = Reconstruction {
-            encoder: session.model().encoder(0)?,
-            decoder: Decoder::new(session.sae().clone()),
+            encoder: session.model().encoder(self.sae)?,
+            decoder: Decoder::new(Arc::clone(&session.model().saes()[self.sae])),
             activations: Activations::default(),
         };
         let reconstruction = Substitution::Reconstruction(Box::new(reconstruction));
-        let hook_point = session.sae().hook_point();
+        let hook_point = session.model().saes()[self.sae].hook_point();
         let mut mean = |substitution: Option<Substitution>| {
             let editors = substitution.into_iter().map(|substitution| EditorAt {
                 read: hook_point,

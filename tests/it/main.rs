@@ -42,6 +42,7 @@ mod scan_folders;
 mod scan_resume;
 mod scan_top;
 mod screen;
+mod several_saes;
 mod split_models;
 mod sweep;
 mod tokenizer;

@@ -85,7 +85,7 @@ fn check_fit(fit: &Fit, rows: &[Reconstructed], what: &str) {
 #[test]
 fn fits_are_what_their_formulas_say() {
     let mut session = Fixture::Demo.exact_session();
-    let mut metrics = Metrics::new(&session);
+    let mut metrics = Metrics::new(&session, 0);
     let (mut texts, mut images) = (Vec::new(), Vec::new());
     for picture in ["00.png", "01.png"] {
         let prompt = prompt(&mut session, Fixture::Demo, picture);
@@ -118,7 +118,7 @@ fn losses_are_those_of_transformers() {
         let prompt = session
             .prompt(text, PromptForm::Raw, None)
             .expect("it is tokenised");
-        let mut metrics = Metrics::new(&session);
+        let mut metrics = Metrics::new(&session, 0);
         metrics
             .add(&mut session, &prompt, &CancelFlag::default())
             .expect("it runs");

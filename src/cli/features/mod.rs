@@ -15,7 +15,7 @@ use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::{About, Page};
 use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{CancelFlag, Error, Picture, SaeSet, Session, saved_set};
+use llava_sae_cpp::{CancelFlag, Error, FeatureId, Picture, Sae, SaeSet, Session, saved_set};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
@@ -263,23 +263,25 @@ impl FeaturesArgs {
     }
 
     /// The features that `--exclude` and `--exclude-always-on` name before anything is run.
-    fn hidden(&self, saes: &SaeSet) -> llava_sae_cpp::Result<HashSet<usize>> {
+    fn hidden(&self, saes: &SaeSet) -> llava_sae_cpp::Result<HashSet<FeatureId>> {
         let mut hidden = HashSet::new();
         for list in &self.exclude {
             let named = interventions::find_features(saes, list)?;
-            hidden.extend(named.into_iter().map(|feature| feature.index));
+            hidden.extend(named);
         }
-        if let Some(baseline) = saes[0].baseline().filter(|_| self.exclude_always_on) {
-            let shares = baseline.frequency.iter().enumerate();
+        for (sae, known) in saes.iter().enumerate() {
+            let baseline = known.baseline().filter(|_| self.exclude_always_on);
+            let shares = baseline.map_or(&[][..], |baseline| &baseline.frequency);
+            let shares = shares.iter().enumerate();
             let always = shares.filter(|(_, share)| **share >= ALWAYS_ON);
-            hidden.extend(always.map(|(feature, _)| feature));
+            hidden.extend(always.map(|(index, _)| FeatureId { sae, index }));
         }
         Ok(hidden)
     }
 
     /// Whether features are ranked by lift.
-    fn has_lift(&self, session: &Session) -> llava_sae_cpp::Result<bool> {
-        let has_baseline = session.sae().baseline().is_some();
+    fn has_lift(&self, sae: &Sae) -> llava_sae_cpp::Result<bool> {
+        let has_baseline = sae.baseline().is_some();
         match self.rank {
             Some(RankArg::Activation) => Ok(false),
             Some(RankArg::Lift) if !has_baseline => Err(no_baseline()),
@@ -297,16 +299,20 @@ impl FeaturesArgs {
         steering: Option<&Steering>,
         session: &Session,
     ) -> llava_sae_cpp::Result<About> {
-        let has_lift = self.has_lift(session)?;
+        let saes = session.model().saes();
+        let lifts = saes.iter().map(|sae| self.has_lift(sae));
+        let has_lift = lifts.collect::<Result<Vec<_>, _>>()?.contains(&true);
         let positions = self.over().to_string();
         let ranked_by = match has_lift {
             true => format!("largest activation of {positions}, less the usual one on pictures"),
             false => self.subject(),
         };
+        let hooks = saes.iter().map(|sae| sae.hook_point().to_string());
+        let hooks: Vec<_> = hooks.collect();
         Ok(About {
             model: self.model.shown_model(),
             sae: self.model.shown_sae(),
-            hook: session.sae().hook_point().to_string(),
+            hook: hooks.join(", "),
             prompt: self.prompt.text().to_owned(),
             ranked_by,
             positions,

@@ -10,10 +10,12 @@ use image::RgbImage;
 use llava_sae_cpp::rank::{self, FeatureScore};
 use llava_sae_cpp::report::heatmap::{self, HeatMap};
 use llava_sae_cpp::report::page::Shown;
+use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Error, Keep, Picture, Run, RunOptions, Session, Stop, Token, TokenKind,
+    CancelFlag, Error, FeatureId, Keep, Picture, Run, RunOptions, SaeSet, Session, Stop, Token,
+    TokenKind,
 };
 use serde::Serialize;
 
@@ -66,8 +68,8 @@ pub(super) struct Seen {
     tokens: Vec<Token>,
     /// The pooled ones, rising.
     positions: Vec<usize>,
-    /// All that are active at the pooled positions.
-    scores: Vec<FeatureScore>,
+    /// All that are active at the pooled positions, of each SAE.
+    scores: Vec<Vec<FeatureScore>>,
     run: Run,
     steered: Option<Run>,
 }
@@ -79,7 +81,7 @@ pub(super) fn look(
     picture: Option<Picture>,
     steering: Option<&Arc<Steering>>,
     args: &FeaturesArgs,
-    hidden: &HashSet<usize>,
+    hidden: &HashSet<FeatureId>,
     verbosity: Verbosity,
     cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<Seen> {
@@ -118,19 +120,26 @@ pub(super) fn look(
     let mut tokens = prompt.tokens().to_vec();
     tokens.extend(original.trace.tokens.iter().skip(tokens.len()));
     let positions = rank::pooled_positions(&tokens, &over)?;
-    let has_lift = args.has_lift(session)?;
-    let sae = session.sae();
-    let baseline = sae.baseline().filter(|_| has_lift);
-    let d_sae = sae.meta().d_sae;
-    let acts = &original.trace.saes[0].activations;
-    let mut scores = rank::rank(acts, &positions, d_sae, args.pool.into(), baseline);
-    // Without a baseline, what is always on is told by this input alone.
-    let is_measured = !args.exclude_always_on || sae.baseline().is_some();
-    let n_always = f64::from(ALWAYS_ON) * positions.len() as f64;
-    scores.retain(|score| {
-        let is_always_on = !is_measured && score.n_tokens as f64 >= n_always;
-        !is_always_on && !hidden.contains(&score.feature)
-    });
+    let mut scores = Vec::new();
+    let seen = session.model().saes().iter().zip(&original.trace.saes);
+    for (sae_idx, (sae, seen)) in seen.enumerate() {
+        let has_lift = args.has_lift(sae)?;
+        let baseline = sae.baseline().filter(|_| has_lift);
+        let (d_sae, pool) = (sae.meta().d_sae, args.pool.into());
+        let mut ranked = rank::rank(&seen.activations, &positions, d_sae, pool, baseline);
+        // Without a baseline, what is always on is told by this input alone.
+        let is_measured = !args.exclude_always_on || sae.baseline().is_some();
+        let n_always = f64::from(ALWAYS_ON) * positions.len() as f64;
+        ranked.retain(|score| {
+            let is_always_on = !is_measured && score.n_tokens as f64 >= n_always;
+            let feature = FeatureId {
+                sae: sae_idx,
+                index: score.feature,
+            };
+            !is_always_on && !hidden.contains(&feature)
+        });
+        scores.push(ranked);
+    }
     Ok(Seen {
         picture,
         grid: image.map(|image| image.grid),
@@ -150,35 +159,33 @@ impl Seen {
         args: &FeaturesArgs,
         session: &Session,
     ) -> Result<(), Failure> {
-        let scores = self.top(args);
+        let saes = session.model().saes();
         if !args.json {
             let title = format!("{shown}: {}", args.subject());
-            return table::print_features(
-                &mut io::stdout().lock(),
-                &title,
-                scores,
-                args.score_is(),
-                session.sae(),
-            )
-            .map_err(Failure::Output);
+            let scores: Vec<_> = (0..saes.len()).map(|sae| self.top(args, sae)).collect();
+            return print_tables(&title, &scores, args.score_is(), saes);
         }
-        let standings = json::features(scores, session.sae());
+        let of_sae = |sae: usize| {
+            let scores = self.top(args, sae);
+            let standings = json::features(scores, saes, sae).into_iter().zip(scores);
+            standings.map(move |(standing, score)| {
+                let index = score.feature;
+                let feature = FeatureId { sae, index };
+                FeatureReport {
+                    standing,
+                    lift: score.lift,
+                    argmax_position: score.argmax_position,
+                    active: self.active(feature),
+                    patches: self.patches(feature),
+                }
+            })
+        };
         let report = Report {
             image: self.picture.as_ref().map(|_| shown.to_owned()),
             n_image_tokens: self.grid.map_or(0, |[rows, columns]| rows * columns),
             grid: self.grid,
             tokens: json::tokens(&self.tokens, session),
-            features: standings
-                .into_iter()
-                .zip(scores)
-                .map(|(standing, score)| FeatureReport {
-                    standing,
-                    lift: score.lift,
-                    argmax_position: score.argmax_position,
-                    active: self.active(score.feature),
-                    patches: self.patches(score.feature),
-                })
-                .collect(),
+            features: (0..saes.len()).flat_map(of_sae).collect(),
         };
         let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
         writeln!(io::stdout(), "{report}").map_err(Failure::Output)
@@ -194,7 +201,7 @@ impl Seen {
     }
 
     /// The features alone.
-    pub(super) fn into_scores(self) -> Vec<FeatureScore> {
+    pub(super) fn into_scores(self) -> Vec<Vec<FeatureScore>> {
         self.scores
     }
 
@@ -208,28 +215,43 @@ impl Seen {
         args: &FeaturesArgs,
         session: &Session,
     ) -> llava_sae_cpp::Result<()> {
-        let scores = self.top(args);
-        let path = |rank, feature| heatmap::path(dir, stem, rank, scores.len(), feature);
+        let saes = session.model().saes();
+        let mut maps = Vec::new();
+        for (sae_idx, sae) in saes.iter().enumerate() {
+            let stem = match saes.len() {
+                1 => stem.to_owned(),
+                _ => format!("{stem}-{}", heatmap::in_file_names(sae.id())),
+            };
+            let scores = self.top(args, sae_idx);
+            for (i, score) in scores.iter().enumerate() {
+                let path = heatmap::path(dir, &stem, i + 1, scores.len(), score.feature);
+                let feature = FeatureId {
+                    sae: sae_idx,
+                    index: score.feature,
+                };
+                maps.push((path, feature));
+            }
+        }
         // All are checked first, so that a picture's heat maps are written together or not at all.
-        for (i, score) in scores.iter().enumerate() {
-            args.overwrite().check(&path(i + 1, score.feature))?;
+        for (path, _) in &maps {
+            args.overwrite().check(path)?;
         }
         let mut unseen = Vec::new();
-        for (i, score) in scores.iter().enumerate() {
-            let patches = self.patches(score.feature);
+        for (path, feature) in maps {
+            let patches = self.patches(feature);
+            let shown = saes.shown(feature);
             if patches.iter().all(|&value| value == 0.0) {
-                unseen.push(score.feature.to_string());
+                unseen.push(shown.to_string());
                 continue;
             }
-            let label = session.sae().label(score.feature);
+            let label = saes.label(feature);
             let label = label.map(|label| format!(" · {}", one_line(label)));
             let map = HeatMap {
                 picture: square,
                 patches: &patches,
                 grid: self.grid.expect("what is drawn has a picture"),
-                title: &format!("feature {}{}", score.feature, label.unwrap_or_default()),
+                title: &format!("feature {shown}{}", label.unwrap_or_default()),
             };
-            let path = path(i + 1, score.feature);
             NewFile::create(&path, args.overwrite())?.finish(&map.png())?;
         }
         if !unseen.is_empty() {
@@ -258,23 +280,31 @@ impl Seen {
         }
     }
 
-    fn top(&self, args: &FeaturesArgs) -> &[FeatureScore] {
-        &self.scores[..self.scores.len().min(args.top.get())]
+    /// The listed features of an SAE.
+    fn top(&self, args: &FeaturesArgs, sae: usize) -> &[FeatureScore] {
+        let scores = &self.scores[sae];
+        &scores[..scores.len().min(args.top.get())]
+    }
+
+    /// A feature's activation at a position.
+    fn activation(&self, position: usize, feature: FeatureId) -> f32 {
+        let activations = &self.run.trace.saes[feature.sae].activations;
+        activations.get(position, feature.index)
     }
 
     /// A feature's activation at each image row, in reading order.
-    fn patches(&self, feature: usize) -> Vec<f32> {
+    fn patches(&self, feature: FeatureId) -> Vec<f32> {
         let is_patch = |&i: &usize| self.tokens[i].kind == TokenKind::Image;
         (0..self.tokens.len())
             .filter(is_patch)
-            .map(|position| self.run.trace.saes[0].activations.get(position, feature))
+            .map(|position| self.activation(position, feature))
             .collect()
     }
 
     /// The pooled positions where a feature is active, and its activations there.
-    fn active(&self, feature: usize) -> Vec<(usize, f32)> {
+    fn active(&self, feature: FeatureId) -> Vec<(usize, f32)> {
         let activation = |&position: &usize| {
-            let value = self.run.trace.saes[0].activations.get(position, feature);
+            let value = self.activation(position, feature);
             (value != 0.0).then_some((position, value))
         };
         self.positions.iter().filter_map(activation).collect()
@@ -283,49 +313,72 @@ impl Seen {
 
 /// Prints the features of several pictures together.
 pub(super) fn print_group(
-    pictures: &[Vec<FeatureScore>],
+    pictures: &[Vec<Vec<FeatureScore>>],
     args: &FeaturesArgs,
     session: &Session,
 ) -> Result<(), Failure> {
-    let has_lift = args.has_lift(session)?;
-    let sae = session.sae();
-    let mut scores = rank::group(pictures, sae.baseline().filter(|_| has_lift));
-    scores.truncate(args.top.get());
+    let saes = session.model().saes();
+    let mut groups = Vec::new();
+    for (sae_idx, sae) in saes.iter().enumerate() {
+        let has_lift = args.has_lift(sae)?;
+        let of_sae: Vec<_> = pictures.iter().map(|scores| &scores[sae_idx][..]).collect();
+        let mut scores = rank::group(&of_sae, sae.baseline().filter(|_| has_lift));
+        scores.truncate(args.top.get());
+        groups.push((of_sae, scores));
+    }
     if !args.json {
         let title = format!(
             "{} images, mean of each: {}",
             pictures.len(),
             args.subject()
         );
-        return table::print_features(
-            &mut io::stdout().lock(),
-            &title,
-            &scores,
-            args.score_is(),
-            sae,
-        )
-        .map_err(Failure::Output);
+        let scores: Vec<_> = groups.iter().map(|(_, scores)| &scores[..]).collect();
+        return print_tables(&title, &scores, args.score_is(), saes);
     }
     let activates =
         |picture: &[FeatureScore], feature| picture.iter().any(|one| one.feature == feature);
-    let features = json::features(&scores, sae).into_iter().zip(&scores);
+    let mut features = Vec::new();
+    for (sae_idx, (pictures, scores)) in groups.iter().enumerate() {
+        let standings = json::features(scores, saes, sae_idx)
+            .into_iter()
+            .zip(scores);
+        features.extend(standings.map(|(standing, score)| {
+            let active_in = pictures
+                .iter()
+                .filter(|picture| activates(picture, score.feature));
+            GroupFeatureReport {
+                standing,
+                lift: score.lift,
+                n_images: active_in.count(),
+            }
+        }));
+    }
     let report = GroupReport {
         images: args
             .image
             .iter()
             .map(|path| path.display().to_string())
             .collect(),
-        features: features
-            .map(|(standing, score)| GroupFeatureReport {
-                standing,
-                lift: score.lift,
-                n_images: pictures
-                    .iter()
-                    .filter(|picture| activates(picture, score.feature))
-                    .count(),
-            })
-            .collect(),
+        features,
     };
     let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
     writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+}
+
+/// Prints a table for each SAE.
+fn print_tables(
+    title: &str,
+    scores: &[&[FeatureScore]],
+    score_is: Score,
+    saes: &SaeSet,
+) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    for (sae, scores) in saes.iter().zip(scores) {
+        let title = match saes.len() {
+            1 => title.to_owned(),
+            _ => format!("{title}, {}", sae.id()),
+        };
+        table::print_features(&mut out, &title, scores, score_is, sae).map_err(Failure::Output)?;
+    }
+    Ok(())
 }

@@ -187,6 +187,11 @@ pub fn stems(pictures: &[PathBuf]) -> Vec<String> {
         .collect()
 }
 
+/// A name, such as an SAE's id, as a part of a file's name: what separates folders becomes `_`.
+pub fn in_file_names(name: &str) -> String {
+    name.replace(['/', '\\', ':'], "_")
+}
+
 /// The path of the heat map of a feature that is `rank`th of `n_ranks`, so that a folder's listing
 /// is in the order of ranks.
 pub fn path(dir: &Path, stem: &str, rank: usize, n_ranks: usize, feature: usize) -> PathBuf {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::rank::{self, FeatureScore, Pool};
-use crate::{Run, Session, Token, TokenKind, saved_set};
+use crate::{FeatureId, Run, Session, Token, TokenKind, saved_set};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
@@ -31,7 +31,10 @@ const WHOLE_SIDE: f32 = 240.0;
 pub struct Page {
     #[serde(flatten)]
     about: About,
-    colours: Vec<String>,            // [N_COLOURS], as CSS has them
+    colours: Vec<String>, // [N_COLOURS], as CSS has them
+    /// With several SAEs, what each feature that is active somewhere is called.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    names: BTreeMap<usize, String>,
     labels: BTreeMap<usize, String>, // of the features that are active somewhere
     pictures: Vec<PictureData>,
 }
@@ -68,8 +71,8 @@ pub struct Shown<'a> {
     pub whole: Option<(&'a RgbImage, [f32; 4])>,
     /// Rows and columns of its patches.
     pub grid: Option<[usize; 2]>,
-    /// Ranked features, best first.
-    pub scores: &'a [FeatureScore],
+    /// Ranked features of each SAE, best first.
+    pub scores: &'a [Vec<FeatureScore>],
     /// The run without interventions, with its features.
     pub original: &'a Run,
     /// The run with them.
@@ -144,6 +147,7 @@ impl Page {
         Self {
             about,
             colours: (0..N_COLOURS).map(hex).collect(),
+            names: BTreeMap::new(),
             labels: BTreeMap::new(),
             pictures: Vec::new(),
         }
@@ -152,29 +156,50 @@ impl Page {
     /// Adds a picture, or a text.
     pub fn add(&mut self, shown: &Shown<'_>, session: &Session) {
         let trace = &shown.original.trace;
-        let sae = session.sae();
-        let n_positions = trace.saes[0].activations.n_rows();
+        let saes = session.model().saes();
+        // A page's features are those of all SAEs, one SAE's behind the other's.
+        let widths = saes.iter().map(|sae| sae.meta().d_sae);
+        let starts: Vec<usize> = widths
+            .scan(0, |end, width| Some(std::mem::replace(end, *end + width)))
+            .collect();
+        let n_positions = trace.tokens.len();
         let everywhere: Vec<usize> = (0..n_positions).collect();
-        let d_sae = sae.meta().d_sae;
-        let active = rank::rank(
-            &trace.saes[0].activations,
-            &everywhere,
-            d_sae,
-            Pool::Max,
-            None,
-        );
-        let mut is_ranked = vec![false; d_sae];
-        for score in shown.scores {
-            is_ranked[score.feature] = true;
-        }
-        for score in &active {
-            if let Some(label) = sae.label(score.feature) {
-                self.labels.insert(score.feature, one_line(label));
+        let (mut ranked, mut unranked) = (Vec::new(), Vec::new());
+        for (sae_idx, (sae, seen)) in saes.iter().zip(&trace.saes).enumerate() {
+            let d_sae = sae.meta().d_sae;
+            let active = rank::rank(&seen.activations, &everywhere, d_sae, Pool::Max, None);
+            let scores = &shown.scores[sae_idx];
+            let mut is_ranked = vec![false; d_sae];
+            for score in scores {
+                is_ranked[score.feature] = true;
             }
+            for score in &active {
+                let place = starts[sae_idx] + score.feature;
+                let index = score.feature;
+                let id = FeatureId {
+                    sae: sae_idx,
+                    index,
+                };
+                if saes.len() > 1 {
+                    self.names
+                        .insert(place, one_line(&saes.shown(id).to_string()));
+                }
+                if let Some(label) = sae.label(score.feature) {
+                    self.labels.insert(place, one_line(label));
+                }
+            }
+            let data = |score: &FeatureScore| feature(score, starts[sae_idx]);
+            ranked.extend(scores.iter().map(data));
+            let others = active.iter().filter(|score| !is_ranked[score.feature]);
+            unranked.extend(others.map(data));
         }
-        let unranked = active.iter().filter(|score| !is_ranked[score.feature]);
+        let n_ranked = ranked.len();
         let row = |position| {
-            let pairs = trace.saes[0].activations.row(position);
+            let of_saes = trace.saes.iter().zip(&starts);
+            let pairs = of_saes.flat_map(|(seen, start)| {
+                let row = seen.activations.row(position);
+                row.map(move |(feature, value)| (start + feature, value))
+            });
             pairs
                 .flat_map(|(feature, value)| [Number::Index(feature), Number::rounded(value)])
                 .collect()
@@ -189,8 +214,8 @@ impl Page {
             grid: shown.grid,
             tokens: tokens(&trace.tokens, session),
             activations: everywhere.iter().copied().map(row).collect(),
-            features: shown.scores.iter().chain(unranked).map(feature).collect(),
-            n_ranked: shown.scores.len(),
+            features: ranked.into_iter().chain(unranked).collect(),
+            n_ranked,
             original,
             steered,
         });
@@ -256,9 +281,9 @@ fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenData> {
     tokens.iter().map(token).collect()
 }
 
-fn feature(score: &FeatureScore) -> FeatureData {
+fn feature(score: &FeatureScore, start: usize) -> FeatureData {
     (
-        score.feature,
+        start + score.feature,
         Number::rounded(score.score),
         score.lift.map(Number::rounded),
         Number::rounded(score.max),

@@ -26,6 +26,8 @@ function element(tag, properties = {}, ...children) {
 
 const number = (value) => (value === 0 ? "0" : value.toPrecision(Math.abs(value) >= 1000 ? 4 : 3));
 const label = (feature) => data.labels[feature];
+// What a feature is called: its index, or with several SAEs the SAE too.
+const named = (feature) => data.names?.[feature] ?? feature;
 // A label of its own writing direction, so that it does not turn its neighbours round.
 function labelElement(feature) {
   const text = label(feature);
@@ -127,7 +129,7 @@ function drawPosition() {
     const length = element("span", { className: "length" });
     length.style.width = `${(100 * value) / row[0][1]}%`;
     const button = element("button", { type: "button", onclick: () => pick(feature) },
-      element("span", { textContent: feature }), labelElement(feature),
+      element("span", { textContent: named(feature) }), labelElement(feature),
       element("span", { className: "number", textContent: number(value) }), length);
     button.setAttribute("aria-pressed", String(feature === state.feature?.feature));
     return element("li", {}, button);
@@ -154,7 +156,7 @@ function matches() {
   const key = orders[state.order];
   return state.picture.features
     .filter(({ feature }) => {
-      const text = `${feature} ${label(feature) ?? ""}`.toLowerCase();
+      const text = `${named(feature)} ${label(feature) ?? ""}`.toLowerCase();
       return words.every((word) => text.includes(word));
     })
     .sort((a, b) => (key(a) === key(b) ? 0 : key(a) - key(b)));
@@ -165,7 +167,7 @@ function drawList() {
   const shown = state.showsAll ? found : found.slice(0, N_ROWS);
   const options = shown.map((entry) => {
     const { feature, rank, score, lift, max, nTokens } = entry;
-    const cells = [rank ?? "–", feature, number(lift ?? score), number(max), nTokens];
+    const cells = [rank ?? "–", named(feature), number(lift ?? score), number(max), nTokens];
     const option = element("div", { className: "option", id: `feature-${feature}`, onclick: () => pick(feature) },
       ...cells.map((cell) => element("span", { className: "number", textContent: cell })), labelElement(feature));
     option.setAttribute("role", "option");
@@ -194,7 +196,7 @@ function choose(feature) {
   state.feature = state.picture.byIndex.get(feature) ?? null;
   if (state.feature) {
     const { rank, max, nTokens } = state.feature;
-    const title = [`Feature ${feature}`];
+    const title = [`Feature ${named(feature)}`];
     if (label(feature) !== undefined) title.push(" · ", labelElement(feature));
     find("#chosen").replaceChildren(...title);
     find("#chosen-numbers").textContent = rank === null

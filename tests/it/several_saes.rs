@@ -1,0 +1,229 @@
+//! Several SAEs in one pass, from the command line: each gives what it gives alone.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use gguf_tools::gguf::{Overwrite, TensorType};
+use gguf_tools::sae::{self, SaeOptions};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::bad_input::check;
+use crate::command_line::{json, run, stdout};
+use crate::fixture::{Fixture, picture, temporary_root};
+
+/// The demo's SAE at two layers: at the second it was trained on, at the first it sees something else.
+fn saes(name: &str) -> [PathBuf; 2] {
+    let dir = temporary_root().join("several").join(name);
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    [(0, "lower"), (1, "upper")].map(|(layer, name)| {
+        let target = dir.join(format!("{name}.gguf"));
+        let options = SaeOptions {
+            weight_type: TensorType::F16,
+            norm_factor: None,
+            hook_name: Some(format!("blocks.{layer}.hook_resid_post")),
+            labels: match layer {
+                1 => vec![Fixture::Demo.dir().join("sae/labels.json")],
+                _ => Vec::new(),
+            },
+            overwrite: Overwrite::Replace,
+        };
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let source = Fixture::Demo.dir().join("sae");
+        sae::convert(&source, &target, &options, go_on).expect("it converts");
+        target
+    })
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// The demo with these SAEs.
+fn with<'a>(models: &'a Path, saes: &'a [PathBuf]) -> Vec<&'a str> {
+    let mut args = vec!["-q", "--no-probe", "--image-cache", "0", "-d", text(models)];
+    for sae in saes {
+        args.extend(["--sae", text(sae)]);
+    }
+    args
+}
+
+fn args<'a>(command: &[&'a str], with: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [command, with, more].concat()
+}
+
+#[test]
+fn features_of_two_are_those_of_each() {
+    let models = Fixture::Demo.converted(TensorType::F16);
+    let saes = saes("features");
+    let look = |saes: &[PathBuf]| {
+        json(&args(
+            &["features"],
+            &with(&models, saes),
+            &["--json", "--top", "4", picture()],
+        ))
+    };
+    let both = look(&saes);
+    let both = both["features"].as_array().expect("a list");
+    assert_eq!(both.len(), 8);
+    for (place, (path, name)) in saes.iter().zip(["lower", "upper"]).enumerate() {
+        let alone = look(std::slice::from_ref(path));
+        for (i, alone) in alone["features"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .enumerate()
+        {
+            let ours = &both[4 * place + i];
+            let feature = format!("{name}/{}", alone["feature"]);
+            assert_eq!(ours["feature"], Value::String(feature));
+            for key in [
+                "rank", "label", "score", "max", "n_tokens", "active", "patches",
+            ] {
+                assert_eq!(ours[key], alone[key], "{name}: {key}");
+            }
+        }
+    }
+    // As tables: one each.
+    let shown = stdout(&args(
+        &["features"],
+        &with(&models, &saes),
+        &["--top", "3", picture()],
+    ));
+    let titles = shown
+        .lines()
+        .filter(|line| line.contains("largest activation"));
+    let titles: Vec<_> = titles.collect();
+    assert!(
+        titles[0].ends_with(", lower") && titles[1].ends_with(", upper"),
+        "{shown}"
+    );
+    let main = stdout(&args(
+        &[],
+        &with(&models, &saes),
+        &["--top", "3", "-n", "2", picture()],
+    ));
+    assert!(main.contains("Features of lower that"), "{main}");
+}
+
+#[test]
+fn interventions_name_the_sae() {
+    let models = Fixture::Demo.converted(TensorType::F16);
+    let saes = saes("interventions");
+    let with = with(&models, &saes);
+    let steered = |steer: &str, saes: &[&str]| {
+        let report = json(&args(
+            &[],
+            saes,
+            &["--json", "--steer", steer, "-n", "12", picture()],
+        ));
+        (
+            report["steered"]["text"].clone(),
+            report["interventions"].clone(),
+        )
+    };
+    let (both, set) = steered("upper/3:40", &with);
+    let alone = self::with(&models, &saes[1..]);
+    assert_eq!(both, steered("3:40", &alone).0);
+    assert_eq!(set[0]["feature"], "upper/3");
+    // What was printed is read again.
+    let file = temporary_root().join("several/interventions/set.json");
+    std::fs::write(&file, serde_json::json!({"interventions": set}).to_string()).expect("our own");
+    let again = [
+        "--json",
+        "--interventions",
+        text(&file),
+        "-n",
+        "12",
+        picture(),
+    ];
+    assert_eq!(json(&args(&[], &with, &again))["steered"]["text"], both);
+    check(
+        &args(&[], &with, &["--steer", "3:40", picture()]),
+        1,
+        &["does not say which SAE", "`lower`, `upper`", "hint: "],
+    );
+    check(
+        &args(&[], &with, &["--steer", "middle/3:40", picture()]),
+        1,
+        &["`middle/3`"],
+    );
+    let twice = [saes[0].clone(), saes[0].clone()];
+    check(
+        &args(&[], &self::with(&models, &twice), &[picture()]),
+        1,
+        &["two of the SAEs are called `lower`"],
+    );
+}
+
+#[test]
+fn captures_hold_both() {
+    let models = Fixture::Demo.converted(TensorType::F16);
+    let saes = saes("captures");
+    let dir = temporary_root().join("several/captures");
+    let capture = |saes: &[PathBuf], name: &str| {
+        let file = dir.join(name);
+        let more = ["-n", "3", "--force", "-o", text(&file), picture()];
+        stdout(&args(&["capture"], &with(&models, saes), &more));
+        std::fs::read(file).expect("it was written")
+    };
+    let both = capture(&saes, "both.safetensors");
+    let both = SafeTensors::deserialize(&both).expect("its own format");
+    for (path, name) in saes.iter().zip(["lower", "upper"]) {
+        let alone = capture(std::slice::from_ref(path), "alone.safetensors");
+        let alone = SafeTensors::deserialize(&alone).expect("its own format");
+        for key in ["resid", "feature_offsets", "feature_ids", "feature_values"] {
+            let ours = both.tensor(&format!("{name}/{key}")).expect("it is there");
+            let theirs = alone.tensor(key).expect("it is there");
+            assert_eq!(ours.shape(), theirs.shape());
+            assert!(ours.data() == theirs.data(), "{name}/{key}");
+        }
+        let logits = |file: &SafeTensors<'_>| file.tensor("logits").expect("there").data().to_vec();
+        assert!(logits(&both) == logits(&alone), "{name}: logits");
+    }
+}
+
+#[test]
+fn pages_maps_and_metrics_follow() {
+    let models = Fixture::Demo.converted(TensorType::F16);
+    let saes = saes("pages");
+    let dir = temporary_root().join("several/pages");
+    let (page, maps) = (dir.join("page.html"), dir.join("maps"));
+    let with = with(&models, &saes);
+    let more = [
+        "--top",
+        "2",
+        "--html",
+        text(&page),
+        "--heatmap",
+        text(&maps),
+        "-n",
+        "4",
+        "--force",
+    ];
+    stdout(&[&args(&["features"], &with, &more)[..], &[picture()]].concat());
+    let html = std::fs::read_to_string(&page).expect("it was written");
+    assert!(html.contains("\"names\":{") && html.contains("upper/"));
+    let names = crate::command_line::names(&maps);
+    let of = |name: &str| names.iter().filter(|file| file.contains(name)).count();
+    assert!(of("-lower-") >= 1 && of("-upper-") == 2, "{names:?}");
+    let printed = stdout(&args(&["metrics"], &with, &["--json", picture()]));
+    let reports: Vec<Value> = printed
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(reports.len(), 2);
+    let alone = json(&args(
+        &["metrics"],
+        &self::with(&models, &saes[1..]),
+        &["--json", picture()],
+    ));
+    for key in ["text", "image", "loss"] {
+        assert_eq!(reports[1][key], alone[key], "{key}");
+    }
+    assert!(
+        run(&args(&["metrics"], &with, &[picture()]))
+            .status
+            .success()
+    );
+}
