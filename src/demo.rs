@@ -1,8 +1,9 @@
 //! The demo model that is embedded in the program: a small LLaVA-Gemma and its text-only SAE.
 //! `assets/README.md` says what it is.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use gguf_tools::new_file::NewFile;
 
 use crate::model::files::ModelFiles;
 use crate::{Error, Result};
@@ -57,9 +58,6 @@ fn write_once(dir: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
         return Ok(path);
     }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write to", dir))?;
-    file.write_all(bytes).map_err(Error::io("write", &path))?;
-    file.persist(&path)
-        .map_err(|error| Error::io("write", &path)(error.error))?;
+    NewFile::in_cache(&path)?.finish_with(bytes)?;
     Ok(path)
 }

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use gguf_tools::new_file::Overwrite;
 use gguf_tools::sae::{Baseline, SaeFile};
 use llava_sae_cpp::CancelFlag;
 use llava_sae_cpp::scan::{PictureFeatures, Scan, scan};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
 use super::folder::{none_read, pictures_in, warn_of_gap};
-use super::new_file::overwrite;
 use super::progress::Counter;
 use super::{CommandResult, Outcome};
 
@@ -31,7 +31,7 @@ pub(super) struct BaselineArgs {
 }
 
 pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
-    let overwrite = overwrite(args.force);
+    let overwrite = Overwrite::if_forced(args.force);
     overwrite.check(&args.output)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use clap::Args;
+use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     CancelFlag, Error, Keep, Run, RunOptions, SaeSet, SaeTrace, Stop, TokenKind, saved_set,
@@ -12,7 +13,6 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::InterventionArgs;
-use super::new_file::{NewFile, check_is_no_input, overwrite};
 use super::progress::Spinner;
 use super::{CommandResult, Outcome};
 
@@ -110,7 +110,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
         ("interventions", interventions),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-    file.finish(&tensors.bytes(metadata)?)?;
+    file.finish_with(&tensors.bytes(metadata)?)?;
     Ok(Outcome::Done)
 }
 
@@ -120,7 +120,7 @@ fn start_file(args: &CaptureArgs) -> llava_sae_cpp::Result<NewFile> {
     let others = args.image.iter().chain(args.interventions.file());
     let inputs = args.model.given_files().into_iter();
     check_is_no_input(&args.output, inputs.chain(others.cloned()))?;
-    NewFile::create(&args.output, overwrite(args.force))
+    NewFile::create(&args.output, Overwrite::if_forced(args.force))
 }
 
 /// Named tensors as little-endian bytes.

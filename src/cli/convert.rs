@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
-use gguf_tools::gguf::{Overwrite, TensorType};
+use gguf_tools::gguf::TensorType;
 use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::new_file::Overwrite;
 use gguf_tools::output_dir::OutputDir;
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
 use super::args::{Verbosity, note_as_seen};
-use super::new_file::overwrite;
 use super::progress::{self, Spinner};
 use super::{CommandResult, Outcome};
 
@@ -100,7 +100,7 @@ impl SmallType {
 }
 
 pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
-    let overwrite = overwrite(args.force);
+    let overwrite = Overwrite::if_forced(args.force);
     let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
     let sae = in_output("sae", args.sae_type.tensor_type().name());
     let model = in_output("model", args.model_type.name());

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-
+use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::CancelFlag;
 
 use super::args::{ModelArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
-use super::new_file::overwrite;
 use super::{CommandResult, Outcome};
 
 /// Write a control vector that does the same in llama.cpp's own programs
@@ -31,7 +30,7 @@ pub(super) struct ExportCvecArgs {
 }
 
 pub(super) fn run(args: ExportCvecArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
-    let overwrite = overwrite(args.force);
+    let overwrite = Overwrite::if_forced(args.force);
     overwrite.check(&args.output)?;
     let session = args.model.open(verbosity, &cancel)?;
     let steering = args.interventions.steering(session.model())?;

@@ -11,7 +11,6 @@ mod folder;
 mod hints;
 mod interventions;
 mod metrics;
-mod new_file;
 mod progress;
 mod scan;
 mod sweep;

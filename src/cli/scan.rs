@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use gguf_tools::gguf::Overwrite;
+use gguf_tools::new_file::{Overwrite, check_is_no_input};
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::scan::{
     FoundPicture, Parts, PictureFeatures, Scan, Settings, Totals, check_output, jobs_at_once, scan,
@@ -13,7 +13,6 @@ use llava_sae_cpp::{CancelFlag, Error, ModelFiles, SessionOptions};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
 use super::folder::{none_read, pictures_in, warn_of_gap};
-use super::new_file::{check_is_no_input, overwrite};
 use super::progress::{Counter, Spinner};
 use super::{CommandResult, Outcome};
 
@@ -65,7 +64,7 @@ Examples:
       What pictures in folders called `pizza` activate more than the others";
 
 pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
-    let overwrite = overwrite(args.force);
+    let overwrite = Overwrite::if_forced(args.force);
     check_output(&args.output, overwrite)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
     let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));

@@ -11,10 +11,13 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use gguf_tools::new_file::{NewFile, UNFINISHED};
+
+use crate::{Error, Result};
+
 /// To be raised whenever a file's form changes.
 const FORMAT: u32 = 2;
 const EXTENSION: &str = "image-rows";
-const TEMPORARY_PREFIX: &str = ".image-rows-";
 /// Numbers of bytes, a line each: those that were counted when the folder was last looked through, and
 /// those of each file since.
 const LEDGER: &str = "ledger";
@@ -105,28 +108,29 @@ impl ImageCache {
         self.dir.join(format!("{}.{EXTENSION}", key.0.to_hex()))
     }
 
-    fn write(&self, key: &Key, values: &[f32]) -> io::Result<()> {
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        let n_bytes = (CHECKSUM_BYTES + bytes.len()) as u64;
+    fn write(&self, key: &Key, values: &[f32]) -> Result<()> {
+        let mut bytes = vec![0; CHECKSUM_BYTES];
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let (checksum, content) = bytes.split_at_mut(CHECKSUM_BYTES);
+        checksum.copy_from_slice(blake3::hash(content).as_bytes());
+        let n_bytes = bytes.len() as u64;
         if n_bytes > self.max_bytes {
             return Ok(());
         }
-        std::fs::create_dir_all(&self.dir)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .tempfile_in(&self.dir)?;
-        file.write_all(blake3::hash(&bytes).as_bytes())?;
-        file.write_all(&bytes)?;
-        file.persist(self.path(key))?;
+        std::fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        NewFile::in_cache(&self.path(key))?.finish_with(&bytes)?;
+        let ledger = self.dir.join(LEDGER);
         match self.noted_bytes() {
             Some(noted) if noted + n_bytes <= self.max_bytes => {
-                let mut ledger = File::options().append(true).open(self.dir.join(LEDGER))?;
-                ledger.write_all(format!("{n_bytes}\n").as_bytes())
+                let opened = File::options().append(true).open(&ledger);
+                opened
+                    .and_then(|mut file| file.write_all(format!("{n_bytes}\n").as_bytes()))
+                    .map_err(Error::io("write", &ledger))
             }
-            _ => self.evict(),
+            _ => {
+                let n_kept = self.evict().map_err(Error::io("empty", &self.dir))?;
+                NewFile::in_cache(&ledger)?.finish_with(format!("{n_kept}\n").as_bytes())
+            }
         }
     }
 
@@ -138,8 +142,8 @@ impl ImageCache {
         numbers.try_fold(0_u64, |sum, number| sum.checked_add(number?))
     }
 
-    /// Counts what there is, removes what is too much and what was abandoned, and begins a new ledger.
-    fn evict(&self) -> io::Result<()> {
+    /// Removes what is too much and what was abandoned, and counts the bytes that stay.
+    fn evict(&self) -> io::Result<u64> {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
@@ -155,7 +159,7 @@ impl ImageCache {
                 .is_some_and(|extension| extension == EXTENSION)
             {
                 kept.push((modified, metadata.len(), path));
-            } else if name.to_string_lossy().starts_with(TEMPORARY_PREFIX)
+            } else if name.to_string_lossy().ends_with(UNFINISHED)
                 && modified.elapsed().is_ok_and(|age| age > ABANDONED_AFTER)
             {
                 let _ = std::fs::remove_file(path);
@@ -173,12 +177,7 @@ impl ImageCache {
                 n_bytes -= length;
             }
         }
-        let mut ledger = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .tempfile_in(&self.dir)?;
-        writeln!(ledger, "{n_bytes}")?;
-        ledger.persist(self.dir.join(LEDGER))?;
-        Ok(())
+        Ok(n_bytes)
     }
 }
 

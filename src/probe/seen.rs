@@ -1,11 +1,11 @@
 //! Which files this machine has seen: markers in a folder.
 
 use std::fs::Metadata;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use gguf_tools::gguf::{Gguf, ShardName};
+use gguf_tools::new_file::NewFile;
 
 use crate::llama::BINDINGS_VERSION;
 use crate::model::fingerprint::fingerprint;
@@ -109,15 +109,11 @@ impl SeenFiles {
 
     /// Writes markers of `file`.
     pub(super) fn note(&self, file: &Path, markers: &Markers) -> Result<()> {
-        let write = |marker: &PathBuf| -> io::Result<()> {
-            std::fs::create_dir_all(&self.dir)?;
-            let mut new = tempfile::NamedTempFile::new_in(&self.dir)?;
-            writeln!(new, "{}", file.display())?; // for people
-            new.persist(marker)?;
-            Ok(())
-        };
-        let written = markers.0.iter().try_for_each(write);
-        written.map_err(Error::io("write to", &self.dir))
+        std::fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        let for_people = format!("{}\n", file.display());
+        let write =
+            |marker: &PathBuf| NewFile::in_cache(marker)?.finish_with(for_people.as_bytes());
+        markers.0.iter().try_for_each(write)
     }
 }
 

@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use gguf_tools::gguf::Overwrite;
 use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::new_file::Overwrite;
 use gguf_tools::sae::{self, SaeOptions};
 use gguf_tools::{Error, ErrorKind, Result};
 
@@ -50,7 +50,7 @@ fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
     let options = LlavaOptions {
         model_type: arguments.model_type.into(),
         mmproj_type: arguments.mmproj_type.into(),
-        overwrite: overwrite(arguments.force),
+        overwrite: Overwrite::if_forced(arguments.force),
     };
     let bar = ProgressBar::start();
     let files = llava::convert(
@@ -73,7 +73,7 @@ fn convert_sae(arguments: SaeArguments) -> Result<()> {
         norm_factor: arguments.norm_factor,
         hook_name: arguments.hook_name,
         labels: arguments.labels,
-        overwrite: overwrite(arguments.force),
+        overwrite: Overwrite::if_forced(arguments.force),
     };
     let bar = ProgressBar::start();
     let converted = sae::convert(
@@ -87,14 +87,6 @@ fn convert_sae(arguments: SaeArguments) -> Result<()> {
         let _ = writeln!(io::stderr(), "{line}");
     }
     print_line(&arguments.target.display().to_string())
-}
-
-fn overwrite(force: bool) -> Overwrite {
-    if force {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
-    }
 }
 
 fn print_line(line: &str) -> Result<()> {

@@ -18,8 +18,10 @@ pub use reader::{Gguf, TensorInfo};
 pub use shards::ShardName;
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
-pub(crate) use writer::{CompleteFile, checksum};
-pub use writer::{Overwrite, TensorWriter, Writer};
+pub(crate) use writer::checksum;
+pub use writer::{TensorWriter, Writer};
+
+pub use crate::new_file::Overwrite;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 

@@ -1,57 +1,15 @@
 //! Writes GGUF files, tensor by tensor.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use flate2::Crc;
-use tempfile::TempPath;
 
 use super::header::{Header, padding};
 use super::{MAX_DIMS, MAX_NAME_BYTES, TensorType, Value, tensor_bytes};
+use crate::new_file::{CompleteFile, NewFile, Overwrite};
 use crate::{Error, Result};
-
-/// What to do when the target exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overwrite {
-    /// Leave it alone, which is an error.
-    Refuse,
-    /// Put the new file in its place, once that is complete.
-    Replace,
-}
-
-impl Overwrite {
-    /// Checks that a file may take the place of `target`.
-    ///
-    /// # Errors
-    /// When `target` is a folder, a device or a pipe, exists and must not be replaced, or is a name
-    /// that the operating system refuses, such as one that is too long.
-    pub fn check(self, target: &Path) -> Result<()> {
-        if let Ok(metadata) = target.metadata()
-            && !metadata.is_file()
-        {
-            let what = if metadata.is_dir() {
-                "a folder"
-            } else {
-                "not a regular file"
-            };
-            return Err(Error::invalid(format!(
-                "cannot write `{}`: it is {what}",
-                target.display()
-            ))
-            .with_hint("give another output"));
-        }
-        // Unlike `exists`, this sees a link that leads nowhere.
-        match target.symlink_metadata() {
-            Ok(_) if self == Self::Refuse => Err(exists_already(target)),
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("write", target)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// A GGUF file whose header is being put together.
 ///
@@ -59,10 +17,7 @@ impl Overwrite {
 /// target is untouched, and dropping either writer leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
-    file: File,
-    path: TempPath,
-    target: PathBuf,
-    overwrite: Overwrite,
+    file: NewFile,
     metadata: Vec<(String, Value)>,
     /// The key that the checksum goes to, and what stands for the metadata in it.
     checksum: Option<(String, u32)>,
@@ -83,26 +38,8 @@ impl Writer {
     /// # Errors
     /// When the target exists and must not be replaced, or its folder cannot be written to.
     pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self> {
-        overwrite.check(target)?;
-        // A link stays, and what it leads to is replaced.
-        let target = &target.canonicalize().unwrap_or_else(|_| target.to_owned());
-        let folder = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        // Not tempfile's own way to create and write the file: its files are private, and its errors
-        // name them.
-        let (file, path) = tempfile::Builder::new()
-            .prefix(".gguf-tools-")
-            .suffix(".partial")
-            .make_in(folder, |path| File::create_new(path))
-            .map_err(Error::io("create", target))?
-            .into_parts();
         Ok(Self {
-            file,
-            path,
-            target: target.clone(),
-            overwrite,
+            file: NewFile::create(target, overwrite)?,
             metadata: Vec::new(),
             checksum: None,
             tensors: Vec::new(),
@@ -184,9 +121,6 @@ impl Writer {
 
         let mut writer = TensorWriter {
             file: BufWriter::with_capacity(1 << 20, self.file),
-            path: self.path,
-            target: self.target,
-            overwrite: self.overwrite,
             tensors: planned,
             current_idx: 0,
             n_written: 0,
@@ -198,17 +132,15 @@ impl Writer {
     }
 
     fn refused(&self, why: String) -> Error {
-        Error::invalid(format!("cannot write `{}`: {why}", self.target.display()))
+        let target = self.file.target().display();
+        Error::invalid(format!("cannot write `{target}`: {why}"))
     }
 }
 
 /// A GGUF file whose header stands and whose tensors are being written.
 #[derive(Debug)]
 pub struct TensorWriter {
-    file: BufWriter<File>,
-    path: TempPath,
-    target: PathBuf,
-    overwrite: Overwrite,
+    file: BufWriter<NewFile>,
     tensors: Vec<Planned>,
     /// The tensor whose values come next.
     current_idx: usize,
@@ -340,66 +272,28 @@ impl TensorWriter {
         if let Some(tensor) = self.tensors.get(self.current_idx) {
             return Err(self.refused(format!("tensor `{}` is incomplete", tensor.name)));
         }
-        let failed = |source| Error::io("write", &self.target)(source);
-        if let Some(Checksum {
-            place, of_parts, ..
-        }) = &self.checksum
-        {
-            self.file.seek(SeekFrom::Start(*place)).map_err(failed)?;
-            let sum = checksum(of_parts).to_le_bytes();
-            self.file.write_all(&sum).map_err(failed)?;
-        }
-        self.file.flush().map_err(failed)?;
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|error| failed(error.into_error()))?;
-        file.sync_all().map_err(failed)?;
-        Ok(CompleteFile {
-            path: self.path,
-            target: self.target,
-            overwrite: self.overwrite,
-        })
+        let checksum = self.checksum.as_ref();
+        let checksum = checksum.map(|own| (own.place, self::checksum(&own.of_parts)));
+        let mut end = || -> io::Result<()> {
+            if let Some((place, sum)) = checksum {
+                self.file.seek(SeekFrom::Start(place))?;
+                self.file.write_all(&sum.to_le_bytes())?;
+            }
+            self.file.flush()
+        };
+        let ended = end();
+        ended.map_err(Error::io("write", self.file.get_ref().target()))?;
+        self.file.into_parts().0.complete()
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all(bytes)
-            .map_err(Error::io("write", &self.target))
+            .map_err(Error::io("write", self.file.get_ref().target()))
     }
 
     fn refused(&self, why: String) -> Error {
-        Error::invalid(format!("cannot write `{}`: {why}", self.target.display()))
+        let target = self.file.get_ref().target().display();
+        Error::invalid(format!("cannot write `{target}`: {why}"))
     }
-}
-
-/// A GGUF file that is complete and not yet in its target's place; dropping it removes it.
-#[derive(Debug)]
-pub(crate) struct CompleteFile {
-    path: TempPath,
-    target: PathBuf,
-    overwrite: Overwrite,
-}
-
-impl CompleteFile {
-    /// Puts the file in its target's place.
-    ///
-    /// # Errors
-    /// When the target has come into being meanwhile and must not be replaced, and the operating
-    /// system's.
-    pub(crate) fn publish(self) -> Result<()> {
-        let published = match self.overwrite {
-            Overwrite::Replace => self.path.persist(&self.target),
-            Overwrite::Refuse => self.path.persist_noclobber(&self.target),
-        };
-        published.map_err(|error| match error.error.kind() {
-            ErrorKind::AlreadyExists => exists_already(&self.target),
-            _ => Error::io("write", &self.target)(error.error),
-        })
-    }
-}
-
-fn exists_already(target: &Path) -> Error {
-    let what = format!("cannot write `{}`: it exists already", target.display());
-    Error::new(crate::ErrorKind::Exists, what).with_hint("give another output, or overwrite it")
 }

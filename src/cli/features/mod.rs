@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
-use gguf_tools::gguf::Overwrite;
+use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
 use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::rank::{Over, Pool};
 use llava_sae_cpp::report::heatmap;
@@ -19,7 +19,6 @@ use llava_sae_cpp::{CancelFlag, Error, FeatureId, Picture, Sae, SaeSet, Session,
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs, Verbosity};
 use super::interventions::{self, InterventionArgs};
-use super::new_file::{NewFile, check_is_no_input, overwrite};
 
 use super::{CommandResult, Failure, Outcome, hints};
 
@@ -174,7 +173,7 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
         seen::print_group(&group, &args, &session)?;
     }
     if let Some(file) = outputs.page {
-        file.finish(page.html().as_bytes())?;
+        file.finish_with(page.html().as_bytes())?;
     }
     Ok(Outcome::Done)
 }
@@ -209,7 +208,7 @@ fn no_baseline() -> Error {
 
 impl FeaturesArgs {
     fn overwrite(&self) -> Overwrite {
-        overwrite(self.force)
+        Overwrite::if_forced(self.force)
     }
 
     /// What the score is, in words.

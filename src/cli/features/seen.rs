@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use gguf_tools::new_file::NewFile;
 use gguf_tools::terminal::one_line;
 use image::RgbImage;
 use llava_sae_cpp::rank::{self, FeatureScore};
@@ -22,7 +23,6 @@ use serde::Serialize;
 use super::{ALWAYS_ON, FeaturesArgs};
 use crate::cli::Failure;
 use crate::cli::args::{self, Verbosity};
-use crate::cli::new_file::NewFile;
 use crate::cli::progress::Spinner;
 
 /// What `--json` prints for an image, or for a text.
@@ -252,7 +252,7 @@ impl Seen {
                 grid: self.grid.expect("what is drawn has a picture"),
                 title: &format!("feature {shown}{}", label.unwrap_or_default()),
             };
-            NewFile::create(&path, args.overwrite())?.finish(&map.png())?;
+            NewFile::create(&path, args.overwrite())?.finish_with(&map.png())?;
         }
         if !unseen.is_empty() {
             let features = unseen.join(", ");

@@ -1,6 +1,5 @@
 //! The table: a row for each picture and active feature, in a Parquet file. `FIELDS` is its schema.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +12,8 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+
+use gguf_tools::new_file::{CompleteFile, NewFile};
 
 use super::sidecar::Checksum;
 use crate::{Error, Result};
@@ -80,8 +81,9 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Starts a table in `file`, which is empty; errors name `shown`.
-    pub(super) fn new(file: File, shown: &Path) -> Result<Self> {
+    /// Starts a table in `file`, which is empty.
+    pub(super) fn new(file: NewFile) -> Result<Self> {
+        let shown = file.target().to_owned();
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_max_row_group_size(ROW_GROUP_ROWS)
@@ -95,9 +97,9 @@ impl TableWriter {
             hasher: blake3::Hasher::new(),
         };
         let arrow = ArrowWriter::try_new_with_options(file, schema(), options)
-            .map_err(|error| parquet_error("write", shown, error))?;
+            .map_err(|error| parquet_error("write", &shown, error))?;
         Ok(Self {
-            shown: shown.to_owned(),
+            shown,
             arrow,
             path: StringBuilder::new(),
             class: StringBuilder::new(),
@@ -139,21 +141,18 @@ impl TableWriter {
         written.map_err(|error| parquet_error("write", &self.shown, error))
     }
 
-    /// Completes the file, which is on the disk then, and says what it holds.
-    pub(super) fn finish(mut self) -> Result<Checksum> {
+    /// Completes the file, which still has to be put in its target's place, and says what it holds.
+    pub(super) fn finish(mut self) -> Result<(Checksum, CompleteFile)> {
         self.write_batch()?;
         let file = self.arrow.into_inner();
         let file = file.map_err(|error| parquet_error("write", &self.shown, error))?;
-        file.file
-            .sync_all()
-            .map_err(Error::io("write", &self.shown))?;
-        Ok(Checksum::of(&file.hasher))
+        Ok((Checksum::of(&file.hasher), file.file.complete()?))
     }
 }
 
 /// A file that is hashed while it is written.
 struct HashedFile {
-    file: File,
+    file: NewFile,
     hasher: blake3::Hasher,
 }
 

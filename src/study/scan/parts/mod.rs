@@ -1,17 +1,16 @@
 //! What a scan has done so far: small complete tables with sidecars in a folder beside the target, which
 //! a later run goes on with and which are joined in the end.
 
+mod dir;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fs4::fs_std::FileExt;
-use gguf_tools::gguf::Overwrite;
-use tempfile::{NamedTempFile, TempPath};
+use gguf_tools::new_file::Overwrite;
 
+use self::dir::{PartsDir, remove_part};
 use super::file::ScanFile;
 use super::folder::{FoundPicture, class_of};
 use super::settings::Settings;
@@ -25,13 +24,6 @@ const PART_PICTURES: usize = 64;
 const PART_ROWS: usize = 1 << 20;
 /// The time after which a part is finished, however few pictures it has.
 const PART_TIME: Duration = Duration::from_secs(30);
-
-const PREFIX: &str = "part-";
-const SUFFIX: &str = ".parquet";
-/// Ends the names of files that are being written.
-const UNFINISHED: &str = ".unfinished";
-/// Locked while a scan runs.
-const LOCK: &str = "lock";
 
 /// How far a scan is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +47,7 @@ pub struct Totals {
 
 /// The parts of a scan.
 pub struct Parts {
-    dir: PathBuf,
+    dir: PartsDir,
     target: PathBuf,
     settings: Settings,
     d_sae: usize,
@@ -68,7 +60,6 @@ pub struct Parts {
     waiting_positions: Range<usize>,                    // of the waiting pictures
     n_waiting_rows: usize,
     last_part: Instant,
-    lock: Option<File>,
 }
 
 impl Parts {
@@ -86,10 +77,9 @@ impl Parts {
         pictures: &[FoundPicture],
     ) -> Result<Self> {
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
-        let mut dir = target.clone().into_os_string();
-        dir.push(".parts");
+        let (dir, earlier) = PartsDir::open(&target)?;
         let mut parts = Self {
-            dir: dir.into(),
+            dir,
             target,
             settings,
             d_sae,
@@ -102,33 +92,21 @@ impl Parts {
             waiting_positions: 0..0,
             n_waiting_rows: 0,
             last_part: Instant::now(),
-            lock: None,
         };
-        parts.lock = lock(&parts.dir)?;
         let by_path: HashMap<&str, &FoundPicture> = pictures
             .iter()
             .map(|picture| (&*picture.path, picture))
             .collect();
-        for name in parts.names()? {
-            if name.ends_with(UNFINISHED) {
-                remove(&parts.dir.join(name))?;
-            } else if let Some(part_idx) = part_idx(&name) {
-                parts.next_part_idx = parts.next_part_idx.max(part_idx + 1);
-                parts.take_up(parts.dir.join(name), &by_path)?;
-            } else if let Some(table) = name
-                .strip_suffix(".json")
-                .filter(|name| part_idx(name).is_some())
-                && !parts.dir.join(table).exists()
-            {
-                remove(&parts.dir.join(name))?;
-            }
+        for (part_idx, path) in earlier {
+            parts.next_part_idx = part_idx + 1;
+            parts.take_up(path, &by_path)?;
         }
         Ok(parts)
     }
 
     /// The folder that holds them.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.dir.path()
     }
 
     /// Whether a picture is in a finished part.
@@ -185,11 +163,8 @@ impl Parts {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let path = self
-            .dir
-            .join(format!("{PREFIX}{:06}{SUFFIX}", self.next_part_idx));
-        let (file, temporary) = self.temporary(&path)?;
-        let mut table = TableWriter::new(file, &path)?;
+        let path = self.dir.part(self.next_part_idx);
+        let mut table = TableWriter::new(self.dir.new_file(&path, Overwrite::Refuse)?)?;
         let mut contents = Contents::new(self.settings.clone(), self.d_sae);
         for (covered, active) in &self.waiting {
             let class = class_of(&covered.path);
@@ -212,8 +187,9 @@ impl Parts {
         }
         contents.pictures = self.waiting.drain(..).map(|(covered, _)| covered).collect();
         self.n_waiting_rows = 0;
-        let sidecar = Sidecar::new(table.finish()?, contents);
-        self.publish(temporary, &sidecar, &path, Overwrite::Refuse)?;
+        let (checksum, table) = table.finish()?;
+        let sidecar = Sidecar::new(checksum, contents);
+        self.dir.publish(table, &sidecar, &path)?;
         self.next_part_idx += 1;
         self.note(sidecar.contents, self.waiting_positions.start, path);
         Ok(())
@@ -232,8 +208,7 @@ impl Parts {
     ) -> Result<Totals> {
         self.finish_part()?;
         check_output(&self.target, overwrite)?;
-        let (file, temporary) = self.temporary(&self.target)?;
-        let mut table = TableWriter::new(file, &self.target)?;
+        let mut table = TableWriter::new(self.dir.new_file(&self.target, overwrite)?)?;
         let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
         let mut n_rows = 0;
         for (i, path) in self.paths.values().enumerate() {
@@ -251,8 +226,9 @@ impl Parts {
             n_skipped: contents.n_skipped,
             n_rows,
         };
-        let sidecar = Sidecar::new(table.finish()?, contents);
-        self.publish(temporary, &sidecar, &self.target, overwrite)?;
+        let (checksum, table) = table.finish()?;
+        let sidecar = Sidecar::new(checksum, contents);
+        self.dir.publish(table, &sidecar, &self.target)?;
         self.paths.values().try_for_each(|path| remove_part(path))?;
         Ok(totals)
     }
@@ -276,7 +252,7 @@ impl Parts {
         if !differences.is_empty() {
             return Err(Error::invalid(format!(
                 "`{}` holds the parts of another scan: {differences}",
-                self.dir.display()
+                self.dir.path().display()
             ))
             .with_hint(
                 "go on with the options of that scan, give another output, or remove that folder to start anew",
@@ -312,63 +288,6 @@ impl Parts {
         }
         self.paths.insert(position, path);
     }
-
-    /// The names in the folder, sorted.
-    fn names(&self) -> Result<Vec<String>> {
-        let read_error = || Error::io("read", &self.dir);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(read_error())? {
-            let name = entry.map_err(read_error())?.file_name();
-            names.extend(name.into_string().ok());
-        }
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    /// A file in the folder, for what will be `target`.
-    fn temporary(&self, target: &Path) -> Result<(File, TempPath)> {
-        // Not tempfile's own way to create the file: its files are private.
-        let mut builder = tempfile::Builder::new();
-        let builder = builder.suffix(UNFINISHED);
-        let made = builder.make_in(&self.dir, |path| File::create_new(path));
-        let made = made.map(NamedTempFile::into_parts);
-        made.map_err(Error::io("write", target))
-    }
-
-    /// Gives a table and its sidecar their names, the sidecar first: alone it is nothing, so that whoever
-    /// finds the table finds both. Should the program die in between, and there was an older table, that
-    /// has a sidecar that is not its own, which is an error to readers, and no wrong counts; what the
-    /// new one is made of is still there.
-    fn publish(
-        &self,
-        table: TempPath,
-        sidecar: &Sidecar,
-        target: &Path,
-        overwrite: Overwrite,
-    ) -> Result<()> {
-        let path = Sidecar::path_of(target);
-        let (mut file, temporary) = self.temporary(&path)?;
-        file.write_all(&sidecar.to_json())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| Ok(temporary.persist(&path)?))
-            .map_err(Error::io("write", &path))?;
-        let persisted = match overwrite {
-            Overwrite::Refuse => table.persist_noclobber(target),
-            Overwrite::Replace => table.persist(target),
-        };
-        persisted.map_err(|error| Error::io("write", target)(error.error))
-    }
-}
-
-impl Drop for Parts {
-    fn drop(&mut self) {
-        // They stay where another scan has them, or where there is something in the folder.
-        if let Some(lock) = self.lock.take() {
-            let _ = fs::remove_file(self.dir.join(LOCK));
-            drop(lock);
-            let _ = fs::remove_dir(&self.dir);
-        }
-    }
 }
 
 /// Checks that a scan may write `target` and its sidecar.
@@ -382,57 +301,4 @@ pub fn check_output(target: &Path, overwrite: Overwrite) -> Result<()> {
         overwrite.check(&Sidecar::path_of(target))?;
     }
     Ok(())
-}
-
-/// Makes the folder and locks it, as far as its file system can.
-fn lock(dir: &Path) -> Result<Option<File>> {
-    let path = dir.join(LOCK);
-    loop {
-        match fs::create_dir(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io("create", dir)(error));
-            }
-            _ => {}
-        }
-        let file = match File::create(&path) {
-            // Another scan has ended meanwhile, here and below, and removed its folder.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            file => file.map_err(Error::io("write", &path))?,
-        };
-        match file.try_lock_exclusive() {
-            Ok(false) => {
-                return Err(Error::invalid(format!(
-                    "another scan is writing to `{}`",
-                    dir.display()
-                ))
-                .with_hint("let it end, or give another output"));
-            }
-            Ok(true) => {}
-            Err(error) => log::debug!("`{}` cannot be locked: {error}", path.display()),
-        }
-        if path.exists() {
-            return Ok(Some(file));
-        }
-    }
-}
-
-fn part_idx(name: &str) -> Option<usize> {
-    let digits = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
-    digits.parse().ok()
-}
-
-/// Removes a table and its sidecar.
-fn remove_part(path: &Path) -> Result<()> {
-    remove(path)?;
-    remove(&Sidecar::path_of(path))
-}
-
-/// Removes a file, if it is there.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
 }
