@@ -54,4 +54,4 @@ pub use sae_core::{
     Positions, RowProduct, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels, rank, saved_set,
     steering,
 };
-pub use study::{ScoredRun, Sweep, metrics, scan};
+pub use study::{ScoredRun, Sweep, baseline, metrics, scan};

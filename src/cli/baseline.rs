@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::new_file::Overwrite;
-use gguf_tools::sae::{Baseline, SaeFile};
+use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::CancelFlag;
-use llava_sae_cpp::scan::{PictureFeatures, Scan, scan};
+use llava_sae_cpp::baseline::measure;
+use llava_sae_cpp::scan::Scan;
 
 use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
-use super::folder::{none_read, pictures_in, warn_of_gap};
+use super::folder::{pictures_in, warn_of_gap};
 use super::progress::Counter;
 use super::{CommandResult, Outcome};
 
@@ -39,10 +40,9 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let options = args.model.options();
     args.model.probe(&files, &options, verbosity, &cancel)?;
     let sae = SaeFile::open(&files.saes[0])?;
-    let mut sums = Sums::new(sae.meta.d_sae);
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     let mut n_skipped = 0;
-    let all = Scan {
+    let scan = Scan {
         files: &files,
         options: &options,
         prompt: args.prompt.scanned(),
@@ -50,25 +50,15 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
         jobs: 1,
         cancel: &cancel,
     };
-    scan(
-        &all,
-        &pictures.iter().collect::<Vec<_>>(),
-        &mut |_, result| {
-            match result {
-                Ok(features) => sums.add(&features),
-                Err(error) => {
-                    n_skipped += 1;
-                    counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
-                }
-            }
-            counter.advance();
-            Ok(())
-        },
-    )?;
+    let measured = measure(&scan, &pictures, sae.meta.d_sae, &mut |read| {
+        if let Err(error) = read {
+            n_skipped += 1;
+            counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+        }
+        counter.advance();
+    });
     counter.finish();
-    let baseline = sums
-        .baseline()
-        .ok_or_else(|| none_read(&args.dir, pictures.len()))?;
+    let baseline = measured?;
     if n_skipped > 0 {
         warn_of_gap(&format!(
             "skipped {n_skipped} of {} pictures",
@@ -78,46 +68,4 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     baseline.write(&sae, &args.output, overwrite)?;
     note_as_seen(&args.output);
     Ok(Outcome::Done)
-}
-
-/// What has been seen so far.
-struct Sums {
-    max: Vec<f64>,         // [d_sae]: largest activations, summed over pictures
-    active_rows: Vec<u64>, // [d_sae]
-    n_rows: u64,
-    n_pictures: u32,
-}
-
-impl Sums {
-    fn new(d_sae: usize) -> Self {
-        Self {
-            max: vec![0.0; d_sae],
-            active_rows: vec![0; d_sae],
-            n_rows: 0,
-            n_pictures: 0,
-        }
-    }
-
-    fn add(&mut self, picture: &PictureFeatures) {
-        for active in &picture.active {
-            self.max[active.feature] += f64::from(active.max);
-            self.active_rows[active.feature] += active.count as u64;
-        }
-        self.n_rows += picture.n_rows as u64;
-        self.n_pictures += 1;
-    }
-
-    /// The means; none without a picture.
-    fn baseline(&self) -> Option<Baseline> {
-        if self.n_pictures == 0 {
-            return None;
-        }
-        let mean = |sum: &f64| (sum / f64::from(self.n_pictures)) as f32;
-        let share = |&n_active: &u64| (n_active as f64 / self.n_rows as f64) as f32;
-        Some(Baseline {
-            mean_max: self.max.iter().map(mean).collect(),
-            frequency: self.active_rows.iter().map(share).collect(),
-            n_pictures: self.n_pictures,
-        })
-    }
 }

@@ -60,15 +60,6 @@ pub(super) fn warn_of_gap(what: &str) {
     eprintln!("warning: {}", one_line(what));
 }
 
-/// The error of a folder without a picture that could be read; warnings have said why.
-pub(super) fn none_read(dir: &Path, n_pictures: usize) -> Error {
-    let shown = dir.display();
-    Error::invalid(format!(
-        "none of the {n_pictures} pictures in `{shown}` could be read"
-    ))
-    .with_hint("the warnings say why")
-}
-
 /// How many files there are of each type, most first.
 fn counted(types: &BTreeMap<String, usize>) -> String {
     let mut sorted: Vec<_> = types.iter().collect();

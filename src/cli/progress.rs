@@ -35,7 +35,7 @@ impl Drop for Spinner {
     }
 }
 
-/// A bar over things to do.
+/// A bar over things to do, which disappears when it is dropped.
 pub(super) struct Counter(ProgressBar);
 
 impl Counter {
@@ -49,10 +49,11 @@ impl Counter {
         Self(bar.with_style(style))
     }
 
-    /// Counts things that are done already, which say nothing about the time that is left.
-    pub(super) fn begin_at(&self, n_done: usize) {
+    /// The same bar with things that are done already, which say nothing about the time that is left.
+    pub(super) fn begun_at(self, n_done: usize) -> Self {
         self.0.set_position(n_done as u64);
         self.0.reset_eta();
+        self
     }
 
     /// Lets something print without the bar in its way.
@@ -66,6 +67,12 @@ impl Counter {
 
     pub(super) fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

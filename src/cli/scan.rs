@@ -5,14 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::new_file::{Overwrite, check_is_no_input};
-use gguf_tools::sae::SaeFile;
-use llava_sae_cpp::scan::{
-    FoundPicture, Parts, PictureFeatures, Scan, Settings, Totals, check_output, jobs_at_once, scan,
-};
-use llava_sae_cpp::{CancelFlag, Error, ModelFiles, SessionOptions};
+use llava_sae_cpp::CancelFlag;
+use llava_sae_cpp::scan::{Scan, ScanEvent, check_output, jobs_at_once, scan_folder};
 
 use super::args::{ModelArgs, PromptArgs, Verbosity};
-use super::folder::{none_read, pictures_in, warn_of_gap};
+use super::folder::{pictures_in, warn_of_gap};
 use super::progress::{Counter, Spinner};
 use super::{CommandResult, Outcome};
 
@@ -78,7 +75,6 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     if jobs < args.jobs.get() && !verbosity.is_quiet() {
         eprintln!("reading one picture at a time, since all sessions share the device");
     }
-    let mut parts = open_parts(&args, &files, &options, &pictures, verbosity, &cancel)?;
     let scan = Scan {
         files: &files,
         options: &options,
@@ -87,21 +83,13 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
         jobs,
         cancel: &cancel,
     };
-    let totals = match read_pictures(&mut parts, &scan, &pictures, verbosity) {
-        Ok(()) => join(parts, &args, overwrite, &cancel, verbosity),
-        Err(error) => {
-            // Where there is no room, this fails for the reason that is told already.
-            let _ = parts.finish_part();
-            Err((error, parts.progress().n_done))
-        }
-    };
-    let totals = totals.map_err(|(error, n_kept)| {
-        if n_kept > 0 && !verbosity.is_quiet() {
-            let n_pictures = pictures.len();
-            eprintln!("{n_kept} of {n_pictures} pictures are done; the same command goes on");
-        }
-        error
-    })?;
+    let totals = scan_folder(
+        &scan,
+        &pictures,
+        &args.output,
+        overwrite,
+        &mut shown(pictures.len(), verbosity),
+    )?;
     if totals.n_skipped > 0 {
         let n_pictures = totals.n_images + totals.n_skipped;
         warn_of_gap(&format!(
@@ -112,74 +100,41 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     Ok(Outcome::Done)
 }
 
-fn open_parts(
-    args: &ScanArgs,
-    files: &ModelFiles,
-    options: &SessionOptions,
-    pictures: &[FoundPicture],
-    verbosity: Verbosity,
-    cancel: &CancelFlag,
-) -> llava_sae_cpp::Result<Parts> {
-    let _spinner = Spinner::start("checking the model's files", verbosity);
-    let settings = Settings::new(files, options, args.prompt.scanned(), &args.dir, cancel)?;
-    let sae = SaeFile::open(&files.saes[0])?;
-    let (d_sae, labels) = (sae.meta.d_sae, sae.meta.labels);
-    Parts::open(&args.output, settings, d_sae, labels, pictures)
-}
-
-/// Reads the pictures that are in no part yet.
-fn read_pictures(
-    parts: &mut Parts,
-    options: &Scan<'_>,
-    pictures: &[FoundPicture],
-    verbosity: Verbosity,
-) -> llava_sae_cpp::Result<()> {
-    let left: Vec<_> = pictures.iter().filter(|found| !parts.has(found)).collect();
-    let n_done = pictures.len() - left.len();
-    if n_done > 0 && !verbosity.is_quiet() {
-        eprintln!(
-            "going on with {} of {} pictures",
-            left.len(),
-            pictures.len()
-        );
-    }
-    let counter = Counter::start("pictures", pictures.len(), verbosity);
-    counter.begin_at(n_done);
-    let mut on_picture = |i: usize, result: llava_sae_cpp::Result<PictureFeatures>| {
-        if let Err(error) = &result {
-            counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+/// Shows what happens in a scan of so many pictures, on stderr.
+fn shown(n_pictures: usize, verbosity: Verbosity) -> impl FnMut(ScanEvent<'_>) {
+    let (mut spinner, mut counter) = (None, None);
+    let say = move |what: &str| {
+        if !verbosity.is_quiet() {
+            eprintln!("{what}");
         }
-        counter.advance();
-        parts.add(left[i], result.map(|features| features.active))
     };
-    let result = scan(options, &left, &mut on_picture);
-    counter.finish();
-    result
-}
-
-/// Joins the parts into the output; an error comes with the number of pictures that are kept.
-fn join(
-    mut parts: Parts,
-    args: &ScanArgs,
-    overwrite: Overwrite,
-    cancel: &CancelFlag,
-    verbosity: Verbosity,
-) -> Result<Totals, (Error, usize)> {
-    parts
-        .finish_part()
-        .map_err(|error| (error, parts.progress().n_done))?;
-    let progress = parts.progress();
-    if progress.n_done == progress.n_skipped {
-        let error = parts.discard().err();
-        let error = error.unwrap_or_else(|| none_read(&args.dir, progress.n_done));
-        return Err((error, 0));
+    move |event| match event {
+        ScanEvent::Checking => {
+            spinner.replace(Spinner::start("checking the model's files", verbosity));
+        }
+        ScanEvent::Reading { n_done } => {
+            spinner.take();
+            if n_done > 0 {
+                let n_left = n_pictures - n_done;
+                say(&format!("going on with {n_left} of {n_pictures} pictures"));
+            }
+            counter = Some(Counter::start("pictures", n_pictures, verbosity).begun_at(n_done));
+        }
+        ScanEvent::Read => counter.iter().for_each(Counter::advance),
+        ScanEvent::Skipped(error) => counter.iter().for_each(|counter| {
+            counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+            counter.advance();
+        }),
+        ScanEvent::Joining => {
+            counter = None;
+            spinner.replace(Spinner::start("writing the table", verbosity));
+        }
+        ScanEvent::Kept { n_done } => {
+            spinner.take();
+            counter = None;
+            say(&format!(
+                "{n_done} of {n_pictures} pictures are done; the same command goes on"
+            ));
+        }
     }
-    let _spinner = Spinner::start("writing the table", verbosity);
-    let mut on_part = |_, _| match cancel.is_cancelled() {
-        true => Err(Error::interrupted()),
-        false => Ok(()),
-    };
-    parts
-        .join(overwrite, &mut on_part)
-        .map_err(|error| (error, progress.n_done))
 }

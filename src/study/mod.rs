@@ -1,5 +1,7 @@
-//! What is measured with runs: sweeps, how well SAEs fit, folders of pictures, control vectors.
+//! What is measured with runs: sweeps, how well SAEs fit, folders of pictures, baselines, control
+//! vectors.
 
+pub mod baseline;
 pub(crate) mod control_vector;
 pub mod metrics;
 pub mod scan;

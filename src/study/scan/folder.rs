@@ -73,6 +73,15 @@ pub(super) fn class_of(path: &str) -> Option<&str> {
     Some(folder.rsplit('/').next().unwrap_or(folder))
 }
 
+/// The error of a folder without a picture that could be read; why, was told of each.
+pub(in crate::study) fn none_read(dir: &Path, n_pictures: usize) -> Error {
+    let shown = dir.display();
+    Error::invalid(format!(
+        "none of the {n_pictures} pictures in `{shown}` could be read"
+    ))
+    .with_hint("the warnings say why")
+}
+
 /// What is in a folder and the folders below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folder {

@@ -6,7 +6,7 @@
 //!   ─► joined into the target ─► top.rs: the images of a feature, the features of a class
 //! ```
 //!
-//! `table.rs` holds the schema, `sidecar.rs` what is said about a table beside it, and `file.rs` reads
+//! `steps.rs` does all this. `table.rs` holds the schema, `sidecar.rs` what is said about a table beside it, and `file.rs` reads
 //! both, and tables that other programs have rewritten.
 
 mod file;
@@ -14,17 +14,21 @@ mod folder;
 mod parts;
 mod settings;
 mod sidecar;
+mod steps;
 mod table;
 mod top;
 mod workers;
 
 pub use file::{NoContents, ScanFile};
 pub use folder::{Folder, FoundPicture, PICTURE_EXTENSIONS};
-pub use parts::{Parts, Progress, Totals, check_output};
-pub use settings::Settings;
+pub use parts::{Totals, check_output};
+pub use settings::{ScanPrompt, Settings};
 pub use sidecar::{ClassSize, Contents};
+pub use steps::{ScanEvent, scan_folder};
 pub use table::{ActiveFeature, Row};
 pub use top::{
     By, ClassFeature, ClassFeatures, FeatureImages, TopImage, features_of_class, images_of_feature,
 };
-pub use workers::{PictureFeatures, Scan, ScanPrompt, jobs_at_once, scan};
+pub use workers::{PictureFeatures, Scan, jobs_at_once, read_pictures};
+
+pub(in crate::study) use folder::none_read;

@@ -8,11 +8,19 @@ use std::path::Path;
 use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
-use super::ScanPrompt;
 use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SessionOptions};
 
 /// The folder, which stands in parts only: a finished file holds no path of the machine.
 const FOLDER: &str = "folder";
+
+/// The text that goes with each picture.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanPrompt<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// How it is understood.
+    pub form: PromptForm,
+}
 
 /// What the numbers depend on, by name: the model's files by length and hash, the prompt, how
 /// pictures are prepared, and how llama.cpp computes.

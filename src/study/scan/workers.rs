@@ -6,25 +6,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::folder::FoundPicture;
+use super::settings::ScanPrompt;
 use super::table::ActiveFeature;
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
     CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture,
-    Positions, PromptForm, Result, RunOptions, Session, SessionOptions, Trace,
+    Positions, Result, RunOptions, Session, SessionOptions, Trace,
 };
 
 /// Results of a worker that wait until it is their turn.
 const MAX_WAITING: usize = 8;
-
-/// The text that goes with each picture.
-#[derive(Clone, Copy, Debug)]
-pub struct ScanPrompt<'a> {
-    /// The text.
-    pub text: &'a str,
-    /// How it is understood.
-    pub form: PromptForm,
-}
 
 /// The features that a picture activates.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +82,7 @@ pub struct Scan<'a> {
 ///
 /// # Panics
 /// When a worker panicked.
-pub fn scan(
+pub fn read_pictures(
     scan: &Scan<'_>,
     pictures: &[&FoundPicture],
     on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,

@@ -16,7 +16,7 @@ use super::folder::{FoundPicture, class_of};
 use super::settings::Settings;
 use super::sidecar::{Contents, CoveredPicture, Sidecar};
 use super::table::{ActiveFeature, Row, TableWriter};
-use crate::{Error, Result};
+use crate::{CancelFlag, Error, Result};
 
 /// Pictures of a part, at most.
 const PART_PICTURES: usize = 64;
@@ -27,11 +27,11 @@ const PART_TIME: Duration = Duration::from_secs(30);
 
 /// How far a scan is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub(super) struct Progress {
     /// Pictures in finished parts.
-    pub n_done: usize,
+    pub(super) n_done: usize,
     /// Those of them that could not be read.
-    pub n_skipped: usize,
+    pub(super) n_skipped: usize,
 }
 
 /// What a finished file holds.
@@ -46,7 +46,7 @@ pub struct Totals {
 }
 
 /// The parts of a scan.
-pub struct Parts {
+pub(super) struct Parts {
     dir: PartsDir,
     target: PathBuf,
     settings: Settings,
@@ -69,7 +69,7 @@ impl Parts {
     /// # Errors
     /// A folder that cannot be made or read; parts of a scan with other settings; another scan that is
     /// running.
-    pub fn open(
+    pub(super) fn open(
         target: &Path,
         settings: Settings,
         d_sae: usize,
@@ -104,18 +104,13 @@ impl Parts {
         Ok(parts)
     }
 
-    /// The folder that holds them.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// Whether a picture is in a finished part.
-    pub fn has(&self, picture: &FoundPicture) -> bool {
+    pub(super) fn has(&self, picture: &FoundPicture) -> bool {
         self.done.contains(&picture.path)
     }
 
     /// How far the scan is.
-    pub fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         Progress {
             n_done: self.done.len(),
             n_skipped: self.n_skipped,
@@ -126,7 +121,7 @@ impl Parts {
     ///
     /// # Errors
     /// A part that cannot be written.
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         picture: &FoundPicture,
         result: Result<Vec<ActiveFeature>>,
@@ -158,7 +153,7 @@ impl Parts {
     ///
     /// # Errors
     /// A part that cannot be written.
-    pub fn finish_part(&mut self) -> Result<()> {
+    pub(super) fn finish_part(&mut self) -> Result<()> {
         self.last_part = Instant::now();
         if self.waiting.is_empty() {
             return Ok(());
@@ -195,24 +190,21 @@ impl Parts {
         Ok(())
     }
 
-    /// Joins the parts into the target and removes them. `on_part` is told how many have been joined,
-    /// of how many, and may stop it.
+    /// Joins the parts into the target and removes them. `cancel` stops it.
     ///
     /// # Errors
-    /// No picture that could be read; a part that cannot be read, a target that cannot be written, an
-    /// error of `on_part`. The parts stay then.
-    pub fn join(
-        mut self,
-        overwrite: Overwrite,
-        on_part: &mut dyn FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Totals> {
+    /// No picture that could be read; a part that cannot be read, a target that cannot be written, a
+    /// cancellation. The parts stay then.
+    pub(super) fn join(mut self, overwrite: Overwrite, cancel: &CancelFlag) -> Result<Totals> {
         self.finish_part()?;
         check_output(&self.target, overwrite)?;
         let mut table = TableWriter::new(self.dir.new_file(&self.target, overwrite)?)?;
         let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
         let mut n_rows = 0;
-        for (i, path) in self.paths.values().enumerate() {
-            on_part(i, self.paths.len())?;
+        for path in self.paths.values() {
+            if cancel.is_cancelled() {
+                return Err(Error::interrupted());
+            }
             let (part, of_part) = ScanFile::open_whole(path)?;
             for class in &of_part.classes {
                 contents.add_images(class.class.as_deref(), class.n_images);
@@ -237,7 +229,7 @@ impl Parts {
     ///
     /// # Errors
     /// A part that cannot be removed.
-    pub fn discard(self) -> Result<()> {
+    pub(super) fn discard(self) -> Result<()> {
         self.paths.values().try_for_each(|path| remove_part(path))
     }
 

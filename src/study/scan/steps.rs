@@ -1,0 +1,90 @@
+//! A scan, one step after another.
+
+use std::path::Path;
+
+use gguf_tools::new_file::Overwrite;
+use gguf_tools::sae::SaeFile;
+
+use super::folder::{FoundPicture, none_read};
+use super::parts::{Parts, Progress, Totals};
+use super::settings::Settings;
+use super::workers::{Scan, read_pictures};
+use crate::{Error, Result};
+
+/// What happens in a scan.
+#[derive(Debug)]
+pub enum ScanEvent<'a> {
+    /// The model's files are read through, so that only the same ones go on with what is done.
+    Checking,
+    /// Pictures are read; an earlier run has done that many.
+    Reading {
+        /// Pictures that are done.
+        n_done: usize,
+    },
+    /// A picture has been read.
+    Read,
+    /// A picture cannot be read, and is left out.
+    Skipped(&'a Error),
+    /// The table is written.
+    Joining,
+    /// The scan fails, and what is done of it is kept for the next one.
+    Kept {
+        /// Pictures that are done.
+        n_done: usize,
+    },
+}
+
+/// Writes the features of `pictures` into the table `target`, from where an earlier run stopped.
+/// `on_event` is told what happens.
+///
+/// # Errors
+/// Those of [`read_pictures`], parts of a scan with other settings, another scan that is running, a
+/// file that cannot be written; no picture that could be read.
+pub fn scan_folder(
+    scan: &Scan<'_>,
+    pictures: &[FoundPicture],
+    target: &Path,
+    overwrite: Overwrite,
+    on_event: &mut dyn FnMut(ScanEvent<'_>),
+) -> Result<Totals> {
+    on_event(ScanEvent::Checking);
+    let settings = Settings::new(scan.files, scan.options, scan.prompt, scan.dir, scan.cancel)?;
+    let sae = SaeFile::open(&scan.files.saes[0])?.meta;
+    let mut parts = Parts::open(target, settings, sae.d_sae, sae.labels, pictures)?;
+    let read = read_rest(scan, &mut parts, pictures, on_event);
+    // Where there is no room, both fail, for the same reason.
+    let read = read.and(parts.finish_part());
+    let Progress { n_done, n_skipped } = parts.progress();
+    if read.is_ok() && n_done == n_skipped {
+        parts.discard()?;
+        return Err(none_read(scan.dir, n_done));
+    }
+    let joined = read.and_then(|()| {
+        on_event(ScanEvent::Joining);
+        parts.join(overwrite, scan.cancel)
+    });
+    if joined.is_err() && n_done > 0 {
+        on_event(ScanEvent::Kept { n_done });
+    }
+    joined
+}
+
+/// Reads the pictures that are in no part yet.
+fn read_rest(
+    scan: &Scan<'_>,
+    parts: &mut Parts,
+    pictures: &[FoundPicture],
+    on_event: &mut dyn FnMut(ScanEvent<'_>),
+) -> Result<()> {
+    let rest: Vec<_> = pictures.iter().filter(|found| !parts.has(found)).collect();
+    on_event(ScanEvent::Reading {
+        n_done: pictures.len() - rest.len(),
+    });
+    read_pictures(scan, &rest, &mut |i, result| {
+        on_event(match &result {
+            Ok(_) => ScanEvent::Read,
+            Err(error) => ScanEvent::Skipped(error),
+        });
+        parts.add(rest[i], result.map(|features| features.active))
+    })
+}
