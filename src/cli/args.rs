@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command, ValueEnum};
-use gguf_tools::terminal::printable;
 use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
 use llava_sae_cpp::scan::ScanPrompt;
@@ -15,6 +14,7 @@ use llava_sae_cpp::{
 
 use super::interventions::{ANY, InterventionArgs};
 use super::progress::Spinner;
+pub(super) use super::progress::Verbosity;
 
 /// llama.cpp's short flags of several letters, which clap does not know.
 const LONG_NAMES: [(&str, &str); 2] = [("-ngl", "--gpu-layers"), ("-fa", "--flash-attn")];
@@ -51,43 +51,6 @@ fn flags_whose_values_may_begin_with_a_hyphen(command: &Command) -> Vec<String> 
         .filter(|argument| argument.is_allow_hyphen_values_set())
         .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
         .collect()
-}
-
-/// How much goes to stderr.
-#[derive(Args, Clone, Copy)]
-pub(super) struct Verbosity {
-    /// More: llama.cpp's messages too
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
-    verbose: bool,
-    /// Nothing but results and errors
-    #[arg(short, long, global = true)]
-    quiet: bool,
-}
-
-impl Verbosity {
-    pub(super) fn start_logging(self) {
-        use std::io::Write;
-        let level = match (self.quiet, self.verbose) {
-            (true, _) => log::LevelFilter::Off,
-            (_, true) => log::LevelFilter::Debug,
-            _ => log::LevelFilter::Warn,
-        };
-        env_logger::Builder::new()
-            .filter_level(level)
-            .format(|out, record| {
-                let level = match record.level() {
-                    log::Level::Error => "error",
-                    log::Level::Warn => "warning",
-                    _ => record.target(),
-                };
-                writeln!(out, "{level}: {}", printable(&record.args().to_string()))
-            })
-            .init();
-    }
-
-    pub(super) fn is_quiet(self) -> bool {
-        self.quiet
-    }
 }
 
 /// Which model, and how it computes.

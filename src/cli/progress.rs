@@ -1,14 +1,49 @@
-//! Progress on stderr, where it is a terminal.
+//! What goes to stderr besides errors: messages, and progress where it is a terminal.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use clap::Args;
+use gguf_tools::terminal::printable;
 use indicatif::{ProgressBar, ProgressStyle};
-
 use llava_sae_cpp::CancelFlag;
 
-use super::args::Verbosity;
+/// How much goes to stderr.
+#[derive(Args, Clone, Copy)]
+pub(super) struct Verbosity {
+    /// More: llama.cpp's messages too
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Nothing but results and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+impl Verbosity {
+    pub(super) fn start_logging(self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => log::LevelFilter::Off,
+            (_, true) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Warn,
+        };
+        env_logger::Builder::new()
+            .filter_level(level)
+            .format(|out, record| {
+                let level = match record.level() {
+                    log::Level::Error => "error",
+                    log::Level::Warn => "warning",
+                    _ => record.target(),
+                };
+                writeln!(out, "{level}: {}", printable(&record.args().to_string()))
+            })
+            .init();
+    }
+
+    pub(super) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+}
 
 /// A spinner that disappears when it is dropped.
 pub(super) struct Spinner(ProgressBar);

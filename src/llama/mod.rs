@@ -19,6 +19,7 @@ mod log_router;
 mod mapped_file;
 mod matrix_product;
 mod model;
+mod node;
 mod patch_embedding;
 mod quantize;
 mod recording;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
-use super::eval_hook::{Node, read_bytes, write_bytes};
+use super::node::{Node, read_bytes, write_bytes};
 use crate::{Error, GraphNode, Result};
 
 /// What the graphs of some rows gave below a hooked node, in their order: a value, which any context of the

@@ -1,9 +1,11 @@
 //! A language model with its projector and SAEs, loaded once and shared; and sessions on it.
 
 mod encoders;
+mod engine;
 pub(crate) mod files;
 pub(crate) mod fingerprint;
 mod memory;
+mod options;
 mod session;
 
 use std::path::Path;
@@ -13,116 +15,24 @@ use gguf_tools::gguf::{Gguf, Overwrite};
 
 use self::files::{CheckedFiles, Graph};
 use self::fingerprint::fingerprint;
-use crate::llama::{
-    self, AddBos, Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Model,
-    ModelOptions, Special, VisionGraph,
-};
-use crate::picture::ImageCache;
+use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
+use crate::picture::Picture;
 use crate::picture::encoder::{ImageEncoder, VisionSettings};
-use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{Engine, Forward, HookedSite, Hooks, PromptKey, Shortcuts, TryShortcuts};
+use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
 };
 
 pub use self::encoders::{EncoderOptions, encoder};
+pub use self::engine::EngineSize;
 pub use self::files::ModelFiles;
+pub use self::options::SessionOptions;
 pub use self::session::Session;
 
-/// How a model computes.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    /// Processor threads.
-    pub threads: usize,
-    /// Layers kept on a device; negative means all of them, 0 none (SAEs and the vision encoder
-    /// follow).
-    pub gpu_layers: i32,
-    /// Whether quantised weights are repacked for the processor, which takes time and memory for a copy.
-    pub repack: bool,
-    /// The KV cache's number type.
-    pub kv_type: KvType,
-    /// Whether to use flash attention.
-    pub flash_attention: FlashAttention,
-    /// Rows of one graph.
-    pub n_ubatch: usize,
-    /// The context's length in tokens; 0 is enough for each run, up to an answer of the length
-    /// that the model was trained on.
-    pub context_size: usize,
-    /// Whether llama.cpp gets a callback, without which nothing can be read or steered: for measuring
-    /// what it costs.
-    pub eval_callback: bool,
-    /// Whether features are computed by way of an SAE file's screen, where it has one.
-    pub screen: bool,
-    /// Whether the prompts of runs side by side share the blocks below the lowest edit, which changes no bit.
-    pub share_prompts: bool,
-    /// When what runs leave out is tried against the whole graph, and the vision encoder's graph, which is
-    /// changed, against the processor's.
-    pub try_shortcuts: TryShortcuts,
-    /// How a picture becomes square.
-    pub image_prep: ImagePrep,
-    /// Whether llama.cpp's graph of the vision encoder is put right.
-    pub vision_graph: VisionGraph,
-    /// Where image embeddings are kept for other models loaded from the same files.
-    pub image_cache: Option<ImageCache>,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            gpu_layers: -1,
-            repack: false,
-            kv_type: KvType::F16,
-            flash_attention: FlashAttention::Auto,
-            n_ubatch: 512,
-            context_size: 0,
-            eval_callback: true,
-            screen: true,
-            share_prompts: true,
-            try_shortcuts: TryShortcuts::OnDevices,
-            image_prep: ImagePrep::Crop,
-            vision_graph: VisionGraph::Corrected,
-            image_cache: None,
-        }
-    }
-}
-
-impl SessionOptions {
-    fn check(&self) -> Result<()> {
-        for (n, what) in [
-            (self.threads, "processor threads"),
-            (self.n_ubatch, "rows of a graph"),
-        ] {
-            if n == 0 || i32::try_from(n).is_err() {
-                return Err(Error::invalid(format!(
-                    "{n} {what} are none that llama.cpp can compute with"
-                ))
-                .with_hint(format!("take at least 1, and at most {}", i32::MAX)));
-            }
-        }
-        Ok(())
-    }
-
-    fn use_gpu(&self) -> bool {
-        self.gpu_layers != 0
-    }
-}
-
-/// What an engine has room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineSize {
-    /// Tokens of each run, its prompt's among them.
-    pub n_tokens: usize,
-    /// Runs at once.
-    pub n_sequences: usize,
-    /// Tokens of the longest prompt that runs share.
-    pub n_shared: usize,
-}
-
 /// A loaded model with its projector and its SAEs. Nothing of it changes, so that any number of threads
-/// can share one; what computes is an [`Engine`].
+/// can share one; what computes is an [`Engine`](crate::Engine).
 pub struct HookedModel {
     language_model: Arc<Model>,
     graph: Graph,
@@ -337,53 +247,6 @@ impl HookedModel {
         overwrite: Overwrite,
     ) -> Result<()> {
         crate::study::control_vector::write(&self.language_model, steering, target, overwrite)
-    }
-
-    /// Makes an engine.
-    ///
-    /// # Errors
-    /// More memory than is free; more runs than llama.cpp has sequences; a failure of llama.cpp.
-    pub fn engine(self: &Arc<Self>, size: EngineSize) -> Result<Engine> {
-        let EngineSize {
-            n_tokens,
-            n_sequences,
-            n_shared,
-        } = size;
-        if n_sequences > MAX_SEQUENCES {
-            return Err(Error::invalid(format!(
-                "{n_sequences} runs side by side are too many: llama.cpp has {MAX_SEQUENCES} sequences"
-            )));
-        }
-        let trained = self.language_model.trained_context();
-        if n_tokens > trained {
-            log::warn!(
-                "{n_tokens} tokens are more than the {trained} that the model was trained on"
-            );
-        }
-        // What prompts share is kept as it was written to the cache, in f32.
-        let shared = memory::cache_bytes(&self.language_model, KvType::F32, n_shared);
-        memory::check_cache(
-            &self.language_model,
-            self.options.kv_type,
-            self.options.use_gpu(),
-            n_tokens,
-            n_sequences,
-            shared,
-        )?;
-        let encoders = (0..self.saes.len()).map(|sae| self.encoder(sae));
-        let hooks = Hooks::new(encoders.collect::<Result<_>>()?, n_sequences);
-        let options = ContextOptions {
-            n_tokens,
-            n_sequences,
-            n_ubatch: self.options.n_ubatch,
-            threads: self.options.threads,
-            kv_type: self.options.kv_type,
-            flash_attention: self.options.flash_attention,
-            eval_callback: self.options.eval_callback,
-        };
-        let model = Arc::clone(&self.language_model);
-        let context = Context::new(model, options, Vec::new(), hooks)?;
-        Ok(Engine::new(Arc::clone(self), Forward::new(context)))
     }
 }
 

@@ -9,8 +9,7 @@ use gguf_tools::sae::SaeFile;
 use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
-use super::stage::{Report, Stage};
-use super::{CHILD_VARIABLE, DAMAGED};
+use super::stage::{DAMAGED, Report, Stage};
 use crate::llama::{FlashAttention, KvType};
 use crate::model::Session;
 use crate::model::files::ModelFiles;
@@ -19,6 +18,8 @@ use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Keep, Run, RunOptions};
 use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
 
+/// Set in the environment of a probe's child.
+pub(super) const CHILD_VARIABLE: &str = "LLAVA_SAE_CPP_PROBE";
 /// Rows of the image that go through the language model, which does the same with each.
 const IMAGE_ROWS: usize = 16;
 const TEXT: &str = "Describe the image.";

@@ -50,14 +50,12 @@ pub use seen::SeenFiles;
 
 use crate::model::files::ModelFiles;
 use crate::{CancelFlag, Error, ErrorKind, Result, SessionOptions};
-use child::Job;
+use child::{CHILD_VARIABLE, Job};
 use seen::Markers;
+use stage::DAMAGED;
 use watch::{Ending, Limits, Outcome};
 
-/// Set in the environment of a probe's child.
-const CHILD_VARIABLE: &str = "LLAVA_SAE_CPP_PROBE";
 const WITHOUT: &str = "the files can be loaded without a trial";
-const DAMAGED: &str = "the file is damaged or of an unknown kind: fetch or convert it again";
 
 /// How files are tried.
 #[derive(Clone, Debug)]

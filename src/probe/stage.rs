@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::model::files::ModelFiles;
 
+/// What to do about a file that fails in one.
+pub(super) const DAMAGED: &str =
+    "the file is damaged or of an unknown kind: fetch or convert it again";
+
 /// A step of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {

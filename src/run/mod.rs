@@ -15,6 +15,7 @@ pub(crate) mod logits;
 mod recorded;
 mod score;
 mod shortcuts;
+mod trial;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,8 +12,8 @@ use std::ops::RangeInclusive;
 
 use gguf_tools::gguf::{Array, Gguf, Value};
 
-use super::rules::{Key, Kind, broken, wrong_value};
-use super::{vocabulary, wrong_role};
+use super::rules::{Key, Kind, broken, wrong_role, wrong_value};
+use super::vocabulary;
 use crate::{Error, Result};
 
 /// What the header of a language model says.

@@ -292,11 +292,3 @@ impl Graph {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 }
-
-fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {
-    Error::invalid(format!(
-        "`{}` should be {expected}, but its architecture is `{arch}`",
-        path.display()
-    ))
-    .with_hint("check which file is the language model, which the projector, and which the SAE")
-}

@@ -13,9 +13,8 @@ use std::sync::Mutex;
 
 use gguf_tools::gguf::{Edits, Gguf, Value};
 
-use self::blocks::Blocks;
-use super::rules::{Key, Kind, broken};
-use super::wrong_role;
+use self::blocks::{BLOCK_COUNT, Blocks, FEATURE_LAYER};
+use super::rules::{Key, Kind, broken, wrong_role};
 use crate::{Error, Result};
 
 /// The shape of a vision encoder's input and output.
@@ -48,8 +47,6 @@ const IMAGE_SIZE: &str = "clip.vision.image_size";
 const PATCH_SIZE: &str = "clip.vision.patch_size";
 const WIDTH: &str = "clip.vision.embedding_length";
 const FFN_WIDTH: &str = "clip.vision.feed_forward_length";
-const BLOCK_COUNT: &str = "clip.vision.block_count";
-const FEATURE_LAYER: &str = "clip.vision.feature_layer";
 const HEAD_COUNT: &str = "clip.vision.attention.head_count";
 const PINPOINTS: &str = "clip.vision.image_grid_pinpoints";
 const MERGE_TYPE: &str = "clip.vision.mm_patch_merge_type";

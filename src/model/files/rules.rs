@@ -4,6 +4,7 @@
 //! one that llama.cpp does not read.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use gguf_tools::gguf::{Array, Gguf, TensorInfo, TensorType, Value};
 
@@ -212,4 +213,12 @@ pub(super) fn check_tensor(
         ));
     }
     Ok(())
+}
+
+pub(super) fn wrong_role(path: &Path, expected: &str, arch: &str) -> Error {
+    Error::invalid(format!(
+        "`{}` should be {expected}, but its architecture is `{arch}`",
+        path.display()
+    ))
+    .with_hint("check which file is the language model, which the projector, and which the SAE")
 }

@@ -2,9 +2,11 @@
 
 use gguf_tools::gguf::{Array, Gguf, Value};
 
-use super::{BLOCK_COUNT, FEATURE_LAYER};
 use crate::Result;
 use crate::model::files::rules::broken;
+
+pub(super) const BLOCK_COUNT: &str = "clip.vision.block_count";
+pub(super) const FEATURE_LAYER: &str = "clip.vision.feature_layer";
 
 /// Width and depth of OpenAI's and LAION's CLIP encoders: B, L, H, g, bigG.
 const CLIPS: [(u32, u32); 5] = [(768, 12), (1024, 24), (1280, 32), (1408, 40), (1664, 48)];

@@ -1,0 +1,80 @@
+//! Nodes of a graph, and the values that they hold.
+
+use llama_cpp_sys_2 as sys;
+
+use crate::{Error, Result};
+
+/// A node of the graph at hand, as the pointer that C gave, by which alone it is changed. It is alive
+/// until llama.cpp builds the next graph, and none is kept longer.
+#[derive(Clone, Copy)]
+pub(super) struct Node(pub(super) *mut sys::ggml_tensor);
+
+impl Node {
+    pub(super) fn get(&self) -> &sys::ggml_tensor {
+        // SAFETY: it is alive, and what changes it takes `self` by value and keeps no reference.
+        unsafe { &*self.0 }
+    }
+
+    pub(super) fn set_op(self, op: sys::ggml_op) {
+        // SAFETY: it is alive, and not being computed.
+        unsafe { (*self.0).op = op };
+    }
+
+    /// What it is computed from.
+    pub(super) fn operand(self, idx: usize) -> Option<Self> {
+        let operand = self.get().src[idx];
+        (!operand.is_null()).then_some(Self(operand))
+    }
+}
+
+/// The number of rows of an f32 tensor of rows of `width`.
+pub(super) fn n_rows(tensor: &sys::ggml_tensor, width: usize) -> Result<usize> {
+    let [n_columns, n_rows, 1, 1] = tensor.ne else {
+        return Err(unexpected_tensor(tensor, width));
+    };
+    // SAFETY: the tensor is part of a graph that is being computed.
+    let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
+    if tensor.type_ != sys::GGML_TYPE_F32
+        || usize::try_from(n_columns) != Ok(width)
+        || !is_contiguous
+    {
+        return Err(unexpected_tensor(tensor, width));
+    }
+    Ok(usize::try_from(n_rows).expect("ggml's sizes are not negative"))
+}
+
+fn unexpected_tensor(tensor: &sys::ggml_tensor, width: usize) -> Error {
+    Error::invalid(format!(
+        "expected contiguous f32 rows of {width} in the graph, got shape {:?} of ggml type {}",
+        tensor.ne, tensor.type_
+    ))
+}
+
+/// Copies a tensor out of its backend's memory; `rows` holds exactly its values.
+pub(super) fn read_rows(tensor: &sys::ggml_tensor, rows: &mut [f32]) {
+    let n_bytes = size_of_val(rows);
+    // SAFETY: the backend has been synchronised, and `n_rows` proved that the tensor holds
+    // `rows.len()` contiguous f32 values.
+    unsafe { sys::ggml_backend_tensor_get(tensor, rows.as_mut_ptr().cast(), 0, n_bytes) };
+}
+
+/// Copies a contiguous tensor's `bytes.len()` bytes out of its backend's memory.
+pub(super) fn read_bytes(tensor: &sys::ggml_tensor, bytes: &mut [u8]) {
+    // SAFETY: the backend has been synchronised, and the tensor holds that many bytes.
+    unsafe {
+        sys::ggml_backend_tensor_get(tensor, bytes.as_mut_ptr().cast(), 0, bytes.len());
+    }
+}
+
+/// Copies `bytes`, all that a contiguous tensor holds, into its backend's memory.
+pub(super) fn write_bytes(node: Node, bytes: &[u8]) {
+    // SAFETY: the tensor holds that many bytes, and is not being computed.
+    unsafe { sys::ggml_backend_tensor_set(node.0, bytes.as_ptr().cast(), 0, bytes.len()) };
+}
+
+/// Copies `rows` over a tensor in its backend's memory.
+pub(super) fn write_rows(tensor: *mut sys::ggml_tensor, rows: &[f32]) {
+    let n_bytes = size_of_val(rows);
+    // SAFETY: as for reading; the graph does not go on before this call returns.
+    unsafe { sys::ggml_backend_tensor_set(tensor, rows.as_ptr().cast(), 0, n_bytes) };
+}
