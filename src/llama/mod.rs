@@ -25,6 +25,7 @@ mod quantize;
 mod recording;
 mod sampler;
 mod tensor_context;
+mod tokenize;
 mod vision;
 mod vocabulary;
 #[cfg(target_os = "linux")]

@@ -10,11 +10,8 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as sys;
 
-use super::model::{AddBos, Model};
-use crate::{CancelFlag, Error, Result};
+use crate::{Error, Result};
 
-/// Texts up to this length, in bytes, are not cut.
-const UNCUT: usize = 32 << 10;
 /// A part's length, in bytes, at least.
 const PART: usize = 4 << 10;
 /// A part's length, in bytes, at most: it takes llama.cpp less than a second.
@@ -23,72 +20,13 @@ const LONGEST_PART: usize = 256 << 10;
 /// What a model's tokens say of texts, found out when it is needed.
 #[derive(Default)]
 pub(super) struct Vocabulary {
-    characters: OnceLock<Characters>,
-    cuts: OnceLock<Cuts>,
-}
-
-impl Model {
-    /// Token ids of `text`. Special tokens' texts become those tokens; `add_bos` follows the
-    /// vocabulary's own rule for the beginning of a sequence.
-    ///
-    /// # Errors
-    /// Characters that the vocabulary has no token for; a text that is too long and cannot be cut.
-    pub fn tokenize(&self, text: &str, add_bos: AddBos) -> Result<Vec<i32>> {
-        self.tokenize_until(text, add_bos, &CancelFlag::default())
-    }
-
-    /// As [`Model::tokenize`], until it is cancelled.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) besides.
-    pub(crate) fn tokenize_until(
-        &self,
-        text: &str,
-        add_bos: AddBos,
-        cancel: &CancelFlag,
-    ) -> Result<Vec<i32>> {
-        let characters = &self.vocabulary.characters;
-        let characters = characters.get_or_init(|| Characters::new(self));
-        characters.check(text)?;
-        if text.len() <= UNCUT || !self.can_cut() {
-            return self.tokenize_at_once(text, add_bos);
-        }
-        let cuts = self.vocabulary.cuts.get_or_init(|| Cuts::new(self));
-        let mut ids = Vec::new();
-        // As llama.cpp adds them (`llama_vocab::impl::tokenize`).
-        let [begin, end] = self.added_tokens(add_bos);
-        ids.extend(begin);
-        let mut start = 0;
-        while start < text.len() {
-            if cancel.is_cancelled() {
-                return Err(Error::interrupted());
-            }
-            let stop = cuts.next(text, start)?;
-            // The character in front goes with each part: what llama.cpp adds at the beginning of a
-            // text, it adds before that.
-            let before = text[..start].char_indices().next_back();
-            let before = before.map_or(start, |(place, _)| place);
-            let own = self.tokenize_at_once(&text[before..start], AddBos::No)?;
-            let part = self.tokenize_at_once(&text[before..stop], AddBos::No)?;
-            let part = part.strip_prefix(&own[..]).ok_or_else(too_long)?;
-            ids.extend_from_slice(part);
-            start = stop;
-        }
-        ids.extend(end);
-        Ok(ids)
-    }
-
-    fn can_cut(&self) -> bool {
-        matches!(
-            self.vocab_type(),
-            sys::LLAMA_VOCAB_TYPE_SPM | sys::LLAMA_VOCAB_TYPE_BPE
-        )
-    }
+    pub(super) characters: OnceLock<Characters>,
+    pub(super) cuts: OnceLock<Cuts>,
 }
 
 /// The characters and bytes that have a token.
 #[derive(Debug)]
-enum Characters {
+pub(super) enum Characters {
     /// All of them, or llama.cpp knows a token for what is unknown.
     All,
     Some {
@@ -99,16 +37,20 @@ enum Characters {
 }
 
 impl Characters {
-    fn new(model: &Model) -> Self {
-        let is_byte_level = match model.vocab_type() {
+    /// Of tokens as the vocabulary stores them, with `▁` or `Ġ` for a space.
+    pub(super) fn new<'a>(
+        vocab_type: sys::llama_vocab_type,
+        tokens: impl Iterator<Item = &'a [u8]>,
+        special: impl FnOnce() -> Vec<String>,
+    ) -> Self {
+        let is_byte_level = match vocab_type {
             sys::LLAMA_VOCAB_TYPE_SPM => false,
             sys::LLAMA_VOCAB_TYPE_BPE => true,
             _ => return Self::All,
         };
         let alphabet: Vec<char> = (0..=u8::MAX).map(letter_of_byte).collect();
         let (mut characters, mut bytes) = (HashSet::new(), HashSet::new());
-        for token in model.token_ids() {
-            let text = model.token_bytes(token);
+        for text in tokens {
             if let Some(byte) = byte_token(text) {
                 bytes.insert(byte);
             }
@@ -125,16 +67,15 @@ impl Characters {
                 return Self::All;
             }
         }
-        let special = special_texts(model);
         Self::Some {
             characters,
             bytes,
-            special,
+            special: special(),
         }
     }
 
     /// Whether each character of `text` has a token, or stands in a special token's text.
-    fn check(&self, text: &str) -> Result<()> {
+    pub(super) fn check(&self, text: &str) -> Result<()> {
         let Self::Some {
             characters,
             bytes,
@@ -206,29 +147,34 @@ fn holds(text: &str, place: usize, special: &str, n_bytes: usize) -> bool {
 
 /// Where a text may be cut so that the ids stay the same: between two characters that no token
 /// holds side by side, since then nothing on one side is ever merged with something on the other.
-struct Cuts {
+pub(super) struct Cuts {
     pairs: HashSet<(char, char)>,
     special: Vec<String>,
     is_bpe: bool,
 }
 
 impl Cuts {
-    fn new(model: &Model) -> Self {
+    /// As [`Characters::new`].
+    pub(super) fn new<'a>(
+        vocab_type: sys::llama_vocab_type,
+        tokens: impl Iterator<Item = &'a [u8]>,
+        special: Vec<String>,
+    ) -> Self {
         let mut pairs = HashSet::new();
-        for token in model.token_ids() {
-            let text = std::str::from_utf8(model.token_bytes(token)).unwrap_or_default();
+        for text in tokens {
+            let text = std::str::from_utf8(text).unwrap_or_default();
             let letters = text.chars().map(plain_space);
             pairs.extend(letters.clone().zip(letters.skip(1)));
         }
         Self {
             pairs,
-            special: special_texts(model),
-            is_bpe: model.vocab_type() == sys::LLAMA_VOCAB_TYPE_BPE,
+            special,
+            is_bpe: vocab_type == sys::LLAMA_VOCAB_TYPE_BPE,
         }
     }
 
     /// The end of the part of `text` that begins at `start`.
-    fn next(&self, text: &str, start: usize) -> Result<usize> {
+    pub(super) fn next(&self, text: &str, start: usize) -> Result<usize> {
         let from = start + PART;
         if text.len() <= from {
             return Ok(text.len());
@@ -314,22 +260,11 @@ fn last_byte(c: char) -> u8 {
     encoded[encoded.len() - 1]
 }
 
-fn too_long() -> Error {
+pub(super) fn too_long() -> Error {
     Error::invalid(format!(
         "the text has more than {LONGEST_PART} bytes in a row that cannot be cut for the tokenizer"
     ))
     .with_hint("put spaces or line breaks into it, or shorten it")
-}
-
-/// Texts that llama.cpp looks for before anything else (`cache_special_tokens`).
-fn special_texts(model: &Model) -> Vec<String> {
-    let special = sys::LLAMA_TOKEN_ATTR_CONTROL
-        | sys::LLAMA_TOKEN_ATTR_USER_DEFINED
-        | sys::LLAMA_TOKEN_ATTR_UNKNOWN;
-    let is_special = |token: &i32| model.token_attributes(*token) & special != 0;
-    let text = |token: i32| std::str::from_utf8(model.token_bytes(token)).map(str::to_owned);
-    let texts = model.token_ids().filter(is_special).flat_map(text);
-    texts.filter(|text| !text.is_empty()).collect()
 }
 
 /// The byte of a token such as `<0x0A>`.

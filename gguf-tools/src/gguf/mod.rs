@@ -14,8 +14,9 @@ mod value;
 mod writer;
 
 pub use edits::Edits;
-pub use reader::{Gguf, TensorInfo};
+pub use reader::Gguf;
 pub use shards::ShardName;
+pub use source::TensorInfo;
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 pub(crate) use writer::checksum;

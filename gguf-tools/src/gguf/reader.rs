@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Take};
 use std::path::{Path, PathBuf};
 
-use super::source::Source;
+use super::source::{Source, TensorInfo};
 use super::{DEFAULT_ALIGNMENT, MAX_DIMS, TensorType, Value};
 use crate::{Error, Result, input_file};
 
@@ -24,24 +24,6 @@ pub struct Gguf {
     metadata: Vec<(String, Value)>,
     tensors: Vec<TensorInfo>,
     alignment: u64,
-}
-
-/// Where a tensor lies in its file, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Unique in the file.
-    pub name: String,
-    /// In ggml's order: the contiguous dimension first, so a row-major `[rows, columns]` matrix has
-    /// the dims `[columns, rows]`.
-    pub dims: Vec<u64>,
-    /// The number format.
-    pub tensor_type: TensorType,
-    /// Which of [`Gguf::paths`] holds it.
-    pub shard_idx: usize,
-    /// From the start of its file, in bytes.
-    pub offset: u64,
-    /// The data's length.
-    pub n_bytes: u64,
 }
 
 impl Gguf {

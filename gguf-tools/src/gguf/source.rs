@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::value::Scalar;
-use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorInfo, TensorType, tensor_bytes};
+use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorType, tensor_bytes};
 use crate::{Error, Result, input_file};
 
 /// What a header may take in memory beside as much as the file has bytes. Short texts take several
@@ -23,6 +22,24 @@ pub(super) struct Source {
     pub(super) n_bytes: u64,
     /// What may still be allocated, in bytes.
     n_free: u64,
+}
+
+/// Where a tensor lies in its file, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Unique in the file.
+    pub name: String,
+    /// In ggml's order: the contiguous dimension first, so a row-major `[rows, columns]` matrix has
+    /// the dims `[columns, rows]`.
+    pub dims: Vec<u64>,
+    /// The number format.
+    pub tensor_type: TensorType,
+    /// Which of [`Gguf::paths`](super::Gguf::paths) holds it.
+    pub shard_idx: usize,
+    /// From the start of its file, in bytes.
+    pub offset: u64,
+    /// The data's length.
+    pub n_bytes: u64,
 }
 
 impl Source {
@@ -62,7 +79,7 @@ impl Source {
                 ))
                 .with_hint("convert the original with `llava-sae-cpp convert` first"));
         }
-        match u32::decode(self)? {
+        match self.u32()? {
             version @ 2..=3 => Ok(version),
             version if version.swap_bytes() <= 3 => {
                 Err(self.malformed("it is big-endian, which is not supported"))
@@ -78,6 +95,14 @@ impl Source {
         let mut bytes = [0; N];
         self.fill(&mut bytes)?;
         Ok(bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.bytes().map(u64::from_le_bytes)
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
@@ -98,7 +123,7 @@ impl Source {
     /// of that, and `memory_bytes` each in memory, so that they may be allocated at once.
     pub(super) fn length(&mut self, min_bytes: u64, memory_bytes: u64) -> Result<usize> {
         const HINT: &str = "the file is damaged or incomplete: download or convert it again";
-        let length = u64::decode(self)?;
+        let length = self.u64()?;
         if length > (self.n_bytes - self.position) / min_bytes {
             let what = format!("a count of {length} goes beyond the end of the file");
             return Err(self.malformed(what).with_hint(HINT));
@@ -126,16 +151,16 @@ impl Source {
         if name.len() > MAX_NAME_BYTES {
             return Err(self.malformed(format!("the tensor name `{name}` is too long")));
         }
-        let n_dims = u32::decode(self)? as usize;
+        let n_dims = self.u32()? as usize;
         if !(1..=MAX_DIMS).contains(&n_dims) {
             return Err(self.malformed(format!(
                 "tensor `{name}` has {n_dims} dimensions, expected 1 to 4"
             )));
         }
         let dims = (0..n_dims)
-            .map(|_| u64::decode(self))
+            .map(|_| self.u64())
             .collect::<Result<Vec<_>>>()?;
-        let code = u32::decode(self)?;
+        let code = self.u32()?;
         let tensor_type = TensorType::from_code(code).ok_or_else(|| {
             let Some((removed, instead)) = TensorType::removed(code) else {
                 return self.malformed(format!("tensor `{name}` has the unknown type {code}"));
@@ -156,7 +181,7 @@ impl Source {
             dims,
             tensor_type,
             shard_idx: 0,
-            offset: u64::decode(self)?,
+            offset: self.u64()?,
             n_bytes,
         })
     }

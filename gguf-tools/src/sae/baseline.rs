@@ -21,6 +21,23 @@ pub struct Baseline {
     pub n_pictures: u32,
 }
 
+impl SaeFile {
+    /// What the features usually do on pictures, where that was measured.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds a number that is not finite.
+    pub fn baseline(&self) -> Result<Option<Baseline>> {
+        if self.gguf().tensor(IMAGE_BASELINE).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Baseline {
+            mean_max: self.vector(IMAGE_BASELINE)?,
+            frequency: self.vector(IMAGE_FREQUENCY)?,
+            n_pictures: self.gguf().require_u32(BASELINE_PICTURES)?,
+        }))
+    }
+}
+
 impl Baseline {
     /// Writes a copy of `sae`'s file with this baseline, instead of another if it had one.
     ///

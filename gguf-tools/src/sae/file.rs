@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::baseline::Baseline;
 use super::schema::{
-    Architecture, B_DEC, B_ENC, BASELINE_PICTURES, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN,
+    Architecture, B_DEC, B_ENC, DECODER_NORM, SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC,
+    W_ENC, W_ENC_SCREEN,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};
@@ -117,21 +116,6 @@ impl SaeFile {
         self.vector(DECODER_NORM)
     }
 
-    /// What the features usually do on pictures, where that was measured.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or holds a number that is not finite.
-    pub fn baseline(&self) -> Result<Option<Baseline>> {
-        if self.gguf.tensor(IMAGE_BASELINE).is_none() {
-            return Ok(None);
-        }
-        Ok(Some(Baseline {
-            mean_max: self.vector(IMAGE_BASELINE)?,
-            frequency: self.vector(IMAGE_FREQUENCY)?,
-            n_pictures: self.gguf.require_u32(BASELINE_PICTURES)?,
-        }))
-    }
-
     pub(super) fn gguf(&self) -> &Gguf {
         &self.gguf
     }
@@ -158,7 +142,8 @@ impl SaeFile {
         self.gguf.read_row_f32(&self.w_enc, feature, out)
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+    /// A tensor of finite numbers that `open` has found.
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let values = self
             .gguf
             .read_f32(self.gguf.tensor(name).expect("checked by `open`"))?;

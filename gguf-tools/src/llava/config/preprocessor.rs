@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{VisionConfig, positive};
+use super::checks::positive;
+use super::vision::VisionConfig;
 use crate::json_file::read_optional_json;
 use crate::{Error, Result};
 

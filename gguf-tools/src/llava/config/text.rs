@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{
+use super::checks::{
     GELU, MAX_LAYERS, MAX_SIZE, MAX_VOCAB_SIZE, OneOrSeveral, expect, in_range, multiple, positive,
 };
 

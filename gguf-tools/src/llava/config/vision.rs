@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
+use super::checks::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
 
 /// A CLIP vision transformer.
 #[derive(Debug)]
