@@ -12,9 +12,7 @@ use llava_sae_cpp::{
     Picture, Prompt, PromptForm, Sampling, Session, SessionOptions, demo,
 };
 
-use super::interventions::{ANY, InterventionArgs};
-use super::progress::Spinner;
-pub(super) use super::progress::Verbosity;
+use super::progress::{Spinner, Verbosity};
 
 /// llama.cpp's short flags of several letters, which clap does not know.
 const LONG_NAMES: [(&str, &str); 2] = [("-ngl", "--gpu-layers"), ("-fa", "--flash-attn")];
@@ -439,29 +437,4 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         _ => Err("a temperature is a number from 0 up".to_owned()),
     }
-}
-
-/// The main command's arguments.
-#[derive(Args)]
-pub(super) struct DescribeArgs {
-    /// The picture to describe; without one, `--prompt` is text only
-    #[arg(required_unless_present = "prompt")]
-    pub(super) image: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) prompt: PromptArgs,
-    #[command(flatten)]
-    pub(super) interventions: InterventionArgs,
-    /// Print the original output too
-    #[arg(long, requires = ANY)]
-    pub(super) compare: bool,
-    /// After the text, the N features that the image activated most
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(super) top: usize,
-    #[command(flatten)]
-    pub(super) generate: GenerateArgs,
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    pub(super) json: bool,
-    #[command(flatten)]
-    pub(super) model: ModelArgs,
 }

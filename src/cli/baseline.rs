@@ -9,9 +9,9 @@ use llava_sae_cpp::CancelFlag;
 use llava_sae_cpp::baseline::measure;
 use llava_sae_cpp::scan::Scan;
 
-use super::args::{ModelArgs, PromptArgs, Verbosity, note_as_seen};
+use super::args::{ModelArgs, PromptArgs, note_as_seen};
 use super::folder::{pictures_in, warn_of_gap};
-use super::progress::Counter;
+use super::progress::{Counter, Verbosity};
 use super::{CommandResult, Outcome};
 
 /// Measure what features usually do on pictures, so that rankings show what is particular to one

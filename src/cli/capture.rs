@@ -11,9 +11,9 @@ use llava_sae_cpp::{
 };
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::InterventionArgs;
-use super::progress::Spinner;
+use super::progress::{Spinner, Verbosity};
 use super::{CommandResult, Outcome};
 
 /// Save everything the hook saw: rows, features, image embeddings, logits

@@ -11,8 +11,8 @@ use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
-use super::args::{Verbosity, note_as_seen};
-use super::progress::{self, Spinner};
+use super::args::note_as_seen;
+use super::progress::{self, Spinner, Verbosity};
 use super::{CommandResult, Outcome};
 
 /// Convert a LLaVA-Gemma checkpoint and an SAE to a model folder

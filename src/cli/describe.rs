@@ -2,9 +2,11 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use gguf_tools::terminal::printable;
 use llava_sae_cpp::rank::{self, FeatureScore, Over, Pool};
 use llava_sae_cpp::report::json;
@@ -15,9 +17,35 @@ use llava_sae_cpp::{
 };
 use serde::Serialize;
 
-use super::args::{self, DescribeArgs, Verbosity};
-use super::progress::Spinner;
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
+use super::interventions::{ANY, InterventionArgs};
+use super::progress::{Spinner, Verbosity};
 use super::{CommandResult, Failure, Outcome};
+
+/// The main command's arguments.
+#[derive(Args)]
+pub(super) struct DescribeArgs {
+    /// The picture to describe; without one, `--prompt` is text only
+    #[arg(required_unless_present = "prompt")]
+    image: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    interventions: InterventionArgs,
+    /// Print the original output too
+    #[arg(long, requires = ANY)]
+    compare: bool,
+    /// After the text, the N features that the image activated most
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top: usize,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -104,8 +132,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
                 generated_tokens: runs.iter().map(|run| run.token_ids.len()).sum(),
             },
         };
-        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
-        writeln!(io::stdout(), "{report}").map_err(Failure::Output)?;
+        json::print(&mut io::stdout(), &report).map_err(Failure::Output)?;
     } else if args.top > 0 {
         let mut out = io::stdout().lock();
         for (sae, scores) in saes.iter().zip(&scores) {

@@ -6,8 +6,9 @@ use clap::Args;
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::CancelFlag;
 
-use super::args::{ModelArgs, Verbosity};
+use super::args::ModelArgs;
 use super::interventions::{self, InterventionArgs};
+use super::progress::Verbosity;
 use super::{CommandResult, Outcome};
 
 /// Write a control vector that does the same in llama.cpp's own programs

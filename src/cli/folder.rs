@@ -7,7 +7,7 @@ use gguf_tools::terminal::one_line;
 use llava_sae_cpp::scan::{Folder, FoundPicture, PICTURE_EXTENSIONS};
 use llava_sae_cpp::{Error, Result};
 
-use super::args::Verbosity;
+use super::progress::Verbosity;
 
 /// Types of files that a line names.
 const MAX_TYPES: usize = 8;

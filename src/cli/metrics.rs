@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
+use llava_sae_cpp::report::json;
 use llava_sae_cpp::{CancelFlag, Error, ImageCache, Sae, SaeSet, Session};
 use serde::Serialize;
 
-use super::args::{self, ModelArgs, PromptArgs, Verbosity};
+use super::args::{self, ModelArgs, PromptArgs};
 use super::folder::warn_of_gap;
-use super::progress::Counter;
+use super::progress::{Counter, Verbosity};
 use super::{CommandResult, Failure, Outcome};
 
 /// Measure how well the SAE fits the model on pictures and texts
@@ -99,8 +100,7 @@ pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -
     for (sae, metrics) in saes.iter().zip(&all) {
         let report = report(&args, &saes, sae, metrics);
         if args.json {
-            let report = serde_json::to_string(&report).expect("plain data");
-            writeln!(out, "{report}").map_err(Failure::Output)?;
+            json::print(&mut out, &report).map_err(Failure::Output)?;
             continue;
         }
         if saes.len() > 1 {

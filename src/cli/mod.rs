@@ -25,7 +25,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gguf_tools::terminal::printable;
 use llava_sae_cpp::{CancelFlag, Error};
 
-use args::{DescribeArgs, Verbosity};
+use describe::DescribeArgs;
+use progress::Verbosity;
 
 /// See the features of a text-only sparse autoencoder that an image activates in a vision-language
 /// model, and steer the model by them.

@@ -8,9 +8,9 @@ use gguf_tools::new_file::{Overwrite, check_is_no_input};
 use llava_sae_cpp::CancelFlag;
 use llava_sae_cpp::scan::{Scan, ScanEvent, check_output, jobs_at_once, scan_folder};
 
-use super::args::{ModelArgs, PromptArgs, Verbosity};
+use super::args::{ModelArgs, PromptArgs};
 use super::folder::{pictures_in, warn_of_gap};
-use super::progress::{Counter, Spinner};
+use super::progress::{Counter, Spinner, Verbosity};
 use super::{CommandResult, Outcome};
 
 /// Write the features of a folder of pictures into a Parquet file

@@ -11,9 +11,9 @@ use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep};
 use serde::Serialize;
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{UnitsName, parse_positions};
-use super::progress::Spinner;
+use super::progress::{Spinner, Verbosity};
 use super::{CommandResult, Failure, Outcome};
 
 /// Steer one feature by several strengths at once, and compare what comes of each
@@ -170,8 +170,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let mut out = io::stdout().lock();
     if args.json {
         let report = report(&args, feature, label, &sweep);
-        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
-        writeln!(out, "{report}").map_err(Failure::Output)?;
+        json::print(&mut out, &report).map_err(Failure::Output)?;
     } else {
         print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::terminal::one_line;
+use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
     By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
     images_of_feature,
@@ -125,7 +126,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
         let found = images_of_feature(&file, name, by, top)?;
         let n_images = contents.ok().map(Contents::n_images);
         return print(|out| match args.json {
-            true => print_json(out, &feature_report(args, &found, n_images)),
+            true => json::print(out, &feature_report(args, &found, n_images)),
             false => print_images(out, &found, args.by, n_images),
         });
     }
@@ -133,7 +134,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
     let found = features_of_class(&file, class, by, top)?;
     let counts_known = contents.is_ok();
     print(|out| match args.json {
-        true => print_json(out, &class_report(args, class, &found, counts_known)),
+        true => json::print(out, &class_report(args, class, &found, counts_known)),
         false => print_features(out, class, &found, args.by),
     })
 }
@@ -164,11 +165,6 @@ fn gap(table: &Path, reason: NoContents) -> String {
     format!(
         "{why}, so how many images there are is not known, of each class and in all: only those with a row count"
     )
-}
-
-fn print_json(out: &mut dyn Write, report: &impl Serialize) -> io::Result<()> {
-    let json = serde_json::to_string(report).expect("a report is plain data");
-    writeln!(out, "{json}")
 }
 
 fn shown(path: &Path) -> String {

@@ -1,8 +1,19 @@
 //! Runs, features and tokens as JSON: names here are an interface.
 
+use std::io::{self, Write};
+
 use crate::rank::FeatureScore;
 use crate::{FeatureId, FeatureName, Run, SaeSet, Session, Stop, Token, TokenKind};
 use serde::Serialize;
+
+/// Prints a report on one line.
+///
+/// # Errors
+/// Those of `out`.
+pub fn print(out: &mut dyn Write, report: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_string(report).expect("a report holds nothing but plain data");
+    writeln!(out, "{json}")
+}
 
 /// One run's output.
 #[derive(Serialize)]

@@ -17,8 +17,9 @@ use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{CancelFlag, Error, FeatureId, Picture, Sae, SaeSet, Session, saved_set};
 
-use super::args::{GenerateArgs, ModelArgs, PromptArgs, Verbosity};
+use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{self, InterventionArgs};
+use super::progress::Verbosity;
 
 use super::{CommandResult, Failure, Outcome, hints};
 

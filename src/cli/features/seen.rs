@@ -1,7 +1,7 @@
 //! What a picture gave, and its ways out: a table or JSON, heat maps, a page.
 
 use std::collections::HashSet;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ use serde::Serialize;
 
 use super::{ALWAYS_ON, FeaturesArgs};
 use crate::cli::Failure;
-use crate::cli::args::{self, Verbosity};
-use crate::cli::progress::Spinner;
+use crate::cli::args;
+use crate::cli::progress::{Spinner, Verbosity};
 
 /// What `--json` prints for an image, or for a text.
 #[derive(Serialize)]
@@ -187,8 +187,7 @@ impl Seen {
             tokens: json::tokens(&self.tokens, session),
             features: (0..saes.len()).flat_map(of_sae).collect(),
         };
-        let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
-        writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+        json::print(&mut io::stdout(), &report).map_err(Failure::Output)
     }
 
     /// The picture as the model sees it, where `args` ask for something to be drawn.
@@ -361,8 +360,7 @@ pub(super) fn print_group(
             .collect(),
         features,
     };
-    let report = serde_json::to_string(&report).expect("a report holds nothing but plain data");
-    writeln!(io::stdout(), "{report}").map_err(Failure::Output)
+    json::print(&mut io::stdout(), &report).map_err(Failure::Output)
 }
 
 /// Prints a table for each SAE.
