@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Command, ValueEnum};
 use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
@@ -51,6 +52,18 @@ fn flags_whose_values_may_begin_with_a_hyphen(command: &Command) -> Vec<String> 
         .collect()
 }
 
+/// One of the library's values, by its name.
+pub(super) fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(all.map(name));
+    names.map(move |text| {
+        let named = all.into_iter().find(|&value| name(value) == text);
+        named.expect("clap lets no other name through")
+    })
+}
+
 /// Which model, and how it computes.
 #[derive(Args)]
 pub(super) struct ModelArgs {
@@ -87,17 +100,22 @@ pub(super) struct ModelArgs {
         long,
         value_name = "TYPE",
         default_value = "f16",
+        value_parser = one_of([KvType::F32, KvType::F16, KvType::Q8_0], KvType::name),
         help_heading = "Computation"
     )]
-    kv_type: KvTypeArg,
+    kv_type: KvType,
     /// Flash attention (also `-fa`)
     #[arg(
         long,
         value_name = "WHEN",
         default_value = "auto",
+        value_parser = one_of(
+            [FlashAttention::Auto, FlashAttention::On, FlashAttention::Off],
+            FlashAttention::name,
+        ),
         help_heading = "Computation"
     )]
-    flash_attn: FlashAttentionArg,
+    flash_attn: FlashAttention,
     /// How a picture that is not square becomes square
     #[arg(
         long,
@@ -121,21 +139,6 @@ pub(super) struct ModelArgs {
     /// Load files that this machine has not seen yet without a trial in a process of its own
     #[arg(long, help_heading = "Computation")]
     no_probe: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum KvTypeArg {
-    F32,
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum FlashAttentionArg {
-    Auto,
-    On,
-    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -215,16 +218,8 @@ impl ModelArgs {
             threads: self.threads.map_or(defaults.threads, usize::from),
             gpu_layers: self.gpu_layers,
             repack: self.repack,
-            kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
-            },
-            flash_attention: match self.flash_attn {
-                FlashAttentionArg::Auto => FlashAttention::Auto,
-                FlashAttentionArg::On => FlashAttention::On,
-                FlashAttentionArg::Off => FlashAttention::Off,
-            },
+            kv_type: self.kv_type,
+            flash_attention: self.flash_attn,
             context_size: self.ctx_size,
             image_prep: self.image_prep.into(),
             image_cache: match self.image_cache {

@@ -11,7 +11,7 @@ use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
-use super::args::note_as_seen;
+use super::args::{note_as_seen, one_of};
 use super::progress::{self, Spinner, Verbosity};
 use super::{CommandResult, Outcome};
 
@@ -32,11 +32,11 @@ pub(super) struct ConvertArgs {
     #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
     model_type: ModelType,
     /// Number type of the vision encoder and projector
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    mmproj_type: SmallType,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = one_of(SMALL_TYPES, TensorType::name))]
+    mmproj_type: TensorType,
     /// Number type of the SAE
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    sae_type: SmallType,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = one_of(SMALL_TYPES, TensorType::name))]
+    sae_type: TensorType,
     /// Neuronpedia's labels for the SAE: JSON or JSON lines
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "sae")]
     labels: Vec<PathBuf>,
@@ -66,14 +66,6 @@ enum ModelType {
     Q4KM,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SmallType {
-    F32,
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
 impl ModelType {
     /// As the command line and llama.cpp write it.
     fn name(self) -> &'static str {
@@ -89,22 +81,15 @@ impl ModelType {
     }
 }
 
-impl SmallType {
-    fn tensor_type(self) -> TensorType {
-        match self {
-            Self::F32 => TensorType::F32,
-            Self::F16 => TensorType::F16,
-            Self::Q8_0 => TensorType::Q8_0,
-        }
-    }
-}
+/// The types of projectors and SAEs.
+const SMALL_TYPES: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::Q8_0];
 
 pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = Overwrite::if_forced(args.force);
     let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
-    let sae = in_output("sae", args.sae_type.tensor_type().name());
+    let sae = in_output("sae", args.sae_type.name());
     let model = in_output("model", args.model_type.name());
-    let mmproj = in_output("mmproj", args.mmproj_type.tensor_type().name());
+    let mmproj = in_output("mmproj", args.mmproj_type.name());
     let targets = [
         args.sae.as_ref().map(|_| &sae),
         args.llava.as_ref().map(|_| &model),
@@ -126,7 +111,7 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
     // The SAE first: it is small, and its errors come without a long wait.
     if let Some(source) = &args.sae {
         let options = SaeOptions {
-            weight_type: args.sae_type.tensor_type(),
+            weight_type: args.sae_type,
             norm_factor: args.norm_factor,
             hook_name: args.hook_name.clone(),
             labels: args.labels.clone(),
@@ -217,7 +202,7 @@ fn convert_llava(
     };
     let options = LlavaOptions {
         model_type,
-        mmproj_type: args.mmproj_type.tensor_type(),
+        mmproj_type: args.mmproj_type,
         overwrite: Overwrite::Refuse,
     };
     let dir = model.parent().expect("it lies in the output folder");

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::{ArgGroup, Args};
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
@@ -13,6 +13,7 @@ use llava_sae_cpp::scan::{
 };
 use serde::Serialize;
 
+use super::args::one_of;
 use super::folder::warn_of_gap;
 use super::{CommandResult, print};
 
@@ -31,8 +32,8 @@ pub(super) struct TopArgs {
     class: Option<String>,
     /// The value of a feature on an image: its largest activation, their sum, or the number of image
     /// rows on which it is active
-    #[arg(long, value_name = "VALUE", default_value = "max")]
-    by: ByArg,
+    #[arg(long, value_name = "VALUE", default_value = "max", value_parser = one_of([By::Max, By::Sum, By::Count], By::name))]
+    by: By,
     /// How many images or features
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
@@ -50,31 +51,13 @@ Examples:
   llava-sae-cpp top features.parquet --class pizza --json
       What images in folders called `pizza` activate more than the others";
 
-#[derive(Clone, Copy, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum ByArg {
-    Max,
-    Sum,
-    Count,
-}
-
-impl From<ByArg> for By {
-    fn from(by: ByArg) -> Self {
-        match by {
-            ByArg::Max => Self::Max,
-            ByArg::Sum => Self::Sum,
-            ByArg::Count => Self::Count,
-        }
-    }
-}
-
 /// What `--feature … --json` prints.
 #[derive(Serialize)]
 struct FeatureReport<'a> {
     file: String,
     feature: usize,
     label: Option<&'a str>,
-    by: ByArg,
+    by: By,
     n_images: Option<u64>,
     n_firing: u64,
     images: Vec<ImageEntry<'a>>,
@@ -95,7 +78,7 @@ struct ImageEntry<'a> {
 struct ClassReport<'a> {
     file: String,
     class: &'a str,
-    by: ByArg,
+    by: By,
     n_inside: u64,
     n_outside: u64,
     counts_known: bool,
@@ -117,7 +100,7 @@ struct ClassEntry<'a> {
 pub(super) fn run(args: &TopArgs) -> CommandResult {
     silence_panics_of_crates();
     let file = ScanFile::open(&args.file)?;
-    let (by, top) = (args.by.into(), args.top.get());
+    let (by, top) = (args.by, args.top.get());
     let contents = file.contents();
     if let Err(reason) = contents {
         warn_of_gap(&gap(&args.file, reason));
@@ -229,7 +212,7 @@ fn class_report<'a>(
 fn print_images(
     out: &mut dyn Write,
     found: &FeatureImages,
-    by: ByArg,
+    by: By,
     n_images: Option<u64>,
 ) -> io::Result<()> {
     let label = found.label.as_deref().map(|label| format!(" `{label}`"));
@@ -240,7 +223,7 @@ fn print_images(
         label.unwrap_or_default(),
         found.n_firing,
         of_all.unwrap_or_default(),
-        by.phrase()
+        phrase(by)
     );
     writeln!(out, "{}", one_line(&title))?;
     if found.images.is_empty() {
@@ -266,13 +249,13 @@ fn print_features(
     out: &mut dyn Write,
     class: &str,
     found: &ClassFeatures,
-    by: ByArg,
+    by: By,
 ) -> io::Result<()> {
     let title = format!(
         "Features that images of `{class}` ({}) activate more than the others ({}); by {}",
         found.n_inside,
         found.n_outside,
-        by.phrase()
+        phrase(by)
     );
     writeln!(out, "{}", one_line(&title))?;
     if found.features.is_empty() {
@@ -303,12 +286,10 @@ fn print_features(
     Ok(())
 }
 
-impl ByArg {
-    fn phrase(self) -> &'static str {
-        match self {
-            Self::Max => "largest activation",
-            Self::Sum => "sum of activations",
-            Self::Count => "number of image tokens",
-        }
+fn phrase(by: By) -> &'static str {
+    match by {
+        By::Max => "largest activation",
+        By::Sum => "sum of activations",
+        By::Count => "number of image tokens",
     }
 }

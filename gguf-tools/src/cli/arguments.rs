@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use gguf_tools::gguf::TensorType;
 
 /// Converts LLaVA-Gemma checkpoints and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
@@ -38,11 +39,11 @@ pub(super) struct LlavaArguments {
     #[arg(short = 'o', long = "output", value_name = "OUT_DIR")]
     pub(super) out_dir: PathBuf,
     /// The language model's number type
-    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
-    pub(super) model_type: ModelType,
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0", value_parser = one_of(MODEL_TYPES))]
+    pub(super) model_type: TensorType,
     /// The image encoder's and projector's number type
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub(super) mmproj_type: WeightType,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = one_of(SMALL_TYPES))]
+    pub(super) mmproj_type: TensorType,
     /// Overwrite files
     #[arg(long)]
     pub(super) force: bool,
@@ -62,8 +63,8 @@ pub(super) struct SaeArguments {
     #[arg(short = 'o', long = "output", value_name = "FILE")]
     pub(super) target: PathBuf,
     /// The number type of encoder and decoder
-    #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
-    pub(super) weight_type: WeightType,
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = one_of(SMALL_TYPES))]
+    pub(super) weight_type: TensorType,
     /// Neuronpedia's labels: a JSON array or JSON lines, plain or gzipped; of several for one feature
     /// the first counts
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -92,40 +93,20 @@ pub(super) struct ShowArguments {
     pub(super) json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum ModelType {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
+/// The types of a language model.
+const MODEL_TYPES: [TensorType; 4] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::Bf16,
+    TensorType::Q8_0,
+];
+/// The types of projectors and SAEs.
+const SMALL_TYPES: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::Q8_0];
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum WeightType {
-    F32,
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
-impl From<ModelType> for TensorType {
-    fn from(model_type: ModelType) -> Self {
-        match model_type {
-            ModelType::F32 => Self::F32,
-            ModelType::F16 => Self::F16,
-            ModelType::Bf16 => Self::Bf16,
-            ModelType::Q8_0 => Self::Q8_0,
-        }
-    }
-}
-
-impl From<WeightType> for TensorType {
-    fn from(weight_type: WeightType) -> Self {
-        match weight_type {
-            WeightType::F32 => Self::F32,
-            WeightType::F16 => Self::F16,
-            WeightType::Q8_0 => Self::Q8_0,
-        }
-    }
+fn one_of<const N: usize>(types: [TensorType; N]) -> impl TypedValueParser<Value = TensorType> {
+    let names = PossibleValuesParser::new(types.map(TensorType::name));
+    names.map(move |text| {
+        let named = types.into_iter().find(|one| one.name() == text);
+        named.expect("clap lets no other name through")
+    })
 }

@@ -48,8 +48,8 @@ fn run(command: Command) -> Result<()> {
 
 fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
     let options = LlavaOptions {
-        model_type: arguments.model_type.into(),
-        mmproj_type: arguments.mmproj_type.into(),
+        model_type: arguments.model_type,
+        mmproj_type: arguments.mmproj_type,
         overwrite: Overwrite::if_forced(arguments.force),
     };
     let bar = ProgressBar::start();
@@ -69,7 +69,7 @@ fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
 
 fn convert_sae(arguments: SaeArguments) -> Result<()> {
     let options = SaeOptions {
-        weight_type: arguments.weight_type.into(),
+        weight_type: arguments.weight_type,
         norm_factor: arguments.norm_factor,
         hook_name: arguments.hook_name,
         labels: arguments.labels,

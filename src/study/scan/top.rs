@@ -4,6 +4,8 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::file::ScanFile;
 use super::sidecar::ClassSize;
 use super::table::ActiveFeature;
@@ -14,7 +16,8 @@ use crate::{Error, Result};
 const MAX_CLASSES: usize = 20;
 
 /// The value of a picture's feature that is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum By {
     /// The largest activation.
     Max,
@@ -25,6 +28,15 @@ pub enum By {
 }
 
 impl By {
+    /// Its name, as options and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Max => "max",
+            Self::Sum => "sum",
+            Self::Count => "count",
+        }
+    }
+
     /// The value.
     pub fn of(self, active: &ActiveFeature) -> f64 {
         match self {
