@@ -38,6 +38,7 @@ mod rewritten;
 mod sae_formats;
 mod scan;
 mod scan_folders;
+mod scan_library;
 #[cfg(unix)]
 mod scan_resume;
 mod scan_top;

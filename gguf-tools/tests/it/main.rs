@@ -4,6 +4,7 @@ mod command_line;
 mod edits;
 mod gguf_files;
 mod malformed_gguf;
+mod new_file;
 mod number_types;
 mod sae_conversion;
 mod sae_faults;
