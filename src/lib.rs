@@ -5,7 +5,7 @@
 //! picture ─► picture: square RGB    ─► llama::Vision: image rows, class row put right ─┐
 //! text    ─► chat template, token ids ─────────────────────────────────────────────────┤
 //!                                                                                      ▼
-//!            session.rs: Prompt ─► llama::Context::decode ─► graph node l_out-L ─► hook:
+//!            run: Prompt ─► llama::Context::decode ─► graph node l_out-L ─► hook:
 //!                 rows [n_rows, d_model] ─► Sae::encode ─► active features of each row
 //!                                        └► Steering::apply ─► rows written back, graph goes on
 //!            ─► logits ─► sampler ─► token ─► the same way again

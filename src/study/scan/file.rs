@@ -111,7 +111,7 @@ impl ScanFile {
                 missing.join(", ")
             );
             return Err(Error::invalid(what).with_hint(
-                "make one with `llava-sae-cpp scan DIR -o FILE.parquet`, and keep its columns in what you make of it",
+                "make one with `llava-sae-cpp scan`, and keep its columns in what you make of it",
             ));
         }
         Ok(Self {
