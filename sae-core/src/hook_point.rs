@@ -195,7 +195,7 @@ impl HookPoint {
         let shown = nodes.find(|shown| shown.architectures.contains(&architecture));
         let Some(shown) = shown else {
             return Err(Error::invalid(format!(
-                "the SAE belongs to `{self}`, and where llama.cpp's graph of architecture `{architecture}` shows that is not known"
+                "the SAE belongs to `{self}`, and it is not known where llama.cpp's graph of architecture `{architecture}` shows that"
             ))
             .with_hint(format!("use a model of one of these: {}", ARCHITECTURES.join(", "))));
         };

@@ -136,7 +136,7 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     image_cache: u32,
-    /// Load files that this machine has not seen yet without a trial in a process of its own
+    /// Load files that are new to this machine without first trying them in a separate process
     #[arg(long, help_heading = "Computation")]
     no_probe: bool,
 }
@@ -199,7 +199,7 @@ impl ModelArgs {
                     .map(|path| path.display().to_string())
                     .collect();
                 eprintln!(
-                    "trying files that are new here in a process of their own: {}",
+                    "trying files that are new to this machine in a separate process: {}",
                     names.join(", ")
                 );
             }

@@ -125,7 +125,7 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
             error
                 .of_kind(ErrorKind::HookPointMissing)
                 .with_hint(format!(
-                    "{hint}; where the files are wrong, give the right one"
+                    "{hint}; if the files are the wrong ones, give the right one"
                 ))
         })?;
     }
@@ -205,7 +205,7 @@ fn convert_llava(
         mmproj_type: args.mmproj_type,
         overwrite: Overwrite::Refuse,
     };
-    let dir = model.parent().expect("it lies in the output folder");
+    let dir = model.parent().expect("it is in the output folder");
     let mut bar = progress::byte_bar("model", verbosity, cancel.clone());
     let made = llava::convert(source, dir, &options, &mut bar)?;
     say(verbosity, &made.report);

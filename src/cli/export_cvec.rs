@@ -11,7 +11,7 @@ use super::interventions::{self, InterventionArgs};
 use super::progress::Verbosity;
 use super::{CommandResult, Outcome};
 
-/// Write a control vector that does the same in llama.cpp's own programs
+/// Write interventions as a control vector, for llama.cpp's own programs
 ///
 /// llama-cli, llama-server and llama-mtmd-cli take the file as `--control-vector FILE`, with the same
 /// model. It adds one vector to every row of one layer, so only `--steer` at all positions fits.

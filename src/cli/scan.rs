@@ -48,9 +48,9 @@ index:
 FILE.parquet.json says how many images of each class there are, how many were skipped, with which model
 and settings, and the table's checksum; `top` reads both.
 
-What is done is kept in FILE.parquet.parts until all is: interrupted, the same command goes on. A
+What is done is kept in FILE.parquet.parts until all is: after an interruption, the same command resumes. A
 picture that cannot be read is reported and skipped. Hidden files, and those that systems keep for
-themselves, are left out; a file is a picture by its name or by how it begins.
+themselves, are left out; a file is a picture by its name or by its first bytes.
 
 Examples:
   llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
@@ -116,7 +116,7 @@ fn shown(n_pictures: usize, verbosity: Verbosity) -> impl FnMut(ScanEvent<'_>) {
             spinner.take();
             if n_done > 0 {
                 let n_left = n_pictures - n_done;
-                say(&format!("going on with {n_left} of {n_pictures} pictures"));
+                say(&format!("resuming with {n_left} of {n_pictures} pictures"));
             }
             counter = Some(Counter::start("pictures", n_pictures, verbosity).begun_at(n_done));
         }
@@ -133,7 +133,7 @@ fn shown(n_pictures: usize, verbosity: Verbosity) -> impl FnMut(ScanEvent<'_>) {
             spinner.take();
             counter = None;
             say(&format!(
-                "{n_done} of {n_pictures} pictures are done; the same command goes on"
+                "{n_done} of {n_pictures} pictures are done; the same command resumes the scan"
             ));
         }
     }

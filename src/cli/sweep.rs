@@ -16,7 +16,7 @@ use super::interventions::{UnitsName, parse_positions};
 use super::progress::{Spinner, Verbosity};
 use super::{CommandResult, Failure, Outcome};
 
-/// Steer one feature by several strengths at once, and compare what comes of each
+/// Steer one feature with several strengths at once, and compare the results
 ///
 /// The image is encoded once; each strength has a prompt of its own, and their tokens are generated
 /// together. The table has, for each strength: KL, how far what the model says next is from the
@@ -39,7 +39,7 @@ pub(super) struct SweepArgs {
     /// What strengths count
     #[arg(long, value_name = "UNITS", default_value = "raw")]
     units: UnitsName,
-    /// Tell for each text whether it holds this word (or words), in upper or lower case
+    /// Say for each text whether it contains this word (or words), in upper or lower case
     #[arg(long, value_name = "WORD")]
     word: Option<String>,
     /// Print one JSON object instead of a table

@@ -141,12 +141,12 @@ fn gap(table: &Path, reason: NoContents) -> String {
         NoContents::NoSidecar => format!("there is no `{table}.json`"),
         NoContents::Rewritten => {
             format!(
-                "another program has written `{table}` since the scan that `{table}.json` is of"
+                "another program has written `{table}` since the scan that `{table}.json` describes"
             )
         }
     };
     format!(
-        "{why}, so how many images there are is not known, of each class and in all: only those with a row count"
+        "{why}, so the number of images, of each class and in all, is not known: only images with a row count"
     )
 }
 

@@ -72,10 +72,10 @@ impl SessionOptions {
             (self.n_ubatch, "rows of a graph"),
         ] {
             if n == 0 || i32::try_from(n).is_err() {
-                return Err(Error::invalid(format!(
-                    "{n} {what} are none that llama.cpp can compute with"
-                ))
-                .with_hint(format!("take at least 1, and at most {}", i32::MAX)));
+                return Err(
+                    Error::invalid(format!("llama.cpp cannot compute with {n} {what}"))
+                        .with_hint(format!("take at least 1, and at most {}", i32::MAX)),
+                );
             }
         }
         Ok(())

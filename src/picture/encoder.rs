@@ -96,7 +96,7 @@ impl ImageEncoder {
         let seen = picture.seen_share(image_prep);
         if seen < LITTLE_SEEN {
             log::warn!(
-                "the model sees the middle {:.0} % of `{}`; padded to a square, it would see all, smaller",
+                "the model sees the middle {:.0} % of `{}`; padded to a square, it would see all of it, smaller",
                 100.0 * seen,
                 picture.shown()
             );
@@ -197,7 +197,7 @@ impl ImageEncoder {
             return Ok(rows);
         }
         log::warn!(
-            "pictures are encoded on the processor: on this device the image encoder gives other numbers ({distance:.1e} apart)"
+            "pictures are encoded on the processor: on this device the image encoder gives different numbers ({distance:.1e} apart)"
         );
         state.loaded = Some(reference);
         Ok(expected)

@@ -77,7 +77,7 @@ impl Engine {
                 Shortcut::ControlVector => "additions are made by the callback",
             };
             log::warn!(
-                "{what}: on this device a shortcut gives other numbers ({distance:.1e} apart)"
+                "{what}: on this device a shortcut gives different numbers ({distance:.1e} apart)"
             );
         }
         Ok(holds)

@@ -48,7 +48,7 @@ impl Gguf {
             return Err(source.malformed("a key is empty"));
         }
         if let Some(key) = first_twin(metadata.iter().map(|(key, _)| key)) {
-            return Err(source.malformed(format!("key `{key}` is there twice")));
+            return Err(source.malformed(format!("key `{key}` is present twice")));
         }
         let alignment = match metadata.iter().find(|(key, _)| key == "general.alignment") {
             None => DEFAULT_ALIGNMENT,
@@ -69,7 +69,7 @@ impl Gguf {
             tensors.push(source.tensor_info()?);
         }
         if let Some(name) = first_twin(tensors.iter().map(|tensor| &tensor.name)) {
-            return Err(source.malformed(format!("tensor `{name}` is there twice")));
+            return Err(source.malformed(format!("tensor `{name}` is present twice")));
         }
         place_tensors(&mut tensors, &source, alignment)?;
 
@@ -356,7 +356,7 @@ impl Rows<'_> {
     }
 }
 
-/// The first name that is there twice.
+/// The first name that is present twice.
 pub(super) fn first_twin<'a>(
     names: impl ExactSizeIterator<Item = &'a String>,
 ) -> Option<&'a String> {

@@ -63,7 +63,7 @@ impl Gguf {
                 "`{}` is shard {number} of {n_shards} of a model, so its name must end in `-{number:05}-of-{n_shards:05}.gguf`",
                 path.display()
             ))
-            .with_hint("give it the name back by which the other shards are found"));
+            .with_hint("give it back the name by which the other shards are found"));
         };
         let open = |shard_idx| {
             let path = path.with_file_name(ShardName { shard_idx, ..name }.to_string());
@@ -82,7 +82,7 @@ impl Gguf {
                     "`{}`: key `split.no` is {number}, and its name says {shard_idx}",
                     path.display()
                 ))
-                .with_hint("give the shards their own names back")),
+                .with_hint("give the shards back their own names")),
             }
         };
         let mut whole = open(0)?;
@@ -130,12 +130,12 @@ impl Gguf {
         }
     }
 
-    /// Checks that no tensor is there twice and none is missing.
+    /// Checks that no tensor is present twice and none is missing.
     fn check_tensors_of_shards(&self) -> Result<()> {
         let (path, tensors) = (self.path().display(), self.tensors());
         if let Some(name) = first_twin(tensors.iter().map(|tensor| &tensor.name)) {
             return Err(Error::invalid(format!(
-                "tensor `{name}` is there twice in the shards of `{path}`"
+                "tensor `{name}` is present twice in the shards of `{path}`"
             )));
         }
         match self.get("split.tensors.count") {

@@ -85,7 +85,7 @@ impl Source {
                 Err(self.malformed("it is big-endian, which is not supported"))
             }
             version => Err(self.malformed(format!(
-                "it has version {version}, and 2 and 3 are supported"
+                "it has version {version}; versions 2 and 3 are supported"
             ))),
         }
     }
@@ -166,7 +166,7 @@ impl Source {
                 return self.malformed(format!("tensor `{name}` has the unknown type {code}"));
             };
             self.malformed(format!(
-                "tensor `{name}` has type {code}, `{removed}`, which llama.cpp reads no more"
+                "tensor `{name}` has type {code}, `{removed}`, which llama.cpp no longer reads"
             ))
             .with_hint(format!("use a file of this model in `{instead}`"))
         })?;

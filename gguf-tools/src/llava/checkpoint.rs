@@ -49,7 +49,7 @@ impl Checkpoint {
                 for (name, _) in index.weight_map.iter().filter(|(_, f)| *f == file) {
                     stored.push(tensors.remove(name).ok_or_else(|| {
                         Error::invalid(format!(
-                            "`{}` has no tensor `{name}`, which `{}` promises",
+                            "`{}` has no tensor `{name}`, which `{}` lists",
                             dir.join(file).display(),
                             index_path.display()
                         ))
@@ -73,7 +73,7 @@ impl Checkpoint {
             let name = plain_name(tensor.name());
             if let Some(twin) = tensors.insert(name, tensor) {
                 return Err(Error::invalid(format!(
-                    "{} is there twice, under two spellings",
+                    "{} is present twice, under two spellings",
                     twin.describe()
                 )));
             }

@@ -199,7 +199,7 @@ impl Labels {
                 "`{}` labels feature `{index}`: this SAE has {d_sae} features",
                 path.display()
             ))
-            .with_hint("use the labels of this very SAE"));
+            .with_hint("use the labels of this SAE"));
         };
         if !label.is_empty() {
             return Ok(0);
@@ -335,7 +335,7 @@ impl Read for Limited<'_> {
         self.n_left = self
             .n_left
             .checked_sub(n_read as u64)
-            .ok_or_else(|| io::Error::other("it unpacks to more than labels do"))?;
+            .ok_or_else(|| io::Error::other("it unpacks to more than labels need"))?;
         Ok(n_read)
     }
 }

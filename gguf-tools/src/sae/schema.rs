@@ -406,7 +406,7 @@ impl SaeMeta {
         if version != FORMAT_VERSION {
             return Err(refused(
                 gguf,
-                &format!("it has format version {version}, and version {FORMAT_VERSION} is read"),
+                &format!("it has format version {version}, and this program reads version {FORMAT_VERSION}"),
             )
             .with_hint("convert the SAE again, or use a newer version of this program"));
         }

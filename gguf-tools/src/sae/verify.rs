@@ -59,7 +59,7 @@ impl SaeFile {
             return Ok(());
         }
         Err(self.damaged(&format!(
-            "{what} have the checksum {found:08x}, and it says {expected:08x}"
+            "{what} have the checksum {found:08x}, and the file says {expected:08x}"
         )))
     }
 

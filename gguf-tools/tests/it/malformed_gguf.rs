@@ -126,7 +126,7 @@ fn each_fault_is_named() {
     );
     let pair = |bytes: Bytes, key| bytes.string(key).u32(4).u32(3);
     check(
-        "key `a` is there twice",
+        "key `a` is present twice",
         pair(pair(Bytes::header(0, 2), "a"), "a").padded(),
     );
     check("a key is empty", pair(Bytes::header(0, 1), "").padded());
@@ -159,7 +159,7 @@ fn each_fault_is_named() {
             .tensor(name, &[1], 0, offset)
             .padded()
     };
-    check("tensor `t` is there twice", two("t", 64));
+    check("tensor `t` is present twice", two("t", 64));
     check("offset 32 of the data, expected 64", two("u", 32));
     assert!(open(dir.path(), &two("u", 64).0).is_ok());
 }

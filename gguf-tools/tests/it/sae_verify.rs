@@ -186,7 +186,7 @@ fn whatever_else_has_changed() {
     assert!(refused(verify(&path)).contains("the checksum"));
     let path = converted(dir.path(), TensorType::F32);
     overwrite(&path, "sae.checksum", 0, &[1, 2, 3, 4]);
-    assert!(refused(verify(&path)).contains("it says 04030201"));
+    assert!(refused(verify(&path)).contains("the file says 04030201"));
 }
 
 #[test]

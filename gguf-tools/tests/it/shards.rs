@@ -128,7 +128,10 @@ fn faults_of_shards_are_named() {
         tensors,
         n_tensors_in_all: 3,
     };
-    check(&["tensor `b` is there twice"], &replace(last(&["b"], 3, 2)));
+    check(
+        &["tensor `b` is present twice"],
+        &replace(last(&["b"], 3, 2)),
+    );
     check(
         &["have 4 tensors, expected 3"],
         &replace(last(&["c", "d"], 3, 2)),

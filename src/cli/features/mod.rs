@@ -29,9 +29,9 @@ use super::{CommandResult, Failure, Outcome, hints};
 /// text. Those of the positions that `--over` names are pooled: `--pool` makes one number of them, the
 /// score, by which features are ranked, or by how far their largest activation is above the usual one
 /// (`--rank lift`). A feature's `max` is also where to start with interventions: about minus that
-/// much as `--steer` strength takes what it stands for away.
+/// much as `--steer` strength removes what it stands for.
 ///
-/// `--heatmap` draws where the listed features are active, and `--html` makes a page to look around in, of
+/// `--heatmap` draws where the listed features are active, and `--html` makes a page to explore, of
 /// pictures or of a text: every active feature, every patch and token, and what the model says, with
 /// interventions beside the original.
 #[derive(Args)]

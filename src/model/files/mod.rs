@@ -51,7 +51,7 @@ impl ModelFiles {
         let require = |given, role: &'static str| {
             choose(given, role)?.ok_or_else(|| match dir {
                 Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
-                    .with_hint("make such a folder by a conversion"),
+                    .with_hint("make such a folder with a conversion"),
                 None => Error::new(
                     ErrorKind::Missing,
                     match role {

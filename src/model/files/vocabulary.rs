@@ -141,7 +141,7 @@ fn check_tokens(model: &Gguf, tokens: &[String]) -> Result<()> {
         Some(id) => Err(broken(
             model,
             format!(
-                "token {id} of `tokenizer.ggml.tokens`, `{}`, is there twice",
+                "token {id} of `tokenizer.ggml.tokens`, `{}`, is present twice",
                 tokens[id].escape_debug()
             ),
         )),
@@ -217,7 +217,7 @@ fn check_merges(model: &Gguf) -> Result<()> {
     match strings(model, KEY).iter().find(|merge| !is_pair(merge)) {
         Some(merge) => Err(broken(
             model,
-            format!("`{}` in `{KEY}` is no pair", merge.escape_debug()),
+            format!("`{}` in `{KEY}` is not a pair", merge.escape_debug()),
         )),
         None => Ok(()),
     }

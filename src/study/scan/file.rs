@@ -54,9 +54,9 @@ impl ScanFile {
             let sidecar = Sidecar::path_of(path);
             let sidecar = sidecar.display();
             Error::invalid(format!(
-                "`{shown}` is damaged, or `{sidecar}` belongs to another file: its checksum is another"
+                "`{shown}` is damaged, or `{sidecar}` belongs to another file: the checksums differ"
             ))
-            .with_hint("make it with `llava-sae-cpp scan` once more")
+            .with_hint("make it again with `llava-sae-cpp scan`")
         };
         let Some(sidecar) = Sidecar::read(path)? else {
             let metadata = read_metadata(&file, path)?;
@@ -290,7 +290,7 @@ fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
             "`{}` is not a Parquet file, or its end is missing",
             path.display()
         );
-        return Err(Error::invalid(what).with_hint("make it with `llava-sae-cpp scan` once more"));
+        return Err(Error::invalid(what).with_hint("make it again with `llava-sae-cpp scan`"));
     }
     // Arrow's own schema in the metadata would choose types by the program that wrote the file.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -303,6 +303,6 @@ fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
 fn catch_panic<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
         let what = format!("`{}` is damaged", path.display());
-        Err(Error::invalid(what).with_hint("make it once more"))
+        Err(Error::invalid(what).with_hint("make it again"))
     })
 }

@@ -246,7 +246,7 @@ fn no_class(sizes: &[ClassSize], class: &str) -> Error {
     let error = Error::invalid(format!("no image is of class `{class}`"));
     if names.is_empty() {
         return error.with_hint(
-            "a class is a folder in the scanned one, and all pictures lie directly in that",
+            "a class is a folder inside the scanned one, and all pictures are directly in the scanned one",
         );
     }
     let shown = names.iter().take(MAX_CLASSES);

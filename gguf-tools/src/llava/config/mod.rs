@@ -139,7 +139,7 @@ impl RawConfig {
         ] {
             if let Some(id) = id.filter(|&id| id < 0) {
                 return Err(format!(
-                    "`{key}` is {id}, which is no token: LLaVA's own code marks an image's place so"
+                    "`{key}` is {id}, which is not a token: LLaVA's own code marks the place of an image with it"
                 ));
             }
         }

@@ -111,7 +111,7 @@ fn check_steps(settings: &Map<String, Value>) -> std::result::Result<(), (String
             "do_pad" => {
                 "set it to false, and have pictures padded at run time, which does the same"
             }
-            _ => "the model was trained on other pixels than llava-sae-cpp makes",
+            _ => "the model was trained on pixels that llava-sae-cpp does not make",
         };
         return Err((format!("`{key}` is {value}, supported: {supported}"), hint));
     }

@@ -107,7 +107,7 @@ fn stored(file: &ZipFile<File>, name: &str, path: &Path, n_file_bytes: u64) -> R
         }
         _ => Err(damaged(
             path,
-            &format!("`{name}` has {n_bytes} bytes, which the file does not"),
+            &format!("`{name}` claims {n_bytes} bytes, more than the file has"),
         )),
     }
 }
@@ -138,7 +138,7 @@ fn unpack(
     let n_copied = io::copy(&mut packed.take(n_bytes + 1), &mut file)
         .map_err(|error| damaged(path, &format!("`{name}`: {error}")))?;
     if n_copied != n_bytes {
-        let what = format!("`{name}` has other bytes than the {n_bytes} that were packed");
+        let what = format!("`{name}` differs from the {n_bytes} bytes that were packed");
         return Err(damaged(path, &what));
     }
     Ok(Array {

@@ -238,11 +238,11 @@ pub(super) fn check(model: &Gguf, architecture: &str, sizes: &Sizes) -> Result<(
         let other = |other| in_block(other, block_idx.unwrap_or(0));
         match rule.need {
             With(weight) if !names.contains(&*other(weight)) => {
-                let what = format!("tensor `{name}` is there without `{}`", other(weight));
+                let what = format!("tensor `{name}` is present without `{}`", other(weight));
                 return Err(broken(model, what));
             }
             InsteadOf(twin) | Without(twin) if names.contains(&*other(twin)) => {
-                let what = format!("tensors `{name}` and `{}` are both there", other(twin));
+                let what = format!("tensors `{name}` and `{}` are both present", other(twin));
                 return Err(broken(model, what));
             }
             _ => {}

@@ -66,7 +66,10 @@ pub(super) fn check(file: &Gguf, sizes: &Sizes, n_blocks: u32, d_model: u64) -> 
         None => Ok(()),
         Some(tensor) => Err(broken(
             file,
-            format!("tensor `{}` is none of a LLaVA projector", tensor.name),
+            format!(
+                "tensor `{}` does not belong to a LLaVA projector",
+                tensor.name
+            ),
         )),
     }
 }

@@ -122,7 +122,7 @@ fn lock(dir: &Path) -> Result<Option<File>> {
                     "another scan is writing to `{}`",
                     dir.display()
                 ))
-                .with_hint("let it end, or give another output"));
+                .with_hint("wait until it ends, or give another output"));
             }
             Ok(true) => {}
             Err(error) => log::debug!("`{}` cannot be locked: {error}", path.display()),

@@ -247,7 +247,7 @@ impl Parts {
                 self.dir.path().display()
             ))
             .with_hint(
-                "go on with the options of that scan, give another output, or remove that folder to start anew",
+                "resume with the options of that scan, give another output, or remove that folder to start again",
             ));
         }
         let is_still = |covered: &CoveredPicture| {
@@ -256,7 +256,7 @@ impl Parts {
         };
         if let Some(changed) = contents.pictures.iter().find(|covered| !is_still(covered)) {
             log::warn!(
-                "`{}` is not as it was: the pictures of `{shown}` are read again",
+                "`{}` has changed: the pictures of `{shown}` are read again",
                 changed.path
             );
             return remove_part(&path);
