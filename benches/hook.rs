@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gguf_tools::gguf::TensorType;
-use llava_sae_cpp::steering::{Change, Encoded, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::steering::{Change, Encoded, Intervention, Steering};
 use llava_sae_cpp::{
     Activations, Encoder, EncoderOptions, FeatureId, Sae, SaeSet, SessionOptions, Token, encoder,
 };
@@ -66,16 +66,11 @@ fn hook(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("interventions");
     let row = random_sae::Random(1).rows(1, D_IN);
     for (name, change) in [
-        ("add", Change::Add(1.0)),
-        ("clamp", Change::Clamp(1.0)),
-        ("ablate", Change::Ablate),
+        ("add", Change::steer(1.0)),
+        ("clamp", Change::clamp(1.0)),
+        ("ablate", Change::ablate()),
     ] {
-        let intervention = |feature| Intervention {
-            feature: FeatureId::of_only(feature),
-            change,
-            units: Units::Raw,
-            at: Positions::ALL,
-        };
+        let intervention = |feature| Intervention::new(FeatureId::of_only(feature), change);
         let saes = SaeSet::new(vec![Arc::clone(saes[0].1.sae())]).expect("one SAE");
         for n_features in [1, 16] {
             let interventions = (0..n_features).map(intervention).collect();
@@ -85,7 +80,7 @@ fn hook(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, n_features), |bencher| {
                 bencher.iter_batched_ref(
                     || row.clone(),
-                    |row| edit.apply(Token::image(), black_box(row), nothing_encoded),
+                    |row| edit.apply(0, Token::image(), black_box(row), nothing_encoded),
                     BatchSize::SmallInput,
                 );
             });

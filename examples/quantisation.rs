@@ -14,9 +14,8 @@ use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::rank::{self, Over, Pool};
-use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Keep, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
+    Keep, Kinds, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
 };
 
 const PROMPT: &str = "Describe the image.";
@@ -115,7 +114,7 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
         let options = RunOptions {
             steering: None,
             keep: Keep {
-                features: Positions::IMAGE,
+                features: Kinds::IMAGE,
                 ..Keep::default()
             },
             max_tokens: 48,

@@ -14,10 +14,11 @@ use std::time::Instant;
 use gguf_tools::gguf::Gguf;
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::llama::MatrixProduct;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    Activations, Encoder, EncoderOptions, FeatureId, ImageCache, Keep, ModelFiles, Picture, Prompt,
-    PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session, SessionOptions, Step, encoder,
+    Activations, Encoder, EncoderOptions, FeatureId, ImageCache, Keep, Kinds, ModelFiles, Picture,
+    Prompt, PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session, SessionOptions, Step,
+    encoder,
 };
 use serde_json::json;
 
@@ -166,13 +167,13 @@ impl Bench {
             .usual
             .prompt("Tell a long story.", PromptForm::Chat, None)?;
         let prompt = &prompt;
-        let everywhere = steering(&mut self.usual, Change::Add(1.0), Positions::ALL)?;
-        let generated = Positions {
+        let everywhere = steering(&mut self.usual, Change::steer(1.0), Positions::ALL)?;
+        let generated = Kinds {
             generated: true,
-            ..Positions::NONE
+            ..Kinds::NONE
         };
-        let added = steering(&mut self.usual, Change::Add(1.0), generated)?;
-        let clamped = steering(&mut self.usual, Change::Clamp(1.0), generated)?;
+        let added = steering(&mut self.usual, Change::steer(1.0), generated.into())?;
+        let clamped = steering(&mut self.usual, Change::clamp(1.0), generated.into())?;
         let rows = Keep {
             residuals: true,
             ..Keep::default()
@@ -241,22 +242,18 @@ impl Bench {
     fn prompts(&mut self, picture: &Picture) -> Outcome<()> {
         let prompt = prompt(&mut self.usual, picture)?;
         let prompt = &prompt;
-        let added = steering(
-            &mut self.usual,
-            Change::Add(1.0),
-            Positions::parse("image")?,
-        )?;
+        let added = steering(&mut self.usual, Change::steer(1.0), Positions::IMAGE)?;
         let added = &added;
         let logits = Keep {
             logits: true,
             ..Keep::default()
         };
         let features = Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             ..logits
         };
         let to_hook = Keep {
-            features: Positions::parse("image")?,
+            features: Kinds::IMAGE,
             ..Keep::default()
         };
         let time = |session: &mut Session, keep, steering| {
@@ -308,10 +305,9 @@ impl Bench {
     fn sweeps(&mut self, picture: &Picture, n_tokens: usize) -> Outcome<()> {
         let prompt = prompt(&mut self.usual, picture)?;
         let prompt = &prompt;
-        let image = Positions::parse("image")?;
-        let strengths = (1..=8).map(|i| Change::Add(i as f32));
+        let strengths = (1..=8).map(|i| Change::steer(i as f32));
         let steerings: Vec<Arc<Steering>> = strengths
-            .map(|change| steering(&mut self.usual, change, image))
+            .map(|change| steering(&mut self.usual, change, Positions::IMAGE))
             .collect::<Outcome<_>>()?;
         let steerings = &steerings;
         let time = |session: &mut Session, n_steered: usize| {
@@ -470,10 +466,8 @@ fn run(session: &mut Session, prompt: &Prompt, options: RunOptions) -> Outcome<R
 
 fn steering(session: &mut Session, change: Change, at: Positions) -> Outcome<Arc<Steering>> {
     let intervention = Intervention {
-        feature: FeatureId::of_only(1),
-        change,
-        units: Units::Raw,
         at,
+        ..Intervention::new(FeatureId::of_only(1), change)
     };
     Ok(session.model().steering(vec![intervention])?)
 }

@@ -50,8 +50,8 @@ pub use run::{
     RunId, RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
 };
 pub use sae_core::{
-    Activations, Decoder, Encoder, FeatureId, FeatureName, GraphNode, HookPoint, MatrixRows,
-    Positions, RowProduct, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels, rank, saved_set,
-    steering,
+    Activations, Decoder, Encoder, FeatureId, FeatureName, GraphNode, HookPoint, Kinds, MatrixRows,
+    Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
+    rank, saved_set, steering,
 };
 pub use study::{ScoredRun, Sweep, baseline, metrics, scan};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::llama::{AddBos, Model, no_template};
-use crate::{CancelFlag, Error, ErrorKind, Positions, Result, Token, TokenKind};
+use crate::{CancelFlag, Error, ErrorKind, Kinds, Result, Token, TokenKind};
 
 /// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
 /// character.
@@ -94,7 +94,10 @@ impl Prompt {
             }
             (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
         }
-        let prompt = Self::of_segments(model, segments);
+        let mut prompt = Self::of_segments(model, segments);
+        if let Some(image) = image {
+            prompt.place_patches(image.grid);
+        }
         match prompt.tokens.last().map(|token| token.kind) {
             Some(TokenKind::Text) => Ok(prompt),
             _ => Err(Error::invalid("the prompt has no text after the image")
@@ -119,6 +122,17 @@ impl Prompt {
         Self {
             tokens: tokens.collect(),
             segments,
+        }
+    }
+
+    /// Says of each image row which patch of a grid of rows and columns it is, where they are as many.
+    fn place_patches(&mut self, [n_rows, n_columns]: [usize; 2]) {
+        let is_image = |token: &&mut Token| token.kind == TokenKind::Image;
+        let rows: Vec<&mut Token> = self.tokens.iter_mut().filter(is_image).collect();
+        if rows.len() == n_rows * n_columns {
+            for (i, token) in rows.into_iter().enumerate() {
+                *token = Token::patch(i / n_columns, i % n_columns);
+            }
         }
     }
 
@@ -148,7 +162,7 @@ impl Prompt {
     }
 
     /// Its pieces up to the last one whose rows are of these kinds.
-    pub(crate) fn segments_to(&self, kinds: Positions) -> &[Segment] {
+    pub(crate) fn segments_to(&self, kinds: Kinds) -> &[Segment] {
         let is_last = |segment: &Segment| match segment {
             Segment::Text(_) => kinds.contain_some(TokenKind::Text),
             Segment::Image(_) => kinds.image,

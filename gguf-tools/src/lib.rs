@@ -21,6 +21,7 @@ pub mod output_dir;
 pub mod progress;
 pub mod sae;
 pub mod terminal;
+pub mod vector_file;
 mod weights;
 
 pub use error::{Error, ErrorKind, Result};

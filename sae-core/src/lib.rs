@@ -22,12 +22,14 @@ pub mod rank;
 mod sae;
 pub mod saved_set;
 pub mod steering;
+mod token;
 
 pub use activations::Activations;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use gguf_tools::{Error, ErrorKind, Result};
 pub use hook_point::{GraphNode, HookPoint, Site};
-pub use positions::{Positions, Token, TokenKind};
+pub use positions::{Place, Positions, RowSet};
 pub use product::{InMemory, MatrixRows, RowProduct};
 pub use sae::{FeatureId, FeatureName, Sae, SaeArrays, SaeSet};
+pub use token::{Kinds, Token, TokenKind};

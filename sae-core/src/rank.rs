@@ -6,80 +6,49 @@ use std::fmt;
 use gguf_tools::sae::Baseline;
 
 use crate::activations::Activations;
-use crate::positions::{Positions, Token, TokenKind, Words};
+use crate::positions::{Place, Positions};
+use crate::token::{Kinds, Token, TokenKind};
 use crate::{Error, ErrorKind, Result};
 
-/// The positions that are pooled: kinds of rows, and places in the prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Over {
-    kinds: Positions,
-    /// First and last position of each range; negative ones count from the prompt's end.
-    ranges: Vec<(i64, i64)>,
-}
+/// The positions that are pooled. Special tokens are among them only where they are named.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Over(Positions);
 
 impl Over {
     /// Image rows.
-    pub const IMAGE: Self = Self {
-        kinds: Positions::IMAGE,
-        ranges: Vec::new(),
-    };
+    pub const IMAGE: Self = Self(Positions::IMAGE);
     /// The prompt's text but for its special tokens, whose rows are unlike all others: the first one's
     /// is often ten times as long (Xiao et al., *Efficient Streaming Language Models with Attention
     /// Sinks*, 2023).
-    pub const PROMPT: Self = Self {
-        kinds: Positions {
-            prompt: true,
-            ..Positions::NONE
-        },
-        ranges: Vec::new(),
-    };
+    pub const PROMPT: Self = Self(Positions::of(Kinds::PROMPT));
 
-    /// Reads a comma-separated list of `image`, `prompt`, `generated`, `all` (image and prompt),
-    /// positions such as `586` or `-3`, and ranges such as `5..9` or `-4..-1`, both ends included.
-    /// Special tokens belong to `prompt` and `all` where `special` is in the list too, and always to a
-    /// position that is given as a number.
+    /// Reads a list as [`Positions::parse`] does, but that `all` is the prompt and its image; that special
+    /// tokens belong to `prompt` and `all` where `special` is in the list too, and always to a position that
+    /// is given as a number; and that `token:TEXT` means tokens of the prompt.
     ///
     /// # Errors
     /// Another word, or a list that names nothing.
     pub fn parse(list: &str) -> Result<Self> {
-        let all = Positions {
-            generated: false,
-            ..Positions::ALL
-        };
-        let mut words = Words::default();
-        let mut ranges = Vec::new();
-        for word in list.split(',').map(str::trim) {
-            if words.take(word, all) {
-                continue;
-            }
-            let (from, to) = word.split_once("..").unwrap_or((word, word));
-            let range = from.parse().ok().zip(to.parse().ok()).ok_or_else(|| {
-                Error::invalid(format!("`{word}` is not a set of positions")).with_hint(
-                    "use `image`, `prompt`, `special`, `generated`, `all`, a position such as 586 \
-                     or -3, a range such as 5..9, or a list of them",
-                )
-            })?;
-            ranges.push(range);
-        }
-        let kinds = Positions {
-            special: words.special.unwrap_or(false),
-            ..words.named
-        };
-        if kinds == Positions::NONE && ranges.is_empty() {
-            return Err(Error::invalid(format!("`{list}` names no position"))
-                .with_hint("special tokens are left out unless `special` is in the list"));
-        }
-        Ok(Self { kinds, ranges })
+        Positions::parse_looked_at(list).map(Self)
+    }
+
+    /// As [`Positions::find_tokens`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_tokens(&mut self, ids_of: impl FnMut(&str) -> Result<Vec<i32>>) -> Result<()> {
+        self.0.find_tokens(ids_of)
     }
 
     /// The kinds of rows that hold them.
-    pub fn kinds(&self) -> Positions {
-        let anywhere = !self.ranges.is_empty();
-        Positions {
-            image: self.kinds.image || anywhere,
-            prompt: self.kinds.prompt || anywhere,
-            special: self.kinds.special || anywhere,
-            generated: self.kinds.generated,
+    pub fn kinds(&self) -> Kinds {
+        let kinds = self.0.kinds();
+        match self.0.places() {
+            [] => kinds,
+            _ => Kinds {
+                generated: kinds.generated,
+                ..self.0.possible_kinds()
+            },
         }
     }
 }
@@ -87,7 +56,7 @@ impl Over {
 impl fmt::Display for Over {
     /// In words, as a phrase such as "the image tokens".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = self.kinds;
+        let kinds = self.0.kinds();
         let mut phrases: Vec<String> = match (kinds.image, kinds.prompt, kinds.special) {
             (true, true, true) => vec!["all tokens of the prompt".into()],
             (true, true, false) => vec!["all tokens of the prompt but special ones".into()],
@@ -105,9 +74,12 @@ impl fmt::Display for Over {
         if kinds.generated {
             phrases.push("the generated tokens".into());
         }
-        phrases.extend(self.ranges.iter().map(|(from, to)| match from == to {
-            true => format!("position {from}"),
-            false => format!("positions {from} to {to}"),
+        phrases.extend(self.0.places().iter().map(|place| match place {
+            Place::Last => "the prompt's last token".to_owned(),
+            Place::Range(from, to) if from == to => format!("position {from}"),
+            Place::Range(from, to) => format!("positions {from} to {to}"),
+            Place::Token { text, .. } => format!("the tokens `{text}`"),
+            Place::Patches { .. } => place.to_string(),
         }));
         f.write_str(&phrases.join(", "))
     }
@@ -149,47 +121,19 @@ pub struct FeatureScore {
 /// A position outside of the prompt, a range whose end comes first, or no position at all (`image`
 /// without an image).
 pub fn pooled_positions(tokens: &[Token], over: &Over) -> Result<Vec<usize>> {
-    let n_prompt = tokens
-        .iter()
-        .filter(|token| token.kind != TokenKind::Generated)
-        .count();
-    let mut is_pooled: Vec<bool> = tokens
-        .iter()
-        .map(|&token| over.kinds.contain(token))
-        .collect();
-    for &(from, to) in &over.ranges {
-        let range = from_start(from, n_prompt)?..=from_start(to, n_prompt)?;
-        if range.is_empty() {
-            return Err(Error::invalid(format!(
-                "no position in {from}..{to}: the prompt has {n_prompt} rows"
-            ))
-            .with_hint("the end of a range comes after its start"));
-        }
-        is_pooled[range].fill(true);
-    }
+    let is_generated = |token: &Token| token.kind == TokenKind::Generated;
+    let n_prompt = tokens.iter().position(is_generated);
+    let (prompt, generated) = tokens.split_at(n_prompt.unwrap_or(tokens.len()));
+    let rows = over.0.rows(prompt)?;
+    let in_prompt = prompt.iter().enumerate();
+    let in_prompt = in_prompt.map(|(i, &token)| rows.contain(i, token));
+    let behind = generated.iter().map(|_| over.0.kinds().generated);
+    let is_pooled: Vec<bool> = in_prompt.chain(behind).collect();
     let positions: Vec<usize> = (0..tokens.len()).filter(|&i| is_pooled[i]).collect();
     if positions.is_empty() {
         return Err(nothing_pooled(tokens, over));
     }
     Ok(positions)
-}
-
-/// A position of a prompt of `n_prompt` rows, counted from its start.
-fn from_start(position: i64, n_prompt: usize) -> Result<usize> {
-    let length = i64::try_from(n_prompt).expect("prompts are short");
-    let from_start = match position {
-        0.. => position,
-        _ => position.saturating_add(length),
-    };
-    let found = usize::try_from(from_start).ok();
-    found
-        .filter(|&position| position < n_prompt)
-        .ok_or_else(|| {
-            Error::invalid(format!(
-                "no position {position}: the prompt has {n_prompt} rows"
-            ))
-            .with_hint(format!("use {} to {}", -length, length - 1))
-        })
 }
 
 fn nothing_pooled(tokens: &[Token], over: &Over) -> Error {
@@ -199,7 +143,7 @@ fn nothing_pooled(tokens: &[Token], over: &Over) -> Error {
     }
     let what = format!("there is no position to look at: {over}");
     let error = Error::new(ErrorKind::NoPosition, what);
-    match over.kinds.prompt && tokens.iter().any(|token| token.is_special) {
+    match over.0.kinds().prompt && tokens.iter().any(|token| token.is_special) {
         true => error.with_hint("the text has special tokens only: look over `prompt,special`"),
         false => error,
     }

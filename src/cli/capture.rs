@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
-use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    CancelFlag, Error, Keep, Run, RunOptions, SaeSet, SaeTrace, Stop, TokenKind, saved_set,
+    CancelFlag, Error, Keep, Kinds, Run, RunOptions, SaeSet, SaeTrace, Stop, TokenKind, saved_set,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -67,7 +66,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let options = RunOptions {
         steering: steering.clone(),
         keep: Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             residuals: true,
             logits: !args.no_logits,
         },

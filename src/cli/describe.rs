@@ -11,9 +11,9 @@ use gguf_tools::terminal::printable;
 use llava_sae_cpp::rank::{self, FeatureScore, Over, Pool};
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::table::{self, Score};
-use llava_sae_cpp::steering::{Positions, Steering};
+use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Keep, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop, saved_set,
+    CancelFlag, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop, saved_set,
 };
 use serde::Serialize;
 
@@ -183,7 +183,7 @@ fn describe(
             keep: Keep {
                 features: match args.top > 0 && i == 0 {
                     true => over.kinds(),
-                    false => Positions::NONE,
+                    false => Kinds::NONE,
                 },
                 ..Keep::default()
             },

@@ -1,43 +1,43 @@
 //! What is changed, and where: from arguments and saved sets to a steering.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{ArgGroup, Args, ValueEnum};
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
-use llava_sae_cpp::{FeatureId, HookedModel, Result, SaeSet, saved_set};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use llava_sae_cpp::steering::{
+    Change, Condition, Intervention, KINDS, Kind, Number, Positions, Steering, Target, Targets,
+    Units, Vector,
+};
+use llava_sae_cpp::{FeatureId, HookPoint, HookedModel, Result, SaeSet, saved_set};
 
 use super::hints::with_hint;
 
 /// The group of all arguments that ask for an intervention.
 pub(super) const ANY: &str = "intervention";
-/// Those of them that `--at` and `--units` apply to.
+/// Those of them that `--at`, `--when` and `--units` apply to.
 const CHANGES: &str = "change";
 
 /// What is changed, and where.
 #[derive(Args)]
 #[group(skip)]
-#[command(group(ArgGroup::new(ANY).multiple(true).args(["steer", "clamp", "ablate", "scale", "interventions"])))]
-#[command(group(ArgGroup::new(CHANGES).multiple(true).args(["steer", "clamp", "ablate", "scale"])))]
 pub(super) struct InterventionArgs {
-    /// Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label;
-    /// repeatable, comma-separated too. Start with about minus the feature's `max` in `features`
-    #[arg(long, value_name = "FEATURE:STRENGTH", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
-    steer: Vec<Numbers>,
-    /// Set the feature's activation to VALUE
-    #[arg(long, value_name = "FEATURE:VALUE", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
-    clamp: Vec<Numbers>,
-    /// Set the feature's activation to 0
-    #[arg(long, value_name = "FEATURE", value_parser = parse_names, help_heading = "Interventions")]
-    ablate: Vec<String>,
-    /// Multiply the feature's activation by FACTOR
-    #[arg(long, value_name = "FEATURE:FACTOR", value_parser = parse_numbers, allow_hyphen_values = true, help_heading = "Interventions")]
-    scale: Vec<Numbers>,
-    /// Positions that these four touch: all, image, prompt (the text before generation, without the
-    /// image), special (its special tokens, such as `<bos>`), generated, or a list of them; no-special
+    #[command(flatten)]
+    changes: ChangeArgs,
+    /// Positions that these touch: all, image, prompt (the text before generation, without the
+    /// image), special (its special tokens, such as `<bos>`), generated, last (the prompt's last token), an
+    /// index such as -1 or a range such as 5..9, token:TEXT, patch:ROW,COL, or a list of them; no-special
     /// leaves the special tokens out, as in all,no-special
-    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, requires = CHANGES, help_heading = "Interventions")]
+    ///
+    /// Indices and ranges are of the prompt, both ends included, and negative ones count from its end.
+    /// token:TEXT is every token, of the prompt or generated, whose text is TEXT but for space around it;
+    /// TEXT holds no comma. patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches that they
+    /// show, counted from 0 at the top left.
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true, requires = CHANGES, help_heading = "Interventions")]
     at: Positions,
+    /// Only where this feature's activation is above X, in the row as it is before interventions there; its
+    /// SAE reads at the same hook point, or at one that the model computes before
+    #[arg(long, value_name = "FEATURE>X", value_parser = parse_condition, requires = CHANGES, help_heading = "Interventions")]
+    when: Option<(String, f32)>,
     /// What strengths and values count
     #[arg(
         long,
@@ -50,11 +50,78 @@ pub(super) struct InterventionArgs {
     /// More interventions from a JSON file, such as the output of `--json`
     ///
     /// The file holds a list, or an object with a list under `interventions`, of objects with the
-    /// keys `kind` (steer, clamp, ablate, scale), `feature` (an index or a label), `value` (a number;
-    /// none for ablate), `units` (raw, unit; default raw), `at` (as `--at`; default all) and `label`
-    /// (checked against the SAE's, if it is there).
+    /// keys `kind` (the option's name: steer, clamp, ...), `feature` (an index or a label), `value` (a number;
+    /// none for ablate), `units` (raw, unit; default raw), `at` (as `--at`; default all), `when` (an object
+    /// with `feature` and `above`) and `label` (checked against the SAE's, if it is there). The kinds vector,
+    /// project and cap take a vector instead of a feature: its numbers as `values`, or the `file` that holds
+    /// them (a path from the set's folder), and its `hook` point.
     #[arg(long, value_name = "FILE", help_heading = "Interventions")]
     interventions: Option<PathBuf>,
+}
+
+/// What is changed: an option for each of [`KINDS`].
+struct ChangeArgs(Vec<(&'static Kind, Asked)>);
+
+/// What an option asks for.
+enum Asked {
+    /// Features, or files, with numbers.
+    Numbers(Vec<Numbers>),
+    /// Lists of features.
+    Names(Vec<String>),
+}
+
+impl Args for ChangeArgs {
+    fn augment_args(command: Command) -> Command {
+        let names = || KINDS.into_iter().map(|kind| kind.name);
+        let command = KINDS.into_iter().fold(command, |command, kind| {
+            let arg = Arg::new(kind.name)
+                .long(kind.name)
+                .value_name(kind.usage)
+                .help(kind.help)
+                .help_heading("Interventions")
+                .action(ArgAction::Append);
+            command.arg(match kind.number {
+                Number::None => arg.value_parser(parse_names),
+                Number::OfUnits | Number::Plain => {
+                    arg.value_parser(parse_numbers).allow_hyphen_values(true)
+                }
+            })
+        });
+        let any = names().chain(["interventions"]);
+        command
+            .group(ArgGroup::new(ANY).multiple(true).args(any))
+            .group(ArgGroup::new(CHANGES).multiple(true).args(names()))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ChangeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
+        let asked = KINDS.into_iter().map(|kind| match kind.number {
+            Number::None => {
+                let lists = matches.get_many(kind.name).unwrap_or_default();
+                (kind, Asked::Names(lists.cloned().collect()))
+            }
+            Number::OfUnits | Number::Plain => {
+                let lists = matches.get_many(kind.name).unwrap_or_default();
+                (kind, Asked::Numbers(lists.cloned().collect()))
+            }
+        });
+        let mut asked: Vec<_> = asked.collect();
+        asked.sort_by_key(|(kind, _)| kind.number == Number::None); // these last
+        Ok(Self(asked))
+    }
+
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// Pairs of a feature's name and a number.
@@ -81,7 +148,19 @@ pub(super) fn parse_positions(text: &str) -> std::result::Result<Positions, Stri
     Positions::parse(text).map_err(with_hint)
 }
 
-/// Reads `FEATURE:NUMBER[,FEATURE:NUMBER…]`. A label may hold commas and colons, so an item ends at
+/// Reads `FEATURE>X`.
+fn parse_condition(text: &str) -> std::result::Result<(String, f32), String> {
+    let parts = text.rsplit_once('>');
+    let above = parts.and_then(|(_, above)| above.trim().parse::<f32>().ok());
+    match (parts.map(|(feature, _)| feature.trim()), above) {
+        (Some(feature), Some(above)) if !feature.is_empty() && above.is_finite() => {
+            Ok((feature.to_owned(), above))
+        }
+        _ => Err("expected a feature, `>` and a number, such as `4501>2.5` or `dog>0`".to_owned()),
+    }
+}
+
+/// Reads `FEATURE:NUMBER[,FEATURE:NUMBER…]`, and files instead of features likewise. A label may hold commas and colons, so an item ends at
 /// a comma only where a number stands before it.
 fn parse_numbers(text: &str) -> std::result::Result<Numbers, String> {
     let mut items = Vec::new();
@@ -148,6 +227,19 @@ pub(super) fn find_features(saes: &SaeSet, list: &str) -> Result<Vec<FeatureId>>
     Ok(features)
 }
 
+/// The vector that `FILE[@HOOK]` means.
+fn find_vector(saes: &SaeSet, name: &str) -> Result<Vector> {
+    let (file, hook_point) = match name.rsplit_once('@') {
+        Some((file, hook)) if !Path::new(name).exists() => (file, HookPoint::parse(hook)?),
+        _ => {
+            let missing =
+                format!("`{name}` does not say where the vector is added, as `FILE@HOOK` does");
+            (name, saved_set::default_hook_point(saes, &missing)?)
+        }
+    };
+    Vector::read(file.as_ref(), hook_point)
+}
+
 impl InterventionArgs {
     /// The file of a saved set.
     pub(super) fn file(&self) -> Option<&PathBuf> {
@@ -161,26 +253,40 @@ impl InterventionArgs {
             Some(path) => saved_set::read(path, saes)?,
             None => Vec::new(),
         };
-        let mut add = |feature, change| {
+        let when = self.when.as_ref().map(|(feature, above)| {
+            let feature = saes.find_feature(feature)?;
+            let above = *above;
+            Ok(Condition { feature, above })
+        });
+        let when = when.transpose()?;
+        let mut add = |target: Target, kind, number| {
             interventions.push(Intervention {
-                feature,
-                change,
+                target,
+                change: Change::new(kind, number)?,
                 units: self.units.into(),
-                at: self.at,
+                at: self.at.clone(),
+                when,
             });
+            Ok(())
         };
-        for (name, strength) in self.steer.iter().flatten() {
-            add(saes.find_feature(name)?, Change::Add(*strength));
-        }
-        for (name, value) in self.clamp.iter().flatten() {
-            add(saes.find_feature(name)?, Change::Clamp(*value));
-        }
-        for (name, factor) in self.scale.iter().flatten() {
-            add(saes.find_feature(name)?, Change::Scale(*factor));
-        }
-        for list in &self.ablate {
-            for feature in find_features(saes, list)? {
-                add(feature, Change::Ablate);
+        for (kind, asked) in &self.changes.0 {
+            match asked {
+                Asked::Numbers(lists) => {
+                    for (name, number) in lists.iter().flatten() {
+                        let target = match kind.targets {
+                            Targets::Vectors => find_vector(saes, name)?.into(),
+                            Targets::Features | Targets::Both => saes.find_feature(name)?.into(),
+                        };
+                        add(target, kind, Some(*number))?;
+                    }
+                }
+                Asked::Names(lists) => {
+                    for list in lists {
+                        for feature in find_features(saes, list)? {
+                            add(feature.into(), kind, None)?;
+                        }
+                    }
+                }
             }
         }
         if interventions.is_empty() {
@@ -192,7 +298,7 @@ impl InterventionArgs {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_names, parse_numbers};
+    use super::{parse_condition, parse_names, parse_numbers};
 
     #[test]
     fn lists_of_numbers() {
@@ -223,6 +329,22 @@ mod tests {
             "dog:inf",
             "dog:1,",
             "dog:1,cat",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn conditions() {
+        let check = |text: &str, expected: Option<(&str, f32)>| {
+            let expected = expected.map(|(feature, above)| (feature.to_owned(), above));
+            assert_eq!(parse_condition(text).ok(), expected, "{text}");
+        };
+        check("4501>2.5", Some(("4501", 2.5)));
+        check("dog > -1", Some(("dog", -1.0)));
+        check("a > b>0", Some(("a > b", 0.0)));
+        for bad in [
+            "", "dog", "dog>", ">1", "dog>x", "dog>nan", "dog>inf", "dog<1",
         ] {
             check(bad, None);
         }

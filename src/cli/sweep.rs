@@ -33,8 +33,9 @@ pub(super) struct SweepArgs {
     #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
     steer: Range,
     /// Positions that are steered, as `--at` of the main command has them: all, image, prompt,
-    /// special, generated, or a list of them; no-special leaves the special tokens out
-    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions)]
+    /// special, generated, last, an index or a range, token:TEXT, patch:ROW,COL, or a list of them; no-special
+    /// leaves the special tokens out
+    #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true)]
     at: Positions,
     /// What strengths count
     #[arg(long, value_name = "UNITS", default_value = "raw")]
@@ -142,10 +143,9 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let feature = model.find_feature(&args.steer.feature)?;
     let steering = |&strength: &f32| {
         model.steering(vec![Intervention {
-            feature,
-            change: Change::Add(strength),
             units: args.units.into(),
-            at: args.at,
+            at: args.at.clone(),
+            ..Intervention::new(feature, Change::steer(strength))
         }])
     };
     let steerings: Vec<_> = args
@@ -197,7 +197,7 @@ fn report(args: &SweepArgs, feature: FeatureName, label: Option<String>, sweep: 
         feature,
         label,
         units: args.units.into(),
-        at: args.at.words().join(","),
+        at: args.at.to_string(),
         word: args.word.clone(),
         original: point((&0.0, &sweep.original)),
         steered: args
@@ -222,7 +222,7 @@ fn print_table(
         out,
         "Feature {feature}{} steered at {}:",
         label.unwrap_or_default(),
-        args.at.words().join(",")
+        args.at.to_string()
     )?;
     let word = args.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));

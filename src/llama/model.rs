@@ -153,7 +153,7 @@ impl Model {
         unsafe { sys::llama_vocab_type(self.vocab()) }
     }
 
-    pub(super) fn token_ids(&self) -> std::ops::Range<i32> {
+    pub(crate) fn token_ids(&self) -> std::ops::Range<i32> {
         0..i32::try_from(self.n_vocab()).expect("llama.cpp counts tokens in 32 bits")
     }
 

@@ -20,7 +20,7 @@ use crate::picture::Picture;
 use crate::picture::encoder::{ImageEncoder, VisionSettings};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
-use crate::steering::{Intervention, Steering};
+use crate::steering::{Intervention, Steering, Target};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
 };
@@ -160,12 +160,46 @@ impl HookedModel {
         self.saes.find_feature(name)
     }
 
-    /// Prepares interventions.
+    /// Prepares interventions. Which rows of a prompt their positions are, a run tells that has one.
     ///
     /// # Errors
-    /// As [`Steering::new`].
-    pub fn steering(&self, interventions: Vec<Intervention>) -> Result<Arc<Steering>> {
-        Steering::new(interventions, &self.saes).map(Arc::new)
+    /// As [`Steering::new`]; a text of `token:TEXT` that no token of the vocabulary has; a vector for a hook
+    /// point that this model does not have, or whose rows are of another length.
+    pub fn steering(&self, mut interventions: Vec<Intervention>) -> Result<Arc<Steering>> {
+        for intervention in &mut interventions {
+            intervention.at.find_tokens(|text| self.tokens_of(text))?;
+        }
+        let steering = Steering::new(interventions, &self.saes)?;
+        for edit in steering.edits() {
+            let width = self.site(edit.hook_point())?.hooked.width;
+            let targets = edit.interventions().iter().map(|one| &one.target);
+            for target in targets {
+                if let Target::Vector(vector) = target
+                    && vector.values().len() != width
+                {
+                    return Err(vector.of_another_width(width));
+                }
+            }
+        }
+        Ok(Arc::new(steering))
+    }
+
+    /// The tokens whose text is `text`, without the space around it.
+    ///
+    /// # Errors
+    /// When llama.cpp fails.
+    pub fn tokens_of(&self, text: &str) -> Result<Vec<i32>> {
+        let mut found = Vec::new();
+        let mut bytes = Vec::new();
+        for id in self.language_model.token_ids() {
+            bytes.clear();
+            self.language_model
+                .append_piece(id, Special::Show, &mut bytes)?;
+            if str::from_utf8(&bytes).is_ok_and(|piece| piece.trim() == text) {
+                found.push(id);
+            }
+        }
+        Ok(found)
     }
 
     /// Prepares and encodes a picture.

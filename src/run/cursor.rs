@@ -20,6 +20,8 @@ pub(crate) struct Cursor {
 pub(crate) struct Row {
     /// The sequence that it belongs to.
     pub(crate) sequence: usize,
+    /// Its place in the prompt; not looked at where it was generated.
+    pub(crate) prompt_idx: usize,
     /// What it is.
     pub(crate) token: Token,
 }
@@ -79,7 +81,11 @@ mod tests {
     #[test]
     fn rows_are_followed_across_ubatches() {
         let mut cursor = Cursor::default();
-        let row = |sequence, token| Row { sequence, token };
+        let row = |sequence, token| Row {
+            sequence,
+            prompt_idx: 0,
+            token,
+        };
         let rows = [
             row(0, Token::text(2)),
             row(0, Token::image()),

@@ -136,8 +136,9 @@ impl Engine {
     ///
     /// # Errors
     /// A prompt that is longer than the context; as many runs as there may be; a hook point that this model
-    /// does not have.
-    pub fn admit(&mut self, request: Request) -> Result<RunId> {
+    /// does not have; positions that the prompt does not have.
+    pub fn admit(&mut self, mut request: Request) -> Result<RunId> {
+        place(&mut request)?;
         self.check_length(&request.prompt)?;
         let Some(sequence) = self.slots.iter().position(Option::is_none) else {
             let what = format!(
@@ -167,10 +168,11 @@ impl Engine {
     /// As [`Engine::admit`], and the first run's that fails.
     pub fn run(
         &mut self,
-        requests: Vec<Request>,
+        mut requests: Vec<Request>,
         on_step: &mut dyn FnMut(usize, Step<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Run>> {
         assert!(self.is_idle(), "the engine's runs have ended");
+        requests.iter_mut().try_for_each(place)?;
         let first_id = self.n_admitted;
         let mut runs: Vec<Option<Run>> = requests.iter().map(|_| None).collect();
         self.forward.context.clear();
@@ -596,6 +598,9 @@ impl Engine {
                 places.extend(self.model.saes().iter().map(|sae| sae.hook_point()));
             }
             places.extend(edited_places(request));
+            let steering = request.options.steering.as_deref();
+            let watched = steering.map_or(&[][..], Steering::watched);
+            places.extend(watched.iter().map(|watched| watched.hook_point));
             places.extend(request.recorded.as_ref().map(|recorded| recorded.below));
             places.extend(request.editors.iter().map(|editor| editor.read));
         }
@@ -635,6 +640,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Finds the rows of the run's prompt that its interventions touch, where positions of their own say it.
+fn place(request: &mut Request) -> Result<()> {
+    let steering = &mut request.options.steering;
+    if let Some(unplaced) = steering.as_deref().filter(|one| one.has_places()) {
+        *steering = Some(Arc::new(unplaced.placed(request.prompt.tokens())?));
+    }
+    Ok(())
 }
 
 /// Where a run edits rows.

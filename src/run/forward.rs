@@ -4,13 +4,13 @@ use super::cursor::Row;
 use super::hooks::Hooks;
 use crate::llama::{Context, Output, Pass, Rows};
 use crate::prompt::{Prompt, Segment};
-use crate::{CancelFlag, Positions, Result, Token};
+use crate::{CancelFlag, Kinds, Result, Token};
 
 /// How far a prompt is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// To the highest hook, as far as rows of these kinds go.
-    Rows(Positions),
+    Rows(Kinds),
     /// To the logits after its last row.
     Logits,
 }
@@ -49,7 +49,7 @@ impl Forward {
             Goal::Logits => prompt.segments(),
             Goal::Rows(kinds) => prompt.segments_to(kinds),
         };
-        let mut tokens = prompt.tokens().iter().copied();
+        let mut tokens = prompt.tokens().iter().copied().enumerate();
         for (i, segment) in segments.iter().enumerate() {
             let is_last = i + 1 == segments.len();
             let output = match goal {
@@ -69,15 +69,20 @@ impl Forward {
         Ok(())
     }
 
-    /// Appends rows to a sequence.
+    /// Appends rows to a sequence; `tokens` are what they are, with their places in the prompt, which generated
+    /// ones may have any of.
     pub(crate) fn decode(
         &mut self,
         sequence: usize,
-        tokens: impl Iterator<Item = Token>,
+        tokens: impl Iterator<Item = (usize, Token)>,
         rows: Rows<'_>,
         output: Output,
     ) -> Result<()> {
-        self.submit(tokens.map(|token| Row { sequence, token }));
+        self.submit(tokens.map(|(prompt_idx, token)| Row {
+            sequence,
+            prompt_idx,
+            token,
+        }));
         self.context.decode(sequence, rows, output)?;
         self.check_hooks()
     }
@@ -92,6 +97,7 @@ impl Forward {
         self.context.watch(cancel);
         let rows = sequences.iter().zip(ids).map(|(&sequence, &id)| Row {
             sequence,
+            prompt_idx: 0,
             token: Token::generated(id),
         });
         self.submit(rows);

@@ -1,16 +1,18 @@
 //! The hooks' work: copies rows out, computes features, applies interventions.
 
+use std::collections::HashMap;
+
 use super::cursor::{Cursor, Row};
 use crate::llama::{Edited, HookedNode, RowHook};
-use crate::steering::{Edit, Encoded, Steering};
-use crate::{Activations, Encoder, FeatureId, HookPoint, Positions, Result, Token};
+use crate::steering::{Edit, Encoded, Steering, Watched};
+use crate::{Activations, Encoder, FeatureId, HookPoint, Kinds, Result, Token};
 
 /// What a run keeps. Nothing is computed that is not kept: without tokens to generate, and without
 /// logits, the model stops at the highest hook, and behind the last row whose features are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
     /// The kinds of rows whose active features are kept; special tokens are kept with the prompt's text.
-    pub features: Positions,
+    pub features: Kinds,
     /// The rows themselves, before and after interventions.
     pub residuals: bool,
     /// The logits after the prompt's last row.
@@ -100,6 +102,8 @@ pub(crate) struct Sequence {
     keep: Keep,
     steering: Option<Steering>,
     editors: Vec<EditorAt>,
+    /// What edits above ask of hooks below: the activations of features in the rows at hand, `[n_rows]`.
+    watched: HashMap<FeatureId, Vec<f32>>,
     pub(crate) trace: Trace,
 }
 
@@ -130,6 +134,7 @@ impl Hooks {
             keep,
             steering,
             editors,
+            watched: HashMap::new(),
             trace: Trace::of(self.encoders.len()),
         };
     }
@@ -182,11 +187,12 @@ impl RowHook for Hooks {
             rest = others;
             let sequence = &mut self.sequences[group[0].sequence];
             let tokens: Vec<Token> = group.iter().map(|row| row.token).collect();
+            let prompt_idx = group[0].prompt_idx; // the others follow
             if site_idx == 0 {
                 sequence.trace.tokens.extend(&tokens);
             }
             let (encoders, encoded) = (&mut self.encoders, &mut self.encoded);
-            match sequence.on_rows(site, encoders, encoded, &tokens, rows) {
+            match sequence.on_rows(site, encoders, encoded, prompt_idx, &tokens, rows) {
                 Ok(Edited::Yes) => edited = Edited::Yes,
                 Ok(Edited::No) => {}
                 Err(error) => {
@@ -200,18 +206,24 @@ impl RowHook for Hooks {
 }
 
 impl Sequence {
-    /// Takes rows of one kind at a place.
+    /// Takes rows of one kind at a place, of which the first is the row `prompt_idx` of the prompt, unless they
+    /// were generated.
     fn on_rows(
         &mut self,
         site: &HookedSite,
         encoders: &mut [Encoder],
         encoded: &mut [Activations],
+        prompt_idx: usize,
         tokens: &[Token],
         rows: &mut [f32],
     ) -> Result<Edited> {
         let kind = tokens[0].kind;
         let keep = self.keep;
         let steers = self.steering.is_some();
+        let is_here =
+            |one: &&Watched| one.hook_point == site.hook_point && one.kinds.contain_some(kind);
+        let watched = self.steering.iter().flat_map(|steering| steering.watched());
+        let watched: Vec<Watched> = watched.filter(is_here).cloned().collect();
         let edits = self.steering.as_mut().map(Steering::edits_mut);
         let mut edit = edits.and_then(|edits| {
             edits
@@ -243,30 +255,55 @@ impl Sequence {
                 &mut encoded[sae]
             };
             let is_needed = |edit: &&mut Edit| edit.needs_encoder(sae, kind);
-            if is_kept || edit.as_ref().is_some_and(is_needed) {
+            let asks = |one: &Watched| one.feature.sae == sae && one.reader.is_none();
+            if is_kept || edit.as_ref().is_some_and(is_needed) || watched.iter().any(asks) {
                 encoders[sae].encode(rows, activations)?;
             }
         }
+        let traces = &self.trace.saes;
+        let activations = |sae: usize| match is_kept {
+            true => &traces[sae].activations,
+            false => &encoded[sae],
+        };
+        for Watched {
+            feature, reader, ..
+        } in watched
+        {
+            let row_idxs = first_row_idx..first_row_idx + tokens.len();
+            let values: Vec<f32> = match reader {
+                Some(reader) => rows
+                    .chunks_exact(site.hooked.width)
+                    .map(|row| reader.activation(row))
+                    .collect(),
+                None => row_idxs
+                    .map(|row_idx| activations(feature.sae).get(row_idx, feature.index))
+                    .collect(),
+            };
+            self.watched.insert(feature, values);
+        }
         let mut edited = Edited::No;
         if let Some(edit) = &mut edit {
-            let traces = &self.trace.saes;
-            let activations = |sae: usize| match is_kept {
-                true => &traces[sae].activations,
-                false => &encoded[sae],
-            };
             let asked = site.saes.iter().copied();
             let asked: Vec<usize> = asked.filter(|&sae| edit.needs_encoder(sae, kind)).collect();
             let mut scales = vec![1.0; encoders.len()];
             let row_of_token = tokens.iter().zip(rows.chunks_exact_mut(site.hooked.width));
-            for (row_idx, (&token, row)) in (first_row_idx..).zip(row_of_token) {
+            let watched = &self.watched;
+            for (i, (&token, row)) in row_of_token.enumerate() {
                 for &sae in &asked {
                     scales[sae] = encoders[sae].sae().decoder_scale(row);
                 }
-                let encoded = |feature: FeatureId| Encoded {
-                    activation: activations(feature.sae).get(row_idx, feature.index),
-                    decoder_scale: scales[feature.sae],
+                let encoded = |feature: FeatureId| match site.saes.contains(&feature.sae) {
+                    true => Encoded {
+                        activation: activations(feature.sae).get(first_row_idx + i, feature.index),
+                        decoder_scale: scales[feature.sae],
+                    },
+                    // The same rows, as the hook below saw them in this ubatch.
+                    false => Encoded {
+                        activation: watched[&feature][i],
+                        decoder_scale: 1.0,
+                    },
                 };
-                if edit.apply(token, row, encoded)? {
+                if edit.apply(prompt_idx + i, token, row, encoded)? {
                     edited = Edited::Yes;
                 }
             }

@@ -20,7 +20,7 @@ mod trial;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Positions;
+use crate::Kinds;
 use crate::llama::Sampling;
 use crate::steering::Steering;
 
@@ -86,13 +86,13 @@ impl RunOptions {
         if self.max_tokens > 0 || self.keep.logits {
             Goal::Logits
         } else if self.keep.residuals {
-            Goal::Rows(Positions::ALL)
+            Goal::Rows(Kinds::ALL)
         } else {
             Goal::Rows(self.keep.features)
         }
     }
 
     fn reads_rows(&self) -> bool {
-        self.keep.residuals || self.keep.features != Positions::NONE
+        self.keep.residuals || self.keep.features != Kinds::NONE
     }
 }

@@ -46,7 +46,7 @@ impl Engine {
                     (0, Some(split)) => Pass::Recorded(split),
                     (_, Some(split)) => Pass::Replayed(split),
                 });
-                let tokens = chunk.iter().map(|&id| Token::generated(id));
+                let tokens = chunk.iter().map(|&id| (0, Token::generated(id)));
                 forward.decode(sequence, tokens, Rows::Tokens(chunk), Output::EveryRow)?;
                 for row_idx in 0..chunk.len() {
                     let logits = forward.context.logits(OutputRow::Index(row_idx));
@@ -95,7 +95,8 @@ impl Engine {
             match segment {
                 Segment::Text(ids) => {
                     for chunk in ids.chunks(AT_ONCE) {
-                        let chunk_tokens = tokens[position..][..chunk.len()].iter().copied();
+                        let chunk_tokens = tokens.iter().copied().enumerate();
+                        let chunk_tokens = chunk_tokens.skip(position).take(chunk.len());
                         forward.decode(0, chunk_tokens, Rows::Tokens(chunk), Output::EveryRow)?;
                         for row_idx in 0..chunk.len() {
                             score(forward.context.logits(OutputRow::Index(row_idx)), position);
@@ -105,7 +106,8 @@ impl Engine {
                 }
                 Segment::Image(rows) => {
                     let n_rows = rows.len() / d_model;
-                    let tokens = std::iter::repeat_n(Token::image(), n_rows);
+                    let tokens = tokens.iter().copied().enumerate();
+                    let tokens = tokens.skip(position).take(n_rows);
                     forward.decode(0, tokens, Rows::Embeddings(rows), Output::LastRow)?;
                     position += n_rows;
                     score(forward.context.logits(OutputRow::Last), position - 1);

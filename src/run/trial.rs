@@ -13,7 +13,7 @@ use super::shortcuts::{Shortcut, distance};
 use crate::llama::{OutputRow, Pass};
 use crate::prompt::Prompt;
 use crate::steering::Steering;
-use crate::{CancelFlag, Positions, Result};
+use crate::{CancelFlag, Kinds, Result};
 
 /// Tokens of a prompt that shortcuts are tried with.
 const TRIED: usize = 8;
@@ -49,7 +49,7 @@ impl Engine {
                 )
             }
             Shortcut::StopAtHook => (
-                self.rows(&prompt, Goal::Rows(Positions::ALL))?,
+                self.rows(&prompt, Goal::Rows(Kinds::ALL))?,
                 self.rows(&prompt, Goal::Logits)?,
             ),
             Shortcut::ControlVector => {
@@ -162,7 +162,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::llama::{Pass, SPOILED};
-    use crate::steering::{Change, Intervention, Positions, Steering, Units};
+    use crate::steering::{Change, Intervention, Steering, Units};
     use crate::{
         FeatureId, Keep, PromptForm, Run, RunOptions, Session, SessionOptions, TryShortcuts, demo,
     };
@@ -180,10 +180,8 @@ mod tests {
 
     fn steering(session: &Session) -> Arc<Steering> {
         let add = Intervention {
-            feature: FeatureId::of_only(3),
-            change: Change::Add(20.0),
             units: Units::Unit,
-            at: Positions::ALL,
+            ..Intervention::new(FeatureId::of_only(3), Change::steer(20.0))
         };
         session.model().steering(vec![add]).expect("a feature")
     }

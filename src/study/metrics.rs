@@ -10,9 +10,7 @@ use crate::llama::{AddBos, Edited};
 use crate::model::Session;
 use crate::prompt::Prompt;
 use crate::run::{Editor, EditorAt, Keep, RunOptions};
-use crate::{
-    Activations, CancelFlag, Decoder, Encoder, Error, Positions, Result, Token, TokenKind,
-};
+use crate::{Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Token, TokenKind};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
 const TEXT_CONTEXT: usize = 128;
@@ -57,7 +55,7 @@ impl Metrics {
         prompt: &Prompt,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        self.add_rows(session, prompt, Positions::ALL, cancel)?;
+        self.add_rows(session, prompt, Kinds::ALL, cancel)?;
         self.add_losses(session, prompt, cancel)
     }
 
@@ -71,14 +69,14 @@ impl Metrics {
         prompt: &Prompt,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        self.add_rows(session, prompt, Positions::IMAGE, cancel)
+        self.add_rows(session, prompt, Kinds::IMAGE, cancel)
     }
 
     fn add_rows(
         &mut self,
         session: &mut Session,
         prompt: &Prompt,
-        kinds: Positions,
+        kinds: Kinds,
         cancel: &CancelFlag,
     ) -> Result<()> {
         let options = RunOptions {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::llama::Edited;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
+use llava_sae_cpp::steering::{Change, Intervention, Positions};
 use llava_sae_cpp::{
     CancelFlag, Editor, EditorAt, Engine, EngineSize, FeatureId, HookPoint, HookedModel, Keep,
-    ModelFiles, Prompt, PromptForm, Request, Result, Run, RunId, RunOptions, Session,
+    Kinds, ModelFiles, Prompt, PromptForm, Request, Result, Run, RunId, RunOptions, Session,
     SessionOptions, Step, Stop, Token,
 };
 
@@ -20,7 +20,7 @@ use crate::fixture::{
 use crate::hook_points::{model, sae_at};
 
 const ALL: Keep = Keep {
-    features: Positions::ALL,
+    features: Kinds::ALL,
     residuals: true,
     logits: true,
 };
@@ -521,12 +521,7 @@ fn saes_above_an_edit_see_the_edited_stream() {
     let (lower, upper) = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post");
     let (model, prompt) = two_saes("gemma2", lower, upper);
     let steer = |sae: usize| {
-        let intervention = Intervention {
-            feature: FeatureId { sae, index: 3 },
-            change: Change::Add(4.0),
-            units: Units::Raw,
-            at: Positions::ALL,
-        };
+        let intervention = Intervention::new(FeatureId { sae, index: 3 }, Change::steer(4.0));
         model.steering(vec![intervention]).expect("a feature")
     };
     let runs = [None, Some(steer(0)), Some(steer(1))].map(|steering| RunOptions {

@@ -9,7 +9,7 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
 use image::RgbImage;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
     FeatureId, FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session,
     SessionOptions,
@@ -257,10 +257,8 @@ pub(crate) fn steering(
     at: Positions,
 ) -> Arc<Steering> {
     let add = Intervention {
-        feature: FeatureId::of_only(feature),
-        change: Change::Add(strength),
-        units: Units::Raw,
         at,
+        ..Intervention::new(FeatureId::of_only(feature), Change::steer(strength))
     };
     let steering = session.model().steering(vec![add]);
     steering.expect("the feature exists")

@@ -1,7 +1,7 @@
 //! The hook: what it costs nothing, where it reaches, and llama.cpp's own control vector beside it.
 
 use llava_sae_cpp::steering::Positions;
-use llava_sae_cpp::{Keep, Run, RunOptions, Sampling, Session, SessionOptions, TokenKind};
+use llava_sae_cpp::{Keep, Kinds, Run, RunOptions, Sampling, Session, SessionOptions, TokenKind};
 
 use crate::fixture::{Fixture, ROUNDING, exact_options, prompt, relative_error, steering};
 use gguf_tools::gguf::TensorType;
@@ -41,7 +41,7 @@ fn reading_changes_no_bit() {
     let mut session = Fixture::Demo.exact_session();
     let plain = run(&mut session, options());
     let keep = Keep {
-        features: Positions::ALL,
+        features: Kinds::ALL,
         residuals: true,
         logits: true,
     };
@@ -57,7 +57,7 @@ fn reading_changes_no_bit() {
 
 /// What the hook reads cannot be steered in the graph alone.
 const THROUGH_THE_HOOK: Keep = Keep {
-    features: Positions::NONE,
+    features: Kinds::NONE,
     residuals: true,
     logits: true,
 };
@@ -118,7 +118,7 @@ fn ubatches_do_not_matter() {
         Fixture::Demo.session(TensorType::F32, options)
     };
     let keep = Keep {
-        features: Positions::ALL,
+        features: Kinds::ALL,
         residuals: true,
         logits: true,
     };
@@ -177,7 +177,7 @@ fn touched(at: &str) -> Vec<(TokenKind, bool)> {
     let (feature, strength) = subject();
     let steering = steering(&mut session, feature, strength, positions);
     let keep = Keep {
-        features: Positions::NONE,
+        features: Kinds::NONE,
         residuals: true,
         logits: true,
     };

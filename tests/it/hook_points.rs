@@ -8,8 +8,8 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling, Session,
-    SessionOptions,
+    FlashAttention, Keep, Kinds, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling,
+    Session, SessionOptions,
 };
 
 use crate::bad_input::check;
@@ -99,7 +99,7 @@ fn options() -> RunOptions {
     RunOptions {
         steering: None,
         keep: Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             residuals: true,
             logits: true,
         },

@@ -4,11 +4,16 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{
-    FeatureId, Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
+    FeatureId, Keep, Kinds, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
 };
 use serde_json::json;
 
 use crate::fixture::{Fixture, bound, exact_options, prompt, temporary_root};
+
+fn feature_of(intervention: &Intervention) -> usize {
+    let feature = intervention.target.feature();
+    feature.expect("a feature is changed").index
+}
 
 /// The SAE's file, read in f64: the reference.
 struct Reference {
@@ -58,19 +63,29 @@ impl Reference {
     /// The row of `token` after the interventions that touch it.
     fn steer(&self, interventions: &[Intervention], token: Token, x: &[f64]) -> Vec<f64> {
         let mut steered = x.to_vec();
-        for intervention in interventions.iter().filter(|one| one.at.contain(token)) {
-            let w_dec = self.w_dec(intervention.feature.index);
+        for intervention in interventions
+            .iter()
+            .filter(|one| one.at.kinds().contain(token))
+        {
+            let feature = feature_of(intervention);
+            let w_dec = self.w_dec(feature);
+            let length = dot(&w_dec, &w_dec).sqrt();
             let norm = match intervention.units {
                 Units::Raw => 1.0,
-                Units::Unit => dot(&w_dec, &w_dec).sqrt(),
+                Units::Unit => length,
             };
-            let (h, is_active) = self.h(intervention.feature.index, x);
+            let (h, is_active) = self.h(feature, x);
             let a = if is_active { h } else { 0.0 };
-            let coefficient = match intervention.change {
-                Change::Add(strength) => f64::from(strength) / norm,
-                Change::Clamp(value) => f64::from(value) / norm - a,
-                Change::Ablate => -a,
-                Change::Scale(factor) => (f64::from(factor) - 1.0) * a,
+            let p = dot(x, &w_dec) / length;
+            let number = intervention.change.number().map_or(0.0, f64::from);
+            let coefficient = match intervention.change.kind().name {
+                "steer" => number / norm,
+                "clamp" => number / norm - a,
+                "ablate" => -a,
+                "scale" => (number - 1.0) * a,
+                "project" => (number - 1.0) * p / length,
+                "cap" => (number.min(p) - p) / length,
+                other => panic!("`{other}` has no formula here"),
             };
             for (x, w) in steered.iter_mut().zip(&w_dec) {
                 *x += coefficient * w;
@@ -93,7 +108,7 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
     let options = RunOptions {
         steering: steered.then(|| steering.clone()),
         keep: Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             residuals: true,
             logits: true,
         },
@@ -149,7 +164,10 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
     assert_eq!(before.len(), after.len(), "{name}");
     let (mut n_near, mut n_changed) = (0, 0);
     for ((before, after), token) in before.zip(after).zip(&run.trace.tokens) {
-        if !interventions.iter().any(|one| one.at.contain(*token)) {
+        if !interventions
+            .iter()
+            .any(|one| one.at.kinds().contain(*token))
+        {
             assert_eq!(before, after, "{name}: {token:?}");
             continue;
         }
@@ -157,7 +175,7 @@ fn check_rows(reference: &Reference, interventions: &[Intervention], run: &Run, 
         let x = to_f64(before);
         if interventions
             .iter()
-            .any(|one| reference.is_near_threshold(one.feature.index, &x))
+            .any(|one| reference.is_near_threshold(feature_of(one), &x))
         {
             n_near += 1;
             continue;
@@ -177,16 +195,24 @@ fn check_formulas(fixture: Fixture) {
     let prompt = prompt(&mut session, fixture, "00.png");
     let plain = run(&mut session, &prompt, Vec::new());
     let [most, some, none] = telling_features(&plain, reference.b_enc.len());
-    let sets: [&[(usize, Change)]; 5] = [
-        &[(most, Change::Add(-3.5)), (none, Change::Add(2.0))],
-        &[(some, Change::Clamp(7.5)), (none, Change::Clamp(-1.5))],
-        &[(most, Change::Ablate)],
-        &[(most, Change::Scale(2.5)), (some, Change::Scale(-1.0))],
+    let sets: [&[(usize, Change)]; 9] = [
+        &[(most, Change::steer(-3.5)), (none, Change::steer(2.0))],
+        &[(some, Change::clamp(7.5)), (none, Change::clamp(-1.5))],
+        &[(most, Change::ablate())],
+        &[(most, Change::scale(2.5)), (some, Change::scale(-1.0))],
         &[
-            (none, Change::Add(4.0)),
-            (some, Change::Clamp(3.0)),
-            (none, Change::Add(0.5)),
-            (most, Change::Ablate),
+            (none, Change::steer(4.0)),
+            (some, Change::clamp(3.0)),
+            (none, Change::steer(0.5)),
+            (most, Change::ablate()),
+        ],
+        &[(none, Change::project(0.0)), (most, Change::project(-1.5))],
+        &[(most, Change::project(3.0)), (some, Change::scale(2.0))],
+        &[(most, Change::cap(0.25)), (none, Change::cap(-2.5))],
+        &[
+            (most, Change::cap(-1.0)),
+            (some, Change::clamp(2.0)),
+            (none, Change::steer(-1.0)),
         ],
     ];
     for at in [
@@ -204,17 +230,16 @@ fn check_formulas(fixture: Fixture) {
                 let at = Positions::parse(at).expect("valid positions");
                 // A feature that is active on some rows need not be on these, and then stays as it is.
                 let reads_only = |(_, change): &(usize, Change)| {
-                    matches!(change, Change::Ablate | Change::Scale(_))
+                    matches!(change.kind().name, "ablate" | "scale")
                 };
                 let is_idle = set.iter().all(reads_only) && at != Positions::ALL;
                 if is_idle {
                     continue;
                 }
                 let intervention = |&(feature, change)| Intervention {
-                    feature: FeatureId::of_only(feature),
-                    change,
                     units,
-                    at,
+                    at: at.clone(),
+                    ..Intervention::new(FeatureId::of_only(feature), change)
                 };
                 let set: Vec<_> = set.iter().map(intervention).collect();
                 let run = run(&mut session, &prompt, set.clone());
@@ -243,17 +268,16 @@ fn each_intervention_has_its_own_positions_and_units() {
     let plain = run(&mut session, &prompt, Vec::new());
     let [most, some, none] = telling_features(&plain, reference.b_enc.len());
     let set: Vec<_> = [
-        (none, Change::Add(9.0), Units::Raw, "generated"),
-        (most, Change::Clamp(2.0), Units::Unit, "image"),
-        (most, Change::Scale(3.0), Units::Raw, "prompt,generated"),
-        (some, Change::Add(-3.0), Units::Unit, "image,prompt"),
+        (none, Change::steer(9.0), Units::Raw, "generated"),
+        (most, Change::clamp(2.0), Units::Unit, "image"),
+        (most, Change::scale(3.0), Units::Raw, "prompt,generated"),
+        (some, Change::steer(-3.0), Units::Unit, "image,prompt"),
     ]
     .into_iter()
     .map(|(feature, change, units, at)| Intervention {
-        feature: FeatureId::of_only(feature),
-        change,
         units,
         at: Positions::parse(at).expect("valid positions"),
+        ..Intervention::new(FeatureId::of_only(feature), change)
     })
     .collect();
     let run = run(&mut session, &prompt, set.clone());
@@ -346,16 +370,12 @@ fn features_that_need_the_whole_encoder() {
         let mut active: Vec<usize> = (0..d_sae).filter(|&feature| counts[feature] > 0).collect();
         active.sort_by_key(|&feature| counts[feature]);
         let changes = [
-            (active[active.len() - 1], Change::Scale(2.5)),
-            (active[active.len() / 2], Change::Clamp(3.0)),
-            (active[0], Change::Ablate),
+            (active[active.len() - 1], Change::scale(2.5)),
+            (active[active.len() / 2], Change::clamp(3.0)),
+            (active[0], Change::ablate()),
         ];
-        let intervention = |(feature, change)| Intervention {
-            feature: FeatureId::of_only(feature),
-            change,
-            units: Units::Raw,
-            at: Positions::ALL,
-        };
+        let intervention =
+            |(feature, change)| Intervention::new(FeatureId::of_only(feature), change);
         let run = run(session, &prompt, changes.map(intervention).to_vec());
         let d_model = session.sae().meta().d_in;
         let direction = |feature| session.sae().decoder_direction(feature).expect("there").row;
@@ -368,10 +388,10 @@ fn features_that_need_the_whole_encoder() {
             let mut expected = x.clone();
             for ((feature, change), direction) in changes.iter().zip(&directions) {
                 let a = f64::from(run.trace.saes[0].activations.get(row_idx, *feature));
-                let coefficient = match change {
-                    Change::Scale(factor) => (f64::from(*factor) - 1.0) * a,
-                    Change::Clamp(value) => f64::from(*value) - a,
-                    _ => -a,
+                let number = change.number().map_or(0.0, f64::from);
+                let coefficient = match change.kind().name {
+                    "scale" => (number - 1.0) * a,
+                    _ => number - a,
                 };
                 for (x, w) in expected.iter_mut().zip(direction) {
                     *x += scale * coefficient * f64::from(*w);

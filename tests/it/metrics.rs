@@ -1,9 +1,8 @@
 //! `metrics`: fits against their formulas in f64, losses against transformers.
 
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
-use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    CancelFlag, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
+    CancelFlag, Keep, Kinds, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
     TokenKind,
 };
 
@@ -26,7 +25,7 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
     let options = RunOptions {
         steering: None,
         keep: Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             residuals: true,
             logits: true,
         },

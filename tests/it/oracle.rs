@@ -7,8 +7,8 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Activations, EncoderOptions, Keep, Picture, Run, RunOptions, Sae, Sampling, Session, TokenKind,
-    encoder,
+    Activations, EncoderOptions, Keep, Kinds, Picture, Run, RunOptions, Sae, Sampling, Session,
+    TokenKind, encoder,
 };
 
 use crate::fixture::{
@@ -47,7 +47,7 @@ fn run(
 }
 
 const EVERYTHING: Keep = Keep {
-    features: Positions::ALL,
+    features: Kinds::ALL,
     residuals: true,
     logits: true,
 };

@@ -4,9 +4,9 @@ use gguf_tools::gguf::TensorType;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering, Units};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    FeatureId, FlashAttention, Keep, KvType, Prompt, PromptForm, Run, RunOptions, Sampling,
+    FeatureId, FlashAttention, Keep, Kinds, KvType, Prompt, PromptForm, Run, RunOptions, Sampling,
     Session, SessionOptions, TokenKind,
 };
 
@@ -16,13 +16,13 @@ use crate::fixture::{
 use crate::hook_points;
 
 const LOGITS: Keep = Keep {
-    features: Positions::NONE,
+    features: Kinds::NONE,
     residuals: false,
     logits: true,
 };
 
 const ALL: Keep = Keep {
-    features: Positions::ALL,
+    features: Kinds::ALL,
     residuals: true,
     logits: true,
 };
@@ -88,10 +88,7 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
         let n_text = (whole.trace.tokens.iter().rev())
             .take_while(|token| token.kind == TokenKind::Text)
             .count();
-        let features = Positions {
-            image: true,
-            ..Positions::NONE
-        };
+        let features = Kinds::IMAGE;
         let keep = Keep {
             features,
             ..Keep::default()
@@ -121,10 +118,7 @@ fn rows_that_are_not_asked_for_have_no_features() {
     let mut session = Fixture::Demo.exact_session();
     let prompt = prompt(&mut session, Fixture::Demo, "01.png");
     let all = run(&mut session, &prompt, options(ALL));
-    let features = Positions {
-        image: true,
-        ..Positions::NONE
-    };
+    let features = Kinds::IMAGE;
     let keep = Keep { features, ..LOGITS };
     let some = run(&mut session, &prompt, options(keep));
     assert_eq!(some.trace.tokens, all.trace.tokens);
@@ -166,20 +160,14 @@ fn an_addition_in_the_graph_is_that_of_the_hook() {
 
 fn interventions(session: &mut Session, feature: usize, strength: f32) -> Vec<Arc<Steering>> {
     let one = |change, at| Intervention {
-        feature: FeatureId::of_only(feature),
-        change,
-        units: Units::Raw,
         at,
-    };
-    let image = Positions {
-        image: true,
-        ..Positions::NONE
+        ..Intervention::new(FeatureId::of_only(feature), change)
     };
     [
-        one(Change::Add(strength), Positions::ALL),
-        one(Change::Add(-strength), image),
-        one(Change::Clamp(strength), Positions::ALL),
-        one(Change::Ablate, Positions::ALL),
+        one(Change::steer(strength), Positions::ALL),
+        one(Change::steer(-strength), Positions::IMAGE),
+        one(Change::clamp(strength), Positions::ALL),
+        one(Change::ablate(), Positions::ALL),
     ]
     .map(|one| session.model().steering(vec![one]).expect("a feature"))
     .into()

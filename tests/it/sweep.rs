@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, Token};
+use llava_sae_cpp::{Keep, Kinds, PromptForm, RunOptions, Sampling, Session, Token};
 
 use crate::bad_input::{check, send};
 use crate::command_line::{json, program, run, stdout};
@@ -64,7 +64,7 @@ fn each_trace_is_that_of_the_run_alone() {
     let options = RunOptions {
         steering: None,
         keep: Keep {
-            features: Positions::ALL,
+            features: Kinds::ALL,
             residuals: true,
             logits: true,
         },

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{
     Change, DecoderDirection, Edit, Encoded, FeatureReader, Intervention, Positions, Units,
 };
-use crate::positions::Token;
+use crate::token::Token;
 use crate::{ErrorKind, FeatureId, HookPoint, Result};
 
 const D_MODEL: usize = 19; // no multiple of the lanes of `dot`
@@ -44,7 +44,7 @@ impl TinySae {
         let mut row = row.to_vec();
         let mut steering = self.steering(interventions).expect("no contradiction");
         steering
-            .apply(Token::image(), &mut row, not_needed)
+            .apply(0, Token::image(), &mut row, not_needed)
             .expect("small numbers");
         row
     }
@@ -64,12 +64,7 @@ fn two_features() -> TinySae {
 }
 
 fn intervention(feature: usize, change: Change) -> Intervention {
-    Intervention {
-        feature: FeatureId::of_only(feature),
-        change,
-        units: Units::Raw,
-        at: Positions::ALL,
-    }
+    Intervention::new(FeatureId::of_only(feature), change)
 }
 
 fn at(words: &str) -> Positions {
@@ -86,14 +81,14 @@ fn formulas() {
         let edited = two_features().apply(interventions, &row);
         assert_eq!(edited, expected);
     };
-    check(&[(0, Change::Add(2.0))], [1.0, 1.0], [7.0, 9.0]);
-    check(&[(0, Change::Clamp(3.0))], [1.0, 1.0], [7.0, 9.0]);
-    check(&[(0, Change::Clamp(3.0))], [-1.0, 1.0], [8.0, 13.0]);
-    check(&[(0, Change::Ablate)], [2.0, 1.0], [-4.0, -7.0]);
-    check(&[(0, Change::Ablate)], [-2.0, 1.0], [-2.0, 1.0]);
-    check(&[(0, Change::Scale(3.0))], [1.0, 1.0], [7.0, 9.0]);
+    check(&[(0, Change::steer(2.0))], [1.0, 1.0], [7.0, 9.0]);
+    check(&[(0, Change::clamp(3.0))], [1.0, 1.0], [7.0, 9.0]);
+    check(&[(0, Change::clamp(3.0))], [-1.0, 1.0], [8.0, 13.0]);
+    check(&[(0, Change::ablate())], [2.0, 1.0], [-4.0, -7.0]);
+    check(&[(0, Change::ablate())], [-2.0, 1.0], [-2.0, 1.0]);
+    check(&[(0, Change::scale(3.0))], [1.0, 1.0], [7.0, 9.0]);
     // Feature 1 reads 5 + 1, whatever is done to feature 0 beside it.
-    let both = [(0, Change::Add(1.0)), (1, Change::Ablate)];
+    let both = [(0, Change::steer(1.0)), (1, Change::ablate())];
     check(&both, [1.0, 5.0], [4.0, 5.0 + 4.0 - 12.0]);
 }
 
@@ -108,11 +103,11 @@ fn unit_numbers_count_directions_of_length_1() {
         let edited = two_features().apply(vec![intervention], &[1.0, 1.0]);
         assert_eq!(edited, expected);
     };
-    check(Change::Add(10.0), [7.0, 9.0]);
-    check(Change::Clamp(5.0), [1.0, 1.0]);
-    check(Change::Clamp(15.0), [7.0, 9.0]);
-    check(Change::Scale(2.0), [4.0, 5.0]);
-    check(Change::Ablate, [-2.0, -3.0]);
+    check(Change::steer(10.0), [7.0, 9.0]);
+    check(Change::clamp(5.0), [1.0, 1.0]);
+    check(Change::clamp(15.0), [7.0, 9.0]);
+    check(Change::scale(2.0), [4.0, 5.0]);
+    check(Change::ablate(), [-2.0, -3.0]);
 }
 
 #[test]
@@ -120,25 +115,25 @@ fn each_intervention_has_its_own_positions() {
     let everything = vec![
         Intervention {
             at: at("image"),
-            ..intervention(0, Change::Add(1.0))
+            ..intervention(0, Change::steer(1.0))
         },
         Intervention {
             at: at("generated"),
-            ..intervention(0, Change::Clamp(0.0))
+            ..intervention(0, Change::clamp(0.0))
         },
         Intervention {
             at: at("image,generated"),
-            ..intervention(1, Change::Add(10.0))
+            ..intervention(1, Change::steer(10.0))
         },
         Intervention {
             at: at("prompt,no-special"),
-            ..intervention(1, Change::Add(1.0))
+            ..intervention(1, Change::steer(1.0))
         },
     ];
     let mut steering = two_features().steering(everything).expect("no overlap");
     let mut check = |token: Token, touched: bool, expected: [f32; 2]| {
         let mut row = [1.0, 1.0];
-        let edited = steering.apply(token, &mut row, not_needed);
+        let edited = steering.apply(0, token, &mut row, not_needed);
         let edited = edited.expect("small numbers");
         assert_eq!((edited, row), (touched, expected), "{token:?}");
     };
@@ -151,7 +146,7 @@ fn each_intervention_has_its_own_positions() {
 #[test]
 fn opposite_strengths_cancel_exactly() {
     let strengths = [(0, 0.1), (1, 9.0), (0, -0.1), (1, -9.0)];
-    let additions = strengths.map(|(feature, by)| intervention(feature, Change::Add(by)));
+    let additions = strengths.map(|(feature, by)| intervention(feature, Change::steer(by)));
     let edited = two_features().apply(additions.to_vec(), &[0.1, 0.7]);
     assert_eq!(edited, [0.1, 0.7]);
 }
@@ -179,26 +174,26 @@ fn contradictions_are_refused() {
         };
         assert!(two_features().steering(vec![elsewhere, apart]).is_ok());
     };
-    let (clamp, scale) = (Change::Clamp(1.0), Change::Scale(2.0));
+    let (clamp, scale) = (Change::clamp(1.0), Change::scale(2.0));
     check(clamp, clamp, &["clamped twice"]);
-    check(Change::Ablate, scale, &["ablated and scaled"]);
-    check(Change::Add(1.0), clamp, &["steered and clamped"]);
-    check(scale, Change::Add(1.0), &["scaled and steered"]);
-    check(Change::Ablate, Change::Ablate, &["ablated twice"]);
+    check(Change::ablate(), scale, &["ablated and scaled"]);
+    check(Change::steer(1.0), clamp, &["steered and clamped"]);
+    check(scale, Change::steer(1.0), &["scaled and steered"]);
+    check(Change::ablate(), Change::ablate(), &["ablated twice"]);
 }
 
 #[test]
 fn impossible_numbers_are_refused() {
     for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for change in [
-            Change::Add(number),
-            Change::Clamp(number),
-            Change::Scale(number),
+            Change::steer(number),
+            Change::clamp(number),
+            Change::scale(number),
         ] {
             check_refused(&[intervention(0, change)], &["feature `0`", "finite"]);
         }
     }
-    let add = |feature| intervention(feature, Change::Add(f32::MAX));
+    let add = |feature| intervention(feature, Change::steer(f32::MAX));
     check_refused(&[add(0), add(1)], &["strengths add up", "too large"]);
     let mut sae = two_features();
     sae.decoder_rows[1].fill(0.0);
@@ -214,12 +209,12 @@ fn impossible_numbers_are_refused() {
 /// An activation is known only when the row comes.
 #[test]
 fn rows_that_become_too_large_are_refused() {
-    for change in [Change::Clamp(1e30), Change::Scale(-1e30)] {
+    for change in [Change::clamp(1e30), Change::scale(-1e30)] {
         let steering = two_features().steering(vec![intervention(0, change)]);
         let result =
             steering
                 .expect("finite numbers")
-                .apply(Token::text(5), &mut [1.0, 1.0], not_needed);
+                .apply(0, Token::text(5), &mut [1.0, 1.0], not_needed);
         assert_eq!(
             result.expect_err("too large").kind(),
             ErrorKind::Invalid,
@@ -245,11 +240,11 @@ fn a_row() -> impl Strategy<Value = Vec<f32>> {
 /// first four, several on some; other changes on the rest, one on each.
 fn in_two_orders() -> impl Strategy<Value = (Vec<Intervention>, Vec<Intervention>)> {
     let number = -10.0_f32..10.0;
-    let additions = vec((0_usize..4, number.clone().prop_map(Change::Add)), 0..8);
+    let additions = vec((0_usize..4, number.clone().prop_map(Change::steer)), 0..8);
     let change = prop_oneof![
-        number.clone().prop_map(Change::Clamp),
-        number.prop_map(Change::Scale),
-        Just(Change::Ablate),
+        number.clone().prop_map(Change::clamp),
+        number.prop_map(Change::scale),
+        Just(Change::ablate()),
     ];
     let units = prop_oneof![Just(Units::Raw), Just(Units::Unit)];
     (additions, vec((change, units), 4)).prop_flat_map(|(additions, changes)| {
@@ -278,14 +273,14 @@ proptest! {
     #[test]
     fn clamping_to_the_present_activation_changes_nothing(sae in an_sae(1), row in a_row()) {
         let present = sae.reader(0).activation(&row);
-        let edited = sae.apply(vec![intervention(0, Change::Clamp(present))], &row);
+        let edited = sae.apply(vec![intervention(0, Change::clamp(present))], &row);
         prop_assert_eq!(bits(&edited), bits(&row));
     }
 
     #[test]
     fn ablating_an_inactive_feature_changes_nothing(sae in an_sae(1), row in a_row()) {
         prop_assume!(sae.reader(0).activation(&row) == 0.0);
-        for change in [Change::Ablate, Change::Scale(7.0)] {
+        for change in [Change::ablate(), Change::scale(7.0)] {
             let edited = sae.apply(vec![intervention(0, change)], &row);
             prop_assert_eq!(bits(&edited), bits(&row));
         }
@@ -298,7 +293,7 @@ proptest! {
         row in a_row(),
         strength in -1000.0_f32..1000.0,
     ) {
-        let add = |by| vec![intervention(0, Change::Add(by))];
+        let add = |by| vec![intervention(0, Change::steer(by))];
         let back = sae.apply(add(-strength), &sae.apply(add(strength), &row));
         for ((x, back), w) in row.iter().zip(&back).zip(&sae.decoder_rows[0]) {
             let largest = x.abs() + (strength * w).abs();

@@ -14,8 +14,8 @@ use llava_sae_cpp::rank::{Over, Pool};
 use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::{About, Page};
 use llava_sae_cpp::report::table::Score;
-use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{CancelFlag, Error, FeatureId, Picture, Sae, SaeSet, Session, saved_set};
+use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::{CancelFlag, Error, FeatureId, Kinds, Picture, Sae, SaeSet, Session, saved_set};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{self, InterventionArgs};
@@ -36,9 +36,7 @@ use super::{CommandResult, Failure, Outcome, hints};
 /// interventions beside the original.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
-#[command(group(ArgGroup::new("captions").multiple(true).requires("html").args([
-    "steer", "clamp", "ablate", "scale", "interventions",
-])))]
+#[command(mut_group(interventions::ANY, |group| group.requires("html")))]
 #[command(group(ArgGroup::new("generation").multiple(true).requires("generating").args([
     "max_tokens", "temp", "seed",
 ])))]
@@ -52,13 +50,15 @@ pub(super) struct FeaturesArgs {
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
     /// The positions pooled: image, prompt (the text before generation, without the image), special
-    /// (its special tokens, such as `<bos>`), generated, all (image and prompt), a position (negative:
-    /// from the prompt's end), a range such as 5..9 (both ends included), or a list of them [default:
-    /// image, and prompt for text only]
+    /// (its special tokens, such as `<bos>`), generated, all (image and prompt), last (the prompt's last
+    /// token), a position (negative: from the prompt's end), a range such as 5..9 (both ends included),
+    /// token:TEXT, patch:ROW,COL, or a list of them [default: image, and prompt for text only]
     ///
     /// Special tokens, those that begin, end or structure texts, are left out of `prompt` and `all`,
     /// since their activations would outdo all others; `prompt,special` takes them too, and a position
-    /// given as a number is taken whatever it is.
+    /// given as a number is taken whatever it is. token:TEXT is every token of the prompt whose text is TEXT but
+    /// for space around it; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches that they show,
+    /// counted from 0 at the top left.
     #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
     over: Option<Over>,
     /// How activations of several positions become a score
@@ -251,12 +251,12 @@ impl FeaturesArgs {
     }
 
     /// The rows whose features are shown somewhere.
-    fn looked_at(&self) -> Positions {
+    fn looked_at(&self) -> Kinds {
         if self.html.is_some() {
-            return Positions::ALL;
+            return Kinds::ALL;
         }
         let kinds = self.over().kinds();
-        Positions {
+        Kinds {
             image: kinds.image || self.json || self.heatmap.is_some(),
             ..kinds
         }

@@ -90,7 +90,8 @@ pub(super) fn look(
         .map(|picture| args::encode_picture(session, picture, verbosity))
         .transpose()?;
     let prompt = args.prompt.build(session, image.as_ref(), cancel)?;
-    let over = args.over();
+    let mut over = args.over();
+    over.find_tokens(|text| session.model().tokens_of(text))?;
     if !over.kinds().generated {
         rank::pooled_positions(prompt.tokens(), &over)?; // what is wrong is said before the run
     }

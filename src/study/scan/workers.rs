@@ -11,8 +11,8 @@ use super::table::ActiveFeature;
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
-    CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, ModelFiles, Picture,
-    Positions, Result, RunOptions, Session, SessionOptions, Trace,
+    CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, Kinds, ModelFiles, Picture,
+    Result, RunOptions, Session, SessionOptions, Trace,
 };
 
 /// Results of a worker that wait until it is their turn.
@@ -47,7 +47,7 @@ fn read_image(
     let prompt = session.prompt(prompt.text, prompt.form, Some(image))?;
     let options = RunOptions {
         keep: Keep {
-            features: Positions::IMAGE,
+            features: Kinds::IMAGE,
             ..Keep::default()
         },
         cancel: cancel.clone(),

@@ -1,0 +1,25 @@
+//! `steer`: a feature's decoder direction is added.
+
+use super::{Change, Formula, Kind, Number, Targets};
+
+pub(super) static KIND: Kind = Kind {
+    name: "steer",
+    past_participle: "steered",
+    usage: "FEATURE:STRENGTH",
+    number: Number::OfUnits,
+    targets: Targets::Features,
+    help: "Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label; \
+        repeatable, comma-separated too. Start with about minus the feature's `max` in `features`",
+    formula: Formula::Constant,
+};
+
+impl Change {
+    /// `x += strength · W_dec[feature]`, without the decoder's bias, as `SAELens` and the original
+    /// experiment steer.
+    pub const fn steer(strength: f32) -> Self {
+        Self {
+            kind: &KIND,
+            number: strength,
+        }
+    }
+}

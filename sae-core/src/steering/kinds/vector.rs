@@ -1,0 +1,24 @@
+//! `vector`: given values are added; no SAE is needed.
+
+use super::{Change, Formula, Kind, Number, Targets};
+
+pub(super) static KIND: Kind = Kind {
+    name: "vector",
+    past_participle: "added",
+    usage: "FILE[@HOOK]:STRENGTH",
+    number: Number::OfUnits,
+    targets: Targets::Vectors,
+    help: "Add STRENGTH times the values of FILE, a safetensors file with one tensor, at the hook point HOOK, \
+        such as `blocks.12.hook_resid_post`; without it, where the SAE reads, while there is one",
+    formula: Formula::Constant,
+};
+
+impl Change {
+    /// `x += strength · v` for a vector `v` (Turner et al., *Activation Addition*, 2023).
+    pub const fn vector(strength: f32) -> Self {
+        Self {
+            kind: &KIND,
+            number: strength,
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Interventions at hook points: pure edits of rows. Nothing here knows a runtime or a file.
+//!
+//! What an intervention does is one of [`KINDS`], each in a file of its own; where, are [`Positions`], and
+//! rows where another feature is active ([`Condition`]). All that an edit reads is of the unmodified row, so
+//! that the order of interventions changes no bit.
+
+mod edit;
+mod kinds;
+mod target;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hook_point::HookPoint;
+use crate::product::dot;
+use crate::sae::{FeatureId, Sae, SaeSet};
+use crate::token::{Kinds, Token};
+use crate::{Error, ErrorKind, Result};
+
+pub use self::edit::Edit;
+pub use self::kinds::{Change, KINDS, Kind, Number, Targets};
+pub use self::target::{Target, Vector};
+pub use crate::positions::Positions;
+
+/// One change of one feature, or along one vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intervention {
+    /// What is changed.
+    pub target: Target,
+    /// What is done to it.
+    pub change: Change,
+    /// What the change's number counts.
+    pub units: Units,
+    /// Where it is done.
+    pub at: Positions,
+    /// What it is limited to, besides.
+    pub when: Option<Condition>,
+}
+
+impl Intervention {
+    /// An intervention at all positions, whose number counts decoder rows as trained.
+    pub fn new(target: impl Into<Target>, change: Change) -> Self {
+        Self {
+            target: target.into(),
+            change,
+            units: Units::Raw,
+            at: Positions::ALL,
+            when: None,
+        }
+    }
+}
+
+/// Limits an intervention to rows where a feature is active, in the row before interventions there. Its SAE
+/// reads at the intervention's hook point, or at one that the model computes before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Condition {
+    /// The feature.
+    pub feature: FeatureId,
+    /// What its activation exceeds in those rows.
+    pub above: f32,
+}
+
+/// What strengths and clamp values count. Factors have no unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Units {
+    /// Decoder rows as trained: `SAELens` and the original experiment.
+    #[default]
+    Raw,
+    /// Decoder rows scaled to length 1, and activations by the rows' lengths: Neuronpedia. A raw
+    /// number is this one divided by `‖W_dec[feature]‖`.
+    Unit,
+}
+
+/// A feature's row of the decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderDirection {
+    /// `W_dec[feature]`, `[d_in]`.
+    pub row: Vec<f32>,
+    /// Its length, `‖W_dec[feature]‖`.
+    pub norm: f32,
+}
+
+/// What an SAE's encoder says of a feature in a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Encoded {
+    /// The activation `a(x)`.
+    pub activation: f32,
+    /// How long `W_dec[feature]` is in the row's own units: 1, unless the SAE normalises each row.
+    pub decoder_scale: f32,
+}
+
+/// What gives a feature's activation in a row, for an SAE whose features do not depend on each
+/// other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureReader {
+    /// `W_enc[:, feature]`, `[d_in]`.
+    pub encoder_row: Vec<f32>,
+    /// `b_enc[feature]`, less `b_dec · W_enc[:, feature]` where the SAE subtracts `b_dec` from rows.
+    pub bias: f32,
+    /// What `h` must exceed; 0 for a ReLU.
+    pub threshold: f32,
+}
+
+impl FeatureReader {
+    /// The activation in `row`, `[d_in]`: `h = row · W_enc[:, feature] + bias` where that is above
+    /// the threshold, else 0 (`SAELens`, `saes/*_sae.py`).
+    pub fn activation(&self, row: &[f32]) -> f32 {
+        let h = dot(row, &self.encoder_row) + self.bias;
+        if h > self.threshold { h } else { 0.0 }
+    }
+}
+
+/// A feature that conditions of interventions above its hook point ask for.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The feature.
+    pub feature: FeatureId,
+    /// Where its SAE reads.
+    pub hook_point: HookPoint,
+    /// What gives its activation; without, that is what the whole encoder says.
+    pub reader: Option<FeatureReader>,
+    /// The kinds of rows in which it is asked for.
+    pub kinds: Kinds,
+}
+
+/// All interventions of a run, prepared for the hot path.
+#[derive(Clone, Debug)]
+pub struct Steering {
+    interventions: Vec<Intervention>,
+    edits: Vec<Edit>,      // by rising hook point
+    watched: Vec<Watched>, // each feature once
+}
+
+impl Steering {
+    /// Prepares `interventions` on features of `saes` and along vectors. Their order changes no bit of the
+    /// results.
+    ///
+    /// # Errors
+    /// A feature that there is not; a vector whose length is not that of rows at its hook point, as far as an
+    /// SAE or another vector tells it; a condition on a feature above the edit; those of [`Edit::new`]; a
+    /// file that cannot be read.
+    pub fn new(interventions: Vec<Intervention>, saes: &SaeSet) -> Result<Self> {
+        let mut by_hook_point = BTreeMap::<HookPoint, Vec<Intervention>>::new();
+        let mut watched = BTreeMap::<FeatureId, Watched>::new();
+        for intervention in &interventions {
+            let hook_point = match &intervention.target {
+                Target::Feature(feature) => sae_of(*feature, saes)?.hook_point(),
+                Target::Vector(vector) => vector.hook_point(),
+            };
+            if let Some(condition) = intervention.when {
+                watch(condition, hook_point, intervention, saes, &mut watched)?;
+            }
+            let at_hook = by_hook_point.entry(hook_point).or_default();
+            at_hook.push(intervention.clone());
+        }
+        let edits = by_hook_point
+            .into_iter()
+            .map(|(hook_point, interventions)| {
+                let here = |sae: &&std::sync::Arc<Sae>| sae.hook_point() == hook_point;
+                let d_in = saes.iter().find(here).map(|sae| sae.meta().d_in);
+                let targets = interventions.iter().map(|one| &one.target);
+                let d_in = target::width(targets, d_in, hook_point)?;
+                let direction =
+                    |feature: FeatureId| saes[feature.sae].decoder_direction(feature.index);
+                // What a lower hook has seen is not in this row.
+                let reader = |feature: FeatureId| match &saes[feature.sae] {
+                    sae if sae.hook_point() == hook_point => sae.feature_reader(feature.index),
+                    _ => Ok(None),
+                };
+                Edit::new(hook_point, &interventions, d_in, direction, reader)
+            });
+        Ok(Self {
+            edits: edits.collect::<Result<_>>()?,
+            watched: watched.into_values().collect(),
+            interventions,
+        })
+    }
+
+    /// The same for runs of this prompt, of which `prompt` is what each row is: which rows the interventions
+    /// touch is known then.
+    ///
+    /// # Errors
+    /// Those of [`Positions::rows`]; contradictions at positions that only the prompt tells.
+    pub fn placed(&self, prompt: &[Token]) -> Result<Self> {
+        let mut placed = self.clone();
+        for edit in &mut placed.edits {
+            edit.place(prompt)?;
+        }
+        Ok(placed)
+    }
+
+    /// Whether [`Steering::placed`] has something to do: whether some position is one of its own.
+    pub fn has_places(&self) -> bool {
+        let mut positions = self.interventions.iter().map(|one| &one.at);
+        positions.any(|at| !at.places().is_empty())
+    }
+
+    /// What was asked for, in order.
+    pub fn interventions(&self) -> &[Intervention] {
+        &self.interventions
+    }
+
+    /// What is done at each hook point, by rising ones.
+    pub fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// The same, to be applied.
+    pub fn edits_mut(&mut self) -> &mut [Edit] {
+        &mut self.edits
+    }
+
+    /// The features below an edit that it asks for.
+    pub fn watched(&self) -> &[Watched] {
+        &self.watched
+    }
+
+    /// The vector that is added to every row at one hook point, `[d_in]`, if that is all that is done.
+    pub fn constant(&self) -> Option<(HookPoint, &[f32])> {
+        let [edit] = &self.edits[..] else { return None };
+        Some((edit.hook_point(), edit.constant()?))
+    }
+}
+
+/// The SAE of a feature, which has it.
+fn sae_of(feature: FeatureId, saes: &SaeSet) -> Result<&Sae> {
+    let FeatureId { sae, index } = feature;
+    let sae = saes.iter().nth(sae).ok_or_else(|| {
+        let what = format!("no SAE {sae}: there are {}", saes.len());
+        Error::new(ErrorKind::UnknownFeature, what)
+    })?;
+    sae.check_feature(index)?;
+    Ok(sae)
+}
+
+/// Notes the feature of a condition of an edit at `hook_point`, where it is a lower one's.
+fn watch(
+    condition: Condition,
+    hook_point: HookPoint,
+    intervention: &Intervention,
+    saes: &SaeSet,
+    watched: &mut BTreeMap<FeatureId, Watched>,
+) -> Result<()> {
+    let Condition { feature, above } = condition;
+    let sae = sae_of(feature, saes)?;
+    let shown = saes.shown(feature);
+    if !above.is_finite() {
+        return Err(Error::invalid(format!(
+            "feature `{shown}` cannot be above `{above}`: the number must be finite"
+        )));
+    }
+    if sae.hook_point() > hook_point {
+        return Err(Error::invalid(format!(
+            "{} cannot be {} when feature `{shown}` is active: that one is read at `{}`, which the model \
+             computes after `{hook_point}`, where rows are changed",
+            intervention.target,
+            intervention.change.kind().past_participle,
+            sae.hook_point(),
+        ))
+        .with_hint("use a feature of an SAE at the same hook point or at one before"));
+    }
+    if sae.hook_point() == hook_point {
+        return Ok(());
+    }
+    let kinds = intervention.at.possible_kinds();
+    if let Some(known) = watched.get_mut(&feature) {
+        known.kinds = known.kinds.or(kinds);
+        return Ok(());
+    }
+    let one = Watched {
+        feature,
+        hook_point: sae.hook_point(),
+        reader: sae.feature_reader(feature.index)?,
+        kinds,
+    };
+    watched.insert(feature, one);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
