@@ -421,4 +421,4 @@ impl Words {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

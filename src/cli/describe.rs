@@ -13,7 +13,8 @@ use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::table::{self, Score};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop, saved_set,
+    CancelFlag, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop,
+    saved_set,
 };
 use serde::Serialize;
 

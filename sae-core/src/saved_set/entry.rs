@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::hook_point::HookPoint;
-use crate::sae::{FeatureId, SaeSet};
+use crate::sae::{FeatureId, FeatureName, SaeSet};
 use crate::steering::{
     Change, Condition, Intervention, KINDS, Kind, Positions, Target, Units, Vector,
 };
@@ -57,13 +57,6 @@ impl<'de> Deserialize<'de> for KindName {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(untagged, expecting = "`feature` must be an index or a label")]
-enum FeatureName {
-    Index(usize),
-    Name(String),
-}
-
 /// A [`Condition`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,20 +65,8 @@ struct When {
     above: f32,
 }
 
-impl FeatureName {
-    fn new(feature: FeatureId, saes: &SaeSet) -> Self {
-        match saes.len() {
-            1 => Self::Index(feature.index),
-            _ => Self::Name(saes.shown(feature).to_string()),
-        }
-    }
-
-    fn find(&self, saes: &SaeSet) -> Result<FeatureId> {
-        match self {
-            Self::Index(index) => saes.find_feature(&index.to_string()),
-            Self::Name(name) => saes.find_feature(name),
-        }
-    }
+fn find(name: &FeatureName, saes: &SaeSet) -> Result<FeatureId> {
+    saes.find_feature(&name.to_string())
 }
 
 impl Entry {
@@ -103,7 +84,7 @@ impl Entry {
         };
         Self {
             kind: KindName(intervention.change.kind()),
-            feature: feature.map(|feature| FeatureName::new(feature, saes)),
+            feature: feature.map(|feature| saes.shown(feature)),
             values: vector.map(|vector| vector.values().to_vec()),
             file: None,
             hook: vector.map(|vector| vector.hook_point().to_string()),
@@ -112,7 +93,7 @@ impl Entry {
             units: Some(intervention.units),
             at: Some(intervention.at.to_string()),
             when: intervention.when.map(|when| When {
-                feature: FeatureName::new(when.feature, saes),
+                feature: saes.shown(when.feature),
                 above: when.above,
             }),
         }
@@ -139,7 +120,7 @@ impl Entry {
             return Err(Error::invalid(what));
         }
         let when = self.when.as_ref().map(|when| {
-            let feature = when.feature.find(saes)?;
+            let feature = find(&when.feature, saes)?;
             let above = when.above;
             Ok::<_, Error>(Condition { feature, above })
         });
@@ -177,7 +158,7 @@ impl Entry {
                     let what = "`hook` is for vectors: a feature is changed where its SAE reads";
                     return Err(Error::invalid(what).with_hint("leave it out"));
                 }
-                let feature = name.find(saes)?;
+                let feature = find(name, saes)?;
                 self.check_label(feature, saes)?;
                 Ok(feature.into())
             }

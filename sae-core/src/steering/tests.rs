@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{
-    Change, DecoderDirection, Edit, Encoded, FeatureReader, Intervention, Positions, Units,
+    Change, Condition, DecoderDirection, Edit, Encoded, FeatureReader, Intervention, Positions,
+    Target, Units, Vector,
 };
 use crate::token::Token;
 use crate::{ErrorKind, FeatureId, HookPoint, Result};
@@ -90,6 +91,194 @@ fn formulas() {
     // Feature 1 reads 5 + 1, whatever is done to feature 0 beside it.
     let both = [(0, Change::steer(1.0)), (1, Change::ablate())];
     check(&both, [1.0, 5.0], [4.0, 5.0 + 4.0 - 12.0]);
+}
+
+/// A vector at the place that tests edit.
+fn vector(values: &[f32]) -> Vector {
+    let hook_point = HookPoint::parse("blocks.0.hook_resid_post").expect("a known name");
+    Vector::new("v", hook_point, values.to_vec()).expect("finite numbers")
+}
+
+fn along(values: &[f32], change: Change) -> Intervention {
+    Intervention::new(vector(values), change)
+}
+
+/// Along (3, 4), of length 5, and along vectors.
+#[test]
+fn formulas_of_directions() {
+    let check = |intervention: Intervention, row: [f32; 2], expected: [f32; 2]| {
+        let edited = two_features().apply(vec![intervention.clone()], &row);
+        // Some roundings of numbers up to 20 in f32.
+        let is_near = |(a, b): (&f32, &f32)| (a - b).abs() < 4e-6;
+        let pairs = edited.iter().zip(&expected);
+        assert!(pairs.clone().all(is_near), "{intervention:?}: {edited:?}");
+    };
+    // (5, 10) goes 11 along (3, 4) / 5.
+    let feature = |change| intervention(0, change);
+    check(feature(Change::project(0.0)), [5.0, 10.0], [-1.6, 1.2]);
+    check(feature(Change::project(1.0)), [5.0, 10.0], [5.0, 10.0]);
+    check(feature(Change::project(2.0)), [5.0, 10.0], [11.6, 18.8]);
+    check(feature(Change::cap(6.0)), [5.0, 10.0], [2.0, 6.0]);
+    check(feature(Change::cap(-4.0)), [5.0, 10.0], [-4.0, -2.0]);
+    check(feature(Change::cap(11.5)), [5.0, 10.0], [5.0, 10.0]);
+    // It is the direction that counts, whether the feature is active or not.
+    check(feature(Change::project(0.0)), [-5.0, -10.0], [1.6, -1.2]);
+    let vector = |change| along(&[0.0, -2.0], change);
+    check(vector(Change::vector(3.0)), [1.0, 1.0], [1.0, -5.0]);
+    check(vector(Change::project(0.0)), [1.0, 7.0], [1.0, 0.0]);
+    check(vector(Change::cap(0.5)), [1.0, -7.0], [1.0, -0.5]);
+    check(vector(Change::cap(0.5)), [1.0, 7.0], [1.0, 7.0]);
+    let unit = Intervention {
+        units: Units::Unit,
+        ..vector(Change::vector(3.0))
+    };
+    check(unit, [1.0, 1.0], [1.0, -2.0]);
+}
+
+#[test]
+fn what_has_no_length_has_no_direction() {
+    let zeros = |change| along(&[0.0, 0.0], change);
+    check_refused(&[zeros(Change::project(0.0))], &["`v`", "all zeros"]);
+    check_refused(&[zeros(Change::cap(1.0))], &["`v`", "all zeros"]);
+    let unit = Intervention {
+        units: Units::Unit,
+        ..zeros(Change::vector(1.0))
+    };
+    check_refused(&[unit], &["`v`", "all zeros"]);
+    let nothing = two_features().apply(vec![zeros(Change::vector(2.0))], &[1.0, 2.0]);
+    assert_eq!(nothing, [1.0, 2.0]);
+}
+
+#[test]
+fn kinds_are_for_targets() {
+    check_refused(
+        &[along(&[1.0, 0.0], Change::clamp(1.0))],
+        &["`clamp`", "`v`"],
+    );
+    check_refused(
+        &[along(&[1.0, 0.0], Change::steer(1.0))],
+        &["`steer`", "`v`"],
+    );
+    check_refused(&[intervention(0, Change::vector(1.0))], &["`vector`"]);
+    let hook_point = HookPoint::parse("blocks.0.hook_resid_post").expect("a known name");
+    for values in [vec![], vec![1.0, f32::NAN], vec![f32::INFINITY]] {
+        assert!(Vector::new("v", hook_point, values).is_err());
+    }
+}
+
+/// A row of the prompt, and a token that is generated, each with what is added there.
+#[test]
+fn places_have_interventions_of_their_own() {
+    let prompt = [
+        Token::special(2),
+        Token::patch(0, 0),
+        Token::patch(0, 1),
+        Token::text(7),
+        Token::text(8),
+    ];
+    let at = |words: &str, intervention: Intervention| Intervention {
+        at: at_with_ids(words),
+        ..intervention
+    };
+    let everything = vec![
+        at("image", along(&[1.0, 0.0], Change::vector(1.0))),
+        at("patch:0,1,last", along(&[1.0, 0.0], Change::vector(10.0))),
+        at("token:x", along(&[0.0, 1.0], Change::vector(1.0))),
+        at("0,3..4", intervention(1, Change::steer(50.0))),
+        at("-2", intervention(0, Change::clamp(0.0))),
+        at("patch:0,0", intervention(0, Change::clamp(2.0))),
+        at("generated", along(&[0.0, 1.0], Change::vector(5.0))),
+    ];
+    let mut edit = two_features().steering(everything).expect("no overlap");
+    edit.place(&prompt).expect("the prompt has these rows");
+    let mut added = |prompt_idx: usize, token: Token| {
+        let mut row = [1.0, 1.0];
+        let edited = edit.apply(prompt_idx, token, &mut row, not_needed);
+        assert_eq!(edited.expect("small numbers"), row != [1.0, 1.0]);
+        row.map(|x| x - 1.0)
+    };
+    let [bos, first, second, text, last] = prompt;
+    assert_eq!(added(0, bos), [0.0, 100.0]);
+    assert_eq!(added(1, first), [4.0, 4.0]);
+    assert_eq!(added(2, second), [11.0, 0.0]);
+    assert_eq!(added(3, text), [-3.0, -4.0 + 101.0]);
+    assert_eq!(added(4, last), [10.0, 100.0]);
+    assert_eq!(added(0, Token::generated(7)), [0.0, 6.0]);
+    assert_eq!(added(0, Token::generated(8)), [0.0, 5.0]);
+}
+
+/// Positions whose tokens `x` have the id 7.
+fn at_with_ids(words: &str) -> Positions {
+    let mut positions = at(words);
+    positions.find_tokens(|_| Ok(vec![7])).expect("a token");
+    positions
+}
+
+#[test]
+fn contradictions_at_places_are_refused() {
+    let prompt = [Token::text(7), Token::text(8), Token::text(9)];
+    let check = |first: &str, second: &str, is_refused: bool| {
+        let set = [(first, Change::clamp(1.0)), (second, Change::steer(1.0))];
+        let set = set.map(|(words, change)| Intervention {
+            at: at_with_ids(words),
+            ..intervention(1, change)
+        });
+        let mut edit = two_features()
+            .steering(set.to_vec())
+            .expect("not known yet");
+        let error = edit.place(&prompt).err().map(|error| error.to_string());
+        let said = error.is_some_and(|error| error.contains("clamped and steered"));
+        assert_eq!(said, is_refused, "{first} and {second}");
+    };
+    check("0", "1", false);
+    check("0", "0..1", true);
+    check("last", "2", true);
+    check("prompt", "last", true);
+    check("token:x", "0", true);
+    check("token:x", "1..2", false);
+    check("token:x", "generated", true);
+    let mut missing = two_features()
+        .steering(vec![Intervention {
+            at: at("3"),
+            ..intervention(1, Change::steer(1.0))
+        }])
+        .expect("not known yet");
+    assert!(missing.place(&prompt).is_err());
+}
+
+/// Feature 1 is active where the second number is above 0, with that and 1 more.
+#[test]
+fn conditions_are_read_in_the_unmodified_row() {
+    let when = |above: f32, intervention: Intervention| Intervention {
+        when: Some(Condition {
+            feature: FeatureId::of_only(1),
+            above,
+        }),
+        ..intervention
+    };
+    let check = |set: &[Intervention], row: [f32; 2], expected: [f32; 2]| {
+        let edited = two_features().apply(set.to_vec(), &row);
+        assert_eq!(edited, expected, "{set:?}");
+    };
+    let add = when(0.0, along(&[1.0, 0.0], Change::vector(2.0)));
+    check(&[add.clone()], [5.0, 3.0], [7.0, 3.0]);
+    check(&[add.clone()], [5.0, -3.0], [5.0, -3.0]);
+    let above = |above| [when(above, along(&[1.0, 0.0], Change::vector(2.0)))];
+    check(&above(3.5), [5.0, 3.0], [7.0, 3.0]);
+    check(&above(4.0), [5.0, 3.0], [5.0, 3.0]);
+    // What is done to the feature itself does not count.
+    let ablate = intervention(1, Change::ablate());
+    check(&[ablate, add.clone()], [5.0, 3.0], [7.0, 3.0 - 8.0]);
+    let clamp = when(0.0, intervention(0, Change::clamp(0.0)));
+    check(&[clamp.clone()], [5.0, 3.0], [-10.0, -17.0]);
+    check(&[clamp.clone()], [5.0, -3.0], [5.0, -3.0]);
+    // Two that may both hold.
+    let [other] = above(3.5);
+    check(&[other, add], [5.0, 3.0], [9.0, 3.0]);
+    check_refused(
+        &[clamp, intervention(0, Change::ablate())],
+        &["clamped and ablated"],
+    );
 }
 
 #[test]
@@ -180,6 +369,17 @@ fn contradictions_are_refused() {
     check(Change::steer(1.0), clamp, &["steered and clamped"]);
     check(scale, Change::steer(1.0), &["scaled and steered"]);
     check(Change::ablate(), Change::ablate(), &["ablated twice"]);
+    let (project, cap) = (Change::project(0.0), Change::cap(1.0));
+    check(project, project, &["projected twice"]);
+    check(cap, project, &["capped and projected"]);
+    check(Change::steer(1.0), cap, &["steered and capped"]);
+    check(project, Change::ablate(), &["projected and ablated"]);
+    let vector = |change| along(&[1.0, 2.0], change);
+    let added = vector(Change::vector(1.0));
+    let words = &["the vector `v`", "added and capped"];
+    check_refused(&[added.clone(), vector(cap)], words);
+    let others = vec![added.clone(), added, along(&[2.0, 1.0], cap)];
+    assert!(two_features().steering(others).is_ok());
 }
 
 #[test]
@@ -236,28 +436,74 @@ fn a_row() -> impl Strategy<Value = Vec<f32>> {
     vec(-100.0_f32..100.0, D_MODEL)
 }
 
-/// Interventions on 8 features that do not contradict each other, in two orders: additions on the
-/// first four, several on some; other changes on the rest, one on each.
+/// A number near what a sum of `n` products is in f64: each rounds by half a unit in the last place, and so does
+/// each sum.
+fn is_near(a: f32, b: f64, scale: f64, n: usize) -> bool {
+    (f64::from(a) - b).abs() <= n as f64 * f64::from(f32::EPSILON) * scale
+}
+
+fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
+    let products = a.iter().zip(b);
+    products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// Interventions on 8 features and 3 vectors that do not contradict each other, in two orders: additions on the
+/// first four features and the first vector, several on some; other changes on the rest, one on each. Some have
+/// places, and some a condition.
 fn in_two_orders() -> impl Strategy<Value = (Vec<Intervention>, Vec<Intervention>)> {
-    let number = -10.0_f32..10.0;
-    let additions = vec((0_usize..4, number.clone().prop_map(Change::steer)), 0..8);
-    let change = prop_oneof![
-        number.clone().prop_map(Change::clamp),
-        number.prop_map(Change::scale),
+    let number = || -10.0_f32..10.0;
+    let add = |strength: f32, target: usize| match target {
+        4 => along(&[0.5; D_MODEL], Change::vector(strength)),
+        feature => intervention(feature, Change::steer(strength)),
+    };
+    let words = prop_oneof![
+        Just("all"),
+        Just("image"),
+        Just("generated"),
+        Just("1"),
+        Just("0..1,last"),
+        Just("patch:0,0")
+    ];
+    let when = prop_oneof![
+        Just(None),
+        (0_usize..8, -10.0_f32..10.0).prop_map(|(index, above)| {
+            let feature = FeatureId::of_only(index);
+            Some(Condition { feature, above })
+        })
+    ];
+    let addition = (number(), 0_usize..5, words, when.clone());
+    let additions = vec(addition, 0..8);
+    let of_feature = prop_oneof![
+        number().prop_map(Change::clamp),
+        number().prop_map(Change::scale),
+        number().prop_map(Change::project),
+        number().prop_map(Change::cap),
         Just(Change::ablate()),
     ];
+    let of_vector = prop_oneof![
+        number().prop_map(Change::project),
+        number().prop_map(Change::cap),
+    ];
     let units = prop_oneof![Just(Units::Raw), Just(Units::Unit)];
-    (additions, vec((change, units), 4)).prop_flat_map(|(additions, changes)| {
+    let changes = vec((of_feature, units, when), 4);
+    (additions, changes, vec(of_vector, 2)).prop_flat_map(move |(additions, changes, vectors)| {
         let additions = additions
             .into_iter()
-            .map(|(feature, change)| intervention(feature, change));
+            .map(|(strength, target, words, when)| Intervention {
+                at: at(words),
+                when,
+                ..add(strength, target)
+            });
         let changes = (4..)
             .zip(changes)
-            .map(|(feature, (change, units))| Intervention {
+            .map(|(feature, (change, units, when))| Intervention {
                 units,
+                when,
                 ..intervention(feature, change)
             });
-        let all: Vec<_> = additions.chain(changes).collect();
+        let vectors = (1..).zip(vectors);
+        let vectors = vectors.map(|(i, change)| along(&[i as f32; D_MODEL], change));
+        let all: Vec<_> = additions.chain(changes).chain(vectors).collect();
         (Just(all.clone()), Just(all).prop_shuffle())
     })
 }
@@ -286,6 +532,45 @@ proptest! {
         }
     }
 
+    /// `(I − P) x + c · P x` and the projection that is held, in f64.
+    #[test]
+    fn directions_are_those_of_the_formulas(
+        sae in an_sae(1),
+        row in a_row(),
+        number in -50.0_f32..50.0,
+        is_vector in any::<bool>(),
+    ) {
+        let w = &sae.decoder_rows[0];
+        let length = dot_f64(w, w).sqrt();
+        prop_assume!(length > 0.5);
+        let p = dot_f64(&row, w) / length;
+        let scale = dot_f64(&row, &row).sqrt() + p.abs().max(1.0) * f64::from(number).abs();
+        let target = || match is_vector {
+            true => Target::from(vector(w)),
+            false => FeatureId::of_only(0).into(),
+        };
+        let c = f64::from(number);
+        for (change, projection) in [(Change::project(number), c * p), (Change::cap(number), p.min(c))] {
+            let edited = sae.apply(vec![Intervention::new(target(), change)], &row);
+            for ((edited, x), w) in edited.iter().zip(&row).zip(w) {
+                let expected = f64::from(*x) + (projection - p) * f64::from(*w) / length;
+                prop_assert!(is_near(*edited, expected, scale, D_MODEL + 4), "{} and {}", edited, expected);
+            }
+            prop_assert!(is_near((dot_f64(&edited, w) / length) as f32, projection, scale, 2 * D_MODEL));
+        }
+    }
+
+    /// Once held, a row is held: to the rounding of the first time.
+    #[test]
+    fn rows_within_the_cap_are_the_same_bits(sae in an_sae(1), row in a_row()) {
+        let w = &sae.decoder_rows[0];
+        let p = dot_f64(&row, w) / dot_f64(w, w).sqrt().max(1e-3);
+        let above = (p + 1e-3 * p.abs().max(1.0)) as f32;
+        prop_assume!(dot_f64(w, w) > 0.1);
+        let edited = sae.apply(vec![intervention(0, Change::cap(above))], &row);
+        prop_assert_eq!(bits(&edited), bits(&row));
+    }
+
     /// To the rounding of two sums in f32, each half a unit in the last place of what it gives.
     #[test]
     fn adding_and_subtracting_gives_the_row_back(
@@ -307,7 +592,20 @@ proptest! {
         row in a_row(),
         (interventions, shuffled) in in_two_orders(),
     ) {
-        let edited = sae.apply(interventions, &row);
-        prop_assert_eq!(bits(&edited), bits(&sae.apply(shuffled, &row)));
+        let prompt = [Token::special(2), Token::patch(0, 0), Token::patch(0, 1), Token::text(5)];
+        let mut both = [interventions, shuffled].map(|set| {
+            let mut edit = sae.steering(set).expect("no contradiction");
+            edit.place(&prompt).expect("the prompt has these rows");
+            edit
+        });
+        let generated = (0, Token::generated(5));
+        for (i, token) in prompt.into_iter().enumerate().chain([generated]) {
+            let [one, other] = both.each_mut().map(|edit| {
+                let mut row = row.clone();
+                edit.apply(i, token, &mut row, not_needed).expect("small numbers");
+                row
+            });
+            prop_assert_eq!(bits(&one), bits(&other));
+        }
     }
 }

@@ -15,7 +15,9 @@ use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::{About, Page};
 use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::Steering;
-use llava_sae_cpp::{CancelFlag, Error, FeatureId, Kinds, Picture, Sae, SaeSet, Session, saved_set};
+use llava_sae_cpp::{
+    CancelFlag, Error, FeatureId, Kinds, Picture, Sae, SaeSet, Session, saved_set,
+};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{self, InterventionArgs};
