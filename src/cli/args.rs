@@ -169,6 +169,24 @@ impl ModelArgs {
         self.open_files(&files, self.options(), verbosity, cancel)
     }
 
+    /// As [`ModelArgs::open`], but that a language model which is named alone needs no SAE.
+    pub(super) fn open_without_sae(
+        &self,
+        verbosity: Verbosity,
+        cancel: &CancelFlag,
+    ) -> llava_sae_cpp::Result<Session> {
+        let is_alone = self.model_dir.is_none() && self.sae.is_empty();
+        let Some(model) = self.model.clone().filter(|_| is_alone) else {
+            return self.open(verbosity, cancel);
+        };
+        let files = ModelFiles {
+            model,
+            mmproj: self.mmproj.clone(),
+            saes: Vec::new(),
+        };
+        self.open_files(&files, self.options(), verbosity, cancel)
+    }
+
     /// Opens a session on files that these arguments gave.
     pub(super) fn open_files(
         &self,

@@ -52,7 +52,7 @@ pub(super) struct DescribeArgs {
 #[derive(Serialize)]
 struct Report {
     model: String,
-    sae: String,
+    sae: Option<String>,
     prompt: String,
     image: Option<String>,
     interventions: Vec<saved_set::Entry>,
@@ -76,7 +76,10 @@ struct Timings {
 
 pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let start = Instant::now();
-    let mut session = args.model.open(verbosity, &cancel)?;
+    let mut session = match args.top == 0 && args.interventions.are_vectors() {
+        true => args.model.open_without_sae(verbosity, &cancel)?,
+        false => args.model.open(verbosity, &cancel)?,
+    };
     let steering = args.interventions.steering(session.model())?;
     let load_time = start.elapsed();
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
@@ -112,7 +115,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     if args.json {
         let report = Report {
             model: args.model.shown_model(),
-            sae: args.model.shown_sae(),
+            sae: (!saes.is_empty()).then(|| args.model.shown_sae()),
             prompt: args.prompt.text().to_owned(),
             image: args.image.as_ref().map(|path| path.display().to_string()),
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),

@@ -70,6 +70,15 @@ enum Asked {
     Names(Vec<String>),
 }
 
+impl Asked {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Numbers(lists) => lists.is_empty(),
+            Self::Names(lists) => lists.is_empty(),
+        }
+    }
+}
+
 impl Args for ChangeArgs {
     fn augment_args(command: Command) -> Command {
         let names = || KINDS.into_iter().map(|kind| kind.name);
@@ -244,6 +253,14 @@ impl InterventionArgs {
     /// The file of a saved set.
     pub(super) fn file(&self) -> Option<&PathBuf> {
         self.interventions.as_ref()
+    }
+
+    /// Whether vectors are added, and nothing asks for an SAE.
+    pub(super) fn are_vectors(&self) -> bool {
+        let mut asked = self.changes.0.iter().filter(|(_, asked)| !asked.is_empty());
+        let of_vectors = |(kind, _): &(&Kind, Asked)| kind.targets == Targets::Vectors;
+        let has_more = self.when.is_some() || self.interventions.is_some();
+        !has_more && asked.clone().next().is_some() && asked.all(of_vectors)
     }
 
     /// All interventions, with labels resolved; none if none were asked for.

@@ -30,6 +30,7 @@ mod oracle;
 mod page;
 mod passes;
 mod pictures;
+mod places;
 mod preprocessing;
 mod probe;
 mod projectors;
