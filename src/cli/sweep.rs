@@ -222,7 +222,7 @@ fn print_table(
         out,
         "Feature {feature}{} steered at {}:",
         label.unwrap_or_default(),
-        args.at.to_string()
+        args.at
     )?;
     let word = args.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));

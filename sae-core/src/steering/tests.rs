@@ -261,8 +261,8 @@ fn conditions_are_read_in_the_unmodified_row() {
         assert_eq!(edited, expected, "{set:?}");
     };
     let add = when(0.0, along(&[1.0, 0.0], Change::vector(2.0)));
-    check(&[add.clone()], [5.0, 3.0], [7.0, 3.0]);
-    check(&[add.clone()], [5.0, -3.0], [5.0, -3.0]);
+    check(std::slice::from_ref(&add), [5.0, 3.0], [7.0, 3.0]);
+    check(std::slice::from_ref(&add), [5.0, -3.0], [5.0, -3.0]);
     let above = |above| [when(above, along(&[1.0, 0.0], Change::vector(2.0)))];
     check(&above(3.5), [5.0, 3.0], [7.0, 3.0]);
     check(&above(4.0), [5.0, 3.0], [5.0, 3.0]);
@@ -270,8 +270,8 @@ fn conditions_are_read_in_the_unmodified_row() {
     let ablate = intervention(1, Change::ablate());
     check(&[ablate, add.clone()], [5.0, 3.0], [7.0, 3.0 - 8.0]);
     let clamp = when(0.0, intervention(0, Change::clamp(0.0)));
-    check(&[clamp.clone()], [5.0, 3.0], [-10.0, -17.0]);
-    check(&[clamp.clone()], [5.0, -3.0], [5.0, -3.0]);
+    check(std::slice::from_ref(&clamp), [5.0, 3.0], [-10.0, -17.0]);
+    check(std::slice::from_ref(&clamp), [5.0, -3.0], [5.0, -3.0]);
     // Two that may both hold.
     let [other] = above(3.5);
     check(&[other, add], [5.0, 3.0], [9.0, 3.0]);
