@@ -11,21 +11,21 @@ mod folder;
 mod hints;
 mod interventions;
 mod metrics;
+mod outcome;
 mod progress;
 mod scan;
 mod sweep;
 mod top;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use gguf_tools::terminal::printable;
 use llava_sae_cpp::{CancelFlag, Error};
 
 use describe::DescribeArgs;
+use outcome::{CommandResult, Failure, INTERRUPTED, Outcome, print};
 use progress::Verbosity;
 
 /// See the features of a text-only sparse autoencoder that an image activates in a vision-language
@@ -96,31 +96,6 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
-/// Why a command ended early.
-enum Failure {
-    Library(Error),
-    /// Stdout could not be written.
-    Output(io::Error),
-}
-
-impl<E: Into<Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Library(error.into())
-    }
-}
-
-/// How a command that did not fail ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Done,
-    /// The user asked to stop; what there is has been printed.
-    Interrupted,
-}
-
-type CommandResult = Result<Outcome, Failure>;
-
-const INTERRUPTED: u8 = 130;
-
 /// Parses the arguments, runs the command, and turns its result into an exit code.
 pub(crate) fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| error.exit());
@@ -148,7 +123,7 @@ pub(crate) fn main() -> ExitCode {
         }),
         Some(Command::Man { command }) => man(command.as_deref()),
     };
-    exit_code(result)
+    outcome::exit_code(result)
 }
 
 /// Reads the command line. The main command's options in front of a subcommand would be lost, so
@@ -169,41 +144,6 @@ fn parse() -> Result<Cli, clap::Error> {
         }
     }
     Cli::from_arg_matches(&matches)
-}
-
-fn exit_code(result: CommandResult) -> ExitCode {
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
-        // Whoever reads our output has seen enough.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            ExitCode::SUCCESS
-        }
-        Err(Failure::Output(error)) => {
-            eprintln!("error: cannot write the output: {error}");
-            ExitCode::FAILURE
-        }
-        Err(Failure::Library(error)) if error.is_interrupted() => {
-            eprintln!("error: interrupted");
-            ExitCode::from(INTERRUPTED)
-        }
-        Err(Failure::Library(error)) => {
-            eprintln!("error: {}", printable(&error.to_string()));
-            if let Some(hint) = hints::hint(&error) {
-                eprintln!("hint: {}", printable(&hint));
-            }
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Runs a printer of results on stdout.
-fn print(printer: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResult {
-    let mut stdout = io::stdout().lock();
-    printer(&mut stdout)
-        .and_then(|()| stdout.flush())
-        .map_err(Failure::Output)?;
-    Ok(Outcome::Done)
 }
 
 /// Prints the man page of a command, or of the program.

@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 
 use gguf_tools::gguf::{Array, Gguf, Value};
 
+use self::tensors::Sizes;
 use super::rules::{Key, Kind, broken, wrong_role, wrong_value};
 use super::vocabulary;
 use crate::{Error, Result};
@@ -138,20 +139,6 @@ fn own_keys(architecture: &str) -> Option<&'static [Key]> {
         "gemma3" => Some(GEMMA3_KEYS),
         _ => None,
     }
-}
-
-/// The sizes that tensors' shapes are made of.
-struct Sizes {
-    d_model: u64,
-    n_layers: u64,
-    n_heads: u64,
-    n_kv_heads: u64,
-    d_head: u64,
-    n_rot: u64, // a head's values that RoPE turns
-    d_ffn: u64,
-    n_experts: u64,
-    n_tokens: u64,
-    is_longrope: bool,
 }
 
 impl Sizes {

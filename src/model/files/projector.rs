@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use gguf_tools::gguf::{Edits, Gguf, Value};
 
 use self::blocks::{BLOCK_COUNT, Blocks, FEATURE_LAYER};
+use self::tensors::Sizes;
 use super::rules::{Key, Kind, broken, wrong_role};
 use crate::{Error, Result};
 
@@ -164,15 +165,6 @@ fn check_tiles(file: &Gguf) -> Result<()> {
         file.path().display()
     ))
     .with_hint("use a LLaVA-1.5 model"))
-}
-
-/// The encoder's sizes, which fit together.
-struct Sizes {
-    image: u32,
-    patch: u32,
-    grid: u32,
-    width: u32,
-    d_ffn: u32,
 }
 
 impl Sizes {

@@ -12,7 +12,7 @@ use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use super::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::json_file::{for_each, for_each_pair, malformed, parse, read_text};
 use crate::{Error, Result};
 

@@ -3,6 +3,7 @@
 
 mod bpe;
 mod chat_template;
+mod pieces;
 mod sentence_piece;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use self::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use super::config::{Config, OneOrSeveral};
 use crate::gguf::Writer;
 use crate::json_file::{for_each, malformed, read_optional_json, read_text};
@@ -35,35 +37,8 @@ pub(super) struct Tokenizer {
     pub(super) source: &'static str,
 }
 
-#[derive(Clone, Debug)]
-struct Token {
-    piece: String,
-    score: f32,
-    kind: TokenKind,
-}
-
-/// `llama_token_type` of llama.cpp, which took the numbers from SentencePiece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TokenKind {
-    Normal = 1,
-    Unknown = 2,
-    Control = 3,
-    UserDefined = 4,
-    Unused = 5,
-    Byte = 6,
-}
-
-/// What the two tokenizer formats have in common; ids without a piece are `None`.
-struct Pieces {
-    tokens: Vec<Option<Token>>,
-    add_space_prefix: bool,
-}
-
 /// The score of markers and fillers, which no merge makes.
 const MARKER_SCORE: f32 = -1000.0;
-
-/// Largest `tokenizer.model` and `tokenizer.json`; those of Gemma have up to 34 MB.
-const MAX_FILE_BYTES: u64 = 48 << 20;
 
 /// Gemma's markers of a turn: control tokens even where a file calls them plain text.
 const END_OF_TURN: &str = "<end_of_turn>";

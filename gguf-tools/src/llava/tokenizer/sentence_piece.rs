@@ -6,7 +6,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use super::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::{Error, Result, input_file};
 
 #[derive(Clone, PartialEq, Message)]

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 
 use gguf_tools::gguf::Gguf;
 
-use super::Sizes;
 use crate::Result;
 use crate::model::files::rules::{Role, broken, check_tensor};
 
@@ -103,6 +102,20 @@ impl Tensor {
 
 use Dim::{AllHeads, Experts, Ffn, Head, Heads, KvHeads, Model, One, RopePairs, Tokens};
 use Need::{Always, InsteadOf, Maybe, With, Without};
+
+/// The sizes that tensors' shapes are made of.
+pub(super) struct Sizes {
+    pub(super) d_model: u64,
+    pub(super) n_layers: u64,
+    pub(super) n_heads: u64,
+    pub(super) n_kv_heads: u64,
+    pub(super) d_head: u64,
+    pub(super) n_rot: u64, // a head's values that RoPE turns
+    pub(super) d_ffn: u64,
+    pub(super) n_experts: u64,
+    pub(super) n_tokens: u64,
+    pub(super) is_longrope: bool,
+}
 
 const QKV: &str = "blk.*.attn_qkv.weight";
 

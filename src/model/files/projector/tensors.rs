@@ -4,9 +4,17 @@ use std::collections::HashMap;
 
 use gguf_tools::gguf::{Gguf, TensorInfo};
 
-use super::Sizes;
 use crate::model::files::rules::{Role, broken, check_tensor};
 use crate::{Error, Result};
+
+/// The encoder's sizes, which fit together.
+pub(super) struct Sizes {
+    pub(super) image: u32,
+    pub(super) patch: u32,
+    pub(super) grid: u32,
+    pub(super) width: u32,
+    pub(super) d_ffn: u32,
+}
 
 /// What CLIP has behind its blocks, and LLaVA does not use.
 pub(super) const POST_NORM: [&str; 2] = ["v.post_ln.weight", "v.post_ln.bias"];
