@@ -36,10 +36,10 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     overwrite.check(&args.output)?;
     let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;
+    let sae = SaeFile::open(files.only_sae()?)?;
     files.projector()?;
     let options = args.model.options();
     args.model.probe(&files, &options, verbosity, &cancel)?;
-    let sae = SaeFile::open(&files.saes[0])?;
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     let mut n_skipped = 0;
     let scan = Scan {

@@ -67,6 +67,7 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));
     check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
     let files = args.model.announced_files(verbosity)?;
+    files.only_sae()?;
     files.check()?;
     files.projector()?;
     let options = args.model.options();

@@ -221,6 +221,13 @@ fn pages_maps_and_metrics_follow() {
     for key in ["text", "image", "loss"] {
         assert_eq!(reports[1][key], alone[key], "{key}");
     }
+    for command in ["scan", "baseline"] {
+        let output = dir.join(command);
+        let pictures = Fixture::Demo.dir().join("pictures");
+        let more = [text(&pictures), "-o", text(&output)];
+        let one = "pictures are scanned with one SAE, and 2 are given";
+        check(&args(&[command], &with, &more), 1, &[one, "hint: "]);
+    }
     assert!(
         run(&args(&["metrics"], &with, &[picture()]))
             .status

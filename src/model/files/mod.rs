@@ -97,6 +97,23 @@ impl ModelFiles {
         self.mmproj.as_deref().ok_or_else(no_projector)
     }
 
+    /// The only SAE's file, for what reads one.
+    ///
+    /// # Errors
+    /// Files with no SAE, or with several.
+    pub fn only_sae(&self) -> Result<&Path> {
+        match &self.saes[..] {
+            [only] => Ok(only),
+            saes => {
+                let what = format!(
+                    "pictures are scanned with one SAE, and {} are given",
+                    saes.len()
+                );
+                Err(Error::new(ErrorKind::Unsupported, what).with_hint("scan with one at a time"))
+            }
+        }
+    }
+
     /// Checks that the files are what they should be and fit together, by their headers.
     ///
     /// # Errors

@@ -47,9 +47,10 @@ pub fn scan_folder(
     overwrite: Overwrite,
     on_event: &mut dyn FnMut(ScanEvent<'_>),
 ) -> Result<Totals> {
+    let sae = scan.files.only_sae()?;
     on_event(ScanEvent::Checking);
     let settings = Settings::new(scan.files, scan.options, scan.prompt, scan.dir, scan.cancel)?;
-    let sae = SaeFile::open(&scan.files.saes[0])?.meta;
+    let sae = SaeFile::open(sae)?.meta;
     let mut parts = Parts::open(target, settings, sae.d_sae, sae.labels, pictures)?;
     let read = read_rest(scan, &mut parts, pictures, on_event);
     // Where there is no room, both fail, for the same reason.

@@ -87,6 +87,7 @@ pub fn read_pictures(
     pictures: &[&FoundPicture],
     on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
 ) -> Result<()> {
+    scan.files.only_sae()?;
     if pictures.is_empty() {
         return Ok(());
     }
