@@ -31,7 +31,7 @@ for processor; do
             TEST_THREADS=2 cargo test --release --locked --workspace --no-fail-fast
         else
             # shellcheck disable=SC2086 # a list of names
-            TEST_THREADS=$threads cargo test --release --locked --test it -- $numbers
+            TEST_THREADS=$threads cargo test --release --locked --workspace --test it -- $numbers
         fi
     done
 done
