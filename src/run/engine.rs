@@ -141,11 +141,7 @@ impl Engine {
         place(&mut request)?;
         self.check_length(&request.prompt)?;
         let Some(sequence) = self.slots.iter().position(Option::is_none) else {
-            let what = format!(
-                "{} runs at once are all that there is room for",
-                self.slots.len()
-            );
-            return Err(Error::invalid(what).with_hint("wait until one has ended"));
+            return Err(self.no_room());
         };
         if self.is_idle() {
             self.forward.context.clear();
@@ -160,6 +156,12 @@ impl Engine {
         self.begin(sequence, request)
     }
 
+    fn no_room(&self) -> Error {
+        let n_runs = self.slots.len();
+        let what = format!("{n_runs} runs at once are all that there is room for");
+        Error::invalid(what).with_hint("wait until one has ended")
+    }
+
     /// Runs these, and no others besides, to their ends, which allows to compute less: prompts that are the
     /// same share what is below the lowest edit, and one vector for all rows of the only run is llama.cpp's
     /// own control vector. `on_step` gets a run's place among them. What ran before has to have ended.
@@ -172,6 +174,9 @@ impl Engine {
         on_step: &mut dyn FnMut(usize, Step<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Run>> {
         assert!(self.is_idle(), "the engine's runs have ended");
+        if requests.len() > self.slots.len() {
+            return Err(self.no_room());
+        }
         requests.iter_mut().try_for_each(place)?;
         let first_id = self.n_admitted;
         let mut runs: Vec<Option<Run>> = requests.iter().map(|_| None).collect();
@@ -247,12 +252,13 @@ impl Engine {
     }
 
     fn read_prompts(&mut self, finished: &mut Vec<Finished>) -> Result<()> {
-        let mut is_read = Vec::new();
+        let (mut is_read, mut was_tried) = (Vec::new(), false);
         for sequence in 0..self.slots.len() {
             let slot = self.slots[sequence].as_ref();
             if slot.is_none_or(|active| active.generation.is_some()) {
                 continue;
             }
+            was_tried = true;
             match self.read_prompt(sequence) {
                 Ok(generation) => {
                     self.active(sequence).generation = Some(generation);
@@ -261,10 +267,10 @@ impl Engine {
                 Err(error) => self.fail(sequence, error, finished)?,
             }
         }
-        if is_read.is_empty() {
-            return Ok(());
+        // A prompt that failed leaves a pass of its own too.
+        if was_tried {
+            self.forward.set_pass(self.pass());
         }
-        self.forward.set_pass(self.pass());
         let now = Instant::now();
         for sequence in is_read {
             self.generation(sequence).start(now);

@@ -274,6 +274,41 @@ fn a_cancelled_run_leaves_the_others_as_they_are() {
     assert_eq!(run.trace.tokens.len(), prompt.tokens().len() + 5);
 }
 
+/// A prompt that goes no further than the hook, and is cancelled there, while another run generates.
+#[test]
+fn a_prompt_that_ends_early_leaves_the_others_as_they_are() {
+    let mut session = demo();
+    let model = Arc::clone(session.model());
+    let prompt = Arc::new(prompt(&mut session, Fixture::Demo, "00.png"));
+    let mut engine = engine(&model, 256, 2);
+    let kept = engine.admit(Request::new(Arc::clone(&prompt), options(16)));
+    let kept = kept.expect("there is room");
+    let mut done = Vec::new();
+    for _ in 0..3 {
+        let ended = engine.step(&mut |_, _| ControlFlow::Continue(()));
+        done.extend(ended.expect("it steps"));
+    }
+    let rows = RunOptions {
+        keep: Keep {
+            logits: false,
+            ..ALL
+        },
+        ..options(0)
+    };
+    rows.cancel.cancel();
+    engine
+        .admit(Request::new(Arc::clone(&prompt), rows))
+        .expect("there is room");
+    finish(&mut engine, &mut done);
+    let alone = session.run(&prompt, options(16)).expect("it runs");
+    let run = run_of(&done, kept);
+    assert_eq!(run.token_ids, alone.token_ids);
+    assert_eq!(run.trace.tokens, alone.trace.tokens);
+    let too_many = [1, 2, 3].map(|_| Request::new(Arc::clone(&prompt), options(1)));
+    let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+    assert!(engine.run(too_many.into(), go_on).is_err());
+}
+
 /// Fails in the middle of a text.
 struct Failing(usize);
 
