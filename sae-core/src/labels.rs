@@ -47,6 +47,41 @@ pub fn find_feature<'a>(
     }
 }
 
+/// The feature that `name` means among those of the SAEs with these ids: `SAE_ID/FEATURE`, of which the first
+/// part may be left out while there is one SAE. `find` gives the index that `FEATURE` means in an SAE, which it
+/// gets by its place; both are returned.
+///
+/// # Errors
+/// Those of `find`; with several SAEs, a name without an SAE's.
+pub fn find_in_saes(
+    name: &str,
+    ids: &[&str],
+    find: impl Fn(usize, &str) -> Result<usize>,
+) -> Result<(usize, usize)> {
+    // A label may hold slashes, and so may an id: the longest id that fits is meant.
+    let named = ids.iter().enumerate().filter_map(|(sae, id)| {
+        let rest = name.strip_prefix(id)?.strip_prefix('/')?;
+        Some((sae, id, rest))
+    });
+    if let Some((sae, _, rest)) = named.max_by_key(|(_, id, _)| id.len()) {
+        let found = find(sae, rest);
+        if found.is_ok() || ids.len() > 1 {
+            return found.map(|index| (sae, index));
+        }
+    }
+    if ids.len() == 1 {
+        return find(0, name).map(|index| (0, index));
+    }
+    let ids: Vec<_> = ids.iter().map(|id| format!("`{id}`")).collect();
+    let what = format!("`{name}` does not say which SAE it is a feature of");
+    Err(
+        Error::new(ErrorKind::UnknownFeature, what).with_hint(format!(
+            "write `SAE/FEATURE`; the SAEs are {}",
+            ids.join(", ")
+        )),
+    )
+}
+
 /// Whether a name is meant as an index, in range or not.
 pub fn is_index(name: &str) -> bool {
     let digits = name.strip_prefix('-').unwrap_or(name);

@@ -11,7 +11,7 @@ use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, Sae
 use crate::hook_point::HookPoint;
 use crate::labels;
 use crate::steering::{DecoderDirection, FeatureReader};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// A feature of one of a model's SAEs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,16 @@ pub enum FeatureName {
     Index(usize),
     /// A name.
     Name(String),
+}
+
+impl FeatureName {
+    /// The name of a feature, with its SAE's id where it is one of several.
+    pub fn new(sae: Option<&str>, index: usize) -> Self {
+        match sae {
+            None => Self::Index(index),
+            Some(sae) => Self::Name(format!("{sae}/{index}")),
+        }
+    }
 }
 
 impl fmt::Display for FeatureName {
@@ -430,30 +440,9 @@ impl SaeSet {
     /// # Errors
     /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
     pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
-        // A label may hold slashes, and so may an id: the longest id that fits is meant.
-        let named = self.saes.iter().enumerate().filter_map(|(sae, known)| {
-            let rest = name.strip_prefix(&known.id)?.strip_prefix('/')?;
-            Some((sae, known, rest))
-        });
-        if let Some((sae, known, rest)) = named.max_by_key(|(_, known, _)| known.id.len()) {
-            let found = known.find_feature(rest);
-            if found.is_ok() || self.len() > 1 {
-                return found.map(|index| FeatureId { sae, index });
-            }
-        }
-        match &self.saes[..] {
-            [only] => only.find_feature(name).map(FeatureId::of_only),
-            saes => {
-                let ids: Vec<_> = saes.iter().map(|sae| format!("`{}`", sae.id)).collect();
-                let what = format!("`{name}` does not say which SAE it is a feature of");
-                Err(
-                    Error::new(ErrorKind::UnknownFeature, what).with_hint(format!(
-                        "write `SAE/FEATURE`; the SAEs are {}",
-                        ids.join(", ")
-                    )),
-                )
-            }
-        }
+        let ids: Vec<_> = self.saes.iter().map(|sae| sae.id()).collect();
+        let found = labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest));
+        found.map(|(sae, index)| FeatureId { sae, index })
     }
 
     /// A feature's label, where it has one.
@@ -463,10 +452,8 @@ impl SaeSet {
 
     /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
     pub fn shown(&self, feature: FeatureId) -> FeatureName {
-        match self.len() {
-            1 => FeatureName::Index(feature.index),
-            _ => FeatureName::Name(format!("{}/{}", self[feature.sae].id, feature.index)),
-        }
+        let sae = (self.len() > 1).then(|| self[feature.sae].id());
+        FeatureName::new(sae, feature.index)
     }
 }
 
