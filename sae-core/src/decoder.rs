@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::activations::Activations;
-use crate::sae::{Sae, is_folded};
+use crate::normalization::is_folded;
+use crate::sae::Sae;
 
 /// Decodes with one SAE; decoder rows that were read are kept.
 pub struct Decoder {

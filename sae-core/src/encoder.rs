@@ -20,8 +20,9 @@ use half::f16;
 
 use crate::Result;
 use crate::activations::Activations;
+use crate::normalization::{is_folded, normalize_row};
 use crate::product::{InMemory, MatrixRows, RowProduct, dot};
-use crate::sae::{Sae, is_folded, normalize_row};
+use crate::sae::Sae;
 
 /// Rows that are multiplied at once: their products, some megabytes, stay in the processor's cache.
 const BLOCK_ROWS: usize = 128;

@@ -1,63 +1,14 @@
 //! A sparse autoencoder (SAE): what it is, its directions and its labels, immutable and shared.
 
-use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use gguf_tools::sae::{Architecture, Baseline, SaeFile, SaeMeta};
 
-use gguf_tools::sae::{Architecture, Baseline, NormalizeActivations, SaeFile, SaeMeta};
-
+use crate::feature::{DecoderDirection, FeatureReader};
 use crate::hook_point::HookPoint;
 use crate::labels;
-use crate::steering::{DecoderDirection, FeatureReader};
+use crate::normalization::{Normalised, is_folded};
 use crate::{Error, Result};
-
-/// A feature of one of a model's SAEs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FeatureId {
-    /// The SAE, by its place in the [`SaeSet`].
-    pub sae: usize,
-    /// The feature's index in it, below `d_sae`.
-    pub index: usize,
-}
-
-impl FeatureId {
-    /// A feature of the only SAE.
-    pub const fn of_only(index: usize) -> Self {
-        Self { sae: 0, index }
-    }
-}
-
-/// A feature as it is written: an index while there is one SAE, else `SAE_ID/INDEX`; a name can be a label
-/// too, where one is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "`feature` must be an index or a label")]
-pub enum FeatureName {
-    /// An index.
-    Index(usize),
-    /// A name.
-    Name(String),
-}
-
-impl FeatureName {
-    /// The name of a feature, with its SAE's id where it is one of several.
-    pub fn new(sae: Option<&str>, index: usize) -> Self {
-        match sae {
-            None => Self::Index(index),
-            Some(sae) => Self::Name(format!("{sae}/{index}")),
-        }
-    }
-}
-
-impl fmt::Display for FeatureName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Index(index) => index.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
 
 /// An SAE's weights in memory.
 #[derive(Clone, Debug)]
@@ -392,141 +343,5 @@ fn positive(threshold: Option<Vec<f32>>, d_sae: usize) -> Vec<f32> {
     match threshold {
         Some(threshold) => threshold.into_iter().map(|t| t.max(0.0)).collect(),
         None => vec![0.0; d_sae],
-    }
-}
-
-/// The SAEs of a model, each with a name of its own.
-#[derive(Clone, Debug, Default)]
-pub struct SaeSet {
-    saes: Vec<Arc<Sae>>,
-}
-
-impl SaeSet {
-    /// These SAEs, in this order.
-    ///
-    /// # Errors
-    /// Two of the same id.
-    pub fn new(saes: Vec<Arc<Sae>>) -> Result<Self> {
-        for (i, sae) in saes.iter().enumerate() {
-            if saes[..i].iter().any(|other| other.id == sae.id) {
-                return Err(
-                    Error::invalid(format!("two of the SAEs are called `{}`", sae.id)).with_hint(
-                        "the name is the id in the file, else the file's name: convert one of them again with another id, or leave one out",
-                    ),
-                );
-            }
-        }
-        Ok(Self { saes })
-    }
-
-    /// The SAEs, in order.
-    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Sae>> {
-        self.saes.iter()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.saes.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.saes.is_empty()
-    }
-
-    /// The feature that `name` means: `SAE_ID/FEATURE`, of which the first part may be left out while
-    /// there is one SAE; `FEATURE` as [`Sae::find_feature`] takes it.
-    ///
-    /// # Errors
-    /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
-    pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
-        let ids: Vec<_> = self.saes.iter().map(|sae| sae.id()).collect();
-        let found = labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest));
-        found.map(|(sae, index)| FeatureId { sae, index })
-    }
-
-    /// A feature's label, where it has one.
-    pub fn label(&self, feature: FeatureId) -> Option<&str> {
-        self.saes[feature.sae].label(feature.index)
-    }
-
-    /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
-    pub fn shown(&self, feature: FeatureId) -> FeatureName {
-        let sae = (self.len() > 1).then(|| self[feature.sae].id());
-        FeatureName::new(sae, feature.index)
-    }
-}
-
-impl std::ops::Index<usize> for SaeSet {
-    type Output = Arc<Sae>;
-
-    fn index(&self, sae: usize) -> &Arc<Sae> {
-        &self.saes[sae]
-    }
-}
-
-impl<'a> IntoIterator for &'a SaeSet {
-    type Item = &'a Arc<Sae>;
-    type IntoIter = std::slice::Iter<'a, Arc<Sae>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-/// Whether nothing has to be done to rows, since the weights take them as they are.
-pub(crate) fn is_folded(normalize: NormalizeActivations) -> bool {
-    match normalize {
-        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => true,
-        NormalizeActivations::ConstantNormRescale | NormalizeActivations::LayerNorm => false,
-    }
-}
-
-/// What a row is brought to for an SAE that normalises each row: `(x − mean) / (deviation + epsilon)`
-/// (`_setup_activation_normalization` in SAELens' `saes/sae.py`, 6.54).
-pub(crate) struct Normalised {
-    pub(crate) mean: f64,
-    pub(crate) deviation: f64,
-    epsilon: f64,
-}
-
-impl Normalised {
-    fn of(normalize: NormalizeActivations, row: &[f32]) -> Self {
-        let n = row.len() as f64;
-        let sum_of =
-            |value: &dyn Fn(f64) -> f64| -> f64 { row.iter().map(|&x| value(f64::from(x))).sum() };
-        match normalize {
-            NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => Self {
-                mean: 0.0,
-                deviation: 1.0,
-                epsilon: 0.0,
-            },
-            NormalizeActivations::ConstantNormRescale => Self {
-                mean: 0.0,
-                deviation: (sum_of(&|x| x * x) / n).sqrt(),
-                epsilon: 0.0,
-            },
-            NormalizeActivations::LayerNorm => {
-                let mean = sum_of(&|x| x) / n;
-                Self {
-                    mean,
-                    // As torch's `std`, of a sample.
-                    deviation: (sum_of(&|x| (x - mean).powi(2)) / (n - 1.0)).sqrt(),
-                    epsilon: 1e-5,
-                }
-            }
-        }
-    }
-}
-
-/// Brings a row to what the SAE was trained on.
-pub(crate) fn normalize_row(normalize: NormalizeActivations, row: &mut [f32]) {
-    if is_folded(normalize) {
-        return;
-    }
-    let normalised = Normalised::of(normalize, row);
-    let factor = 1.0 / (normalised.deviation + normalised.epsilon);
-    for x in row {
-        *x = ((f64::from(*x) - normalised.mean) * factor) as f32;
     }
 }

@@ -11,8 +11,8 @@ use llava_sae_cpp::scan::Scan;
 
 use super::args::{ModelArgs, PromptArgs, note_as_seen};
 use super::folder::{pictures_in, warn_of_gap};
+use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Verbosity};
-use super::{CommandResult, Outcome};
 
 /// Measure what features usually do on pictures, so that rankings show what is particular to one
 #[derive(Args)]

@@ -12,8 +12,8 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::InterventionArgs;
+use super::outcome::{CommandResult, Outcome};
 use super::progress::{Spinner, Verbosity};
-use super::{CommandResult, Outcome};
 
 /// Save everything the hook saw: rows, features, image embeddings, logits
 #[derive(Args)]

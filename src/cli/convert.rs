@@ -12,8 +12,8 @@ use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
 use super::args::{note_as_seen, one_of};
+use super::outcome::{CommandResult, Outcome};
 use super::progress::{self, Spinner, Verbosity};
-use super::{CommandResult, Outcome};
 
 /// Convert a LLaVA-Gemma checkpoint and an SAE to a model folder
 #[derive(Args)]

@@ -20,8 +20,8 @@ use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{ANY, InterventionArgs};
+use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
-use super::{CommandResult, Failure, Outcome};
 
 /// The main command's arguments.
 #[derive(Args)]

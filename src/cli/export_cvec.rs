@@ -8,8 +8,8 @@ use llava_sae_cpp::CancelFlag;
 
 use super::args::ModelArgs;
 use super::interventions::{self, InterventionArgs};
+use super::outcome::{CommandResult, Outcome};
 use super::progress::Verbosity;
-use super::{CommandResult, Outcome};
 
 /// Write interventions as a control vector, for llama.cpp's own programs
 ///

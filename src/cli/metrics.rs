@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::args::{self, ModelArgs, PromptArgs};
 use super::folder::warn_of_gap;
+use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Counter, Verbosity};
-use super::{CommandResult, Failure, Outcome};
 
 /// Measure how well the SAE fits the model on pictures and texts
 ///

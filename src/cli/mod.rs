@@ -25,7 +25,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use llava_sae_cpp::{CancelFlag, Error};
 
 use describe::DescribeArgs;
-use outcome::{CommandResult, Failure, INTERRUPTED, Outcome, print};
+use outcome::{CommandResult, INTERRUPTED, print};
 use progress::Verbosity;
 
 /// See the features of a text-only sparse autoencoder that an image activates in a vision-language

@@ -10,8 +10,8 @@ use llava_sae_cpp::scan::{Scan, ScanEvent, check_output, jobs_at_once, scan_fold
 
 use super::args::{ModelArgs, PromptArgs};
 use super::folder::{pictures_in, warn_of_gap};
+use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Spinner, Verbosity};
-use super::{CommandResult, Outcome};
 
 /// Write the features of a folder of pictures into a Parquet file
 #[derive(Args)]

@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{UnitsName, parse_positions};
+use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
-use super::{CommandResult, Failure, Outcome};
 
 /// Steer one feature with several strengths at once, and compare the results
 ///

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::args::one_of;
 use super::folder::warn_of_gap;
-use super::{CommandResult, print};
+use super::outcome::{CommandResult, print};
 
 /// List the images that activate a feature most, or the features of a class, from a file of `scan`
 #[derive(Args)]

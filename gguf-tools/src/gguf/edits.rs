@@ -5,7 +5,9 @@ use std::io::{BufWriter, Write};
 use tempfile::TempPath;
 
 use super::header::{Header, padding};
-use super::{Gguf, TensorInfo, Value};
+use super::reader::Gguf;
+use super::source::TensorInfo;
+use super::value::Value;
 use crate::{Error, Result};
 
 /// What a copy has otherwise than its original.

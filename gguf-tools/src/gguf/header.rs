@@ -1,7 +1,8 @@
 //! Headers as they lie in the file.
 
-use super::value::Scalar;
-use super::{DEFAULT_ALIGNMENT, MAGIC, TensorType, Value};
+use super::format::{DEFAULT_ALIGNMENT, MAGIC};
+use super::tensor_type::TensorType;
+use super::value::{Scalar, Value};
 
 /// The version written.
 const VERSION: u32 = 3;

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Take};
 use std::path::{Path, PathBuf};
 
+use super::format::{DEFAULT_ALIGNMENT, MAX_DIMS};
 use super::source::{Source, TensorInfo};
-use super::{DEFAULT_ALIGNMENT, MAX_DIMS, TensorType, Value};
+use super::tensor_type::TensorType;
+use super::value::Value;
 use crate::{Error, Result, input_file};
 
 /// What a pair takes in memory beside its texts: itself, and its place in the set that finds twins.

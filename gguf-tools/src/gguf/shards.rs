@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
-use super::reader::first_twin;
-use super::{Gguf, Value};
+use super::reader::{Gguf, first_twin};
+use super::value::Value;
 use crate::{Error, Result};
 
 /// A shard's file name, in its parts.

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorType, tensor_bytes};
+use super::format::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, tensor_bytes};
+use super::tensor_type::TensorType;
 use crate::{Error, Result, input_file};
 
 /// What a header may take in memory beside as much as the file has bytes. Short texts take several

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use flate2::Crc;
 
+use super::format::{MAX_DIMS, MAX_NAME_BYTES, tensor_bytes};
 use super::header::{Header, padding};
-use super::{MAX_DIMS, MAX_NAME_BYTES, TensorType, Value, tensor_bytes};
+use super::tensor_type::TensorType;
+use super::value::Value;
 use crate::new_file::{CompleteFile, NewFile, Overwrite};
 use crate::{Error, Result};
 

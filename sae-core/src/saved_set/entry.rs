@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::feature::{FeatureId, FeatureName};
 use crate::hook_point::HookPoint;
-use crate::sae::{FeatureId, FeatureName, SaeSet};
+use crate::sae_set::SaeSet;
 use crate::steering::{
     Change, Condition, Intervention, KINDS, Kind, Positions, Target, Units, Vector,
 };

@@ -10,7 +10,7 @@ use gguf_tools::json_text;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::sae::SaeSet;
+use crate::sae_set::SaeSet;
 use crate::steering::{Intervention, Steering};
 use crate::{Error, Result};
 

@@ -7,8 +7,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{Entry, interventions, parse, read};
+use crate::feature::FeatureId;
 use crate::hook_point::HookPoint;
-use crate::sae::{FeatureId, Sae, SaeArrays, SaeSet};
+use crate::sae::{Sae, SaeArrays};
+use crate::sae_set::SaeSet;
 use crate::steering::{
     Change, Condition, Intervention, KINDS, Number, Positions, Steering, Target, Targets, Units,
     Vector,

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 
-use super::kinds::{Formula, Number, Targets};
+use super::intervention::{Intervention, check_contradictions};
+use super::kinds::Formula;
 use super::target::Target;
-use super::{DecoderDirection, Encoded, FeatureReader, Intervention, Units};
+use crate::feature::{DecoderDirection, Encoded, FeatureId, FeatureReader};
 use crate::hook_point::HookPoint;
 use crate::positions::{Positions, RowSet};
 use crate::product::dot;
-use crate::sae::FeatureId;
 use crate::token::{Part, Token, TokenKind};
 use crate::{Error, Result};
 
@@ -117,7 +117,7 @@ impl Edit {
                     directions.entry(target.clone()).or_insert(Arc::new(found))
                 }
             };
-            let number = number(intervention, known.norm)?;
+            let number = intervention.number(known.norm)?;
             let kind = intervention.change.kind();
             if let (Formula::Constant, None) = (kind.formula, intervention.when) {
                 edit.additions.push(Addition {
@@ -361,76 +361,6 @@ impl Setting {
             }
         }
     }
-}
-
-/// Refuses a target to which something is done, but for additions, and something else too, where the positions
-/// of the two overlap. Conditions do not tell two apart: both may hold.
-fn check_contradictions(
-    interventions: &[Intervention],
-    overlap: impl Fn(usize, usize) -> bool,
-) -> Result<()> {
-    for (j, second) in interventions.iter().enumerate() {
-        for (i, first) in interventions[..j].iter().enumerate() {
-            let is_addition =
-                |one: &Intervention| matches!(one.change.kind().formula, Formula::Constant);
-            if first.target != second.target
-                || is_addition(first) && is_addition(second)
-                || !overlap(i, j)
-            {
-                continue;
-            }
-            let [one, other] = [first, second].map(|one| one.change.kind().past_participle);
-            let both = if one == other {
-                format!("{one} twice")
-            } else {
-                format!("{one} and {other}")
-            };
-            return Err(Error::invalid(format!(
-                "{} cannot be {both} at the same positions",
-                first.target
-            ))
-            .with_hint("keep one of the two, or let them touch different positions"));
-        }
-    }
-    Ok(())
-}
-
-/// The number of a change, where it has units in directions as they are, whose length is `norm`.
-fn number(intervention: &Intervention, norm: f32) -> Result<f64> {
-    let (target, kind) = (&intervention.target, intervention.change.kind());
-    let is_for = match target {
-        Target::Feature(_) => kind.targets != Targets::Vectors,
-        Target::Vector(_) => kind.targets != Targets::Features,
-    };
-    if !is_for {
-        return Err(Error::invalid(format!(
-            "`{}` is not for {target}",
-            kind.name
-        )));
-    }
-    let number = intervention.change.number().unwrap_or_default();
-    if !number.is_finite() {
-        let verb = kind.past_participle;
-        return Err(Error::invalid(format!(
-            "{target} cannot be {verb} by `{number}`: the number must be finite"
-        )));
-    }
-    let counts_units = kind.number == Number::OfUnits && intervention.units == Units::Unit;
-    let is_projection = matches!(kind.formula, Formula::OfProjection(_));
-    if (counts_units || is_projection) && norm <= 0.0 {
-        let why = match target {
-            Target::Feature(_) => "its decoder row is all zeros",
-            Target::Vector(_) => "it is all zeros",
-        };
-        return Err(
-            Error::invalid(format!("{target} has no direction of unit length: {why}"))
-                .with_hint("use another one: whatever is done to this one has no effect"),
-        );
-    }
-    Ok(match counts_units {
-        true => f64::from(number) / f64::from(norm),
-        false => number.into(),
-    })
 }
 
 /// Whether the next norm, which squares the row in 32 bits, can be computed.

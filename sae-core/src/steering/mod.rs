@@ -5,112 +5,25 @@
 //! that the order of interventions changes no bit.
 
 mod edit;
+mod intervention;
 mod kinds;
 mod target;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
+use crate::feature::FeatureId;
 use crate::hook_point::HookPoint;
-use crate::product::dot;
-use crate::sae::{FeatureId, Sae, SaeSet};
+use crate::sae::Sae;
+use crate::sae_set::SaeSet;
 use crate::token::{Kinds, Token};
 use crate::{Error, ErrorKind, Result};
 
 pub use self::edit::Edit;
+pub use self::intervention::{Condition, Intervention, Units};
 pub use self::kinds::{Change, KINDS, Kind, Number, Targets};
 pub use self::target::{Target, Vector};
+pub use crate::feature::{DecoderDirection, Encoded, FeatureReader};
 pub use crate::positions::Positions;
-
-/// One change of one feature, or along one vector.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Intervention {
-    /// What is changed.
-    pub target: Target,
-    /// What is done to it.
-    pub change: Change,
-    /// What the change's number counts.
-    pub units: Units,
-    /// Where it is done.
-    pub at: Positions,
-    /// What it is limited to, besides.
-    pub when: Option<Condition>,
-}
-
-impl Intervention {
-    /// An intervention at all positions, whose number counts decoder rows as trained.
-    pub fn new(target: impl Into<Target>, change: Change) -> Self {
-        Self {
-            target: target.into(),
-            change,
-            units: Units::Raw,
-            at: Positions::ALL,
-            when: None,
-        }
-    }
-}
-
-/// Limits an intervention to rows where a feature is active, in the row before interventions there. Its SAE
-/// reads at the intervention's hook point, or at one that the model computes before.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Condition {
-    /// The feature.
-    pub feature: FeatureId,
-    /// What its activation exceeds in those rows.
-    pub above: f32,
-}
-
-/// What strengths and clamp values count. Factors have no unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Units {
-    /// Decoder rows as trained: `SAELens` and the original experiment.
-    #[default]
-    Raw,
-    /// Decoder rows scaled to length 1, and activations by the rows' lengths: Neuronpedia. A raw
-    /// number is this one divided by `‖W_dec[feature]‖`.
-    Unit,
-}
-
-/// A feature's row of the decoder.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DecoderDirection {
-    /// `W_dec[feature]`, `[d_in]`.
-    pub row: Vec<f32>,
-    /// Its length, `‖W_dec[feature]‖`.
-    pub norm: f32,
-}
-
-/// What an SAE's encoder says of a feature in a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Encoded {
-    /// The activation `a(x)`.
-    pub activation: f32,
-    /// How long `W_dec[feature]` is in the row's own units: 1, unless the SAE normalises each row.
-    pub decoder_scale: f32,
-}
-
-/// What gives a feature's activation in a row, for an SAE whose features do not depend on each
-/// other.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FeatureReader {
-    /// `W_enc[:, feature]`, `[d_in]`.
-    pub encoder_row: Vec<f32>,
-    /// `b_enc[feature]`, less `b_dec · W_enc[:, feature]` where the SAE subtracts `b_dec` from rows.
-    pub bias: f32,
-    /// What `h` must exceed; 0 for a ReLU.
-    pub threshold: f32,
-}
-
-impl FeatureReader {
-    /// The activation in `row`, `[d_in]`: `h = row · W_enc[:, feature] + bias` where that is above
-    /// the threshold, else 0 (`SAELens`, `saes/*_sae.py`).
-    pub fn activation(&self, row: &[f32]) -> f32 {
-        let h = dot(row, &self.encoder_row) + self.bias;
-        if h > self.threshold { h } else { 0.0 }
-    }
-}
 
 /// A feature that conditions of interventions above its hook point ask for.
 #[derive(Clone, Debug)]
@@ -161,7 +74,7 @@ impl Steering {
                 let here = |sae: &&std::sync::Arc<Sae>| sae.hook_point() == hook_point;
                 let d_in = saes.iter().find(here).map(|sae| sae.meta().d_in);
                 let targets = interventions.iter().map(|one| &one.target);
-                let d_in = target::width(targets, d_in, hook_point)?;
+                let d_in = width(targets, d_in, hook_point)?;
                 let direction =
                     |feature: FeatureId| saes[feature.sae].decoder_direction(feature.index);
                 // What a lower hook has seen is not in this row.
@@ -233,6 +146,25 @@ fn sae_of(feature: FeatureId, saes: &SaeSet) -> Result<&Sae> {
     })?;
     sae.check_feature(index)?;
     Ok(sae)
+}
+
+/// The length of rows at a hook point, where an SAE's are of `d_in` or these targets tell it.
+fn width<'a>(
+    targets: impl Iterator<Item = &'a Target>,
+    mut d_in: Option<usize>,
+    hook_point: HookPoint,
+) -> Result<usize> {
+    for target in targets {
+        let Target::Vector(vector) = target else {
+            continue;
+        };
+        let n_values = vector.values().len();
+        let d_in = *d_in.get_or_insert(n_values);
+        if n_values != d_in {
+            return Err(vector.of_another_width(d_in));
+        }
+    }
+    Ok(d_in.unwrap_or_else(|| unreachable!("`{hook_point}` has a target")))
 }
 
 /// Notes the feature of a condition of an edit at `hook_point`, where it is a lower one's.

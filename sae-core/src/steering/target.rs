@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::feature::FeatureId;
 use crate::hook_point::HookPoint;
-use crate::sae::FeatureId;
 use crate::{Error, Result};
 
 /// What an intervention changes. Targets have an order, in which they are summed.
@@ -77,6 +77,17 @@ impl Vector {
         let squares = self.values.iter().map(|&x| f64::from(x).powi(2));
         squares.sum::<f64>().sqrt() as f32
     }
+
+    /// The error where rows at its hook point have `width` values.
+    pub fn of_another_width(&self, width: usize) -> Error {
+        Error::invalid(format!(
+            "the vector `{}` has {} values, and rows at `{}` have {width}",
+            self.name,
+            self.values.len(),
+            self.hook_point
+        ))
+        .with_hint("use a vector that was made for this model and this hook point")
+    }
 }
 
 impl Ord for Vector {
@@ -135,37 +146,5 @@ impl fmt::Display for Target {
             Self::Feature(feature) => write!(f, "feature `{}`", feature.index),
             Self::Vector(vector) => write!(f, "the vector `{}`", vector.name),
         }
-    }
-}
-
-/// The length of rows at a hook point, where an SAE's are of `d_in` or these targets tell it.
-pub(super) fn width<'a>(
-    targets: impl Iterator<Item = &'a Target>,
-    mut d_in: Option<usize>,
-    hook_point: HookPoint,
-) -> Result<usize> {
-    for target in targets {
-        let Target::Vector(vector) = target else {
-            continue;
-        };
-        let n_values = vector.values.len();
-        let d_in = *d_in.get_or_insert(n_values);
-        if n_values != d_in {
-            return Err(vector.of_another_width(d_in));
-        }
-    }
-    Ok(d_in.unwrap_or_else(|| unreachable!("`{hook_point}` has a target")))
-}
-
-impl Vector {
-    /// The error where rows at its hook point have `width` values.
-    pub fn of_another_width(&self, width: usize) -> Error {
-        Error::invalid(format!(
-            "the vector `{}` has {} values, and rows at `{}` have {width}",
-            self.name,
-            self.values.len(),
-            self.hook_point
-        ))
-        .with_hint("use a vector that was made for this model and this hook point")
     }
 }

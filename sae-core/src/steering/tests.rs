@@ -72,25 +72,33 @@ fn at(words: &str) -> Positions {
     Positions::parse(words).expect("valid positions")
 }
 
+/// What is done to feature 1 beside it does not count.
 #[test]
-fn formulas() {
-    let check = |interventions: &[(usize, Change)], row: [f32; 2], expected: [f32; 2]| {
-        let interventions = interventions
-            .iter()
-            .map(|&(feature, change)| intervention(feature, change))
-            .collect();
-        let edited = two_features().apply(interventions, &row);
-        assert_eq!(edited, expected);
-    };
-    check(&[(0, Change::steer(2.0))], [1.0, 1.0], [7.0, 9.0]);
-    check(&[(0, Change::clamp(3.0))], [1.0, 1.0], [7.0, 9.0]);
-    check(&[(0, Change::clamp(3.0))], [-1.0, 1.0], [8.0, 13.0]);
-    check(&[(0, Change::ablate())], [2.0, 1.0], [-4.0, -7.0]);
-    check(&[(0, Change::ablate())], [-2.0, 1.0], [-2.0, 1.0]);
-    check(&[(0, Change::scale(3.0))], [1.0, 1.0], [7.0, 9.0]);
-    // Feature 1 reads 5 + 1, whatever is done to feature 0 beside it.
+fn activations_are_read_in_the_unmodified_row() {
     let both = [(0, Change::steer(1.0)), (1, Change::ablate())];
-    check(&both, [1.0, 5.0], [4.0, 5.0 + 4.0 - 12.0]);
+    let both = both.map(|(feature, change)| intervention(feature, change));
+    let edited = two_features().apply(both.to_vec(), &[1.0, 5.0]);
+    assert_eq!(edited, [4.0, 5.0 + 4.0 - 12.0]);
+}
+
+/// What a change of feature 0 makes of a row. The feature reads the row's first number, where that is above 0,
+/// and its decoder row is (3, 4).
+pub(super) fn change_feature(change: Change, row: [f32; 2]) -> Vec<f32> {
+    two_features().apply(vec![intervention(0, change)], &row)
+}
+
+/// What a change along the vector (0, −2) makes of a row.
+pub(super) fn change_along_vector(change: Change, row: [f32; 2]) -> Vec<f32> {
+    two_features().apply(vec![along(&[0.0, -2.0], change)], &row)
+}
+
+/// Some roundings of numbers up to 20 in f32.
+pub(super) fn assert_near(row: &[f32], expected: [f32; 2]) {
+    let is_near = |(a, b): (&f32, &f32)| (a - b).abs() < 4e-6;
+    assert!(
+        row.iter().zip(&expected).all(is_near),
+        "{row:?}, not {expected:?}"
+    );
 }
 
 /// A vector at the place that tests edit.
@@ -101,38 +109,6 @@ fn vector(values: &[f32]) -> Vector {
 
 fn along(values: &[f32], change: Change) -> Intervention {
     Intervention::new(vector(values), change)
-}
-
-/// Along (3, 4), of length 5, and along vectors.
-#[test]
-fn formulas_of_directions() {
-    let check = |intervention: Intervention, row: [f32; 2], expected: [f32; 2]| {
-        let edited = two_features().apply(vec![intervention.clone()], &row);
-        // Some roundings of numbers up to 20 in f32.
-        let is_near = |(a, b): (&f32, &f32)| (a - b).abs() < 4e-6;
-        let pairs = edited.iter().zip(&expected);
-        assert!(pairs.clone().all(is_near), "{intervention:?}: {edited:?}");
-    };
-    // (5, 10) goes 11 along (3, 4) / 5.
-    let feature = |change| intervention(0, change);
-    check(feature(Change::project(0.0)), [5.0, 10.0], [-1.6, 1.2]);
-    check(feature(Change::project(1.0)), [5.0, 10.0], [5.0, 10.0]);
-    check(feature(Change::project(2.0)), [5.0, 10.0], [11.6, 18.8]);
-    check(feature(Change::cap(6.0)), [5.0, 10.0], [2.0, 6.0]);
-    check(feature(Change::cap(-4.0)), [5.0, 10.0], [-4.0, -2.0]);
-    check(feature(Change::cap(11.5)), [5.0, 10.0], [5.0, 10.0]);
-    // It is the direction that counts, whether the feature is active or not.
-    check(feature(Change::project(0.0)), [-5.0, -10.0], [1.6, -1.2]);
-    let vector = |change| along(&[0.0, -2.0], change);
-    check(vector(Change::vector(3.0)), [1.0, 1.0], [1.0, -5.0]);
-    check(vector(Change::project(0.0)), [1.0, 7.0], [1.0, 0.0]);
-    check(vector(Change::cap(0.5)), [1.0, -7.0], [1.0, -0.5]);
-    check(vector(Change::cap(0.5)), [1.0, 7.0], [1.0, 7.0]);
-    let unit = Intervention {
-        units: Units::Unit,
-        ..vector(Change::vector(3.0))
-    };
-    check(unit, [1.0, 1.0], [1.0, -2.0]);
 }
 
 #[test]
@@ -297,6 +273,12 @@ fn unit_numbers_count_directions_of_length_1() {
     check(Change::clamp(15.0), [7.0, 9.0]);
     check(Change::scale(2.0), [4.0, 5.0]);
     check(Change::ablate(), [-2.0, -3.0]);
+    let vector = Intervention {
+        units: Units::Unit,
+        ..along(&[0.0, -2.0], Change::vector(3.0))
+    };
+    let edited = two_features().apply(vec![vector], &[1.0, 1.0]);
+    assert_eq!(edited, [1.0, -2.0]);
 }
 
 #[test]

@@ -20,9 +20,9 @@ use llava_sae_cpp::{
 };
 use serde::Serialize;
 
-use super::{ALWAYS_ON, FeaturesArgs};
-use crate::cli::Failure;
+use super::args::{ALWAYS_ON, FeaturesArgs};
 use crate::cli::args;
+use crate::cli::outcome::Failure;
 use crate::cli::progress::{Spinner, Verbosity};
 
 /// What `--json` prints for an image, or for a text.

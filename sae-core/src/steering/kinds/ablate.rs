@@ -1,6 +1,6 @@
 //! `ablate`: a feature's activation is taken away.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "ablate",
@@ -19,5 +19,17 @@ impl Change {
             kind: &KIND,
             number: 0.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::change_feature;
+
+    #[test]
+    fn the_activation_is_taken_away() {
+        assert_eq!(change_feature(Change::ablate(), [2.0, 1.0]), [-4.0, -7.0]);
+        assert_eq!(change_feature(Change::ablate(), [-2.0, 1.0]), [-2.0, 1.0]);
     }
 }

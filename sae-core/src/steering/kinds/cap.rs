@@ -1,6 +1,6 @@
 //! `cap`: rows go no further along a direction than to a bound.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "cap",
@@ -20,5 +20,24 @@ impl Change {
             kind: &KIND,
             number: c,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::{assert_near, change_along_vector, change_feature};
+
+    #[test]
+    fn the_projection_is_held_to_the_bound() {
+        let feature = |change, row, expected| assert_near(&change_feature(change, row), expected);
+        let vector =
+            |change, row, expected| assert_near(&change_along_vector(change, row), expected);
+        // (5, 10) goes 11 along (3, 4) / 5.
+        feature(Change::cap(6.0), [5.0, 10.0], [2.0, 6.0]);
+        feature(Change::cap(-4.0), [5.0, 10.0], [-4.0, -2.0]);
+        feature(Change::cap(11.5), [5.0, 10.0], [5.0, 10.0]);
+        vector(Change::cap(0.5), [1.0, -7.0], [1.0, -0.5]);
+        vector(Change::cap(0.5), [1.0, 7.0], [1.0, 7.0]);
     }
 }

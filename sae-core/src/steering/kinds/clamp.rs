@@ -1,6 +1,6 @@
 //! `clamp`: a feature's activation is set.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "clamp",
@@ -19,5 +19,17 @@ impl Change {
             kind: &KIND,
             number: value,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::change_feature;
+
+    #[test]
+    fn the_activation_becomes_the_value() {
+        assert_eq!(change_feature(Change::clamp(3.0), [1.0, 1.0]), [7.0, 9.0]);
+        assert_eq!(change_feature(Change::clamp(3.0), [-1.0, 1.0]), [8.0, 13.0]);
     }
 }

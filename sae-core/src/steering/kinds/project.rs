@@ -1,6 +1,6 @@
 //! `project`: the part of rows along a direction is multiplied; by 0, it is projected out.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "project",
@@ -22,5 +22,25 @@ impl Change {
             kind: &KIND,
             number: c,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::{assert_near, change_along_vector, change_feature};
+
+    #[test]
+    fn the_part_along_the_direction_is_multiplied() {
+        let feature = |change, row, expected| assert_near(&change_feature(change, row), expected);
+        let vector =
+            |change, row, expected| assert_near(&change_along_vector(change, row), expected);
+        // (5, 10) goes 11 along (3, 4) / 5.
+        feature(Change::project(0.0), [5.0, 10.0], [-1.6, 1.2]);
+        feature(Change::project(1.0), [5.0, 10.0], [5.0, 10.0]);
+        feature(Change::project(2.0), [5.0, 10.0], [11.6, 18.8]);
+        // It is the direction that counts, whether the feature is active or not.
+        feature(Change::project(0.0), [-5.0, -10.0], [1.6, -1.2]);
+        vector(Change::project(0.0), [1.0, 7.0], [1.0, 0.0]);
     }
 }

@@ -1,6 +1,6 @@
 //! `scale`: a feature's activation is multiplied.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "scale",
@@ -19,5 +19,16 @@ impl Change {
             kind: &KIND,
             number: factor,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::change_feature;
+
+    #[test]
+    fn the_activation_is_multiplied() {
+        assert_eq!(change_feature(Change::scale(3.0), [1.0, 1.0]), [7.0, 9.0]);
     }
 }

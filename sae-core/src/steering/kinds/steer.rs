@@ -1,6 +1,6 @@
 //! `steer`: a feature's decoder direction is added.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "steer",
@@ -21,5 +21,16 @@ impl Change {
             kind: &KIND,
             number: strength,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::change_feature;
+
+    #[test]
+    fn the_decoder_direction_is_added() {
+        assert_eq!(change_feature(Change::steer(2.0), [1.0, 1.0]), [7.0, 9.0]);
     }
 }

@@ -1,6 +1,6 @@
 //! `vector`: given values are added; no SAE is needed.
 
-use super::{Change, Formula, Kind, Number, Targets};
+use super::kind::{Change, Formula, Kind, Number, Targets};
 
 pub(super) static KIND: Kind = Kind {
     name: "vector",
@@ -20,5 +20,19 @@ impl Change {
             kind: &KIND,
             number: strength,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change;
+    use crate::steering::tests::change_along_vector;
+
+    #[test]
+    fn the_vector_is_added() {
+        assert_eq!(
+            change_along_vector(Change::vector(3.0), [1.0, 1.0]),
+            [1.0, -5.0]
+        );
     }
 }

@@ -1,0 +1,87 @@
+//! The SAEs of a model, and the names of their features.
+
+use std::sync::Arc;
+
+use crate::feature::{FeatureId, FeatureName};
+use crate::labels;
+use crate::sae::Sae;
+use crate::{Error, Result};
+
+/// The SAEs of a model, each with a name of its own.
+#[derive(Clone, Debug, Default)]
+pub struct SaeSet {
+    saes: Vec<Arc<Sae>>,
+}
+
+impl SaeSet {
+    /// These SAEs, in this order.
+    ///
+    /// # Errors
+    /// Two of the same id.
+    pub fn new(saes: Vec<Arc<Sae>>) -> Result<Self> {
+        for (i, sae) in saes.iter().enumerate() {
+            if saes[..i].iter().any(|other| other.id() == sae.id()) {
+                return Err(
+                    Error::invalid(format!("two of the SAEs are called `{}`", sae.id())).with_hint(
+                        "the name is the id in the file, else the file's name: convert one of them again with another id, or leave one out",
+                    ),
+                );
+            }
+        }
+        Ok(Self { saes })
+    }
+
+    /// The SAEs, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Sae>> {
+        self.saes.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.saes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.saes.is_empty()
+    }
+
+    /// The feature that `name` means: `SAE_ID/FEATURE`, of which the first part may be left out while
+    /// there is one SAE; `FEATURE` as [`Sae::find_feature`] takes it.
+    ///
+    /// # Errors
+    /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
+    pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
+        let ids: Vec<_> = self.saes.iter().map(|sae| sae.id()).collect();
+        let found = labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest));
+        found.map(|(sae, index)| FeatureId { sae, index })
+    }
+
+    /// A feature's label, where it has one.
+    pub fn label(&self, feature: FeatureId) -> Option<&str> {
+        self.saes[feature.sae].label(feature.index)
+    }
+
+    /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
+    pub fn shown(&self, feature: FeatureId) -> FeatureName {
+        let sae = (self.len() > 1).then(|| self[feature.sae].id());
+        FeatureName::new(sae, feature.index)
+    }
+}
+
+impl std::ops::Index<usize> for SaeSet {
+    type Output = Arc<Sae>;
+
+    fn index(&self, sae: usize) -> &Arc<Sae> {
+        &self.saes[sae]
+    }
+}
+
+impl<'a> IntoIterator for &'a SaeSet {
+    type Item = &'a Arc<Sae>;
+    type IntoIter = std::slice::Iter<'a, Arc<Sae>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}

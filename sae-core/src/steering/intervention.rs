@@ -1,0 +1,129 @@
+//! One intervention: what is changed, how, and where.
+
+use serde::{Deserialize, Serialize};
+
+use super::kinds::{Change, Formula, Number, Targets};
+use super::target::Target;
+use crate::feature::FeatureId;
+use crate::positions::Positions;
+use crate::{Error, Result};
+
+/// One change of one feature, or along one vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intervention {
+    /// What is changed.
+    pub target: Target,
+    /// What is done to it.
+    pub change: Change,
+    /// What the change's number counts.
+    pub units: Units,
+    /// Where it is done.
+    pub at: Positions,
+    /// What it is limited to, besides.
+    pub when: Option<Condition>,
+}
+
+impl Intervention {
+    /// An intervention at all positions, whose number counts decoder rows as trained.
+    pub fn new(target: impl Into<Target>, change: Change) -> Self {
+        Self {
+            target: target.into(),
+            change,
+            units: Units::Raw,
+            at: Positions::ALL,
+            when: None,
+        }
+    }
+
+    /// The number of a change, where it has units in directions as they are, whose length is `norm`.
+    pub(super) fn number(&self, norm: f32) -> Result<f64> {
+        let (target, kind) = (&self.target, self.change.kind());
+        let is_for = match target {
+            Target::Feature(_) => kind.targets != Targets::Vectors,
+            Target::Vector(_) => kind.targets != Targets::Features,
+        };
+        if !is_for {
+            return Err(Error::invalid(format!(
+                "`{}` is not for {target}",
+                kind.name
+            )));
+        }
+        let number = self.change.number().unwrap_or_default();
+        if !number.is_finite() {
+            let verb = kind.past_participle;
+            return Err(Error::invalid(format!(
+                "{target} cannot be {verb} by `{number}`: the number must be finite"
+            )));
+        }
+        let counts_units = kind.number == Number::OfUnits && self.units == Units::Unit;
+        let is_projection = matches!(kind.formula, Formula::OfProjection(_));
+        if (counts_units || is_projection) && norm <= 0.0 {
+            let why = match target {
+                Target::Feature(_) => "its decoder row is all zeros",
+                Target::Vector(_) => "it is all zeros",
+            };
+            return Err(
+                Error::invalid(format!("{target} has no direction of unit length: {why}"))
+                    .with_hint("use another one: whatever is done to this one has no effect"),
+            );
+        }
+        Ok(match counts_units {
+            true => f64::from(number) / f64::from(norm),
+            false => number.into(),
+        })
+    }
+}
+
+/// Limits an intervention to rows where a feature is active, in the row before interventions there. Its SAE
+/// reads at the intervention's hook point, or at one that the model computes before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Condition {
+    /// The feature.
+    pub feature: FeatureId,
+    /// What its activation exceeds in those rows.
+    pub above: f32,
+}
+
+/// What strengths and clamp values count. Factors have no unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Units {
+    /// Decoder rows as trained: `SAELens` and the original experiment.
+    #[default]
+    Raw,
+    /// Decoder rows scaled to length 1, and activations by the rows' lengths: Neuronpedia. A raw
+    /// number is this one divided by `‖W_dec[feature]‖`.
+    Unit,
+}
+
+/// Refuses a target to which something is done, but for additions, and something else too, where the positions
+/// of the two overlap. Conditions do not tell two apart: both may hold.
+pub(super) fn check_contradictions(
+    interventions: &[Intervention],
+    overlap: impl Fn(usize, usize) -> bool,
+) -> Result<()> {
+    for (j, second) in interventions.iter().enumerate() {
+        for (i, first) in interventions[..j].iter().enumerate() {
+            let is_addition =
+                |one: &Intervention| matches!(one.change.kind().formula, Formula::Constant);
+            if first.target != second.target
+                || is_addition(first) && is_addition(second)
+                || !overlap(i, j)
+            {
+                continue;
+            }
+            let [one, other] = [first, second].map(|one| one.change.kind().past_participle);
+            let both = if one == other {
+                format!("{one} twice")
+            } else {
+                format!("{one} and {other}")
+            };
+            return Err(Error::invalid(format!(
+                "{} cannot be {both} at the same positions",
+                first.target
+            ))
+            .with_hint("keep one of the two, or let them touch different positions"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! The arguments of `features`, and what they mean.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use gguf_tools::new_file::Overwrite;
+use llava_sae_cpp::rank::{Over, Pool};
+use llava_sae_cpp::report::heatmap;
+use llava_sae_cpp::report::page::About;
+use llava_sae_cpp::report::table::Score;
+use llava_sae_cpp::steering::Steering;
+use llava_sae_cpp::{Error, FeatureId, Kinds, Sae, SaeSet, Session, saved_set};
+
+use crate::cli::args::{GenerateArgs, ModelArgs, PromptArgs};
+use crate::cli::hints;
+use crate::cli::interventions::{self, InterventionArgs};
+
+/// List the features that images, or a text, activate
+///
+/// A feature has an activation at each position: at each patch of a picture and at each token of the
+/// text. Those of the positions that `--over` names are pooled: `--pool` makes one number of them, the
+/// score, by which features are ranked, or by how far their largest activation is above the usual one
+/// (`--rank lift`). A feature's `max` is also where to start with interventions: about minus that
+/// much as `--steer` strength removes what it stands for.
+///
+/// `--heatmap` draws where the listed features are active, and `--html` makes a page to explore, of
+/// pictures or of a text: every active feature, every patch and token, and what the model says, with
+/// interventions beside the original.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+#[command(mut_group(interventions::ANY, |group| group.requires("html")))]
+#[command(group(ArgGroup::new("generation").multiple(true).requires("generating").args([
+    "max_tokens", "temp", "seed",
+])))]
+#[command(group(ArgGroup::new("generating").multiple(true).args(["html", "over"])))]
+#[command(group(ArgGroup::new("outputs").multiple(true).args(["heatmap", "html"])))]
+pub(in crate::cli) struct FeaturesArgs {
+    /// The pictures; without one, `--prompt` is text only
+    #[arg(required_unless_present = "prompt")]
+    pub(super) image: Vec<PathBuf>,
+    /// How many features
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub(super) top: NonZeroUsize,
+    /// The positions pooled: image, prompt (the text before generation, without the image), special
+    /// (its special tokens, such as `<bos>`), generated, all (image and prompt), last (the prompt's last
+    /// token), a position (negative: from the prompt's end), a range such as 5..9 (both ends included),
+    /// token:TEXT, patch:ROW,COL, or a list of them [default: image, and prompt for text only]
+    ///
+    /// Special tokens, those that begin, end or structure texts, are left out of `prompt` and `all`,
+    /// since their activations would outdo all others; `prompt,special` takes them too, and a position
+    /// given as a number is taken whatever it is. token:TEXT is every token of the prompt whose text is TEXT but
+    /// for space around it; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches that they show,
+    /// counted from 0 at the top left.
+    #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
+    pub(super) over: Option<Over>,
+    /// How activations of several positions become a score
+    #[arg(long, value_name = "HOW", default_value = "max")]
+    pub(super) pool: PoolArg,
+    /// Order: by `lift`, the feature's largest activation less its mean largest activation on the
+    /// pictures of the SAE file's baseline, or by `activation`, the score [default: lift for the
+    /// image's maxima where the file has a baseline]
+    #[arg(long, value_name = "ORDER")]
+    pub(super) rank: Option<RankArg>,
+    /// Hide these features: indices or labels, comma-separated
+    #[arg(long, value_name = "FEATURES", value_parser = interventions::parse_names)]
+    pub(super) exclude: Vec<String>,
+    /// Hide features that are active on nine rows of ten or more: of pictures where the SAE's file has a
+    /// baseline, else of the pooled positions
+    #[arg(long)]
+    pub(super) exclude_always_on: bool,
+    /// One list for all pictures together, by the mean of their scores
+    #[arg(long, requires = "image", conflicts_with = "outputs")]
+    pub(super) group: bool,
+    /// Print one JSON object an image, a line each; with `--group`, one for all
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Draw a PNG for each listed feature: the picture with the activation over its patches
+    #[arg(long, value_name = "DIR", requires = "image")]
+    pub(super) heatmap: Option<PathBuf>,
+    /// Write one self-contained page, of pictures or of a text: features, heat maps, tokens, and what
+    /// the model says, to which `-n`, `--temp`, `--seed` and interventions apply
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// Overwrite the files of `--heatmap` and `--html`
+    #[arg(long, requires = "outputs")]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(super) interventions: InterventionArgs,
+    #[command(flatten)]
+    pub(super) generate: GenerateArgs,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  llava-sae-cpp features --top 20 --json photo.jpg
+      The features of a picture, as JSON
+  llava-sae-cpp features --top 5 --heatmap maps photo.jpg
+      The first five, each drawn over the picture: maps/photo-1-….png
+  llava-sae-cpp features --html page.html --steer carrot:-16 --at image photo.jpg other.jpg
+      A page on two pictures, with their captions before and after the intervention";
+
+/// The share of rows from which on a feature counts as always on.
+pub(super) const ALWAYS_ON: f32 = 0.9;
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum RankArg {
+    Lift,
+    Activation,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum PoolArg {
+    Max,
+    Sum,
+    Mean,
+    /// The number of positions where the feature is active
+    Count,
+}
+
+fn parse_over(word: &str) -> Result<Over, String> {
+    Over::parse(word).map_err(hints::with_hint)
+}
+
+fn no_baseline() -> Error {
+    Error::invalid("the SAE's file has no baseline, so there is no lift")
+        .with_hint("measure one with `llava-sae-cpp baseline`, or use `--rank activation`")
+}
+
+impl FeaturesArgs {
+    pub(super) fn overwrite(&self) -> Overwrite {
+        Overwrite::if_forced(self.force)
+    }
+
+    /// What the score is, in words.
+    pub(super) fn subject(&self) -> String {
+        format!("{} of {}", self.pool.phrase(), self.over())
+    }
+
+    /// What the table's scores are; those of a group are means.
+    pub(super) fn score_is(&self) -> Score {
+        match self.pool {
+            PoolArg::Max if !self.group => Score::Max,
+            _ => Score::Other,
+        }
+    }
+
+    /// The positions that are pooled.
+    pub(super) fn over(&self) -> Over {
+        match (&self.over, self.image.is_empty()) {
+            (Some(over), _) => over.clone(),
+            (None, false) => Over::IMAGE,
+            (None, true) => Over::PROMPT,
+        }
+    }
+
+    /// Tokens to generate, at most: none where nobody looks at them.
+    pub(super) fn max_tokens(&self) -> usize {
+        match self.html.is_some() || self.over().kinds().generated {
+            true => self.generate.max_tokens,
+            false => 0,
+        }
+    }
+
+    /// What each picture, or the text alone, is called in the names of files and on a page.
+    pub(super) fn names(&self) -> Vec<String> {
+        match self.image.is_empty() {
+            false => heatmap::stems(&self.image),
+            true => vec!["text".to_owned()],
+        }
+    }
+
+    /// The rows whose features are shown somewhere.
+    pub(super) fn looked_at(&self) -> Kinds {
+        if self.html.is_some() {
+            return Kinds::ALL;
+        }
+        let kinds = self.over().kinds();
+        Kinds {
+            image: kinds.image || self.json || self.heatmap.is_some(),
+            ..kinds
+        }
+    }
+
+    /// The features that `--exclude` and `--exclude-always-on` name before anything is run.
+    pub(super) fn hidden(&self, saes: &SaeSet) -> llava_sae_cpp::Result<HashSet<FeatureId>> {
+        let mut hidden = HashSet::new();
+        for list in &self.exclude {
+            let named = interventions::find_features(saes, list)?;
+            hidden.extend(named);
+        }
+        for (sae, known) in saes.iter().enumerate() {
+            let baseline = known.baseline().filter(|_| self.exclude_always_on);
+            let shares = baseline.map_or(&[][..], |baseline| &baseline.frequency);
+            let shares = shares.iter().enumerate();
+            let always = shares.filter(|(_, share)| **share >= ALWAYS_ON);
+            hidden.extend(always.map(|(index, _)| FeatureId { sae, index }));
+        }
+        Ok(hidden)
+    }
+
+    /// Whether features are ranked by lift.
+    pub(super) fn has_lift(&self, sae: &Sae) -> llava_sae_cpp::Result<bool> {
+        let has_baseline = sae.baseline().is_some();
+        match self.rank {
+            Some(RankArg::Activation) => Ok(false),
+            Some(RankArg::Lift) if !has_baseline => Err(no_baseline()),
+            Some(RankArg::Lift) => Ok(true),
+            None => {
+                let are_maxima = matches!(self.pool, PoolArg::Max) && self.over() == Over::IMAGE;
+                Ok(has_baseline && are_maxima)
+            }
+        }
+    }
+
+    /// What a page says about its pictures.
+    pub(super) fn about(
+        &self,
+        steering: Option<&Steering>,
+        session: &Session,
+    ) -> llava_sae_cpp::Result<About> {
+        let saes = session.model().saes();
+        let lifts = saes.iter().map(|sae| self.has_lift(sae));
+        let has_lift = lifts.collect::<Result<Vec<_>, _>>()?.contains(&true);
+        let positions = self.over().to_string();
+        let ranked_by = match has_lift {
+            true => format!("largest activation of {positions}, less the usual one on pictures"),
+            false => self.subject(),
+        };
+        let hooks = saes.iter().map(|sae| sae.hook_point().to_string());
+        let hooks: Vec<_> = hooks.collect();
+        Ok(About {
+            model: self.model.shown_model(),
+            sae: self.model.shown_sae(),
+            hook: hooks.join(", "),
+            prompt: self.prompt.text().to_owned(),
+            ranked_by,
+            positions,
+            has_lift,
+            interventions: saved_set::entries(steering, session.model().saes()),
+        })
+    }
+}
+
+impl From<PoolArg> for Pool {
+    fn from(pool: PoolArg) -> Self {
+        match pool {
+            PoolArg::Max => Self::Max,
+            PoolArg::Sum => Self::Sum,
+            PoolArg::Mean => Self::Mean,
+            PoolArg::Count => Self::Count,
+        }
+    }
+}
+
+impl PoolArg {
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Max => "largest activation",
+            Self::Sum => "sum of activations",
+            Self::Mean => "mean activation",
+            Self::Count => "number of active positions",
+        }
+    }
+}
