@@ -1,10 +1,9 @@
 //! Arguments that several commands share; each flag is defined once.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Command, ValueEnum};
+use clap::{Args, ValueEnum};
 use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
 use llava_sae_cpp::scan::ScanPrompt;
@@ -14,43 +13,6 @@ use llava_sae_cpp::{
 };
 
 use super::progress::{Spinner, Verbosity};
-
-/// llama.cpp's short flags of several letters, which clap does not know.
-const LONG_NAMES: [(&str, &str); 2] = [("-ngl", "--gpu-layers"), ("-fa", "--flash-attn")];
-
-/// The arguments with llama.cpp's `-ngl` and `-fa` in their long form; values, and what stands behind
-/// `--`, stay as they are.
-pub(super) fn with_long_names(
-    command: &Command,
-    args: impl Iterator<Item = OsString>,
-) -> Vec<OsString> {
-    let takes_hyphens = flags_whose_values_may_begin_with_a_hyphen(command);
-    let (mut is_value, mut is_behind_dashes) = (false, false);
-    let in_long_form = |arg: OsString| {
-        if is_behind_dashes || std::mem::take(&mut is_value) {
-            return arg;
-        }
-        let text = arg.to_str().unwrap_or_default();
-        is_behind_dashes = text == "--";
-        is_value = takes_hyphens.iter().any(|flag| flag == text);
-        let (name, value) = text.find('=').map_or((text, ""), |at| text.split_at(at));
-        match LONG_NAMES.iter().find(|(short, _)| name == *short) {
-            Some((_, long)) => format!("{long}{value}").into(),
-            None => arg,
-        }
-    };
-    args.map(in_long_form).collect()
-}
-
-/// Of all commands; other options refuse such values.
-fn flags_whose_values_may_begin_with_a_hyphen(command: &Command) -> Vec<String> {
-    let commands = std::iter::once(command).chain(command.get_subcommands());
-    commands
-        .flat_map(Command::get_arguments)
-        .filter(|argument| argument.is_allow_hyphen_values_set())
-        .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
-        .collect()
-}
 
 /// One of the library's values, by its name.
 pub(super) fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(

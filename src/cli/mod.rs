@@ -10,6 +10,7 @@ mod features;
 mod folder;
 mod hints;
 mod interventions;
+mod llama_flags;
 mod metrics;
 mod outcome;
 mod progress;
@@ -130,7 +131,7 @@ pub(crate) fn main() -> ExitCode {
 /// they are refused there, but for `-v` and `-q`, which every command has.
 fn parse() -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
-    let args = args::with_long_names(&command, std::env::args_os());
+    let args = llama_flags::with_long_names(&command, std::env::args_os());
     let matches = command.try_get_matches_from_mut(args)?;
     if let Some(subcommand) = matches.subcommand_name() {
         let misplaced = command.get_arguments().find(|argument| {

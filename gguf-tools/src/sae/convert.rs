@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::labels;
+use super::meta::SaeMeta;
 use super::norm_factor::{self, NormFactor, Published};
 use super::recognize;
-use super::schema::{
-    self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, SaeMeta, W_ENC_SCREEN,
-};
+use super::schema::{self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, W_ENC_SCREEN};
 use super::source::{FeatureMatrix, Source, norm};
 use crate::gguf::{Overwrite, TensorType, TensorWriter};
 use crate::output_dir::OutputDir;

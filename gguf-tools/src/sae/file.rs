@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use super::meta::{Architecture, SaeMeta};
 use super::schema::{
-    Architecture, B_DEC, B_ENC, DECODER_NORM, SCREEN_ERROR, SCREEN_NORM, SaeMeta, THRESHOLD, W_DEC,
-    W_ENC, W_ENC_SCREEN,
+    B_DEC, B_ENC, DECODER_NORM, SCREEN_ERROR, SCREEN_NORM, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};

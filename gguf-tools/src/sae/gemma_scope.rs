@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::meta::{Architecture, NormalizeActivations};
 use super::npz;
-use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;

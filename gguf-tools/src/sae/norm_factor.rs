@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::schema::NormalizeActivations;
+use super::meta::NormalizeActivations;
 use super::source::{Format, Source};
 use crate::{Error, ErrorKind, Result};
 

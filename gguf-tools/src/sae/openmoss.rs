@@ -22,8 +22,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::meta::{Architecture, NormalizeActivations};
 use super::saelens::{transcoder, unsupported};
-use super::schema::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;

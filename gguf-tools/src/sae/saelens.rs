@@ -8,7 +8,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::schema::{Architecture, LOG_SPARSITY, NormalizeActivations};
+use super::meta::{Architecture, NormalizeActivations};
+use super::schema::LOG_SPARSITY;
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;

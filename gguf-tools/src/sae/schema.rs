@@ -26,11 +26,9 @@
 //! (`SaeMeta::crc32`) and of all tensors above but the baseline's: the CRC-32 of their CRC-32s, the
 //! keys' first, then in the file's order, each as four bytes with the lowest first.
 
-use std::fmt;
 use std::path::Path;
 
-use flate2::Crc;
-
+use super::meta::{Architecture, NormalizeActivations, SaeMeta};
 use crate::gguf::{Array, Gguf, Overwrite, TensorType, TensorWriter, Value, Writer};
 use crate::{Error, Result};
 
@@ -53,115 +51,6 @@ pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
 
-/// What an SAE is, apart from its weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SaeMeta {
-    /// How activations come of pre-activations.
-    pub architecture: Architecture,
-    /// The width of what it reads: the model's `d_model`.
-    pub d_in: usize,
-    /// The number of features.
-    pub d_sae: usize,
-    /// Where in the model it reads, such as `blocks.12.hook_resid_post`.
-    pub hook_name: String,
-    /// Whether the encoder reads `x - b_dec` instead of `x`.
-    pub apply_b_dec_to_input: bool,
-    /// What its inputs went through in training; the stored weights take them as the model has them.
-    pub normalize_activations: NormalizeActivations,
-    /// The factor that was folded into the weights; given exactly with `expected_average_only_in`.
-    pub norm_factor: Option<f32>,
-    /// The format that it was published in: `SAELens`, `Gemma Scope`.
-    pub source_format: Option<String>,
-    /// The model it was trained on, as the field calls it: `gemma-2b`.
-    pub model_name: Option<String>,
-    /// SAELens' name for the collection: `gemma-2b-res-jb`.
-    pub release: Option<String>,
-    /// SAELens' name within the release.
-    pub id: Option<String>,
-    /// What each feature stands for: `[d_sae]`, with empty texts where unknown, or nothing at all.
-    pub labels: Vec<String>,
-    /// Where the labels come from.
-    pub labels_source: Option<String>,
-}
-
-/// How activations `a` come of pre-activations `h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// `a = max(h, 0)`.
-    Standard,
-    /// `a = h` where `h` is positive and above the feature's threshold, else 0.
-    JumpRelu,
-    /// `a = max(h, 0)` for the `k` features with the largest `h`, else 0.
-    TopK {
-        /// How many, from 1 to `d_sae`.
-        k: usize,
-    },
-}
-
-/// What an SAE's inputs went through in training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormalizeActivations {
-    /// Nothing.
-    None,
-    /// A constant factor that brings their average norm to `sqrt(d_in)`; it is folded into the
-    /// weights.
-    ExpectedAverageOnlyIn,
-    /// Each row was brought to the norm `sqrt(d_in)`; the encoder has to do so too.
-    ConstantNormRescale,
-    /// Each row's mean was subtracted, and it was divided by its standard deviation; the encoder has
-    /// to do so too.
-    LayerNorm,
-}
-
-const NORMALIZATIONS: [(NormalizeActivations, &str); 4] = [
-    (NormalizeActivations::None, "none"),
-    (
-        NormalizeActivations::ExpectedAverageOnlyIn,
-        "expected_average_only_in",
-    ),
-    (
-        NormalizeActivations::ConstantNormRescale,
-        "constant_norm_rescale",
-    ),
-    (NormalizeActivations::LayerNorm, "layer_norm"),
-];
-
-impl Architecture {
-    /// SAELens' word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::JumpRelu => "jumprelu",
-            Self::TopK { .. } => "topk",
-        }
-    }
-
-    fn read(gguf: &Gguf) -> Result<Self> {
-        match gguf.require_str("sae.architecture")? {
-            "standard" => Ok(Self::Standard),
-            "jumprelu" => Ok(Self::JumpRelu),
-            "topk" => Ok(Self::TopK {
-                k: gguf.require_u32("sae.k")? as usize,
-            }),
-            word => Err(unknown(gguf, "sae.architecture", word)),
-        }
-    }
-}
-
-impl NormalizeActivations {
-    /// SAELens' word for it.
-    pub fn name(self) -> &'static str {
-        let entry = NORMALIZATIONS.iter().find(|(value, _)| *value == self);
-        entry.expect("the table holds every value").1
-    }
-
-    /// The normalisation with that name.
-    pub(super) fn from_name(name: &str) -> Option<Self> {
-        let entry = NORMALIZATIONS.iter().find(|(_, known)| *known == name);
-        entry.map(|(value, _)| *value)
-    }
-}
-
 /// A tensor as the schema wants it.
 struct TensorSpec {
     name: &'static str,
@@ -175,22 +64,6 @@ enum Kind {
     Matrix,
     Screen,
     Vector,
-}
-
-impl fmt::Display for SaeMeta {
-    /// In a line: format, architecture, size and hook point.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(format) = &self.source_format {
-            write!(f, "an SAE of {format}: ")?;
-        }
-        write!(
-            f,
-            "{}, {} features at {}",
-            self.architecture.name(),
-            self.d_sae,
-            self.hook_name
-        )
-    }
 }
 
 impl SaeMeta {
@@ -291,70 +164,6 @@ impl SaeMeta {
         Ok(())
     }
 
-    /// The CRC-32 of what decides how features are computed.
-    pub(super) fn crc32(&self) -> u32 {
-        let mut crc = Crc::new();
-        for text in [
-            self.architecture.name(),
-            &self.hook_name,
-            self.normalize_activations.name(),
-        ] {
-            crc.update(text.as_bytes());
-            crc.update(&[0]);
-        }
-        let k = match self.architecture {
-            Architecture::TopK { k } => k,
-            Architecture::Standard | Architecture::JumpRelu => 0,
-        };
-        for number in [
-            k as u64,
-            self.d_in as u64,
-            self.d_sae as u64,
-            u64::from(self.apply_b_dec_to_input),
-            u64::from(self.norm_factor.map_or(0, f32::to_bits)),
-        ] {
-            crc.update(&number.to_le_bytes());
-        }
-        crc.sum()
-    }
-
-    /// What is wrong with the values as a whole, if anything.
-    fn fault(&self) -> Option<String> {
-        if self.d_in == 0 || self.d_sae == 0 {
-            return Some(format!(
-                "{} inputs and {} features are too few",
-                self.d_in, self.d_sae
-            ));
-        }
-        if self.hook_name.is_empty() {
-            return Some("the hook point has no name".to_owned());
-        }
-        if !self.labels.is_empty() && self.labels.len() != self.d_sae {
-            return Some(format!(
-                "{} features have {} labels",
-                self.d_sae,
-                self.labels.len()
-            ));
-        }
-        if let Architecture::TopK { k } = self.architecture
-            && (k == 0 || k > self.d_sae)
-        {
-            return Some(format!("`k` is {k}, and there are {} features", self.d_sae));
-        }
-        let is_normalized =
-            self.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn;
-        match self.norm_factor {
-            Some(factor) if !(factor.is_finite() && factor > 0.0) => Some(format!(
-                "the norm factor must be finite and above 0, got {factor}"
-            )),
-            factor if factor.is_some() != is_normalized => Some(format!(
-                "the norm factor is {factor:?} with normalisation `{}`",
-                self.normalize_activations.name()
-            )),
-            _ => None,
-        }
-    }
-
     fn write(&self, writer: &mut Writer) {
         writer.set("general.architecture", FILE_ARCHITECTURE);
         writer.set("sae.format_version", FORMAT_VERSION);
@@ -412,7 +221,7 @@ impl SaeMeta {
         }
         let normalization = gguf.require_str("sae.normalize_activations")?;
         let meta = Self {
-            architecture: Architecture::read(gguf)?,
+            architecture: read_architecture(gguf)?,
             d_in: gguf.require_u32("sae.d_in")? as usize,
             d_sae: gguf.require_u32("sae.d_sae")? as usize,
             hook_name: gguf.require_str("sae.hook_name")?.to_owned(),
@@ -437,6 +246,17 @@ impl SaeMeta {
             Some(fault) => Err(refused(gguf, &fault)),
             None => Ok(meta),
         }
+    }
+}
+
+fn read_architecture(gguf: &Gguf) -> Result<Architecture> {
+    match gguf.require_str("sae.architecture")? {
+        "standard" => Ok(Architecture::Standard),
+        "jumprelu" => Ok(Architecture::JumpRelu),
+        "topk" => Ok(Architecture::TopK {
+            k: gguf.require_u32("sae.k")? as usize,
+        }),
+        word => Err(unknown(gguf, "sae.architecture", word)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! An SAE as it was published, whatever its format: what every reader gives and [`super::convert`]
 //! writes.
 
-use super::schema::{Architecture, NormalizeActivations};
+use super::meta::{Architecture, NormalizeActivations};
 use crate::weights::{OpenTensor, StoredTensor};
 use crate::{Error, Result};
 

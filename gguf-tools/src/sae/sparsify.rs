@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::schema::{Architecture, NormalizeActivations};
+use super::meta::{Architecture, NormalizeActivations};
 use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::{read_json, read_optional_json};
