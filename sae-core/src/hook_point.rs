@@ -195,21 +195,21 @@ impl HookPoint {
         let shown = nodes.find(|shown| shown.architectures.contains(&architecture));
         let Some(shown) = shown else {
             return Err(Error::invalid(format!(
-                "the SAE belongs to `{self}`, and it is not known where llama.cpp's graph of architecture `{architecture}` shows that"
+                "cannot hook `{self}`: where llama.cpp's graph of architecture `{architecture}` computes it is not known"
             ))
             .with_hint(format!("use a model of one of these: {}", ARCHITECTURES.join(", "))));
         };
         if layer >= n_layers {
             return Err(Error::invalid(format!(
-                "the SAE belongs to `{self}`, but this model has {n_layers} layers"
+                "cannot hook `{self}`: this model has {n_layers} layers"
             ))
-            .with_hint(format!("layers of this model are 0 to {}", n_layers - 1)));
+            .with_hint(format!("its layers are 0 to {}", n_layers - 1)));
         }
         if layer + 1 == n_layers && shown.last_block == LastBlock::OutputRows {
             return Err(Error::invalid(format!(
-                "the SAE belongs to `{self}`, the model's last layer, where llama.cpp keeps only the rows that need logits"
+                "cannot hook `{self}`: in the model's last layer, llama.cpp keeps only the rows that need logits"
             ))
-            .with_hint("use an SAE of an earlier layer"));
+            .with_hint("use an earlier layer"));
         }
         Ok(match shown.mark {
             Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),

@@ -72,6 +72,10 @@ pub fn find_in_saes(
     if ids.len() == 1 {
         return find(0, name).map(|index| (0, index));
     }
+    if ids.is_empty() {
+        let what = format!("cannot find feature `{name}`: there is no SAE");
+        return Err(Error::new(ErrorKind::Missing, what).with_hint("give the SAE's file"));
+    }
     let ids: Vec<_> = ids.iter().map(|id| format!("`{id}`")).collect();
     let what = format!("`{name}` does not say which SAE it is a feature of");
     Err(

@@ -103,6 +103,13 @@ pub(super) struct ModelArgs {
     no_probe: bool,
 }
 
+/// Whether the model's files must hold an SAE.
+#[derive(Clone, Copy)]
+enum SaeIs {
+    Required,
+    Optional,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum ImagePrepArg {
     /// Scale the shortest side and cut out the centre, as transformers does
@@ -131,21 +138,14 @@ impl ModelArgs {
         self.open_files(&files, self.options(), verbosity, cancel)
     }
 
-    /// As [`ModelArgs::open`], but that a language model which is named alone needs no SAE.
-    pub(super) fn open_without_sae(
+    /// As [`ModelArgs::open`], for what needs no SAE.
+    pub(super) fn open_sae_or_none(
         &self,
         verbosity: Verbosity,
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
-        let is_alone = self.model_dir.is_none() && self.sae.is_empty();
-        let Some(model) = self.model.clone().filter(|_| is_alone) else {
-            return self.open(verbosity, cancel);
-        };
-        let files = ModelFiles {
-            model,
-            mmproj: self.mmproj.clone(),
-            saes: Vec::new(),
-        };
+        self.announce_demo(verbosity);
+        let files = self.files(SaeIs::Optional)?;
         self.open_files(&files, self.options(), verbosity, cancel)
     }
 
@@ -247,7 +247,7 @@ impl ModelArgs {
 
     /// The square that the model sees of a picture.
     pub(super) fn square(&self, picture: &Picture) -> llava_sae_cpp::Result<RgbImage> {
-        let size = self.files()?.image_size()?;
+        let size = self.files(SaeIs::Optional)?.image_size()?;
         let pixels = picture.prepare(size, self.image_prep.into())?;
         Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
     }
@@ -267,17 +267,25 @@ impl ModelArgs {
         &self,
         verbosity: Verbosity,
     ) -> llava_sae_cpp::Result<ModelFiles> {
+        self.announce_demo(verbosity);
+        self.files(SaeIs::Required)
+    }
+
+    fn announce_demo(&self, verbosity: Verbosity) {
         if self.is_demo() && !verbosity.is_quiet() {
             eprintln!("using the embedded demo model; choose another with `-d DIR`");
         }
-        self.files()
     }
 
-    fn files(&self) -> llava_sae_cpp::Result<ModelFiles> {
+    fn files(&self, sae: SaeIs) -> llava_sae_cpp::Result<ModelFiles> {
         if self.is_demo() {
             return demo::files();
         }
-        ModelFiles::find(
+        let find = match sae {
+            SaeIs::Required => ModelFiles::find,
+            SaeIs::Optional => ModelFiles::find_sae_or_none,
+        };
+        find(
             self.model_dir.as_deref(),
             self.model.clone(),
             self.mmproj.clone(),

@@ -59,8 +59,9 @@ is at that SAE's hook; an SAE above an intervention sees the stream as it was ch
 
 pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let file = start_file(&args)?;
+    let interventions = args.interventions.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
-    let steering = args.interventions.steering(session.model())?;
+    let steering = interventions.steering(session.model())?;
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
     let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
     let options = RunOptions {

@@ -76,11 +76,12 @@ struct Timings {
 
 pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let start = Instant::now();
-    let mut session = match args.top == 0 && args.interventions.are_vectors() {
-        true => args.model.open_without_sae(verbosity, &cancel)?,
+    let interventions = args.interventions.read()?;
+    let mut session = match args.top == 0 && interventions.are_vectors() {
+        true => args.model.open_sae_or_none(verbosity, &cancel)?,
         false => args.model.open(verbosity, &cancel)?,
     };
-    let steering = args.interventions.steering(session.model())?;
+    let steering = interventions.steering(session.model())?;
     let load_time = start.elapsed();
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
     let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;

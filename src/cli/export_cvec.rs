@@ -33,11 +33,12 @@ pub(super) struct ExportCvecArgs {
 pub(super) fn run(args: ExportCvecArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = Overwrite::if_forced(args.force);
     overwrite.check(&args.output)?;
-    let session = match args.interventions.are_vectors() {
-        true => args.model.open_without_sae(verbosity, &cancel)?,
+    let interventions = args.interventions.read()?;
+    let session = match interventions.are_vectors() {
+        true => args.model.open_sae_or_none(verbosity, &cancel)?,
         false => args.model.open(verbosity, &cancel)?,
     };
-    let steering = args.interventions.steering(session.model())?;
+    let steering = interventions.steering(session.model())?;
     let steering = steering.expect("an intervention is required");
     session
         .model()

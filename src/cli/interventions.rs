@@ -255,27 +255,23 @@ impl InterventionArgs {
         self.interventions.as_ref()
     }
 
-    /// Whether vectors are added, and nothing asks for an SAE.
-    pub(super) fn are_vectors(&self) -> bool {
-        let mut asked = self.changes.0.iter().filter(|(_, asked)| !asked.is_empty());
-        let of_vectors = |(kind, _): &(&Kind, Asked)| kind.targets == Targets::Vectors;
-        let has_more = self.when.is_some() || self.interventions.is_some();
-        !has_more && asked.clone().next().is_some() && asked.all(of_vectors)
+    /// Reads the saved set, before a model is there to say what its features are.
+    pub(super) fn read(&self) -> Result<Interventions<'_>> {
+        let set = self.interventions.as_deref().map(saved_set::read);
+        Ok(Interventions {
+            args: self,
+            set: set.transpose()?.unwrap_or_default(),
+        })
     }
 
-    /// All interventions, with labels resolved; none if none were asked for.
-    pub(super) fn steering(&self, model: &HookedModel) -> Result<Option<Arc<Steering>>> {
-        let saes = model.saes();
-        let mut interventions = match &self.interventions {
-            Some(path) => saved_set::read(path, saes)?,
-            None => Vec::new(),
-        };
+    fn of_options(&self, saes: &SaeSet) -> Result<Vec<Intervention>> {
         let when = self.when.as_ref().map(|(feature, above)| {
             let feature = saes.find_feature(feature)?;
             let above = *above;
             Ok(Condition { feature, above })
         });
         let when = when.transpose()?;
+        let mut interventions = Vec::new();
         let mut add = |target: Target, kind, number| {
             interventions.push(Intervention {
                 target,
@@ -306,10 +302,37 @@ impl InterventionArgs {
                 }
             }
         }
-        if interventions.is_empty() {
+        Ok(interventions)
+    }
+}
+
+/// What options and a saved set ask for.
+pub(super) struct Interventions<'a> {
+    args: &'a InterventionArgs,
+    set: Vec<saved_set::Entry>,
+}
+
+impl Interventions<'_> {
+    /// Whether there are some, all along vectors, so that no SAE is needed.
+    pub(super) fn are_vectors(&self) -> bool {
+        let asked = self.args.changes.0.iter();
+        let asked = asked.filter(|(_, asked)| !asked.is_empty());
+        let of_options = asked.map(|(kind, _)| kind.targets != Targets::Vectors);
+        let of_set = self.set.iter().map(saved_set::Entry::needs_sae);
+        let mut need_sae = of_options.chain(of_set).peekable();
+        self.args.when.is_none() && need_sae.peek().is_some() && !need_sae.any(|needs| needs)
+    }
+
+    /// All of them, with labels resolved; none if none were asked for.
+    pub(super) fn steering(&self, model: &HookedModel) -> Result<Option<Arc<Steering>>> {
+        let saes = model.saes();
+        let file = self.args.interventions.as_deref().unwrap_or(Path::new(""));
+        let mut all = saved_set::interventions(&self.set, &file.display().to_string(), saes)?;
+        all.extend(self.args.of_options(saes)?);
+        if all.is_empty() {
             return Ok(None);
         }
-        model.steering(interventions).map(Some)
+        model.steering(all).map(Some)
     }
 }
 

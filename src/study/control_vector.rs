@@ -29,12 +29,12 @@ pub(crate) fn write(
     let places: Vec<_> = steering.edits().iter().map(Edit::hook_point).collect();
     if let Some(place) = places.iter().find(|place| place.site() != Site::ResidPost) {
         return Err(refused(&format!(
-            "it is added to the residual stream, and the SAE belongs to `{place}`"
+            "it is added to the residual stream, and this is done at `{place}`"
         )));
     }
     if places.iter().any(|place| place.layer() == 0) {
         return Err(refused(
-            "llama.cpp's begin at layer 1, and the SAE belongs to layer 0",
+            "llama.cpp's begin at layer 1, and this is done at layer 0",
         ));
     }
     let Some((hook_point, direction)) = steering.constant() else {

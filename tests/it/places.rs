@@ -377,6 +377,36 @@ fn vectors_need_no_sae() {
     assert_eq!(json_of(&set_args)["steered"], steered["steered"]);
     let lost = [&alone[..], &["--vector", &default], &more].concat();
     bad_input::check(&lost, 1, &["FILE@HOOK", "hint: "]);
+
+    // A saved set needs none either, nor does a folder.
+    let of_set = ["--interventions", text(&set)];
+    let replayed = json_of(&[&alone[..], &of_set, &more].concat());
+    assert_eq!(replayed["steered"], steered["steered"]);
+    assert!(replayed["sae"].is_null());
+    let bare = folder().join("bare");
+    std::fs::create_dir_all(&bare).expect("our own folder");
+    for (file, name) in [(&model, "model.gguf"), (&mmproj, "mmproj.gguf")] {
+        std::fs::copy(file, bare.join(name)).expect("a copy");
+    }
+    let bare = ["-d", text(&bare), "--json", "-n", "6"];
+    let replayed = json_of(&[&bare[..], &of_set, &more].concat());
+    assert_eq!(replayed["steered"], steered["steered"]);
+
+    let check = |args: &[&str], words: &[&str]| {
+        bad_input::check(&[&bare[..], args, &more].concat(), 1, words);
+    };
+    check(&[], &["no `sae*.gguf`"]);
+    check(&["--vector", &at_hook, "--top", "1"], &["no `sae*.gguf`"]);
+    check(&["--steer", "3:1"], &["no `sae*.gguf`"]);
+    check(
+        &["--vector", &at_hook, "--when", "3>0"],
+        &["no `sae*.gguf`"],
+    );
+    let nowhere = format!("{}@blocks.60.hook_resid_post:1", text(&file));
+    check(
+        &["--vector", &nowhere],
+        &["error: cannot hook `blocks.60.hook_resid_post`"],
+    );
 }
 
 #[test]

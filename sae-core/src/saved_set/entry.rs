@@ -100,6 +100,11 @@ impl Entry {
         }
     }
 
+    /// Whether it is of a feature, or depends on one; a vector alone needs no SAE.
+    pub fn needs_sae(&self) -> bool {
+        self.feature.is_some() || self.when.is_some()
+    }
+
     /// Reads the file of a vector, by its path from `folder`.
     pub(super) fn read_vector(&mut self, folder: &Path) -> Result<()> {
         if let (Some(file), None) = (&self.file, &self.values) {
@@ -191,16 +196,21 @@ impl Entry {
     }
 }
 
-/// Where a vector is added that does not say it: where the SAE reads, while there is one.
+/// The hook point of a vector that names none: the SAE's, while there is one SAE.
 ///
 /// # Errors
 /// `missing`, where there is no SAE or several.
 pub fn default_hook_point(saes: &SaeSet, missing: &str) -> Result<HookPoint> {
     match saes.len() {
         1 => Ok(saes[0].hook_point()),
-        n => Err(Error::invalid(format!(
-            "{missing}: there are {n} SAEs whose place it could be"
-        ))
-        .with_hint("name the hook point, such as `blocks.12.hook_resid_post`")),
+        n => {
+            let n = match n {
+                0 => "is no SAE".to_owned(),
+                n => format!("are {n} SAEs"),
+            };
+            let what = format!("{missing}, and there {n} to take the hook point from");
+            Err(Error::invalid(what)
+                .with_hint("name the hook point, such as `blocks.12.hook_resid_post`"))
+        }
     }
 }

@@ -35,8 +35,8 @@ pub fn entries(steering: Option<&Steering>, saes: &SaeSet) -> Vec<Entry> {
 /// Reads a saved set from a file, and the files of vectors that it names, by their paths from its folder.
 ///
 /// # Errors
-/// A file that cannot be read; those of [`parse`] and [`interventions`], with the file's name.
-pub fn read(path: &Path, saes: &SaeSet) -> Result<Vec<Intervention>> {
+/// A file that cannot be read; those of [`parse`], with the file's name.
+pub fn read(path: &Path) -> Result<Vec<Entry>> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text))
@@ -48,7 +48,7 @@ pub fn read(path: &Path, saes: &SaeSet) -> Result<Vec<Intervention>> {
         let read = entry.read_vector(folder);
         read.map_err(|error| in_entry(i, &shown, &error))?;
     }
-    interventions(&entries, &shown, saes)
+    Ok(entries)
 }
 
 /// What the entries of `shown`, such as a file, mean for these SAEs.

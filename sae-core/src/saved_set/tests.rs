@@ -264,8 +264,9 @@ fn files_of_vectors_are_read() {
     let set = dir.path().join("set.json");
     let text = r#"[{"kind": "vector", "file": "vectors/a.safetensors", "value": -1}]"#;
     std::fs::write(&set, text).expect("a file of our own");
-    let read = read(&set, &saes(1)).expect("it is there");
-    let Target::Vector(vector) = &read[0].target else {
+    let found = read(&set).and_then(|entries| interventions(&entries, "set.json", &saes(1)));
+    let found = found.expect("it is there");
+    let Target::Vector(vector) = &found[0].target else {
         panic!("a vector");
     };
     assert_eq!(
@@ -286,7 +287,7 @@ fn files_of_vectors_are_read() {
         broken.extend(bad.as_bytes());
         broken.extend(&file[8 + header.len()..]);
         std::fs::write(dir.path().join("vectors/a.safetensors"), &broken).expect("our own");
-        let error = super::read(&set, &saes(1)).expect_err(&bad).to_string();
+        let error = read(&set).expect_err(&bad).to_string();
         assert!(
             error.contains("intervention 1") && error.contains("a.safetensors"),
             "{error}"

@@ -17,8 +17,9 @@ pub(super) use self::args::FeaturesArgs;
 
 pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let outputs = start_outputs(&args)?;
+    let interventions = args.interventions.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
-    let steering = args.interventions.steering(session.model())?;
+    let steering = interventions.steering(session.model())?;
     let mut page = Page::new(args.about(steering.as_deref(), &session)?);
     let hidden = args.hidden(session.model().saes())?;
     let mut group = Vec::new();

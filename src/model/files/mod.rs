@@ -43,30 +43,33 @@ impl ModelFiles {
         mmproj: Option<PathBuf>,
         saes: Vec<PathBuf>,
     ) -> Result<Self> {
+        let files = Self::find_sae_or_none(dir, model, mmproj, saes)?;
+        match files.saes.is_empty() {
+            true => Err(missing_role("sae", dir)),
+            false => Ok(files),
+        }
+    }
+
+    /// As [`ModelFiles::find`], for what needs no SAE, but takes one that is there.
+    ///
+    /// # Errors
+    /// As there, but for a missing SAE.
+    pub fn find_sae_or_none(
+        dir: Option<&Path>,
+        model: Option<PathBuf>,
+        mmproj: Option<PathBuf>,
+        saes: Vec<PathBuf>,
+    ) -> Result<Self> {
         let choose = |given: Option<PathBuf>, role| match (given, dir) {
             (Some(path), _) => Ok(Some(path)),
             (None, Some(dir)) => find_role(dir, role),
             (None, None) => Ok(None),
         };
-        let require = |given, role: &'static str| {
-            choose(given, role)?.ok_or_else(|| match dir {
-                Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
-                    .with_hint("make such a folder with a conversion"),
-                None => Error::new(
-                    ErrorKind::Missing,
-                    match role {
-                        "model" => "the language model's file is missing",
-                        _ => "the SAE's file is missing",
-                    },
-                )
-                .with_hint("name it, or give a folder with all three"),
-            })
-        };
         Ok(Self {
-            model: require(model, "model")?,
+            model: choose(model, "model")?.ok_or_else(|| missing_role("model", dir))?,
             mmproj: choose(mmproj, "mmproj")?,
             saes: match saes.is_empty() {
-                true => vec![require(None, "sae")?],
+                true => choose(None, "sae")?.into_iter().collect(),
                 false => saes,
             },
         })
@@ -120,6 +123,22 @@ impl ModelFiles {
     /// Files that are missing, malformed, foreign or do not fit, each with what to do.
     pub fn check(&self) -> Result<()> {
         check(self).map(|_| ())
+    }
+}
+
+/// The error for a role without a file, which `dir`, if it is given, does not hold either.
+fn missing_role(role: &str, dir: Option<&Path>) -> Error {
+    match dir {
+        Some(dir) => Error::invalid(format!("no `{role}*.gguf` in `{}`", dir.display()))
+            .with_hint("make such a folder with a conversion"),
+        None => Error::new(
+            ErrorKind::Missing,
+            match role {
+                "model" => "the language model's file is missing",
+                _ => "the SAE's file is missing",
+            },
+        )
+        .with_hint("name it, or give a folder with all three"),
     }
 }
 
@@ -236,14 +255,14 @@ impl Graph {
         let layer = hook_point.layer();
         let refused = |why: &str| {
             let shown = self.path.display();
-            let what = format!("the SAE belongs to `{hook_point}`, and `{shown}` {why}");
+            let what = format!("cannot hook `{hook_point}`: `{shown}` {why}");
             Error::new(ErrorKind::Unsupported, what)
         };
         let has_experts = || self.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"));
         if hook_point.site() == Site::MlpOut && has_experts().is_some() {
             return Err(
                 refused("is a mixture of experts, whose sum has no known node")
-                    .with_hint("use an SAE of the residual stream"),
+                    .with_hint("use the residual stream"),
             );
         }
         if let GraphNode::MultipliesBy(weight) = &node {
@@ -269,7 +288,13 @@ impl Graph {
     /// Checks that an SAE reads what the model shows.
     fn check_sae(&self, sae: &SaeFile) -> Result<()> {
         let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
-        let HookedNode { width, .. } = self.node(hook_point)?;
+        let HookedNode { width, .. } = self.node(hook_point).map_err(|error| {
+            let what = format!(
+                "`{}` does not fit this model: {error}",
+                sae.path().display()
+            );
+            error.with_message(what)
+        })?;
         let layer = hook_point.layer();
         let has_norm = || self.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
         if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)
