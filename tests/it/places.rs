@@ -151,6 +151,15 @@ fn what_is_not_there_is_refused_before_anything_runs() {
     let both = options(&session, vec![limited("last"), limited("-1")]);
     let error = session.run(&prompt, both).expect_err("a contradiction");
     assert!(error.to_string().contains("clamped twice"), "{error}");
+
+    // A page starts with the run without interventions, for which this context is too small.
+    let page = folder().join("never.html");
+    let picture = Fixture::Demo.picture("00.png");
+    let args = ["features", "--html", text(&page), "-c", "8", text(&picture)];
+    let said =
+        |more: &[&str], words: &[&str]| bad_input::check(&[&args[..], more].concat(), 1, words);
+    said(&["--steer", "3:1", "--at", "5"], &["context"]);
+    said(&["--steer", "3:1", "--at", "900"], &["no position 900"]);
 }
 
 /// A number that about a third of the activations of a feature exceed, far from each.

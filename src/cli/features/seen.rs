@@ -92,8 +92,12 @@ pub(super) fn look(
     let prompt = args.prompt.build(session, image.as_ref(), cancel)?;
     let mut over = args.over();
     over.find_tokens(|text| session.model().tokens_of(text))?;
+    // What is wrong with positions is said before the runs.
     if !over.kinds().generated {
-        rank::pooled_positions(prompt.tokens(), &over)?; // what is wrong is said before the run
+        rank::pooled_positions(prompt.tokens(), &over)?;
+    }
+    if let Some(steering) = steering {
+        steering.placed(prompt.tokens())?;
     }
     let mut run = |steering: Option<&Arc<Steering>>, keep| {
         let options = RunOptions {
