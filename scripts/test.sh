@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything that must pass: formatting, lints, tests, documentation. One cargo profile, so that
-# llama.cpp is built once.
+# Everything that must pass: formatting, lints, tests, the example, documentation. One cargo profile, so
+# that llama.cpp is built once.
 set -eu
 browser=wanted
 . "$(dirname "$0")/setup.sh"
@@ -23,4 +23,6 @@ fi
 cargo fmt --all --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 cargo test --release --locked --workspace --no-fail-fast
+cargo fmt --check --manifest-path examples/library/Cargo.toml
+sh scripts/example.sh >/dev/null
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps

@@ -35,6 +35,12 @@ impl Intervention {
         }
     }
 
+    /// The same at these positions.
+    #[must_use]
+    pub fn at(self, at: Positions) -> Self {
+        Self { at, ..self }
+    }
+
     /// The number of a change, where it has units in directions as they are, whose length is `norm`.
     pub(super) fn number(&self, norm: f32) -> Result<f64> {
         let (target, kind) = (&self.target, self.change.kind());
