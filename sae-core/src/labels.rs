@@ -1,5 +1,6 @@
 //! What the name of a feature means: an index or a label. Pure text.
 
+use crate::feature::FeatureId;
 use crate::{Error, ErrorKind, Result};
 
 /// Candidates that an error about an ambiguous label lists.
@@ -48,8 +49,7 @@ pub fn find_feature<'a>(
 }
 
 /// The feature that `name` means among those of the SAEs with these ids: `SAE_ID/FEATURE`, of which the first
-/// part may be left out while there is one SAE. `find` gives the index that `FEATURE` means in an SAE, which it
-/// gets by its place; both are returned.
+/// part may be left out while there is one SAE. `find` gives the index that `FEATURE` means in the SAE at a place.
 ///
 /// # Errors
 /// Those of `find`; with several SAEs, a name without an SAE's.
@@ -57,7 +57,7 @@ pub fn find_in_saes(
     name: &str,
     ids: &[&str],
     find: impl Fn(usize, &str) -> Result<usize>,
-) -> Result<(usize, usize)> {
+) -> Result<FeatureId> {
     // A label may hold slashes, and so may an id: the longest id that fits is meant.
     let named = ids.iter().enumerate().filter_map(|(sae, id)| {
         let rest = name.strip_prefix(id)?.strip_prefix('/')?;
@@ -66,11 +66,11 @@ pub fn find_in_saes(
     if let Some((sae, _, rest)) = named.max_by_key(|(_, id, _)| id.len()) {
         let found = find(sae, rest);
         if found.is_ok() || ids.len() > 1 {
-            return found.map(|index| (sae, index));
+            return found.map(|index| FeatureId { sae, index });
         }
     }
     if ids.len() == 1 {
-        return find(0, name).map(|index| (0, index));
+        return find(0, name).map(FeatureId::of_only);
     }
     if ids.is_empty() {
         let what = format!("cannot find feature `{name}`: there is no SAE");

@@ -53,8 +53,7 @@ impl SaeSet {
     /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
     pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
         let ids: Vec<_> = self.saes.iter().map(|sae| sae.id()).collect();
-        let found = labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest));
-        found.map(|(sae, index)| FeatureId { sae, index })
+        labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest))
     }
 
     /// A feature's label, where it has one.
@@ -64,8 +63,12 @@ impl SaeSet {
 
     /// A feature as it is written: `4501`, or `SAE_ID/4501` where there are several SAEs.
     pub fn shown(&self, feature: FeatureId) -> FeatureName {
-        let sae = (self.len() > 1).then(|| self[feature.sae].id());
-        FeatureName::new(sae, feature.index)
+        FeatureName::new(self.shown_id(feature.sae), feature.index)
+    }
+
+    /// An SAE's id where features are written with it: where there are several SAEs.
+    pub fn shown_id(&self, sae: usize) -> Option<&str> {
+        (self.len() > 1).then(|| self[sae].id())
     }
 }
 

@@ -1,13 +1,13 @@
-//! `baseline`: what features usually do on pictures, measured and written into a copy of the SAE.
+//! `baseline`: what features usually do on pictures, measured and written into copies of the SAEs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gguf_tools::new_file::Overwrite;
-use gguf_tools::sae::SaeFile;
-use llava_sae_cpp::CancelFlag;
+use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::baseline::measure;
 use llava_sae_cpp::scan::Scan;
+use llava_sae_cpp::{CancelFlag, Error};
 
 use super::args::{ModelArgs, PromptArgs, note_as_seen};
 use super::folder::{pictures_in, warn_of_gap};
@@ -19,10 +19,11 @@ use super::progress::{Counter, Verbosity};
 pub(super) struct BaselineArgs {
     /// A folder of varied pictures, those in folders below it included
     dir: PathBuf,
-    /// The SAE file to write: a copy of the model's, with the baseline
-    #[arg(short, long, value_name = "SAE.gguf")]
+    /// The SAE file to write: a copy of the model's, with the baseline. With several SAEs, which are measured in
+    /// one pass, the folder to write their copies to, each under its file's name
+    #[arg(short, long, value_name = "SAE.gguf|DIR")]
     output: PathBuf,
-    /// Overwrite the file
+    /// Overwrite what is there
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -33,10 +34,17 @@ pub(super) struct BaselineArgs {
 
 pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = Overwrite::if_forced(args.force);
-    overwrite.check(&args.output)?;
-    let pictures = pictures_in(&args.dir, verbosity)?;
     let files = args.model.announced_files(verbosity)?;
-    let sae = SaeFile::open(files.only_sae()?)?;
+    let targets = targets(&files.saes, &args.output)?;
+    for target in &targets {
+        overwrite.check(target)?;
+    }
+    let _dir = match &targets[..] {
+        [_] => None,
+        _ => Some(OutputDir::create(&args.output)?),
+    };
+    let pictures = pictures_in(&args.dir, verbosity)?;
+    let saes = files.open_saes()?;
     files.projector()?;
     let options = args.model.options();
     args.model.probe(&files, &options, verbosity, &cancel)?;
@@ -50,7 +58,7 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
         jobs: 1,
         cancel: &cancel,
     };
-    let measured = measure(&scan, &pictures, sae.meta.d_sae, &mut |read| {
+    let measured = measure(&scan, &pictures, &saes, &mut |read| {
         if let Err(error) = read {
             n_skipped += 1;
             counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
@@ -58,14 +66,47 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
         counter.advance();
     });
     counter.finish();
-    let baseline = measured?;
+    let baselines = measured?;
     if n_skipped > 0 {
         warn_of_gap(&format!(
             "skipped {n_skipped} of {} pictures",
             pictures.len()
         ));
     }
-    baseline.write(&sae, &args.output, overwrite)?;
-    note_as_seen(&args.output);
+    for ((sae, baseline), target) in saes.iter().zip(&baselines).zip(&targets) {
+        let sae = sae.file().expect("it was opened from a file");
+        baseline.write(sae, target, overwrite)?;
+        note_as_seen(target);
+    }
     Ok(Outcome::Done)
+}
+
+/// The file to write for each SAE: the output, or, for several, files of their names in it.
+fn targets(saes: &[PathBuf], output: &Path) -> llava_sae_cpp::Result<Vec<PathBuf>> {
+    if let [_] = saes {
+        return Ok(vec![output.to_owned()]);
+    }
+    let is_named_as_file = output.extension().is_some_and(|name| name == "gguf");
+    if !output.is_dir() && (output.exists() || is_named_as_file) {
+        let shown = output.display();
+        let what = format!(
+            "`{shown}` is one file, and {} SAEs are measured",
+            saes.len()
+        );
+        return Err(Error::invalid(what)
+            .with_hint("give a folder: the copies get the names of the SAEs' files"));
+    }
+    let mut targets = Vec::new();
+    for sae in saes {
+        let name = sae.file_name().unwrap_or_default();
+        let target = output.join(name);
+        if targets.contains(&target) {
+            let name = name.to_string_lossy();
+            let what = format!("two of the SAEs' files are called `{name}`");
+            return Err(Error::invalid(what)
+                .with_hint("measure one after the other, or rename one of the files"));
+        }
+        targets.push(target);
+    }
+    Ok(targets)
 }

@@ -35,10 +35,11 @@ pub(super) struct ScanArgs {
 }
 
 const COLUMNS: &str = "\
-A row for each picture and feature that it activates (on the image's rows), pictures by path, features by
-index:
+A row for each picture and feature that it activates (on the image's rows), pictures by path, SAEs as they
+are given, features by index:
   path     string          below the folder, with / between its parts
   class    string or null  the name of the folder that it lies in; null directly in the scanned one
+  sae      string          the SAE's id; with several SAEs alone
   feature  int32           the feature's index
   label    string or null  its label
   sum      float32         its activations over the image's rows, summed
@@ -57,6 +58,8 @@ Examples:
       One picture after the other, with all cores
   llava-sae-cpp scan --jobs 4 -d llava-gemma-2b pictures/ -o features.parquet
       Four at once, with a quarter of the cores each
+  llava-sae-cpp scan -d gemma --sae layer-6.gguf --sae layer-12.gguf pictures/ -o both.parquet
+      Two SAEs in one pass of the model, at the cost of both encoders
   llava-sae-cpp top features.parquet --class pizza
       What pictures in folders called `pizza` activate more than the others";
 
@@ -67,7 +70,6 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));
     check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
     let files = args.model.announced_files(verbosity)?;
-    files.only_sae()?;
     files.check()?;
     files.projector()?;
     let options = args.model.options();

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use gguf_tools::terminal::one_line;
+use llava_sae_cpp::FeatureName;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
-    By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
-    images_of_feature,
+    By, ClassFeature, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile,
+    features_of_class, images_of_feature,
 };
 use serde::Serialize;
 
@@ -24,17 +25,18 @@ use super::outcome::{CommandResult, print};
 pub(super) struct TopArgs {
     /// The Parquet file that `scan` wrote, or what another program has made of its rows
     file: PathBuf,
-    /// The images that activate this feature most: an index, or a label of a feature that some image activates
+    /// The images that activate this feature most: an index, or a label of a feature that some image activates;
+    /// in a table of several SAEs, `SAE/FEATURE`
     #[arg(long, value_name = "FEATURE", allow_hyphen_values = true)]
     feature: Option<String>,
-    /// The features that this class's images activate more than all other images, on average
+    /// The features that this class's images activate more than all other images, on average, SAE by SAE
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     /// The value of a feature on an image: its largest activation, their sum, or the number of image
     /// rows on which it is active
     #[arg(long, value_name = "VALUE", default_value = "max", value_parser = one_of([By::Max, By::Sum, By::Count], By::name))]
     by: By,
-    /// How many images or features
+    /// How many images, or features of each SAE
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
     /// Print one JSON object
@@ -48,6 +50,8 @@ Examples:
       The images that activate feature 7310 most
   llava-sae-cpp top features.parquet --feature dog --by sum --top 3
       … the feature that is labelled so, by the sum of its activations
+  llava-sae-cpp top both.parquet --feature gemma-2b-layer-6/7310
+      … a feature of one of several SAEs
   llava-sae-cpp top features.parquet --class pizza --json
       What images in folders called `pizza` activate more than the others";
 
@@ -55,7 +59,7 @@ Examples:
 #[derive(Serialize)]
 struct FeatureReport<'a> {
     file: String,
-    feature: usize,
+    feature: &'a FeatureName,
     label: Option<&'a str>,
     by: By,
     n_images: Option<u64>,
@@ -88,7 +92,7 @@ struct ClassReport<'a> {
 #[derive(Serialize)]
 struct ClassEntry<'a> {
     rank: usize,
-    feature: usize,
+    feature: FeatureName,
     label: Option<&'a str>,
     difference: f64,
     mean_inside: f64,
@@ -162,7 +166,7 @@ fn feature_report<'a>(
     let images = found.images.iter().enumerate();
     FeatureReport {
         file: shown(&args.file),
-        feature: found.feature,
+        feature: &found.feature,
         label: found.label.as_deref(),
         by: args.by,
         n_images,
@@ -186,7 +190,10 @@ fn class_report<'a>(
     found: &'a ClassFeatures,
     counts_known: bool,
 ) -> ClassReport<'a> {
-    let features = found.features.iter().enumerate();
+    let ranked = found.saes.iter().flat_map(|of_sae| {
+        let features = of_sae.features.iter().enumerate();
+        features.map(|(i, feature)| (of_sae.sae.as_deref(), i + 1, feature))
+    });
     ClassReport {
         file: shown(&args.file),
         class,
@@ -194,10 +201,10 @@ fn class_report<'a>(
         n_inside: found.n_inside,
         n_outside: found.n_outside,
         counts_known,
-        features: features
-            .map(|(i, feature)| ClassEntry {
-                rank: i + 1,
-                feature: feature.feature,
+        features: ranked
+            .map(|(sae, rank, feature)| ClassEntry {
+                rank,
+                feature: FeatureName::new(sae, feature.feature),
                 label: feature.label.as_deref(),
                 difference: feature.difference(),
                 mean_inside: feature.mean_inside,
@@ -251,14 +258,23 @@ fn print_features(
     found: &ClassFeatures,
     by: By,
 ) -> io::Result<()> {
-    let title = format!(
-        "Features that images of `{class}` ({}) activate more than the others ({}); by {}",
-        found.n_inside,
-        found.n_outside,
-        phrase(by)
-    );
-    writeln!(out, "{}", one_line(&title))?;
-    if found.features.is_empty() {
+    for of_sae in &found.saes {
+        let sae = of_sae.sae.as_ref().map(|sae| format!(", {sae}"));
+        let title = format!(
+            "Features that images of `{class}` ({}) activate more than the others ({}); by {}{}",
+            found.n_inside,
+            found.n_outside,
+            phrase(by),
+            sae.unwrap_or_default()
+        );
+        writeln!(out, "{}", one_line(&title))?;
+        print_table(out, &of_sae.features)?;
+    }
+    Ok(())
+}
+
+fn print_table(out: &mut dyn Write, features: &[ClassFeature]) -> io::Result<()> {
+    if features.is_empty() {
         return writeln!(out, "  there is none");
     }
     writeln!(
@@ -269,7 +285,7 @@ fn print_features(
         out,
         "  rank  feature    more    inside   outside  inside  outside  label"
     )?;
-    for (i, feature) in found.features.iter().enumerate() {
+    for (i, feature) in features.iter().enumerate() {
         let line = format!(
             "{:>6}  {:>7}  {:>6.3}  {:>8.3}  {:>8.3}  {:>5.0}%  {:>6.0}%  {}",
             i + 1,

@@ -1,37 +1,46 @@
-//! What an SAE's features usually do, measured on a folder of pictures.
+//! What the features of SAEs usually do, measured on a folder of pictures.
 
 use gguf_tools::sae::Baseline;
 
-use super::scan::{FoundPicture, PictureFeatures, Scan, none_read, read_pictures};
-use crate::Result;
+use super::scan::{ActiveFeature, FoundPicture, Scan, none_read, read_pictures};
+use crate::{Result, SaeSet};
 
-/// Measures what `d_sae` features usually do on the image rows of `pictures`. `on_picture` is told of each
-/// picture whether it could be read; one that could not is left out.
+/// Measures what the features of `saes`, which are those of `scan.files`, usually do on the image rows of
+/// `pictures`: a baseline for each, from one pass of the model. `on_picture` is told of each picture whether it could
+/// be read; one that could not is left out.
 ///
 /// # Errors
 /// Those of [`read_pictures`]; no picture that could be read.
 pub fn measure(
     scan: &Scan<'_>,
     pictures: &[FoundPicture],
-    d_sae: usize,
+    saes: &SaeSet,
     on_picture: &mut dyn FnMut(Result<()>),
-) -> Result<Baseline> {
-    let mut sums = Sums::new(d_sae);
+) -> Result<Vec<Baseline>> {
+    let mut sums: Vec<_> = saes.iter().map(|sae| Sums::new(sae.meta().d_sae)).collect();
+    let (mut n_rows, mut n_pictures) = (0, 0);
     let all: Vec<_> = pictures.iter().collect();
     read_pictures(scan, &all, &mut |_, result| {
-        on_picture(result.map(|features| sums.add(&features)));
+        on_picture(result.map(|features| {
+            n_rows += features.n_rows as u64;
+            n_pictures += 1;
+            for (sums, active) in sums.iter_mut().zip(&features.active) {
+                sums.add(active);
+            }
+        }));
         Ok(())
     })?;
-    let baseline = sums.baseline();
-    baseline.ok_or_else(|| none_read(scan.dir, pictures.len()))
+    if n_pictures == 0 {
+        return Err(none_read(scan.dir, pictures.len()));
+    }
+    let baselines = sums.iter().map(|sums| sums.baseline(n_rows, n_pictures));
+    Ok(baselines.collect())
 }
 
-/// What has been seen so far.
+/// What has been seen so far of an SAE's features.
 struct Sums {
     max: Vec<f64>,         // [d_sae]: largest activations, summed over pictures
     active_rows: Vec<u64>, // [d_sae]
-    n_rows: u64,
-    n_pictures: u32,
 }
 
 impl Sums {
@@ -39,31 +48,25 @@ impl Sums {
         Self {
             max: vec![0.0; d_sae],
             active_rows: vec![0; d_sae],
-            n_rows: 0,
-            n_pictures: 0,
         }
     }
 
-    fn add(&mut self, picture: &PictureFeatures) {
-        for active in &picture.active {
+    /// Adds the features of a picture.
+    fn add(&mut self, picture: &[ActiveFeature]) {
+        for active in picture {
             self.max[active.feature] += f64::from(active.max);
             self.active_rows[active.feature] += active.count as u64;
         }
-        self.n_rows += picture.n_rows as u64;
-        self.n_pictures += 1;
     }
 
-    /// The means; none without a picture.
-    fn baseline(&self) -> Option<Baseline> {
-        if self.n_pictures == 0 {
-            return None;
-        }
-        let mean = |sum: &f64| (sum / f64::from(self.n_pictures)) as f32;
-        let share = |&n_active: &u64| (n_active as f64 / self.n_rows as f64) as f32;
-        Some(Baseline {
+    /// The means over so many pictures, and the shares of their image rows.
+    fn baseline(&self, n_rows: u64, n_pictures: u32) -> Baseline {
+        let mean = |sum: &f64| (sum / f64::from(n_pictures)) as f32;
+        let share = |&n_active: &u64| (n_active as f64 / n_rows as f64) as f32;
+        Baseline {
             mean_max: self.max.iter().map(mean).collect(),
             frequency: self.active_rows.iter().map(share).collect(),
-            n_pictures: self.n_pictures,
-        })
+            n_pictures,
+        }
     }
 }

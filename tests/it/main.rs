@@ -42,6 +42,7 @@ mod scan_folders;
 mod scan_library;
 #[cfg(unix)]
 mod scan_resume;
+mod scan_several;
 mod scan_top;
 mod screen;
 mod several_saes;

@@ -18,6 +18,7 @@ use crate::fixture::{Fixture, temporary_root};
 pub(crate) struct OwnedRow {
     pub(crate) path: String,
     pub(crate) class: Option<String>,
+    pub(crate) sae: Option<String>,
     pub(crate) feature: usize,
     pub(crate) label: Option<String>,
     pub(crate) sum: f32,
@@ -36,6 +37,7 @@ pub(crate) fn rows(file: &Path) -> Vec<OwnedRow> {
         rows.push(OwnedRow {
             path: row.path.to_owned(),
             class: row.class.map(str::to_owned),
+            sae: row.sae.map(str::to_owned),
             feature: row.active.feature,
             label: row.label.map(str::to_owned),
             sum: row.active.sum,
@@ -129,6 +131,7 @@ fn rows_are_what_features_says() {
                 let row = of_picture.entry(feature).or_insert_with(|| OwnedRow {
                     path: path.to_owned(),
                     class: class.map(str::to_owned),
+                    sae: None,
                     feature: feature as usize,
                     label: entry["label"].as_str().map(str::to_owned),
                     sum: 0.0,

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
-use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::baseline::measure;
 use llava_sae_cpp::scan::{Folder, Scan, ScanEvent, ScanFile, ScanPrompt, scan_folder};
 use llava_sae_cpp::{CancelFlag, PromptForm, SessionOptions, demo};
@@ -102,11 +101,15 @@ fn a_baseline_is_what_a_scan_says() {
     let dir = folder("library-baseline");
     let table = folder("library-table").join("features.parquet");
     scanned(&dir, |scan, found, _| {
-        let sae = SaeFile::open(&scan.files.saes[0]).expect("the demo's SAE");
+        let saes = scan.files.open_saes().expect("the demo's SAE");
+        let d_sae = saes[0].meta().d_sae;
         let mut read = Vec::new();
         let mut on_picture = |result: llava_sae_cpp::Result<()>| read.push(result.is_ok());
-        let baseline = measure(scan, &found.pictures, sae.meta.d_sae, &mut on_picture);
-        let baseline = baseline.expect("three can be read");
+        let baselines = measure(scan, &found.pictures, &saes, &mut on_picture);
+        let baselines = baselines.expect("three can be read");
+        let [baseline] = &baselines[..] else {
+            panic!("one SAE, and {} baselines", baselines.len());
+        };
         assert_eq!(read, [true, true, false, true]);
         assert_eq!(baseline.n_pictures, 3);
 
@@ -118,7 +121,7 @@ fn a_baseline_is_what_a_scan_says() {
             &mut |_| {},
         );
         written.expect("the same pictures");
-        let mut sums = vec![[0.0_f64; 2]; sae.meta.d_sae];
+        let mut sums = vec![[0.0_f64; 2]; d_sae];
         for row in rows(&table) {
             sums[row.feature][0] += f64::from(row.max);
             sums[row.feature][1] += row.count as f64;

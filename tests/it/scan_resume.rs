@@ -15,7 +15,7 @@ use crate::scan::{
 };
 
 /// 12 × 16 pictures and one that is broken, which make four parts.
-fn many(name: &str) -> PathBuf {
+pub(crate) fn many(name: &str) -> PathBuf {
     let dir = folder(name);
     for class in "abcdefghijkl".chars() {
         let class_dir = dir.join(class.to_string());
@@ -34,7 +34,7 @@ fn parts_of(file: &Path) -> PathBuf {
 }
 
 /// Names of finished parts.
-fn finished(file: &Path) -> Vec<String> {
+pub(crate) fn finished(file: &Path) -> Vec<String> {
     let parts = parts_of(file);
     let names = if parts.is_dir() {
         names(&parts)
@@ -48,18 +48,10 @@ fn finished(file: &Path) -> Vec<String> {
 }
 
 /// Starts a scan, sends it Ctrl-C when it has finished this many parts, and checks what it leaves.
-fn interrupted(dir: &Path, file: &Path, n_parts: usize, jobs: &str) {
+pub(crate) fn interrupted(dir: &Path, file: &Path, n_parts: usize, args: &[&str]) {
     let mut child = program()
-        .args([
-            "scan",
-            text(dir),
-            "-o",
-            text(file),
-            "-t",
-            "1",
-            "--jobs",
-            jobs,
-        ])
+        .args(["scan", text(dir), "-o", text(file), "-t", "1"])
+        .args(args)
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
@@ -89,7 +81,7 @@ fn an_interrupted_scan_goes_on() {
     let (whole, file) = (out.join("whole.parquet"), out.join("features.parquet"));
     assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
     let expected = with_sidecar(&whole);
-    interrupted(&dir, &file, 2, "2");
+    interrupted(&dir, &file, 2, &["--jobs", "2"]);
 
     // Other settings are refused, and nothing is lost by it.
     let n_parts = finished(&file).len();
@@ -140,7 +132,7 @@ fn an_interrupted_scan_goes_on() {
 fn a_scan_goes_on_with_what_there_is() {
     let dir = many("changes");
     let file = folder("changes-out").join("features.parquet");
-    interrupted(&dir, &file, 1, "1");
+    interrupted(&dir, &file, 1, &["--jobs", "1"]);
     fs::copy(Fixture::Demo.picture("00.png"), dir.join("a/99.png")).expect("a copy");
     // Each part is smaller than this, and the whole is larger.
     let output = scan_with_limit("200", &dir, &file, "--jobs 2");

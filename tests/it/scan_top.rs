@@ -37,11 +37,11 @@ fn value(row: &OwnedRow, by: &str) -> f64 {
     }
 }
 
-fn number(value: &serde_json::Value) -> f64 {
+pub(crate) fn number(value: &serde_json::Value) -> f64 {
     value.as_f64().expect("a number")
 }
 
-fn list<'a>(report: &'a serde_json::Value, key: &str) -> &'a Vec<serde_json::Value> {
+pub(crate) fn list<'a>(report: &'a serde_json::Value, key: &str) -> &'a Vec<serde_json::Value> {
     report[key].as_array().expect("a list")
 }
 
@@ -199,7 +199,7 @@ fn files_of_others() {
 }
 
 /// Writes rows as programs of dataframes do: any order of columns, wide types, columns of their own.
-fn rewrite(target: &Path, rows: &[OwnedRow]) {
+pub(crate) fn rewrite(target: &Path, rows: &[OwnedRow]) {
     let texts = |text: fn(&OwnedRow) -> Option<&str>| -> ArrayRef {
         Arc::new(rows.iter().map(text).collect::<LargeStringArray>())
     };
@@ -214,7 +214,7 @@ fn rewrite(target: &Path, rows: &[OwnedRow]) {
         let values = rows.iter().map(|row| f64::from(float(row)));
         Arc::new(values.collect::<Float64Array>())
     };
-    let columns = [
+    let mut columns = vec![
         ("max", floats(|row| row.max)),
         ("__index_level_0__", ints(|row| row.count)),
         ("path", texts(|row| Some(&row.path))),
@@ -224,6 +224,9 @@ fn rewrite(target: &Path, rows: &[OwnedRow]) {
         ("class", texts(|row| row.class.as_deref())),
         ("sum", floats(|row| row.sum)),
     ];
+    if rows.iter().any(|row| row.sae.is_some()) {
+        columns.insert(1, ("sae", texts(|row| row.sae.as_deref())));
+    }
     let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
     let target = fs::File::create(target).expect("a file of our own");
     let mut writer = ArrowWriter::try_new(target, batch.schema(), None).expect("a plain schema");
@@ -401,7 +404,7 @@ fn damaged_files() {
     let sidecar = String::from_utf8(sidecar).expect("JSON");
     let beside = file.with_extension("parquet.json");
     for (from, to, word) in [
-        ("\"format\": 2", "\"format\": 3", "another version"),
+        ("\"format\": 2", "\"format\": 4", "another version"),
         ("{", "[", "is damaged"),
         ("\"d_sae\"", "\"d\"", "is damaged"),
         ("\"blake3\": \"", "\"blake3\": \"0", "the checksums differ"),

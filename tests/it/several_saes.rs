@@ -16,23 +16,29 @@ use crate::fixture::{Fixture, picture, temporary_root};
 fn saes(name: &str) -> [PathBuf; 2] {
     let dir = temporary_root().join("several").join(name);
     std::fs::create_dir_all(&dir).expect("a folder of our own");
-    [(0, "lower"), (1, "upper")].map(|(layer, name)| {
-        let target = dir.join(format!("{name}.gguf"));
-        let options = SaeOptions {
-            weight_type: TensorType::F16,
-            norm_factor: None,
-            hook_name: Some(format!("blocks.{layer}.hook_resid_post")),
-            labels: match layer {
-                1 => vec![Fixture::Demo.dir().join("sae/labels.json")],
-                _ => Vec::new(),
-            },
-            overwrite: Overwrite::Replace,
-        };
-        let go_on = &mut |_, _| ControlFlow::Continue(());
-        let source = Fixture::Demo.dir().join("sae");
-        sae::convert(&source, &target, &options, go_on).expect("it converts");
-        target
-    })
+    [
+        ("lower", "blocks.0.hook_resid_post"),
+        ("upper", "blocks.1.hook_resid_post"),
+    ]
+    .map(|(name, hook_name)| sae_at(hook_name, &dir.join(format!("{name}.gguf"))))
+}
+
+/// Writes the demo's SAE for a hook point, with labels in the second layer.
+pub(crate) fn sae_at(hook_name: &str, target: &Path) -> PathBuf {
+    let options = SaeOptions {
+        weight_type: TensorType::F16,
+        norm_factor: None,
+        hook_name: Some(hook_name.to_owned()),
+        labels: match hook_name.starts_with("blocks.1.") {
+            true => vec![Fixture::Demo.dir().join("sae/labels.json")],
+            false => Vec::new(),
+        },
+        overwrite: Overwrite::Replace,
+    };
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let source = Fixture::Demo.dir().join("sae");
+    sae::convert(&source, target, &options, go_on).expect("it converts");
+    target.to_owned()
 }
 
 fn text(path: &Path) -> &str {
@@ -40,8 +46,8 @@ fn text(path: &Path) -> &str {
 }
 
 /// The demo with these SAEs.
-fn with<'a>(models: &'a Path, saes: &'a [PathBuf]) -> Vec<&'a str> {
-    let mut args = vec!["-q", "--no-probe", "--image-cache", "0", "-d", text(models)];
+pub(crate) fn with<'a>(models: &'a Path, saes: &'a [PathBuf]) -> Vec<&'a str> {
+    let mut args = vec!["--no-probe", "--image-cache", "0", "-d", text(models)];
     for sae in saes {
         args.extend(["--sae", text(sae)]);
     }
@@ -220,13 +226,6 @@ fn pages_maps_and_metrics_follow() {
     ));
     for key in ["text", "image", "loss"] {
         assert_eq!(reports[1][key], alone[key], "{key}");
-    }
-    for command in ["scan", "baseline"] {
-        let output = dir.join(command);
-        let pictures = Fixture::Demo.dir().join("pictures");
-        let more = [text(&pictures), "-o", text(&output)];
-        let one = "pictures are scanned with one SAE, and 2 are given";
-        check(&args(&[command], &with, &more), 1, &[one, "hint: "]);
     }
     assert!(
         run(&args(&["metrics"], &with, &[picture()]))

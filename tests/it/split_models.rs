@@ -136,6 +136,7 @@ fn scans_know_all_shards() {
         };
         let settings = Settings::new(
             &files,
+            &files.open_saes().expect("one SAE"),
             &SessionOptions::default(),
             prompt,
             dir.path(),

@@ -9,12 +9,13 @@ mod rules;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gguf_tools::gguf::{Gguf, ShardName, TensorInfo};
 use gguf_tools::sae::SaeFile;
 
 use crate::llama::HookedNode;
-use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Site};
+use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, Site};
 
 use language_model::LanguageModel;
 pub(crate) use projector::VisionShape;
@@ -100,21 +101,16 @@ impl ModelFiles {
         self.mmproj.as_deref().ok_or_else(no_projector)
     }
 
-    /// The only SAE's file, for what reads one.
+    /// Opens the SAEs without the model.
     ///
     /// # Errors
-    /// Files with no SAE, or with several.
-    pub fn only_sae(&self) -> Result<&Path> {
-        match &self.saes[..] {
-            [only] => Ok(only),
-            saes => {
-                let what = format!(
-                    "pictures are scanned with one SAE, and {} are given",
-                    saes.len()
-                );
-                Err(Error::new(ErrorKind::Unsupported, what).with_hint("scan with one at a time"))
-            }
+    /// No SAE, one that cannot be read, or two of the same id.
+    pub fn open_saes(&self) -> Result<SaeSet> {
+        if self.saes.is_empty() {
+            return Err(missing_role("sae", None));
         }
+        let saes = self.saes.iter().map(|path| Sae::open(path).map(Arc::new));
+        SaeSet::new(saes.collect::<Result<_>>()?)
     }
 
     /// Checks that the files are what they should be and fit together, by their headers.

@@ -1,7 +1,7 @@
 //! Reading a table: as it was written, with what its sidecar says, or as another program has made it.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,8 +16,10 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 
-use super::sidecar::{Checksum, ClassSize, Contents, Sidecar};
-use super::table::{ActiveFeature, BATCH_ROWS, FIELDS, Row, WRITER, parquet_error};
+use super::sidecar::{Checksum, ClassSize, Contents, ScannedSae, ScannedSaes, Sidecar};
+use super::table::{
+    ActiveFeature, BATCH_ROWS, FIELDS, Row, SAE_FIELD, TableField, WRITER, parquet_error,
+};
 use crate::{Error, Result};
 
 /// Ends a Parquet file, behind the length of its footer in 4 bytes.
@@ -31,6 +33,7 @@ pub struct ScanFile {
     file: File,
     metadata: ArrowReaderMetadata,
     contents: std::result::Result<Contents, NoContents>,
+    saes: ScannedSaes,
 }
 
 /// Why nothing but the rows is known.
@@ -43,7 +46,8 @@ pub enum NoContents {
 }
 
 impl ScanFile {
-    /// Opens a file. If it is as a scan wrote it, it is checked from end to end.
+    /// Opens a file. If it is as a scan wrote it, it is checked from end to end; if another program has written
+    /// it, the names of several SAEs are looked for in all its rows.
     ///
     /// # Errors
     /// A file that cannot be read or is damaged, or that lacks one of a scan's columns.
@@ -99,6 +103,7 @@ impl ScanFile {
     ) -> Result<Self> {
         let fields = metadata.schema().fields();
         let lacks = |name: &str| !fields.iter().any(|field| field.name() == name);
+        let lacks_sae = lacks(SAE_FIELD.0);
         let missing: Vec<_> = FIELDS
             .iter()
             .filter(|(name, ..)| lacks(name))
@@ -114,17 +119,46 @@ impl ScanFile {
                 "make one with `llava-sae-cpp scan`, and keep its columns in what you make of it",
             ));
         }
-        Ok(Self {
+        let mut scan = Self {
             path: path.to_owned(),
             file,
             metadata,
+            saes: match &contents {
+                Ok(contents) => contents.saes.clone(),
+                Err(_) => ScannedSaes::One { d_sae: usize::MAX },
+            },
             contents,
+        };
+        if scan.contents.is_err() && !lacks_sae {
+            scan.saes = scan.named_saes()?;
+        }
+        Ok(scan)
+    }
+
+    /// The SAEs that rows name, where nothing else is known of them.
+    fn named_saes(&self) -> Result<ScannedSaes> {
+        let mut ids = BTreeSet::new();
+        self.for_each_batch(&[SAE_FIELD], &mut |batch| {
+            let column = self.column(batch, &SAE_FIELD)?;
+            let named = column.as_string::<i32>();
+            ids.extend(named.iter().flatten().map(str::to_owned));
+            Ok(())
+        })?;
+        let d_sae = usize::MAX;
+        let saes = ids.into_iter().map(|id| ScannedSae { id, d_sae });
+        Ok(ScannedSaes::Several {
+            saes: saes.collect(),
         })
     }
 
     /// What the scan says about its rows, where it is known.
     pub fn contents(&self) -> std::result::Result<&Contents, NoContents> {
         self.contents.as_ref().map_err(|reason| *reason)
+    }
+
+    /// The SAEs whose features the rows are: those of the scan, or, where that is not known, those that rows name.
+    pub fn saes(&self) -> &ScannedSaes {
+        &self.saes
     }
 
     /// The images of each class: those that were scanned, or, where that is not known, those that have
@@ -163,16 +197,25 @@ impl ScanFile {
     /// # Errors
     /// A file that cannot be read, an error of `on_row`.
     pub fn for_each_row(&self, on_row: &mut dyn FnMut(Row<'_>) -> Result<()>) -> Result<()> {
+        let mut fields = FIELDS.to_vec();
+        fields.extend(self.saes.are_named().then_some(SAE_FIELD));
+        self.for_each_batch(&fields, &mut |batch| self.rows_of(batch, on_row))
+    }
+
+    /// Gives every batch of rows to `on_batch`, with the columns of `fields`.
+    fn for_each_batch(
+        &self,
+        fields: &[TableField],
+        on_batch: &mut dyn FnMut(&RecordBatch) -> Result<()>,
+    ) -> Result<()> {
         let file = self
             .file
             .try_clone()
             .map_err(Error::io("read", &self.path))?;
-        let fields = self.metadata.schema().fields().iter();
-        let is_ours = |name: &str| FIELDS.iter().any(|(ours, ..)| *ours == name);
-        let ours = fields
-            .enumerate()
-            .filter(|(_, field)| is_ours(field.name()));
-        let roots = ours.map(|(i, _)| i);
+        let is_read = |name: &str| fields.iter().any(|(field, ..)| *field == name);
+        let columns = self.metadata.schema().fields().iter().enumerate();
+        let roots = columns.filter(|(_, column)| is_read(column.name()));
+        let roots = roots.map(|(i, _)| i);
         let mut batches = catch_panic(&self.path, || {
             let descriptor = self.metadata.parquet_schema();
             ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
@@ -187,7 +230,7 @@ impl ScanFile {
                 batch.map_err(|error| parquet_error("read", &self.path, error.into()))
             })?;
             let Some(batch) = batch else { return Ok(()) };
-            self.rows_of(&batch, on_row)?;
+            on_batch(&batch)?;
         }
     }
 
@@ -210,23 +253,30 @@ impl ScanFile {
             sums.as_primitive::<Float32Type>(),
             maxima.as_primitive::<Float32Type>(),
         );
-        let d_sae = match &self.contents {
-            Ok(contents) => contents.d_sae,
-            Err(_) => usize::MAX,
+        let saes = match self.saes.are_named() {
+            true => Some(self.column(batch, &SAE_FIELD)?),
+            false => None,
         };
+        let saes = saes.as_ref().map(|column| column.as_string::<i32>());
         for i in 0..batch.num_rows() {
+            let sae = saes.map(|saes| saes.value(i));
+            let mut known = self.saes.iter().filter(|(id, _)| *id == sae);
             let feature = usize::try_from(features.value(i)).ok();
-            let feature = feature.filter(|&feature| feature < d_sae);
+            let feature = feature.filter(|&feature| known.any(|(_, d_sae)| feature < d_sae));
             let feature = feature.ok_or_else(|| {
+                let name = match sae {
+                    None => features.value(i).to_string(),
+                    Some(sae) => format!("`{sae}/{}`", features.value(i)),
+                };
                 Error::invalid(format!(
-                    "`{}` has a row of feature {}, which its SAE does not have",
+                    "`{}` has a row of feature {name}, which its SAE does not have",
                     self.path.display(),
-                    features.value(i)
                 ))
             })?;
             on_row(Row {
                 path: paths.value(i),
                 class: classes.is_valid(i).then(|| classes.value(i)),
+                sae,
                 label: labels.is_valid(i).then(|| labels.value(i)),
                 active: ActiveFeature {
                     feature,
@@ -239,27 +289,31 @@ impl ScanFile {
         Ok(())
     }
 
-    /// The columns of `FIELDS`, in their types: other programs choose other widths.
+    /// The columns of `FIELDS`.
     fn columns(&self, batch: &RecordBatch) -> Result<[ArrayRef; FIELDS.len()]> {
+        let columns = FIELDS.iter().map(|field| self.column(batch, field));
+        let columns: Vec<_> = columns.collect::<Result<_>>()?;
+        Ok(columns.try_into().expect("a column for each field"))
+    }
+
+    /// A column in its type: other programs choose other widths.
+    fn column(&self, batch: &RecordBatch, field: &TableField) -> Result<ArrayRef> {
         const STRICT: CastOptions<'_> = CastOptions {
             safe: false,
             format_options: arrow_cast::display::FormatOptions::new(),
         };
-        let mut columns = Vec::new();
-        for (name, data_type, is_nullable) in &FIELDS {
-            let shown = self.path.display();
-            let column = batch
-                .column_by_name(name)
-                .ok_or_else(|| Error::invalid(format!("`{shown}` lost its column `{name}`")))?;
-            let column = cast_with_options(column, data_type, &STRICT)
-                .map_err(|error| Error::invalid(format!("`{shown}`, column `{name}`: {error}")))?;
-            if column.null_count() > 0 && !is_nullable {
-                let what = format!("`{shown}` has rows without `{name}`");
-                return Err(Error::invalid(what).with_hint("leave such rows out"));
-            }
-            columns.push(column);
+        let (name, data_type, is_nullable) = field;
+        let shown = self.path.display();
+        let column = batch
+            .column_by_name(name)
+            .ok_or_else(|| Error::invalid(format!("`{shown}` lost its column `{name}`")))?;
+        let column = cast_with_options(column, data_type, &STRICT)
+            .map_err(|error| Error::invalid(format!("`{shown}`, column `{name}`: {error}")))?;
+        if column.null_count() > 0 && !is_nullable {
+            let what = format!("`{shown}` has rows without `{name}`");
+            return Err(Error::invalid(what).with_hint("leave such rows out"));
         }
-        Ok(columns.try_into().expect("a column for each field"))
+        Ok(column)
     }
 }
 

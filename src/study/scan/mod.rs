@@ -23,11 +23,12 @@ pub use file::{NoContents, ScanFile};
 pub use folder::{Folder, FoundPicture, PICTURE_EXTENSIONS};
 pub use parts::{Totals, check_output};
 pub use settings::{ScanPrompt, Settings};
-pub use sidecar::{ClassSize, Contents};
+pub use sidecar::{ClassSize, Contents, ScannedSae, ScannedSaes};
 pub use steps::{ScanEvent, scan_folder};
 pub use table::{ActiveFeature, Row};
 pub use top::{
-    By, ClassFeature, ClassFeatures, FeatureImages, TopImage, features_of_class, images_of_feature,
+    By, ClassFeature, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class,
+    images_of_feature,
 };
 pub use workers::{PictureFeatures, Scan, jobs_at_once, read_pictures};
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
-use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SessionOptions};
+use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SaeSet, SessionOptions};
 
 /// The folder, which stands in parts only: a finished file holds no path of the machine.
 const FOLDER: &str = "folder";
@@ -29,12 +29,13 @@ pub struct ScanPrompt<'a> {
 pub struct Settings(BTreeMap<String, String>);
 
 impl Settings {
-    /// Reads the model's files through. `cancel` stops it.
+    /// Reads the model's files through; `saes` are its SAEs. `cancel` stops it.
     ///
     /// # Errors
     /// A file that cannot be read, an interruption.
     pub fn new(
         files: &ModelFiles,
+        saes: &SaeSet,
         options: &SessionOptions,
         prompt: ScanPrompt<'_>,
         folder: &Path,
@@ -50,8 +51,15 @@ impl Settings {
             .map(|path| identity(path))
             .collect::<Result<_>>()?;
         set("model", shards.join(", "));
-        let saes = files.saes.iter().map(|path| identity(path));
-        set("SAE", saes.collect::<Result<Vec<_>>>()?.join(", "));
+        let identities = files.saes.iter().enumerate().map(|(sae, path)| {
+            let identity = identity(path)?;
+            // Rows hold the ids of several, which may be the names of the files.
+            Ok(match saes.shown_id(sae) {
+                None => identity,
+                Some(id) => format!("{id} ({identity})"),
+            })
+        });
+        set("SAE", identities.collect::<Result<Vec<_>>>()?.join(", "));
         if let Some(mmproj) = &files.mmproj {
             set("projector", identity(mmproj)?);
         }

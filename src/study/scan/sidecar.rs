@@ -5,15 +5,18 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::folder::FoundPicture;
 use super::settings::Settings;
-use crate::{Error, Result};
+use crate::{Error, Result, Sae, SaeSet};
 
 /// The version of the table's schema and of this file.
 const FORMAT: u32 = 2;
+/// The same of a table of several SAEs, which has a column more.
+const FORMAT_OF_SEVERAL: u32 = 3;
 /// Bytes of the largest sidecar that is read; one of 100,000 classes has ten megabytes.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -51,13 +54,72 @@ pub struct ClassSize {
     pub n_images: u64,
 }
 
+/// The SAEs of a scan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ScannedSaes {
+    /// One, whose name is in no row.
+    One {
+        /// Its number of features.
+        d_sae: usize,
+    },
+    /// Several, in the order of their rows on a picture.
+    Several {
+        /// They.
+        saes: Vec<ScannedSae>,
+    },
+}
+
+/// One of the SAEs of a scan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScannedSae {
+    /// Its name in the rows.
+    pub id: String,
+    /// Its number of features.
+    pub d_sae: usize,
+}
+
+impl ScannedSaes {
+    /// What a scan says of `saes`.
+    pub(super) fn new(saes: &SaeSet) -> Self {
+        let d_sae = |sae: &Sae| sae.meta().d_sae;
+        if saes.len() == 1 {
+            let d_sae = d_sae(&saes[0]);
+            return Self::One { d_sae };
+        }
+        let scanned = |sae: &Arc<Sae>| ScannedSae {
+            id: sae.id().to_owned(),
+            d_sae: d_sae(sae),
+        };
+        Self::Several {
+            saes: saes.iter().map(scanned).collect(),
+        }
+    }
+
+    /// Whether rows name their SAE.
+    pub(super) fn are_named(&self) -> bool {
+        matches!(self, Self::Several { .. })
+    }
+
+    /// For each SAE its name, where rows name it, and its number of features.
+    pub fn iter(&self) -> impl Iterator<Item = (Option<&str>, usize)> {
+        let (one, several) = match self {
+            Self::One { d_sae } => (Some((None, *d_sae)), &[][..]),
+            Self::Several { saes } => (None, &saes[..]),
+        };
+        let several = several.iter().map(|sae| (Some(&*sae.id), sae.d_sae));
+        one.into_iter().chain(several)
+    }
+}
+
 /// What a scan says about its rows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Contents {
     /// What the numbers depend on.
     pub settings: Settings,
-    /// The SAE's number of features.
-    pub d_sae: usize,
+    /// The SAEs.
+    #[serde(flatten)]
+    pub saes: ScannedSaes,
     /// The pictures that were read, by class.
     pub classes: Vec<ClassSize>,
     /// The number of pictures that could not be read.
@@ -84,10 +146,10 @@ impl CoveredPicture {
 }
 
 impl Contents {
-    pub(super) fn new(settings: Settings, d_sae: usize) -> Self {
+    pub(super) fn new(settings: Settings, saes: ScannedSaes) -> Self {
         Self {
             settings,
-            d_sae,
+            saes,
             classes: Vec::new(),
             n_skipped: 0,
             pictures: Vec::new(),
@@ -126,7 +188,10 @@ pub(super) struct Sidecar {
 impl Sidecar {
     pub(super) fn new(table: Checksum, contents: Contents) -> Self {
         Self {
-            format: FORMAT,
+            format: match contents.saes.are_named() {
+                false => FORMAT,
+                true => FORMAT_OF_SEVERAL,
+            },
             table,
             contents,
         }
@@ -172,7 +237,7 @@ impl Sidecar {
         };
         let version: Version = serde_json::from_slice(&bytes)
             .map_err(|_| error("is damaged, or was not written by `llava-sae-cpp scan`"))?;
-        if version.format != FORMAT {
+        if ![FORMAT, FORMAT_OF_SEVERAL].contains(&version.format) {
             return Err(error("was written by another version of this program"));
         }
         let sidecar = serde_json::from_slice(&bytes).map_err(|_| error("is damaged"))?;

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
-use gguf_tools::sae::SaeFile;
 
 use super::folder::{FoundPicture, none_read};
 use super::parts::{Parts, Progress, Totals};
@@ -34,11 +33,12 @@ pub enum ScanEvent<'a> {
     },
 }
 
-/// Writes the features of `pictures` into the table `target`, from where an earlier run stopped.
+/// Writes the features of `pictures` into the table `target`, from where an earlier run stopped; of several SAEs
+/// in one pass of the model.
 /// `on_event` is told what happens.
 ///
 /// # Errors
-/// Those of [`read_pictures`], parts of a scan with other settings, another scan that is running, a
+/// Those of [`read_pictures`], two SAEs of the same id, parts of a scan with other settings, another scan that is running, a
 /// file that cannot be written; no picture that could be read.
 pub fn scan_folder(
     scan: &Scan<'_>,
@@ -47,11 +47,17 @@ pub fn scan_folder(
     overwrite: Overwrite,
     on_event: &mut dyn FnMut(ScanEvent<'_>),
 ) -> Result<Totals> {
-    let sae = scan.files.only_sae()?;
+    let saes = scan.files.open_saes()?;
     on_event(ScanEvent::Checking);
-    let settings = Settings::new(scan.files, scan.options, scan.prompt, scan.dir, scan.cancel)?;
-    let sae = SaeFile::open(sae)?.meta;
-    let mut parts = Parts::open(target, settings, sae.d_sae, sae.labels, pictures)?;
+    let settings = Settings::new(
+        scan.files,
+        &saes,
+        scan.options,
+        scan.prompt,
+        scan.dir,
+        scan.cancel,
+    )?;
+    let mut parts = Parts::open(target, settings, saes, pictures)?;
     let read = read_rest(scan, &mut parts, pictures, on_event);
     // Where there is no room, both fail, for the same reason.
     let read = read.and(parts.finish_part());

@@ -15,7 +15,7 @@ use parquet::file::properties::WriterProperties;
 
 use gguf_tools::new_file::{CompleteFile, NewFile};
 
-use super::sidecar::Checksum;
+use super::sidecar::{Checksum, ScannedSaes};
 use crate::{Error, Result};
 
 /// Rows that are encoded or decoded at once.
@@ -26,7 +26,8 @@ const ROW_GROUP_ROWS: usize = 1 << 20;
 pub(super) const WRITER: &str = "llava-sae-cpp";
 
 /// Name, type, and whether there may be nulls.
-pub(super) const FIELDS: [(&str, DataType, bool); 7] = [
+pub(super) type TableField = (&'static str, DataType, bool);
+pub(super) const FIELDS: [TableField; 7] = [
     ("path", DataType::Utf8, false),
     ("class", DataType::Utf8, true),
     ("feature", DataType::Int32, false),
@@ -35,6 +36,9 @@ pub(super) const FIELDS: [(&str, DataType, bool); 7] = [
     ("max", DataType::Float32, false),
     ("count", DataType::Int32, false),
 ];
+/// The SAE's name: in tables of several SAEs alone, in front of the feature.
+pub(super) const SAE_FIELD: TableField = ("sae", DataType::Utf8, false);
+const SAE_COLUMN: usize = 2;
 
 /// A feature that a picture activates.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,23 +60,33 @@ pub struct Row<'a> {
     pub path: &'a str,
     /// The name of the folder that it lies in; none directly in the scanned one.
     pub class: Option<&'a str>,
+    /// The SAE's name, in a table of several.
+    pub sae: Option<&'a str>,
     /// The feature's label, where it has one.
     pub label: Option<&'a str>,
     /// What it activates.
     pub active: ActiveFeature,
 }
 
-fn schema() -> SchemaRef {
+fn schema(saes: &ScannedSaes) -> SchemaRef {
+    let mut fields = FIELDS.to_vec();
+    if saes.are_named() {
+        fields.insert(SAE_COLUMN, SAE_FIELD);
+    }
     let field = |(name, data_type, is_nullable)| Field::new(name, data_type, is_nullable);
-    Arc::new(Schema::new(FIELDS.map(field).to_vec()))
+    Arc::new(Schema::new(
+        fields.into_iter().map(field).collect::<Vec<_>>(),
+    ))
 }
 
 /// Writes a table. The bytes depend on the rows alone, not on how the rows came.
 pub(super) struct TableWriter {
     shown: PathBuf,
+    schema: SchemaRef,
     arrow: ArrowWriter<HashedFile>,
     path: StringBuilder,
     class: StringBuilder,
+    sae: Option<StringBuilder>,
     feature: Int32Builder,
     label: StringBuilder,
     sum: Float32Builder,
@@ -81,8 +95,8 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Starts a table in `file`, which is empty.
-    pub(super) fn new(file: NewFile) -> Result<Self> {
+    /// Starts a table of the features of `saes` in `file`, which is empty.
+    pub(super) fn new(file: NewFile, saes: &ScannedSaes) -> Result<Self> {
         let shown = file.target().to_owned();
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
@@ -96,13 +110,16 @@ impl TableWriter {
             file,
             hasher: blake3::Hasher::new(),
         };
-        let arrow = ArrowWriter::try_new_with_options(file, schema(), options)
+        let schema = schema(saes);
+        let arrow = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options)
             .map_err(|error| parquet_error("write", &shown, error))?;
         Ok(Self {
             shown,
+            schema,
             arrow,
             path: StringBuilder::new(),
             class: StringBuilder::new(),
+            sae: saes.are_named().then(StringBuilder::new),
             feature: Int32Builder::new(),
             label: StringBuilder::new(),
             sum: Float32Builder::new(),
@@ -115,6 +132,12 @@ impl TableWriter {
         let int = |n: usize| i32::try_from(n).expect("features and tokens are counted in 31 bits");
         self.path.append_value(row.path);
         self.class.append_option(row.class);
+        if let Some(sae) = &mut self.sae {
+            let id = row.sae.ok_or_else(|| {
+                Error::invalid(format!("a row of `{}` names no SAE", self.shown.display()))
+            })?;
+            sae.append_value(id);
+        }
         self.feature.append_value(int(row.active.feature));
         self.label.append_option(row.label);
         self.sum.append_value(row.active.sum);
@@ -127,7 +150,7 @@ impl TableWriter {
     }
 
     fn write_batch(&mut self) -> Result<()> {
-        let columns: Vec<ArrayRef> = vec![
+        let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.path.finish()),
             Arc::new(self.class.finish()),
             Arc::new(self.feature.finish()),
@@ -136,7 +159,11 @@ impl TableWriter {
             Arc::new(self.max.finish()),
             Arc::new(self.count.finish()),
         ];
-        let batch = RecordBatch::try_new(schema(), columns).expect("columns of one length");
+        if let Some(sae) = &mut self.sae {
+            columns.insert(SAE_COLUMN, Arc::new(sae.finish()));
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
+        let batch = batch.expect("columns of one length");
         let written = self.arrow.write(&batch);
         written.map_err(|error| parquet_error("write", &self.shown, error))
     }

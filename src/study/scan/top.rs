@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::file::ScanFile;
-use super::sidecar::ClassSize;
+use super::sidecar::{ClassSize, ScannedSaes};
 use super::table::ActiveFeature;
-use crate::labels::{find_feature, is_index};
-use crate::{Error, Result};
+use crate::labels::{find_feature, find_in_saes, is_index};
+use crate::{Error, FeatureId, FeatureName, Result};
 
 /// Classes that an error lists.
 const MAX_CLASSES: usize = 20;
@@ -61,8 +61,8 @@ pub struct TopImage {
 /// The images of a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureImages {
-    /// Its index.
-    pub feature: usize,
+    /// Its name: an index, with its SAE's id in a table of several.
+    pub feature: FeatureName,
     /// Its label, where a row has one.
     pub label: Option<String>,
     /// How many images activate it.
@@ -102,42 +102,45 @@ pub struct ClassFeatures {
     pub n_inside: u64,
     /// All other images.
     pub n_outside: u64,
+    /// The features of each SAE, whose values do not compare with another's.
+    pub saes: Vec<SaeFeatures>,
+}
+
+/// The features of an SAE that a class activates more than other images do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SaeFeatures {
+    /// The SAE's id, in a table of several.
+    pub sae: Option<String>,
     /// The features, by falling difference.
     pub features: Vec<ClassFeature>,
 }
 
 /// The `n_images` images that activate a feature most: an index, a label of a feature that some image activates,
-/// or a text that is part of exactly one of these.
+/// or a text that is part of exactly one of these; in a table of several SAEs, `SAE_ID/FEATURE`.
 ///
 /// # Errors
-/// A name that means no feature or several, a file that cannot be read.
+/// A name that means no feature or several, or that does not say which SAE's, a file that cannot be read.
 pub fn images_of_feature(
     file: &ScanFile,
     name: &str,
     by: By,
     n_images: usize,
 ) -> Result<FeatureImages> {
-    let mut labels = BTreeMap::new();
-    if !is_index(name) {
-        file.for_each_row(&mut |row| {
-            if let Some(label) = row.label
-                && !labels.contains_key(&row.active.feature)
-            {
-                labels.insert(row.active.feature, label.to_owned());
-            }
-            Ok(())
-        })?;
-    }
-    let pairs = labels.iter().map(|(&feature, label)| (feature, &**label));
-    let d_sae = file
-        .contents()
-        .map_or(usize::MAX, |contents| contents.d_sae);
-    let feature = find_feature(name, d_sae, pairs)?;
+    let saes: Vec<_> = file.saes().iter().collect();
+    let find = |sae: usize, name: &str| find_in_sae(file, saes[sae], name);
+    let feature = match file.saes() {
+        ScannedSaes::One { .. } => FeatureId::of_only(find(0, name)?),
+        ScannedSaes::Several { saes } => {
+            let ids: Vec<_> = saes.iter().map(|sae| &*sae.id).collect();
+            find_in_saes(name, &ids, find)?
+        }
+    };
+    let (id, _) = saes[feature.sae];
     let mut label = None;
     let mut n_firing = 0;
     let mut images = Vec::new();
     file.for_each_row(&mut |row| {
-        if row.active.feature != feature {
+        if row.active.feature != feature.index || row.sae != id {
             return Ok(());
         }
         n_firing += 1;
@@ -156,11 +159,30 @@ pub fn images_of_feature(
     })?;
     keep_best(&mut images, by, n_images);
     Ok(FeatureImages {
-        feature,
+        feature: FeatureName::new(id, feature.index),
         label,
         n_firing,
         images,
     })
+}
+
+/// The feature that `name` means in an SAE, given by its id in the rows and its number of features.
+fn find_in_sae(file: &ScanFile, sae: (Option<&str>, usize), name: &str) -> Result<usize> {
+    let (id, d_sae) = sae;
+    let mut labels = BTreeMap::new();
+    if !is_index(name) {
+        file.for_each_row(&mut |row| {
+            if let Some(label) = row.label
+                && row.sae == id
+                && !labels.contains_key(&row.active.feature)
+            {
+                labels.insert(row.active.feature, label.to_owned());
+            }
+            Ok(())
+        })?;
+    }
+    let pairs = labels.iter().map(|(&feature, label)| (feature, &**label));
+    find_feature(name, d_sae, pairs)
 }
 
 fn keep_best(images: &mut Vec<TopImage>, by: By, n_images: usize) {
@@ -175,8 +197,8 @@ fn falling(a: f64, b: f64) -> Ordering {
     b.total_cmp(&a)
 }
 
-/// The `n_features` features that images of `class` activate most above all other images, on average. Where a
-/// file does not say how many images there are, those count that have a row.
+/// The `n_features` features of each SAE that images of `class` activate most above all other images, on average.
+/// Where a file does not say how many images there are, those count that have a row.
 ///
 /// # Errors
 /// A class that the file does not have, or has alone; a file that cannot be read.
@@ -205,9 +227,12 @@ pub fn features_of_class(
         ))
         .with_hint("scan a folder that holds a folder of pictures for each class"));
     }
-    let mut sums = BTreeMap::<usize, Sums>::new();
+    let saes: Vec<_> = file.saes().iter().map(|(id, _)| id).collect();
+    let mut sums = vec![BTreeMap::<usize, Sums>::new(); saes.len()];
     file.for_each_row(&mut |row| {
-        let sums = sums.entry(row.active.feature).or_default();
+        let sae = saes.iter().position(|id| *id == row.sae);
+        let sae = sae.expect("a file's rows are of its SAEs");
+        let sums = sums[sae].entry(row.active.feature).or_default();
         if sums.label.is_none() {
             sums.label = row.label.map(str::to_owned);
         }
@@ -225,18 +250,22 @@ pub fn features_of_class(
         share_inside: sums.n_firing[1] as f64 / sizes[1],
         share_outside: sums.n_firing[0] as f64 / sizes[0],
     };
-    let mut features: Vec<_> = sums
-        .into_iter()
-        .map(compare)
-        .filter(|feature| feature.difference() > 0.0)
-        .collect();
-    // By rising index where they are equal, as the sort is stable.
-    features.sort_by(|a, b| falling(a.difference(), b.difference()));
-    features.truncate(n_features);
+    let best = |sums: BTreeMap<usize, Sums>| {
+        let features = sums.into_iter().map(compare);
+        let mut features: Vec<_> = features.filter(|one| one.difference() > 0.0).collect();
+        // By rising index where they are equal, as the sort is stable.
+        features.sort_by(|a, b| falling(a.difference(), b.difference()));
+        features.truncate(n_features);
+        features
+    };
+    let of_each = saes.into_iter().zip(sums).map(|(id, sums)| SaeFeatures {
+        sae: id.map(str::to_owned),
+        features: best(sums),
+    });
     Ok(ClassFeatures {
         n_inside,
         n_outside,
-        features,
+        saes: of_each.collect(),
     })
 }
 

@@ -11,8 +11,8 @@ use super::table::ActiveFeature;
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
-    CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, Kinds, ModelFiles, Picture,
-    Result, RunOptions, Session, SessionOptions, Trace,
+    Activations, CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, Kinds,
+    ModelFiles, Picture, Result, RunOptions, Sae, Session, SessionOptions, Trace,
 };
 
 /// Results of a worker that wait until it is their turn.
@@ -23,8 +23,8 @@ const MAX_WAITING: usize = 8;
 pub struct PictureFeatures {
     /// The image's rows, active or not.
     pub n_rows: usize,
-    /// The features, by rising index.
-    pub active: Vec<ActiveFeature>,
+    /// For each SAE its features, by rising index.
+    pub active: Vec<Vec<ActiveFeature>>,
 }
 
 /// How many of `wanted` pictures are read at once. Sessions of a process share ggml's device, which
@@ -87,7 +87,6 @@ pub fn read_pictures(
     pictures: &[&FoundPicture],
     on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
 ) -> Result<()> {
-    scan.files.only_sae()?;
     if pictures.is_empty() {
         return Ok(());
     }
@@ -168,9 +167,21 @@ fn features_of(
     };
     let trace = read_image(session, &image, prompt, cancel)?;
     let positions = rank::pooled_positions(&trace.tokens, &Over::IMAGE)?;
-    let d_sae = session.sae().meta().d_sae;
-    let activations = &trace.saes[0].activations;
-    let scores = rank::rank(activations, &positions, d_sae, Pool::Sum, None);
+    let saes = session.model().saes().iter().zip(&trace.saes);
+    let active = saes.map(|(sae, trace)| active_features(&trace.activations, &positions, sae));
+    Ok(Ok(PictureFeatures {
+        n_rows: positions.len(),
+        active: active.collect(),
+    }))
+}
+
+/// The features of `sae` that are active at `positions`, by rising index.
+fn active_features(
+    activations: &Activations,
+    positions: &[usize],
+    sae: &Sae,
+) -> Vec<ActiveFeature> {
+    let scores = rank::rank(activations, positions, sae.meta().d_sae, Pool::Sum, None);
     let mut active: Vec<_> = scores
         .into_iter()
         .map(|score| ActiveFeature {
@@ -181,8 +192,5 @@ fn features_of(
         })
         .collect();
     active.sort_unstable_by_key(|active| active.feature);
-    Ok(Ok(PictureFeatures {
-        n_rows: positions.len(),
-        active,
-    }))
+    active
 }

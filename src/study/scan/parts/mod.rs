@@ -14,9 +14,9 @@ use self::dir::{PartsDir, remove_part};
 use super::file::ScanFile;
 use super::folder::{FoundPicture, class_of};
 use super::settings::Settings;
-use super::sidecar::{Contents, CoveredPicture, Sidecar};
+use super::sidecar::{Contents, CoveredPicture, ScannedSaes, Sidecar};
 use super::table::{ActiveFeature, Row, TableWriter};
-use crate::{CancelFlag, Error, Result};
+use crate::{CancelFlag, Error, FeatureId, Result, SaeSet};
 
 /// Pictures of a part, at most.
 const PART_PICTURES: usize = 64;
@@ -50,14 +50,13 @@ pub(super) struct Parts {
     dir: PartsDir,
     target: PathBuf,
     settings: Settings,
-    d_sae: usize,
-    labels: Vec<String>,             // [d_sae], or empty
+    saes: SaeSet,
     paths: BTreeMap<usize, PathBuf>, // of finished parts, by the position of their first picture
     next_part_idx: usize,            // behind the last part
     done: HashSet<String>,
     n_skipped: usize,
-    waiting: Vec<(CoveredPicture, Vec<ActiveFeature>)>, // of the next part
-    waiting_positions: Range<usize>,                    // of the waiting pictures
+    waiting: Vec<(CoveredPicture, Vec<Vec<ActiveFeature>>)>, // of the next part, for each SAE
+    waiting_positions: Range<usize>,                         // of the waiting pictures
     n_waiting_rows: usize,
     last_part: Instant,
 }
@@ -72,8 +71,7 @@ impl Parts {
     pub(super) fn open(
         target: &Path,
         settings: Settings,
-        d_sae: usize,
-        labels: Vec<String>,
+        saes: SaeSet,
         pictures: &[FoundPicture],
     ) -> Result<Self> {
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
@@ -82,8 +80,7 @@ impl Parts {
             dir,
             target,
             settings,
-            d_sae,
-            labels,
+            saes,
             paths: BTreeMap::new(),
             next_part_idx: 0,
             done: HashSet::new(),
@@ -117,14 +114,14 @@ impl Parts {
         }
     }
 
-    /// Adds a picture's features, or that it cannot be read, and finishes a part when it is time.
+    /// Adds a picture's features of each SAE, or that it cannot be read, and finishes a part when it is time.
     ///
     /// # Errors
     /// A part that cannot be written.
     pub(super) fn add(
         &mut self,
         picture: &FoundPicture,
-        result: Result<Vec<ActiveFeature>>,
+        result: Result<Vec<Vec<ActiveFeature>>>,
     ) -> Result<()> {
         // A part has all pictures between its first and its last, so that parts have an order.
         if self.waiting_positions.end != picture.position {
@@ -141,7 +138,7 @@ impl Parts {
             is_skipped: result.is_err(),
         };
         let active = result.unwrap_or_default();
-        self.n_waiting_rows += active.len();
+        self.n_waiting_rows += active.iter().map(Vec::len).sum::<usize>();
         self.waiting.push((covered, active));
         let is_due = self.waiting.len() >= PART_PICTURES
             || self.n_waiting_rows >= PART_ROWS
@@ -159,25 +156,27 @@ impl Parts {
             return Ok(());
         }
         let path = self.dir.part(self.next_part_idx);
-        let mut table = TableWriter::new(self.dir.new_file(&path, Overwrite::Refuse)?)?;
-        let mut contents = Contents::new(self.settings.clone(), self.d_sae);
+        let file = self.dir.new_file(&path, Overwrite::Refuse)?;
+        let saes = ScannedSaes::new(&self.saes);
+        let mut table = TableWriter::new(file, &saes)?;
+        let mut contents = Contents::new(self.settings.clone(), saes);
         for (covered, active) in &self.waiting {
             let class = class_of(&covered.path);
             match covered.is_skipped {
                 true => contents.n_skipped += 1,
                 false => contents.add_images(class, 1),
             }
-            for &active in active {
-                table.push(&Row {
-                    path: &covered.path,
-                    class,
-                    label: self
-                        .labels
-                        .get(active.feature)
-                        .map(String::as_str)
-                        .filter(|label| !label.is_empty()),
-                    active,
-                })?;
+            for (sae, active) in active.iter().enumerate() {
+                for &active in active {
+                    let index = active.feature;
+                    table.push(&Row {
+                        path: &covered.path,
+                        class,
+                        sae: self.saes.shown_id(sae),
+                        label: self.saes.label(FeatureId { sae, index }),
+                        active,
+                    })?;
+                }
             }
         }
         contents.pictures = self.waiting.drain(..).map(|(covered, _)| covered).collect();
@@ -198,8 +197,10 @@ impl Parts {
     pub(super) fn join(mut self, overwrite: Overwrite, cancel: &CancelFlag) -> Result<Totals> {
         self.finish_part()?;
         check_output(&self.target, overwrite)?;
-        let mut table = TableWriter::new(self.dir.new_file(&self.target, overwrite)?)?;
-        let mut contents = Contents::new(self.settings.for_all_to_see(), self.d_sae);
+        let file = self.dir.new_file(&self.target, overwrite)?;
+        let saes = ScannedSaes::new(&self.saes);
+        let mut table = TableWriter::new(file, &saes)?;
+        let mut contents = Contents::new(self.settings.for_all_to_see(), saes);
         let mut n_rows = 0;
         for path in self.paths.values() {
             if cancel.is_cancelled() {
