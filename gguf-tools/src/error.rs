@@ -97,6 +97,18 @@ kinds! {
     NoPosition = (19, "no_position", 400, "ValueError"),
     /// The files cannot be tried in a process of their own.
     NoProbe = (17, "no_probe", 500, "RuntimeError"),
+    /// Nothing has that name or address where models are published.
+    NotPublished = (40, "not_published", 404, "FileNotFoundError"),
+    /// What is published is not for everybody: terms have to be accepted, or a token is missing or refused.
+    AccessDenied = (41, "access_denied", 403, "PermissionError"),
+    /// A server cannot be reached, or does not answer as it should.
+    Network = (42, "network", 502, "ConnectionError"),
+    /// A server wants to be asked less often.
+    RateLimited = (43, "rate_limited", 503, "ConnectionError"),
+    /// Something has to be downloaded, and no downloads are wanted.
+    Offline = (44, "offline", 503, "ConnectionError"),
+    /// A disk has too little free space.
+    DiskFull = (45, "disk_full", 507, "OSError"),
     /// The operating system refused a file operation.
     Io = (14, "io", 500, "OSError"),
     /// llama.cpp or ggml refused.
@@ -134,8 +146,12 @@ impl Error {
                 io::ErrorKind::PermissionDenied => Some("check the permissions of that path"),
                 _ => None,
             };
+            let kind = match source.kind() {
+                io::ErrorKind::StorageFull => ErrorKind::DiskFull,
+                _ => ErrorKind::Io,
+            };
             Self {
-                kind: ErrorKind::Io,
+                kind,
                 what: format!("cannot {action} `{}`: {source}", path.display()),
                 hint: hint.map(str::to_owned),
                 source: Some(source),

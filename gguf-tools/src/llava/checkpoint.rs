@@ -25,10 +25,40 @@ struct Index {
 const INDEX_FILE: &str = "model.safetensors.index.json";
 const SINGLE_FILE: &str = "model.safetensors";
 
+/// One of these is in every checkpoint: the index of its weights, or the weights.
+pub const WEIGHT_FILES: [&str; 2] = [INDEX_FILE, SINGLE_FILE];
+
+/// The files of the weights in the checkpoint folder `dir`: those that `model.safetensors.index.json` names, or
+/// `model.safetensors`. Other files are never looked at, since published folders hold foreign weights beside
+/// their own.
+///
+/// # Errors
+/// An index that is malformed or names files elsewhere.
+pub fn weight_files(dir: &Path) -> Result<BTreeSet<String>> {
+    let index_path = dir.join(INDEX_FILE);
+    if !index_path.exists() {
+        return Ok(BTreeSet::from([SINGLE_FILE.to_owned()]));
+    }
+    let index: Index = read_json(&index_path)?;
+    index.check_files(&index_path)?;
+    Ok(index.weight_map.into_values().collect())
+}
+
+impl Index {
+    fn check_files(&self, path: &Path) -> Result<()> {
+        let is_elsewhere = |file: &&String| Path::new(file).file_name() != Some(file.as_ref());
+        match self.weight_map.values().find(is_elsewhere) {
+            None => Ok(()),
+            Some(file) => Err(Error::invalid(format!(
+                "`{}` names `{file}`, which is not a file of that folder",
+                path.display()
+            ))),
+        }
+    }
+}
+
 impl Checkpoint {
-    /// Reads the headers of `dir`'s weights: those of the files that `model.safetensors.index.json`
-    /// names, or of `model.safetensors`. Other files are never looked at, since published folders
-    /// hold foreign weights beside their own.
+    /// Reads the headers of `dir`'s weights, in the files of [`weight_files`].
     ///
     /// # Errors
     /// Missing or malformed files, and names that the index and the files do not agree on.
@@ -38,13 +68,8 @@ impl Checkpoint {
         let mut stored = Vec::new();
         if index_path.exists() {
             let index: Index = read_json(&index_path)?;
+            index.check_files(&index_path)?;
             for file in index.weight_map.values().collect::<BTreeSet<_>>() {
-                if Path::new(file).file_name() != Some(file.as_ref()) {
-                    return Err(Error::invalid(format!(
-                        "`{}` names `{file}`, which is not a file of that folder",
-                        index_path.display()
-                    )));
-                }
                 let mut tensors = read_header(&dir.join(file))?;
                 for (name, _) in index.weight_map.iter().filter(|(_, f)| *f == file) {
                     stored.push(tensors.remove(name).ok_or_else(|| {

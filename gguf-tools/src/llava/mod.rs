@@ -21,6 +21,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use self::checkpoint::Checkpoint;
+pub use self::checkpoint::{WEIGHT_FILES, weight_files};
 use self::config::Config;
 use self::output::OutputTensor;
 use self::tokenizer::Tokenizer;
@@ -29,6 +30,21 @@ use crate::new_file::CompleteFile;
 use crate::output_dir::OutputDir;
 use crate::progress::{Meter, Progress};
 use crate::{Error, Result};
+
+/// What [`convert`] reads of a checkpoint folder beside the weights, as far as it is there.
+pub const SMALL_FILES: [&str; 11] = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "model.safetensors.index.json",
+];
 
 /// How [`convert`] writes.
 #[derive(Clone, Copy, Debug)]

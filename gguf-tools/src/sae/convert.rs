@@ -58,9 +58,23 @@ pub fn convert(
     options: &SaeOptions,
     progress: Progress,
 ) -> Result<ConvertedSae> {
+    convert_published(source, target, options, None, progress)
+}
+
+/// As [`convert`], of an SAE that SAELens' table knows as `published`.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_published(
+    source: &Path,
+    target: &Path,
+    options: &SaeOptions,
+    published: Option<Published>,
+    progress: Progress,
+) -> Result<ConvertedSae> {
     let (sae, _unpacked) = recognize::open(source, options.hook_name.as_deref())?;
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
-    let published = Published::find(&sae);
+    let published = published.or_else(|| Published::find(&sae));
     let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
     // Labels are held and encoded several times, and what is longer than the weights is none.
     let max_label_bytes = sae.w_dec.tensor.n_bytes().saturating_add(FREE_LABEL_BYTES);
@@ -77,7 +91,7 @@ pub fn convert(
         source_format: Some(sae.format.name().to_owned()),
         model_name: sae.model_name.clone(),
         release: published.map(|sae| sae.release.to_owned()),
-        id: published.map(|sae| sae.hook_name.to_owned()),
+        id: published.map(|sae| sae.id.to_owned()),
         labels: labels.texts,
         labels_source: labels.source,
     };

@@ -27,7 +27,9 @@ mod tensor_file;
 mod verify;
 
 pub use baseline::Baseline;
-pub use convert::{ConvertedSae, SaeOptions, convert};
+pub use convert::{ConvertedSae, SaeOptions, convert, convert_published};
 pub use file::{EncoderScreen, SaeFile};
 pub use meta::{Architecture, NormalizeActivations, SaeMeta};
+pub use norm_factor::Published;
+pub use recognize::files_of;
 pub use source::Format;

@@ -6,14 +6,25 @@ use super::meta::NormalizeActivations;
 use super::source::{Format, Source};
 use crate::{Error, ErrorKind, Result};
 
-/// An SAE whose norm factor stands in SAELens' table (`pretrained_saes.yaml`, 6.54), not in its
-/// download.
+/// What SAELens' table (`pretrained_saes.yaml`) says of an SAE.
+#[derive(Clone, Copy, Debug)]
+pub struct Published<'a> {
+    /// The release, such as `gemma-2b-res-jb`.
+    pub release: &'a str,
+    /// The SAE in it, such as `blocks.12.hook_resid_post`.
+    pub id: &'a str,
+    /// The norm factor, where it stands there: it is used if the SAE's configuration asks for one that its
+    /// files lack.
+    pub norm_factor: Option<f32>,
+}
+
+/// An SAE whose norm factor stands in SAELens' table (6.54), not in its download, and how it is known.
 #[derive(Debug)]
-pub(super) struct Published {
-    pub(super) release: &'static str,
+struct Known {
+    release: &'static str,
     model_name: &'static str,
     /// Also its id within the release.
-    pub(super) hook_name: &'static str,
+    hook_name: &'static str,
     d_in: usize,
     d_sae: usize,
     norm_factor: f32,
@@ -21,7 +32,7 @@ pub(super) struct Published {
 
 /// Its sibling `gemma-2b-it-res-jb` has the same shape and hook point, but was trained on
 /// `gemma-2b-it` without normalisation.
-const PUBLISHED: [Published; 1] = [Published {
+const KNOWN: [Known; 1] = [Known {
     release: "gemma-2b-res-jb",
     model_name: "gemma-2b",
     hook_name: "blocks.12.hook_resid_post",
@@ -30,15 +41,20 @@ const PUBLISHED: [Published; 1] = [Published {
     norm_factor: 0.213_819_38,
 }];
 
-impl Published {
-    /// The entry that is this SAE, judged by what its configuration says.
-    pub(super) fn find(sae: &Source) -> Option<&'static Self> {
-        PUBLISHED.iter().find(|published| {
+impl Published<'static> {
+    /// What is known of this SAE, judged by what its configuration says.
+    pub(super) fn find(sae: &Source) -> Option<Self> {
+        let known = KNOWN.iter().find(|known| {
             sae.format == Format::SaeLens
                 && sae.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn
-                && sae.model_name.as_deref() == Some(published.model_name)
-                && sae.hook_name == published.hook_name
-                && (sae.d_in, sae.d_sae) == (published.d_in, published.d_sae)
+                && sae.model_name.as_deref() == Some(known.model_name)
+                && sae.hook_name == known.hook_name
+                && (sae.d_in, sae.d_sae) == (known.d_in, known.d_sae)
+        })?;
+        Some(Self {
+            release: known.release,
+            id: known.hook_name,
+            norm_factor: Some(known.norm_factor),
         })
     }
 }
@@ -58,7 +74,7 @@ pub(super) fn choose(
     sae: &Source,
     path: &Path,
     given: Option<f32>,
-    published: Option<&Published>,
+    published: Option<Published>,
 ) -> Result<Option<NormFactor>> {
     let shown = path.display();
     if let Some(factor) = given.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
@@ -80,7 +96,7 @@ pub(super) fn choose(
     given
         .map(from("as given"))
         .or(sae.norm_factor.map(from("from the SAE's files")))
-        .or(published.map(|sae| sae.norm_factor).map(from("from SAELens' table")))
+        .or(published.and_then(|sae| sae.norm_factor).map(from("from SAELens' table")))
         .map(Some)
         .ok_or_else(|| {
             Error::invalid(format!(

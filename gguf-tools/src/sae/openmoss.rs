@@ -31,7 +31,7 @@ use crate::weights::StoredTensor;
 use crate::{Error, ErrorKind, Result};
 
 pub(super) const LLAMA_SCOPE_CONFIG: &str = "hyperparams.json";
-const LLAMA_SCOPE_WEIGHTS: &str = "checkpoints/final.safetensors";
+pub(super) const LLAMA_SCOPE_WEIGHTS: &str = "checkpoints/final.safetensors";
 pub(super) const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "sae_weights.safetensors";
 

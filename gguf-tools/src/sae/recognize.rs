@@ -1,5 +1,6 @@
 //! Which format an SAE is in, by the files of its folder.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -40,6 +41,49 @@ pub(super) fn open(source: &Path, hook_name: Option<&str>) -> Result<(Source, Op
     })
 }
 
+/// Which files of a folder that is elsewhere belong to the SAE in it, by the paths of all files below it, with
+/// slashes. An error calls the folder `shown`.
+///
+/// # Errors
+/// What is no SAE of a known format: a folder of several, pickles, anything else.
+pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
+    if let Some(format) = format_with(|file| paths.contains(&file)) {
+        let is_needed = |path: &&&str| match format {
+            Format::LlamaScope if **path == openmoss::LLAMA_SCOPE_WEIGHTS => true,
+            _ => {
+                let ending = path.rsplit('.').next().unwrap_or_default();
+                !path.contains('/') && ["json", "npz", "safetensors"].contains(&ending)
+            }
+        };
+        return Ok(paths.iter().filter(is_needed).copied().collect());
+    }
+    let folder = |path: &&str| {
+        let mut folders = FORMATS
+            .iter()
+            .filter_map(|(file, _)| path.strip_suffix(file));
+        folders
+            .find_map(|folder| folder.strip_suffix('/'))
+            .map(PathBuf::from)
+    };
+    let mut below = SaesBelow {
+        found: paths
+            .iter()
+            .filter_map(folder)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
+        n_left: 0,
+    };
+    below.found.sort_by_key(|path| by_number(path));
+    if !below.found.is_empty() {
+        return Err(below.error(Path::new(shown)));
+    }
+    match paths.iter().map(Path::new).find(|path| is_pickle(path)) {
+        Some(path) => Err(pickle_error(path)),
+        None => Err(unknown(Path::new(shown))),
+    }
+}
+
 fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     let kind = std::fs::metadata(source).map_err(Error::io("read", source))?;
     let dir = if kind.is_dir() {
@@ -61,7 +105,11 @@ fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
 }
 
 fn format_of(dir: &Path) -> Option<Format> {
-    let has = |file: &str| dir.join(file).exists();
+    format_with(|file| dir.join(file).exists())
+}
+
+/// The format of a folder, by the files that it has.
+fn format_with(has: impl Fn(&str) -> bool) -> Option<Format> {
     let (_, format) = FORMATS.iter().find(|(file, _)| has(file))?;
     let is_openmoss =
         *format == Format::SaeLens && !has(saelens::CONFIG_FILE) && has(openmoss::CONFIG_FILE);
