@@ -44,7 +44,9 @@ pub use model::{
     EncoderOptions, EngineSize, HookedModel, ModelFiles, Session, SessionOptions, encoder,
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
-pub use prompt::{ImageEmbeddings, Prompt, PromptForm};
+pub use prompt::{
+    ImageAttention, ImageChunk, ImageEmbeddings, Prompt, PromptForm, RowPositions, Segment,
+};
 pub use run::{
     CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptKey, RecordedPrompt, Request, Run,
     RunId, RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,

@@ -85,7 +85,9 @@ struct Shown {
 }
 
 /// The architectures whose graphs have been read and compared with transformers.
-const ARCHITECTURES: &[&str] = &["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
+const ARCHITECTURES: &[&str] = &[
+    "gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen2vl", "qwen3",
+];
 
 /// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
 /// llama-cpp-sys-2 0.1.161 carries them). No name here stands twice in a graph without a control
@@ -98,7 +100,7 @@ const NODES: [Shown; 8] = [
         last_block: LastBlock::OutputRows,
     },
     Shown {
-        architectures: &["gemma", "llama", "qwen2", "qwen3"],
+        architectures: &["gemma", "llama", "qwen2", "qwen2vl", "qwen3"],
         site: Site::MlpOut,
         mark: Mark::Name("ffn_out"),
         last_block: LastBlock::OutputRows,
@@ -118,7 +120,7 @@ const NODES: [Shown; 8] = [
     },
     // It has no name.
     Shown {
-        architectures: &["gemma", "qwen2", "qwen3"],
+        architectures: &["gemma", "qwen2", "qwen2vl", "qwen3"],
         site: Site::AttnOut,
         mark: Mark::Weight("attn_output"),
         last_block: LastBlock::AllRows,
@@ -176,6 +178,19 @@ impl HookPoint {
     /// The block, counted from 0.
     pub fn layer(self) -> usize {
         self.layer
+    }
+
+    /// The highest place in the residual stream that it depends on: this one, or the one behind the block before;
+    /// none in the first block.
+    pub fn stream_below(self) -> Option<Self> {
+        let layer = match self.site {
+            Site::ResidPost => self.layer,
+            Site::Z | Site::AttnOut | Site::MlpOut => self.layer.checked_sub(1)?,
+        };
+        Some(Self {
+            layer,
+            site: Site::ResidPost,
+        })
     }
 
     /// The place in the block.

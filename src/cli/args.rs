@@ -252,11 +252,6 @@ impl ModelArgs {
         Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
     }
 
-    /// The part of a picture that the model sees ([`Picture::kept`]).
-    pub(super) fn kept(&self, picture: &Picture) -> [f32; 4] {
-        picture.kept(self.image_prep.into())
-    }
-
     fn is_demo(&self) -> bool {
         let given = [&self.model_dir, &self.model, &self.mmproj];
         self.sae.is_empty() && given.into_iter().all(Option::is_none)

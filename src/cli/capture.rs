@@ -84,12 +84,13 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
 
     let mut tensors = Tensors::of_run(&run, session.model().saes());
     if let Some(image) = &image {
-        let d_model = session.language_model().d_model();
-        tensors.add_f32(
-            "image_embeddings",
-            vec![image.rows.len() / d_model, d_model],
-            &image.rows,
-        );
+        let rows: Vec<f32> = image
+            .chunks()
+            .flat_map(|chunk| chunk.rows.to_vec())
+            .collect();
+        let n_rows = image.n_rows();
+        let shape = vec![n_rows, rows.len() / n_rows];
+        tensors.add_f32("image_embeddings", shape, &rows);
     }
     let interventions = saved_set::entries(steering.as_deref(), session.model().saes());
     let interventions =

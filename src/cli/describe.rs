@@ -126,9 +126,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
                 .flat_map(|(sae, scores)| json::features(scores, saes, sae))
                 .collect(),
             n_prompt_tokens: prompt.tokens().len(),
-            n_image_tokens: image
-                .as_ref()
-                .map_or(0, |image| image.grid.iter().product()),
+            n_image_tokens: image.as_ref().map_or(0, |image| image.n_rows()),
             timings: Timings {
                 load_ms: milliseconds(load_time),
                 image_ms: image.as_ref().map_or(0.0, |image| milliseconds(image.time)),

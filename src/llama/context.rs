@@ -5,122 +5,23 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
-use serde::{Deserialize, Serialize};
 
 use super::backend;
 use super::callback_state::CallbackState;
+use super::context_options::ContextOptions;
 use super::eval_hook::{EvalHook, HookedNode, Pass, RowHook, on_eval};
 use super::guard::{self, guarded};
 use super::model::Model;
 use super::recording::RecordedGraphs;
+use super::rows::{Embeddings, Extent, Output, OutputRow, Rows};
 use super::waiting;
 use crate::error::runtime;
 use crate::{CancelFlag, Error, ErrorKind, Result};
 
-/// The KV cache's number type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KvType {
-    /// 32-bit floats: for comparisons with a reference.
-    F32,
-    /// 16-bit floats, llama.cpp's default.
-    F16,
-    /// 8-bit blocks; needs flash attention.
-    Q8_0,
-}
-
-impl KvType {
-    /// Its name, as options and files have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Q8_0 => "q8_0",
-        }
-    }
-}
-
-/// Whether attention is computed without materialising the score matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FlashAttention {
-    /// llama.cpp decides.
-    Auto,
-    /// Always.
-    On,
-    /// Never: for comparisons with a reference.
-    Off,
-}
-
-impl FlashAttention {
-    /// Its name, as options and files have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::On => "on",
-            Self::Off => "off",
-        }
-    }
-
-    pub(super) fn to_c(self) -> sys::llama_flash_attn_type {
-        match self {
-            Self::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            Self::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            Self::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        }
-    }
-}
-
-/// How a context computes.
-#[derive(Clone, Debug)]
-pub struct ContextOptions {
-    /// The longest sequence, in tokens.
-    pub n_tokens: usize,
-    /// Sequences that are decoded side by side, from 1 to [`MAX_SEQUENCES`].
-    pub n_sequences: usize,
-    /// Rows of one graph; the hook sees that many at most.
-    pub n_ubatch: usize,
-    /// Processor threads.
-    pub threads: usize,
-    /// The KV cache's number type.
-    pub kv_type: KvType,
-    /// Whether to use flash attention.
-    pub flash_attention: FlashAttention,
-    /// Whether llama.cpp gets a callback; without one, the hook sees nothing.
-    pub eval_callback: bool,
-}
-
-/// Rows that a context takes at once, at least: as many as it may have sequences.
-const MIN_BATCH: usize = 512;
-
-/// `LLAMA_MAX_SEQ` (`llama-cparams.h`), above which llama.cpp refuses a context.
-pub const MAX_SEQUENCES: usize = 256;
-
-/// What is decoded.
-#[derive(Clone, Copy, Debug)]
-pub enum Rows<'a> {
-    /// Token ids.
-    Tokens(&'a [i32]),
-    /// Embeddings, `[n_rows, d_model]`, as the projector gives them.
-    Embeddings(&'a [f32]),
-}
-
-/// The rows that logits are computed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// None.
-    None,
-    /// The last row.
-    LastRow,
-    /// Every row; there may be 512 of them at once.
-    EveryRow,
-}
-
-/// A row of the last batch whose logits were asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputRow {
-    /// The last one.
-    Last,
-    /// By its index in the batch.
-    Index(usize),
+/// The error of a prompt or a text that is longer than the context.
+pub(crate) fn context_too_small(what: String) -> Error {
+    Error::new(ErrorKind::ContextTooSmall, what)
+        .with_hint("give a longer context, or 0 for one that is long enough")
 }
 
 impl OutputRow {
@@ -132,18 +33,9 @@ impl OutputRow {
     }
 }
 
-/// The error of a prompt or a text that is longer than the context.
-pub(crate) fn context_too_small(what: String) -> Error {
-    Error::new(ErrorKind::ContextTooSmall, what)
-        .with_hint("give a longer context, or 0 for one that is long enough")
-}
-
 fn to_i32(n: usize) -> i32 {
     i32::try_from(n).expect("rows and sequences are counted in 32 bits")
 }
-
-/// A row's sequence and its position in it.
-type Place = (usize, usize);
 
 /// A context of one or several sequences, with a hook of type `H` on one graph node.
 pub struct Context<H: RowHook> {
@@ -152,7 +44,7 @@ pub struct Context<H: RowHook> {
     watched: CallbackState<Vec<CancelFlag>>,
     model: Arc<Model>,
     options: ContextOptions,
-    n_past: Vec<usize>, // [n_sequences]: rows of each
+    held: Vec<Extent>, // [n_sequences]
     has_control_vector: bool,
 }
 
@@ -168,14 +60,14 @@ impl<H: RowHook> Context<H> {
         nodes: Vec<HookedNode>,
         hook: H,
     ) -> Result<Self> {
-        let hook = CallbackState::new(EvalHook::new(hook, nodes));
+        let hook = CallbackState::new(EvalHook::new(hook, nodes, model.norm_epsilon));
         let watched = CallbackState::new(Vec::new());
         Ok(Self {
             ptr: init(&model, &options, on_eval::<H>, hook.as_c(), watched.as_c())?,
             hook,
             watched,
             model,
-            n_past: vec![0; options.n_sequences],
+            held: vec![Extent::default(); options.n_sequences],
             has_control_vector: false,
             options,
         })
@@ -220,12 +112,22 @@ impl<H: RowHook> Context<H> {
     /// # Errors
     /// As [`Context::truncate`].
     pub fn drop_unfinished(&mut self, sequence: usize) -> Result<()> {
-        self.truncate(sequence, self.n_past[sequence])
+        self.truncate(sequence, self.held[sequence])
     }
 
-    /// The longest sequence, in tokens.
+    /// The longest sequence, in rows.
     pub fn capacity(&self) -> usize {
         self.options.n_tokens
+    }
+
+    /// Rows of one graph, but for those that see one another.
+    pub fn n_ubatch(&self) -> usize {
+        self.options.n_ubatch
+    }
+
+    /// The rows that one graph has room for, which is more than that where an image asks for it.
+    pub fn max_ubatch(&self) -> usize {
+        self.options.max_ubatch()
     }
 
     /// Sequences that there is room for.
@@ -238,12 +140,7 @@ impl<H: RowHook> Context<H> {
     /// # Panics
     /// When there is no such sequence.
     pub fn is_full(&self, sequence: usize) -> bool {
-        self.n_past[sequence] >= self.options.n_tokens
-    }
-
-    /// The residual stream's width.
-    pub fn d_model(&self) -> usize {
-        self.model.d_model()
+        self.held[sequence].n_rows >= self.options.n_tokens
     }
 
     /// Forgets all sequences.
@@ -252,90 +149,127 @@ impl<H: RowHook> Context<H> {
         let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
         // SAFETY: the memory belongs to the context.
         unsafe { sys::llama_memory_clear(memory, true) };
-        self.n_past.fill(0);
+        self.held.fill(Extent::default());
     }
 
-    /// Forgets what a sequence holds behind its first `n_kept` rows.
+    /// Forgets what a sequence holds behind its beginning, `kept`, which cuts no embeddings with four
+    /// positions apart.
     ///
     /// # Errors
     /// A sequence that the context does not have; when llama.cpp cannot: some models keep a state
     /// that has no positions.
-    pub fn truncate(&mut self, sequence: usize, n_kept: usize) -> Result<()> {
+    pub fn truncate(&mut self, sequence: usize, kept: Extent) -> Result<()> {
         self.check_room(sequence, 0)?;
         // SAFETY: the context is alive.
         let memory = unsafe { sys::llama_get_memory(self.ptr.0.as_ptr()) };
         // SAFETY: the memory belongs to the context; -1 means to the end.
-        let done =
-            unsafe { sys::llama_memory_seq_rm(memory, to_i32(sequence), to_i32(n_kept), -1) };
+        let done = unsafe {
+            sys::llama_memory_seq_rm(memory, to_i32(sequence), to_i32(kept.n_positions), -1)
+        };
         if !done {
             return Err(runtime(
                 "llama_memory_seq_rm",
                 "this model's state has no positions",
             ));
         }
-        self.n_past[sequence] = self.n_past[sequence].min(n_kept);
+        if kept.n_rows < self.held[sequence].n_rows {
+            self.held[sequence] = kept;
+        }
         Ok(())
     }
 
     /// Checks that a sequence exists and has room for `n_rows` more.
     fn check_room(&self, sequence: usize, n_rows: usize) -> Result<()> {
-        let n_past = self.n_past.get(sequence).ok_or_else(|| {
+        let held = self.held.get(sequence).ok_or_else(|| {
             Error::invalid(format!(
                 "there is no sequence {sequence}: the context has {}",
-                self.n_past.len()
+                self.held.len()
             ))
         })?;
-        if n_past + n_rows > self.options.n_tokens {
+        if held.n_rows + n_rows > self.options.n_tokens {
             let what = format!(
                 "the context holds {} tokens, and {} are needed",
                 self.options.n_tokens,
-                n_past + n_rows
+                held.n_rows + n_rows
             );
             return Err(context_too_small(what));
         }
         Ok(())
     }
 
-    /// Appends rows to a sequence.
+    /// Appends rows to a sequence, in graphs of [`ContextOptions::n_ubatch`] rows, and embeddings that see one
+    /// another in a graph of their own.
     ///
     /// # Errors
     /// The hook's error or panic; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted); more rows than the context has room for;
-    /// embeddings that are no whole rows; a sequence or a token that does not exist; a failure of
-    /// llama.cpp. After an error the sequence is undefined: [`Context::clear`] it.
+    /// embeddings that are no rows of this model ([`Model::check_embeddings`]), or more that see one another
+    /// than a graph has room for; a sequence or a token that does not exist; a failure of llama.cpp. After
+    /// an error the sequence is undefined: [`Context::clear`] it.
     pub fn decode(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
-        let d_model = self.model.d_model();
-        let n_rows = match rows {
-            Rows::Tokens(ids) => ids.len(),
-            Rows::Embeddings(values) if values.len() % d_model == 0 => values.len() / d_model,
-            Rows::Embeddings(values) => {
-                return Err(Error::invalid(format!(
-                    "expected rows of {d_model} values, got {} values",
-                    values.len()
-                )));
+        let n_rows = rows.n_rows();
+        let mut n_at_once = self.options.n_ubatch;
+        if let Rows::Embeddings(embeddings) = &rows {
+            self.model.check_embeddings(embeddings)?;
+            if !embeddings.is_causal {
+                self.check_together(n_rows)?;
+                n_at_once = n_rows;
             }
-        };
+        }
         self.check_room(sequence, n_rows)?;
-        let n_past = self.n_past[sequence];
         let mut start = 0;
         while start < n_rows {
-            let end = n_rows.min(start + self.options.n_ubatch);
-            let chunk = match rows {
-                Rows::Tokens(ids) => Rows::Tokens(&ids[start..end]),
-                Rows::Embeddings(values) => {
-                    Rows::Embeddings(&values[start * d_model..end * d_model])
-                }
-            };
-            let places: Vec<Place> = (n_past + start..n_past + end)
-                .map(|position| (sequence, position))
-                .collect();
+            let end = n_rows.min(start + n_at_once);
             let output = match output {
                 Output::LastRow if end < n_rows => Output::None,
                 output => output,
             };
-            self.decode_chunk(chunk, &places, output)?;
+            self.decode_part(sequence, rows.part(start..end), output)?;
             start = end;
         }
         Ok(())
+    }
+
+    /// Checks that a graph has room for as many embeddings that see one another; llama.cpp ends the process
+    /// where it has not.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn check_together(&self, n_rows: usize) -> Result<()> {
+        let room = self.options.max_ubatch();
+        if n_rows <= room {
+            return Ok(());
+        }
+        let what = format!(
+            "an image has {n_rows} rows that see one another, and a graph has room for {room}"
+        );
+        Err(Error::new(ErrorKind::ContextTooSmall, what)
+            .with_hint("make the context with room for them"))
+    }
+
+    /// Appends rows of one graph.
+    fn decode_part(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
+        let n_rows = rows.n_rows();
+        let next = self.held[sequence].n_positions;
+        let positions: Vec<i32> = match rows {
+            Rows::Embeddings(embeddings) => self.model.batch_positions(&embeddings, to_i32(next)),
+            Rows::Tokens(_) => (next..next + n_rows).map(to_i32).collect(),
+        };
+        let is_causal = match rows {
+            Rows::Embeddings(embeddings) => embeddings.is_causal,
+            Rows::Tokens(_) => true,
+        };
+        self.set_causal(is_causal);
+        let decoded = self.decode_batch(rows, vec![sequence; n_rows], positions, output);
+        self.set_causal(true);
+        decoded?;
+        self.held[sequence] += rows.extent();
+        Ok(())
+    }
+
+    /// Whether rows that are decoded from here on see only those before.
+    fn set_causal(&mut self, is_causal: bool) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_set_causal_attn(self.ptr.0.as_ptr(), is_causal) };
     }
 
     /// Appends one token to each of several sequences, in one batch, with logits for each.
@@ -356,17 +290,32 @@ impl<H: RowHook> Context<H> {
         if sequences.is_empty() {
             return Ok(());
         }
-        let places: Vec<Place> = sequences
-            .iter()
-            .map(|&sequence| (sequence, self.n_past[sequence]))
-            .collect();
-        self.decode_chunk(Rows::Tokens(ids), &places, Output::EveryRow)
+        let positions = sequences.iter();
+        let positions = positions.map(|&sequence| to_i32(self.held[sequence].n_positions));
+        let rows = Rows::Tokens(ids);
+        self.decode_batch(
+            rows,
+            sequences.to_vec(),
+            positions.collect(),
+            Output::EveryRow,
+        )?;
+        for (sequence, i) in sequences.iter().zip(0..) {
+            self.held[*sequence] += rows.part(i..i + 1).extent();
+        }
+        Ok(())
     }
 
-    fn decode_chunk(&mut self, rows: Rows<'_>, places: &[Place], output: Output) -> Result<()> {
-        let n_rows = places.len();
-        let mut positions: Vec<i32> = places.iter().map(|place| to_i32(place.1)).collect();
-        let mut sequences: Vec<i32> = places.iter().map(|place| to_i32(place.0)).collect();
+    /// Decodes rows in one graph: `sequences` of each, `[n_rows]`, and `positions` as llama.cpp takes them,
+    /// `[n_rows]`, or `[4, n_rows]` for embeddings with M-RoPE.
+    fn decode_batch(
+        &mut self,
+        rows: Rows<'_>,
+        sequences: Vec<usize>,
+        mut positions: Vec<i32>,
+        output: Output,
+    ) -> Result<()> {
+        let n_rows = rows.n_rows();
+        let mut sequences: Vec<i32> = sequences.into_iter().map(to_i32).collect();
         let mut n_seq_id = vec![1; n_rows];
         let mut seq_id: Vec<*mut i32> = sequences.iter_mut().map(std::ptr::from_mut).collect();
         let mut wanted = vec![i8::from(output == Output::EveryRow); n_rows];
@@ -379,7 +328,7 @@ impl<H: RowHook> Context<H> {
             },
             embd: match rows {
                 Rows::Tokens(_) => std::ptr::null_mut(),
-                Rows::Embeddings(values) => values.as_ptr().cast_mut(),
+                Rows::Embeddings(Embeddings { values, .. }) => values.as_ptr().cast_mut(),
             },
             pos: positions.as_mut_ptr(),
             n_seq_id: n_seq_id.as_mut_ptr(),
@@ -389,7 +338,8 @@ impl<H: RowHook> Context<H> {
         waiting::adapt();
         self.hook.get().begin_graph();
         let code = guarded("llama_decode", || {
-            // SAFETY: all arrays have `n_tokens` entries (embeddings: rows), live for the call, and
+            // SAFETY: all arrays have `n_tokens` entries (embeddings: rows of the model's width, and with
+            // M-RoPE four times as many positions: `Model::check_embeddings`), live for the call, and
             // llama.cpp only reads them. The hook's state is not borrowed here.
             unsafe { guard::llama_decode(self.ptr.0.as_ptr(), batch) }
         });
@@ -397,12 +347,7 @@ impl<H: RowHook> Context<H> {
             return Err(fault);
         }
         match code? {
-            0 => {
-                for place in places {
-                    self.n_past[place.0] = place.1 + 1;
-                }
-                Ok(())
-            }
+            0 => Ok(()),
             2 => Err(Error::interrupted()),
             code => Err(backend::failure("llama_decode", &format!("code {code}"))),
         }
@@ -487,47 +432,7 @@ fn init(
     user_data: *mut c_void,
     watched: *mut c_void,
 ) -> Result<ContextPtr> {
-    if options.kv_type == KvType::Q8_0 && options.flash_attention == FlashAttention::Off {
-        return Err(Error::new(
-            ErrorKind::KvType,
-            "a q8_0 KV cache needs flash attention, which is off",
-        )
-        .with_hint("use an f16 KV cache, or flash attention"));
-    }
-    for (n, what) in [
-        (options.n_sequences, "sequences"),
-        (options.n_ubatch, "rows of a graph"),
-        (options.threads, "processor threads"),
-    ] {
-        if n == 0 {
-            return Err(Error::invalid(format!(
-                "a context of 0 {what} computes nothing"
-            )));
-        }
-    }
-    let in_u32 = |n: usize| {
-        u32::try_from(n).map_err(|_| Error::invalid(format!("a context of {n} is too large")))
-    };
-    let threads = i32::try_from(options.threads)
-        .map_err(|_| Error::invalid(format!("{} threads are too many", options.threads)))?;
-    let kv_type = match options.kv_type {
-        KvType::F32 => sys::GGML_TYPE_F32,
-        KvType::F16 => sys::GGML_TYPE_F16,
-        KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
-    };
-    // SAFETY: returns a plain struct by value.
-    let mut params = unsafe { sys::llama_context_default_params() };
-    params.n_ctx = in_u32(options.n_tokens.saturating_mul(options.n_sequences))?;
-    params.n_batch = in_u32(options.n_ubatch.max(MIN_BATCH))?;
-    params.n_ubatch = in_u32(options.n_ubatch)?;
-    params.n_seq_max = in_u32(options.n_sequences)?;
-    // With one cache for all sequences, ubatches keep the order of the rows, which the hook counts.
-    params.kv_unified = true;
-    params.n_threads = threads;
-    params.n_threads_batch = threads;
-    params.flash_attn_type = options.flash_attention.to_c();
-    params.type_k = kv_type;
-    params.type_v = kv_type;
+    let mut params = options.to_c()?;
     if options.eval_callback {
         params.cb_eval = Some(on_eval);
         params.cb_eval_user_data = user_data;

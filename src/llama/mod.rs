@@ -12,6 +12,7 @@
 mod backend;
 mod callback_state;
 mod context;
+mod context_options;
 mod eval_hook;
 mod exact_gelu;
 mod guard;
@@ -20,9 +21,11 @@ mod mapped_file;
 mod matrix_product;
 mod model;
 mod node;
+mod norm_epsilon;
 mod patch_embedding;
 mod quantize;
 mod recording;
+mod rows;
 mod sampler;
 mod tensor_context;
 mod tokenize;
@@ -41,10 +44,9 @@ pub use backend::exit_at_once;
 pub(crate) use backend::{
     BINDINGS_VERSION, computed_by, computes_elsewhere, free_device_bytes, has_gpu,
 };
+pub use context::Context;
 pub(crate) use context::context_too_small;
-pub use context::{
-    Context, ContextOptions, FlashAttention, KvType, MAX_SEQUENCES, Output, OutputRow, Rows,
-};
+pub use context_options::{ContextOptions, FlashAttention, KvType, MAX_SEQUENCES};
 #[cfg(test)]
 pub(crate) use eval_hook::SPOILED;
 pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
@@ -53,6 +55,7 @@ pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};
 pub use recording::RecordedGraphs;
+pub use rows::{Embeddings, Extent, MropePosition, Output, OutputRow, Rows};
 pub use sampler::{Sampler, Sampling};
 pub use vision::{Vision, VisionGraph, VisionOptions};
 pub use weight_rows::WeightRows;

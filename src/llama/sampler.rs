@@ -4,10 +4,11 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::context::{Context, OutputRow};
+use super::context::Context;
 use super::eval_hook::RowHook;
 use super::guard::{self, guarded};
 use super::model::Model;
+use super::rows::OutputRow;
 use crate::{Error, Result};
 
 /// How the next token is chosen.

@@ -21,7 +21,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::callback_state::CallbackState;
-use super::context::FlashAttention;
+use super::context_options::FlashAttention;
 use super::eval_hook::catch_panic;
 use super::exact_gelu::ExactGelu;
 use super::guard::{self, guarded};

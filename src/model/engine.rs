@@ -16,6 +16,8 @@ pub struct EngineSize {
     pub n_sequences: usize,
     /// Tokens of the longest prompt that runs share.
     pub n_shared: usize,
+    /// Rows of the largest image whose rows see one another ([`Prompt::n_together`](crate::Prompt::n_together)).
+    pub n_together: usize,
 }
 
 impl HookedModel {
@@ -28,6 +30,7 @@ impl HookedModel {
             n_tokens,
             n_sequences,
             n_shared,
+            n_together,
         } = size;
         if n_sequences > MAX_SEQUENCES {
             return Err(Error::invalid(format!(
@@ -56,6 +59,7 @@ impl HookedModel {
             n_tokens,
             n_sequences,
             n_ubatch: self.options().n_ubatch,
+            n_together,
             threads: self.options().threads,
             kv_type: self.options().kv_type,
             flash_attention: self.options().flash_attention,

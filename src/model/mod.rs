@@ -18,7 +18,7 @@ use self::fingerprint::fingerprint;
 use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
 use crate::picture::Picture;
 use crate::picture::encoder::{ImageEncoder, VisionSettings};
-use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
+use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
 use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering, Target};
 use crate::{
@@ -231,6 +231,15 @@ impl HookedModel {
         cancel: &CancelFlag,
     ) -> Result<Prompt> {
         Prompt::new(&self.language_model, text, form, image, cancel)
+    }
+
+    /// A prompt of these pieces, as they stand.
+    ///
+    /// # Errors
+    /// A token that the vocabulary does not have; image rows that the model cannot read, or that do not fill
+    /// their grid; no text at the end.
+    pub fn prompt_of_segments(&self, segments: Vec<Segment>) -> Result<Prompt> {
+        Prompt::of_segments(&self.language_model, segments)
     }
 
     /// The key of a prompt that is recorded below a place.

@@ -167,14 +167,19 @@ impl Session {
             0 => n_prompt.saturating_add(max_tokens.min(trained)),
             fixed => fixed,
         };
-        let is_enough =
-            |engine: &Engine| engine.capacity() >= needed && engine.n_sequences() >= n_sequences;
+        let n_together = prompt.n_together();
+        let is_enough = |engine: &Engine| {
+            engine.capacity() >= needed
+                && engine.n_sequences() >= n_sequences
+                && engine.n_together() >= n_together
+        };
         if !self.engine.as_ref().is_some_and(is_enough) {
             self.engine = None; // its memory first
             self.engine = Some(self.model.engine(EngineSize {
                 n_tokens: needed,
                 n_sequences,
                 n_shared: if n_sequences > 1 { n_prompt } else { 0 },
+                n_together,
             })?);
         }
         Ok(self.engine.as_mut().expect("made above"))

@@ -14,7 +14,7 @@ use crate::picture::ImagePrep;
 use crate::picture::Picture;
 use crate::picture::cache::ImageCache;
 use crate::picture::cache::Key;
-use crate::prompt::ImageEmbeddings;
+use crate::prompt::{ImageAttention, ImageChunk, ImageEmbeddings, RowPositions};
 use crate::run::{TryShortcuts, distance};
 use crate::{Error, ErrorKind, Result};
 
@@ -103,11 +103,15 @@ impl ImageEncoder {
         }
         let start = Instant::now();
         let rows = self.rows(&pixels)?;
-        Ok(ImageEmbeddings {
+        let chunk = ImageChunk {
             rows: rows.into(),
-            grid: [self.shape.grid; 2],
-            time: start.elapsed(),
-        })
+            width: self.model.d_model(),
+            grid: Some([self.shape.grid; 2]),
+            place: picture.kept(image_prep),
+            positions: RowPositions::InOrder,
+            attention: ImageAttention::Causal,
+        };
+        Ok(ImageEmbeddings::of_chunk(chunk, start.elapsed()))
     }
 
     /// Loads it, where that was not done yet.

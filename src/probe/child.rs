@@ -14,7 +14,7 @@ use crate::llama::{FlashAttention, KvType};
 use crate::model::Session;
 use crate::model::files::ModelFiles;
 use crate::picture::Picture;
-use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
+use crate::prompt::{ImageChunk, ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Keep, Run, RunOptions};
 use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
 
@@ -138,9 +138,7 @@ fn run(job: &Job) -> Result<()> {
         // Not every vocabulary has all characters; any model has a first token.
         let text = session.prompt(TEXT, PromptForm::Raw, None);
         let first = session.language_model().special_tokens().first().copied();
-        Ok(text.unwrap_or_else(|_| {
-            Prompt::of_text(session.language_model(), vec![first.unwrap_or(0)])
-        }))
+        text.or_else(|_| Prompt::of_text(session.language_model(), vec![first.unwrap_or(0)]))
     })?;
     let run = step(&files, Stage::RunToken, || run_prompt(&mut session, &text))?;
     step(&files, Stage::ComputeFeatures, || {
@@ -160,13 +158,15 @@ fn run(job: &Job) -> Result<()> {
     })?;
     let image = step(&files, Stage::EncodeImage, || {
         let image = session.encode_image(&picture(files.image_size()?))?;
-        check_finite(&image.rows, "its image embeddings")?;
-        let n_values = IMAGE_ROWS * session.language_model().d_model();
-        let rows = &image.rows[..n_values.min(image.rows.len())];
-        Ok(ImageEmbeddings {
-            rows: rows.into(),
-            ..image
-        })
+        let chunk = image.only_chunk().expect("a square picture is one view");
+        check_finite(&chunk.rows, "its image embeddings")?;
+        let n_values = IMAGE_ROWS * chunk.width;
+        let beginning = ImageChunk {
+            rows: chunk.rows[..n_values.min(chunk.rows.len())].into(),
+            grid: None,
+            ..chunk.clone()
+        };
+        Ok(ImageEmbeddings::of_chunk(beginning, image.time))
     })?;
     step(&files, Stage::RunImage, || {
         let prompt = session.prompt(TEXT, PromptForm::Chat, Some(&image));

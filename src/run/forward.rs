@@ -2,18 +2,10 @@
 
 use super::cursor::Row;
 use super::hooks::Hooks;
-use crate::llama::{Context, Output, Pass, Rows};
-use crate::prompt::{Prompt, Segment};
-use crate::{CancelFlag, Kinds, Result, Token};
-
-/// How far a prompt is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Goal {
-    /// To the highest hook, as far as rows of these kinds go.
-    Rows(Kinds),
-    /// To the logits after its last row.
-    Logits,
-}
+use super::reading::{Goal, Reading};
+use crate::llama::{Context, Extent, Output, Pass, Rows};
+use crate::prompt::Prompt;
+use crate::{CancelFlag, Result, Token};
 
 /// Announces rows, decodes them, and checks that the hooks saw them.
 pub(crate) struct Forward {
@@ -43,30 +35,35 @@ impl Forward {
         goal: Goal,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        self.context.watch([cancel.clone()]);
-        let d_model = self.context.d_model();
-        let segments = match goal {
-            Goal::Logits => prompt.segments(),
-            Goal::Rows(kinds) => prompt.segments_to(kinds),
-        };
-        let mut tokens = prompt.tokens().iter().copied().enumerate();
-        for (i, segment) in segments.iter().enumerate() {
-            let is_last = i + 1 == segments.len();
-            let output = match goal {
-                Goal::Logits if is_last => Output::LastRow,
-                Goal::Logits | Goal::Rows(_) => Output::None,
-            };
-            let (rows, n_rows) = match segment {
-                Segment::Text(ids) => (Rows::Tokens(ids), ids.len()),
-                Segment::Image(rows) => (Rows::Embeddings(rows), rows.len() / d_model),
-            };
-            self.decode(sequence, tokens.by_ref().take(n_rows), rows, output)?;
-        }
-        if goal != Goal::Logits {
-            // Nothing above the hook was computed, so no other row may look at these.
-            self.context.truncate(sequence, 0)?;
+        let mut reading = Reading::new(prompt, goal);
+        while !reading.is_done() {
+            self.decode_piece(sequence, prompt, &mut reading, cancel)?;
         }
         Ok(())
+    }
+
+    /// Decodes the next rows of a prompt that one graph has room for, and tells how many they are.
+    pub(crate) fn decode_piece(
+        &mut self,
+        sequence: usize,
+        prompt: &Prompt,
+        reading: &mut Reading,
+        cancel: &CancelFlag,
+    ) -> Result<usize> {
+        self.context.watch([cancel.clone()]);
+        let Some((rows, output)) = reading.next_piece(prompt, self.context.n_ubatch()) else {
+            return Ok(0);
+        };
+        let n_rows = rows.n_rows();
+        let tokens = prompt.tokens().iter().copied().enumerate();
+        let tokens = tokens.skip(reading.n_rows).take(n_rows);
+        self.decode(sequence, tokens, rows, output)?;
+        reading.n_rows += n_rows;
+        if reading.is_done() && reading.goal != Goal::Logits {
+            // Nothing above the hook was computed, so no other row may look at these.
+            self.context.truncate(sequence, Extent::default())?;
+        }
+        Ok(n_rows)
     }
 
     /// Appends rows to a sequence; `tokens` are what they are, with their places in the prompt, which generated

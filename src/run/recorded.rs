@@ -52,11 +52,24 @@ impl PromptKey {
                         .flat_map(|id| id.to_le_bytes())
                         .collect::<Vec<_>>());
                 }
-                Segment::Image(rows) => {
-                    add(b"image");
+                Segment::Image(chunk) => {
+                    let rows = chunk.embeddings();
+                    add(match rows.is_causal {
+                        true => b"image",
+                        false => b"image whose rows see one another",
+                    });
+                    add(&(rows.width as u64).to_le_bytes());
                     add(&rows
+                        .values
                         .iter()
                         .flat_map(|x| x.to_le_bytes())
+                        .collect::<Vec<_>>());
+                    add(&(rows.n_positions as u64).to_le_bytes());
+                    add(&rows
+                        .positions
+                        .iter()
+                        .flatten()
+                        .flat_map(|i| i.to_le_bytes())
                         .collect::<Vec<_>>());
                 }
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::hooks::{EditorAt, Keep};
-use crate::llama::{Output, OutputRow, Pass, Rows};
+use crate::llama::{Extent, Output, OutputRow, Pass, Rows};
 use crate::prompt::{Prompt, Segment};
 use crate::run::logits::log_prob;
 use crate::{CancelFlag, Result, Token};
@@ -13,13 +13,13 @@ use crate::{CancelFlag, Result, Token};
 const AT_ONCE: usize = 64;
 
 impl Engine {
-    /// Decodes `ids` as generated tokens behind the first `n_prompt` rows of the first `n_sequences` sequences
+    /// Decodes `ids` as generated tokens behind the beginning, `kept`, of the first `n_sequences` sequences
     /// that the last [`Engine::run`] left, of which the first has no interventions. `on_logits` gets, for each
     /// id but the first, the sequence, the id's index, and the logits that it is chosen from there,
     /// `[n_vocab]`; those of the first sequence come before the others'.
     pub(crate) fn replay(
         &mut self,
-        n_prompt: usize,
+        kept: Extent,
         n_sequences: usize,
         ids: &[i32],
         cancel: &CancelFlag,
@@ -29,7 +29,7 @@ impl Engine {
         let forward = &mut self.forward;
         forward.context.watch([cancel.clone()]);
         for sequence in 0..n_sequences {
-            forward.context.truncate(sequence, n_prompt)?;
+            forward.context.truncate(sequence, kept)?;
         }
         let Some((_, inputs)) = ids.split_last() else {
             return Ok(());
@@ -79,7 +79,6 @@ impl Engine {
             true => Pass::Whole,
             false => Pass::Unhooked,
         });
-        let d_model = forward.context.d_model();
         let tokens = prompt.tokens();
         let mut losses = Vec::new();
         let mut position = 0;
@@ -104,12 +103,12 @@ impl Engine {
                         }
                     }
                 }
-                Segment::Image(rows) => {
-                    let n_rows = rows.len() / d_model;
+                Segment::Image(_) => {
+                    let rows = segment.rows();
                     let tokens = tokens.iter().copied().enumerate();
-                    let tokens = tokens.skip(position).take(n_rows);
-                    forward.decode(0, tokens, Rows::Embeddings(rows), Output::LastRow)?;
-                    position += n_rows;
+                    let tokens = tokens.skip(position).take(rows.n_rows());
+                    forward.decode(0, tokens, rows, Output::LastRow)?;
+                    position += rows.n_rows();
                     score(forward.context.logits(OutputRow::Last), position - 1);
                 }
             }

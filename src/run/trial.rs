@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::engine::Engine;
-use super::forward::Goal;
 use super::hooks::Keep;
+use super::reading::Goal;
 use super::shortcuts::{Shortcut, distance};
 use crate::llama::{OutputRow, Pass};
 use crate::prompt::Prompt;

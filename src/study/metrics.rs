@@ -198,9 +198,9 @@ pub fn text_prompts(session: &Session, text: &str, cancel: &CancelFlag) -> Resul
         return Err(Error::invalid("the text is empty"));
     }
     let chunks = ids.chunks(TEXT_CONTEXT - start.len());
-    let prompts =
-        chunks.map(|chunk| Prompt::of_text(session.language_model(), [&start[..], chunk].concat()));
-    Ok(prompts.collect())
+    chunks
+        .map(|chunk| Prompt::of_text(session.language_model(), [&start[..], chunk].concat()))
+        .collect()
 }
 
 /// How well rows are reconstructed, and how many features that takes.

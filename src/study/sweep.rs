@@ -93,11 +93,10 @@ impl Session {
         let first = |run: &Run| kl_divergence(&runs[0].logits, &run.logits);
         let mut sums: Vec<f64> = runs.iter().map(first).collect();
         let ids = &runs[0].token_ids;
-        let n_prompt = prompt.tokens().len();
         let mut originals = BTreeMap::new(); // logits, until the last sequence has been compared
         let engine = self.engine();
         let replayed = engine.replay(
-            n_prompt,
+            prompt.extent(),
             runs.len(),
             ids,
             cancel,
@@ -132,10 +131,10 @@ impl Session {
             return Ok(None);
         };
         let mut sum = log_prob(logits, first);
-        let n_prompt = prompt.tokens().len();
+        let kept = prompt.extent();
         let replayed = self
             .engine()
-            .replay(n_prompt, 1, ids, cancel, &mut |_, i, logits| {
+            .replay(kept, 1, ids, cancel, &mut |_, i, logits| {
                 sum += log_prob(logits, ids[i]);
             });
         match replayed {

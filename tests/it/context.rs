@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use llava_sae_cpp::llama::{
-    Context, ContextOptions, Edited, HookedNode, Model, ModelOptions, Output, OutputRow, Pass,
-    RowHook, Rows, Sampler,
+    Context, ContextOptions, Edited, Extent, HookedNode, Model, ModelOptions, Output, OutputRow,
+    Pass, RowHook, Rows, Sampler,
 };
 use llava_sae_cpp::{FlashAttention, GraphNode, KvType, Result, Sampling, SessionOptions};
 
@@ -26,6 +26,7 @@ fn options() -> ContextOptions {
         n_tokens: 4,
         n_sequences: 2,
         n_ubatch: 512,
+        n_together: 0,
         threads: 1,
         kv_type: KvType::F32,
         flash_attention: FlashAttention::Off,
@@ -56,8 +57,11 @@ fn check<T>(result: Result<T>, words: &str) {
 #[test]
 fn sequences_and_tokens_that_do_not_exist() {
     let (_, mut context) = context(options()).expect("it is made");
-    check(context.truncate(2, 0), "no sequence 2: the context has 2");
-    check(context.truncate(300, 0), "no sequence 300");
+    check(
+        context.truncate(2, Extent::default()),
+        "no sequence 2: the context has 2",
+    );
+    check(context.truncate(300, Extent::default()), "no sequence 300");
     check(
         context.decode(2, Rows::Tokens(&[1]), Output::None),
         "no sequence 2",

@@ -46,6 +46,7 @@ fn engine(model: &Arc<HookedModel>, n_tokens: usize, n_sequences: usize) -> Engi
         n_tokens,
         n_sequences,
         n_shared: 0,
+        n_together: 0,
     };
     model.engine(size).expect("there is memory")
 }

@@ -11,8 +11,8 @@ use gguf_tools::sae::{self, SaeOptions};
 use image::RgbImage;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    FeatureId, FlashAttention, KvType, ModelFiles, Picture, Prompt, PromptForm, Session,
-    SessionOptions,
+    FeatureId, FlashAttention, ImageEmbeddings, KvType, ModelFiles, Picture, Prompt, PromptForm,
+    Session, SessionOptions,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -247,6 +247,14 @@ pub(crate) fn prompt(session: &mut Session, fixture: Fixture, picture: &str) -> 
     session
         .prompt("Describe the image.", PromptForm::Chat, Some(&image))
         .expect("the prompt is tokenised")
+}
+
+/// The rows of an image of one view.
+pub(crate) fn image_rows(image: &ImageEmbeddings) -> &[f32] {
+    &image
+        .only_chunk()
+        .expect("a square picture is one view")
+        .rows
 }
 
 /// One feature added everywhere.

@@ -6,7 +6,7 @@ use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::{ImageCache, ImagePrep, Picture, SessionOptions, VisionGraph};
 
 use crate::command_line::program;
-use crate::fixture::{Fixture, exact_options, picture, temporary_root};
+use crate::fixture::{Fixture, exact_options, image_rows, picture, temporary_root};
 
 fn options(dir: &Path) -> SessionOptions {
     SessionOptions {
@@ -18,7 +18,7 @@ fn options(dir: &Path) -> SessionOptions {
 fn embeddings(options: SessionOptions, picture: &Picture) -> Vec<f32> {
     let session = Fixture::Demo.session(TensorType::F32, options);
     let image = session.encode_image(picture);
-    image.expect("the picture is encoded").rows.to_vec()
+    image_rows(&image.expect("the picture is encoded")).to_vec()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -89,7 +89,7 @@ fn another_projector_is_another_file() {
         let files = files.expect("all files are there");
         let session = llava_sae_cpp::Session::open(&files, options(dir.path()));
         let image = session.expect("it loads").encode_image(&picture);
-        image.expect("the picture is encoded").rows.to_vec()
+        image_rows(&image.expect("the picture is encoded")).to_vec()
     };
     let original = models.join("mmproj-f32.gguf");
     let copy = copies.join("mmproj.gguf");

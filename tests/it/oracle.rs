@@ -12,7 +12,7 @@ use llava_sae_cpp::{
 };
 
 use crate::fixture::{
-    F32, Fixture, IMAGE_EMBEDDINGS, Oracle, bound, prompt, relative_error, steering,
+    F32, Fixture, IMAGE_EMBEDDINGS, Oracle, bound, image_rows, prompt, relative_error, steering,
 };
 
 /// How far the worst row may be: with CUDA, 3 of 1248 were 3.6e-3 to 7e-3 off, all in one picture, and all
@@ -61,7 +61,7 @@ fn check_fidelity(fixture: Fixture) {
             .encode_image(&fixture.open_picture(&name))
             .expect("the picture is encoded");
         let error = relative_error(
-            &image.rows,
+            image_rows(&image),
             &oracle.f32(&format!("{name}/image_embeddings")),
         );
         assert!(

@@ -7,7 +7,7 @@ use llava_sae_cpp::{Keep, ModelFiles, PromptForm, RunOptions, Sampling, Session}
 
 use crate::bad_input::check_file;
 use crate::command_line::run;
-use crate::fixture::{Fixture, exact_options, picture, relative_error};
+use crate::fixture::{Fixture, exact_options, image_rows, picture, relative_error};
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 const FEATURE_LAYER: &str = "clip.vision.feature_layer";
@@ -36,7 +36,7 @@ fn rows_and_caption(fixture: Fixture, path: &Path) -> (Vec<f32>, String) {
         ..RunOptions::default()
     };
     let run = session.run(&prompt.expect("a text"), options);
-    (image.rows.to_vec(), run.expect("it runs").text)
+    (image_rows(&image).to_vec(), run.expect("it runs").text)
 }
 
 /// A projector in other words gives what the original gives.

@@ -3,7 +3,7 @@
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::{SessionOptions, TryShortcuts, VisionGraph};
 
-use crate::fixture::{Fixture, IMAGE_EMBEDDINGS, exact_options, relative_error};
+use crate::fixture::{Fixture, IMAGE_EMBEDDINGS, exact_options, image_rows, relative_error};
 
 fn error(fixture: Fixture, name: &str, vision_graph: VisionGraph) -> f64 {
     let options = SessionOptions {
@@ -15,7 +15,7 @@ fn error(fixture: Fixture, name: &str, vision_graph: VisionGraph) -> f64 {
         .encode_image(&fixture.open_picture(name))
         .expect("the picture is encoded");
     relative_error(
-        &image.rows,
+        image_rows(&image),
         &fixture.oracle().f32(&format!("{name}/image_embeddings")),
     )
 }
@@ -47,7 +47,7 @@ fn corrections_without_effect_are_noticed() {
         let session = fixture.session(TensorType::F32, options);
         let rows = |name| {
             let image = session.encode_image(&fixture.open_picture(name));
-            image.expect("the picture is encoded").rows.to_vec()
+            image_rows(&image.expect("the picture is encoded")).to_vec()
         };
         // The first picture is checked, and the second encoded as it came out.
         [rows("00.png"), rows("01.png")]

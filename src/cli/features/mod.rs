@@ -50,7 +50,7 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
             seen.draw(square, dir, name, &args, &session)?;
         }
         if args.html.is_some() {
-            page.add(&seen.shown(name, square.as_ref(), &args), &session);
+            page.add(&seen.shown(name, square.as_ref()), &session);
         }
     }
     if args.group {

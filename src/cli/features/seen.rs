@@ -15,8 +15,8 @@ use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Error, FeatureId, Keep, Picture, Run, RunOptions, SaeSet, Session, Stop, Token,
-    TokenKind,
+    CancelFlag, Error, FeatureId, ImageChunk, Keep, Picture, Run, RunOptions, SaeSet, Session,
+    Stop, Token, TokenKind,
 };
 use serde::Serialize;
 
@@ -63,7 +63,7 @@ struct FeatureReport {
 /// What a picture, or a text alone, gave.
 pub(super) struct Seen {
     picture: Option<Picture>,
-    grid: Option<[usize; 2]>,
+    chunk: Option<ImageChunk>, // its rows
     /// The prompt's, and those that were generated.
     tokens: Vec<Token>,
     /// The pooled ones, rising.
@@ -147,7 +147,7 @@ pub(super) fn look(
     }
     Ok(Seen {
         picture,
-        grid: image.map(|image| image.grid),
+        chunk: image.and_then(|image| image.only_chunk().cloned()),
         tokens,
         positions,
         scores,
@@ -187,8 +187,8 @@ impl Seen {
         };
         let report = Report {
             image: self.picture.as_ref().map(|_| shown.to_owned()),
-            n_image_tokens: self.grid.map_or(0, |[rows, columns]| rows * columns),
-            grid: self.grid,
+            n_image_tokens: self.chunk.as_ref().map_or(0, ImageChunk::n_rows),
+            grid: self.grid(),
             tokens: json::tokens(&self.tokens, session),
             features: (0..saes.len()).flat_map(of_sae).collect(),
         };
@@ -253,7 +253,7 @@ impl Seen {
             let map = HeatMap {
                 picture: square,
                 patches: &patches,
-                grid: self.grid.expect("what is drawn has a picture"),
+                grid: self.grid().expect("what is drawn has a picture"),
                 title: &format!("feature {shown}{}", label.unwrap_or_default()),
             };
             NewFile::create(&path, args.overwrite())?.finish_with(&map.png())?;
@@ -266,22 +266,22 @@ impl Seen {
     }
 
     /// What a page shows, `square` being the picture as the model sees it, if there is one.
-    pub(super) fn shown<'a>(
-        &'a self,
-        name: &str,
-        square: Option<&'a RgbImage>,
-        args: &FeaturesArgs,
-    ) -> Shown<'a> {
-        let picture = self.picture.as_ref();
+    pub(super) fn shown<'a>(&'a self, name: &str, square: Option<&'a RgbImage>) -> Shown<'a> {
+        let seen = self.picture.as_ref().zip(self.chunk.as_ref());
         Shown {
             name: name.to_owned(),
             picture: square,
-            whole: picture.map(|picture| (picture.rgb(), args.model.kept(picture))),
-            grid: self.grid,
+            whole: seen.map(|(picture, chunk)| (picture.rgb(), chunk.place)),
+            grid: self.grid(),
             scores: &self.scores,
             original: &self.run,
             steered: self.steered.as_ref(),
         }
+    }
+
+    /// The grid of a picture's patches.
+    fn grid(&self) -> Option<[usize; 2]> {
+        self.chunk.as_ref()?.grid
     }
 
     /// The listed features of an SAE.

@@ -1,0 +1,131 @@
+//! Chunks of image rows, with their places in the picture and in a sequence.
+
+use std::sync::Arc;
+
+use crate::llama::{Embeddings, Model, MropePosition};
+use crate::{Error, Result, Token};
+
+/// Image rows that a model reads one after another, of one view: the whole picture, or a tile of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageChunk {
+    /// `[n_rows, width]`, not scaled.
+    pub rows: Arc<[f32]>,
+    /// The length of a row: the residual stream's width, or more where blocks further up take some in too.
+    pub width: usize,
+    /// Rows and columns of the grid that its rows make up in reading order; none where they make up none.
+    pub grid: Option<[usize; 2]>,
+    /// The part of the picture that it shows: left, top, width and height as shares of the whole.
+    pub place: [f32; 4],
+    /// The positions of its rows.
+    pub positions: RowPositions,
+    /// What its rows see of one another.
+    pub attention: ImageAttention,
+}
+
+/// The positions of a chunk's rows, counted from the chunk's first.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowPositions {
+    /// One for each, behind that of the row before.
+    InOrder,
+    /// Four for each, as M-RoPE has them.
+    Mrope {
+        /// `[n_rows]`.
+        of_rows: Arc<[MropePosition]>,
+        /// How many they take up.
+        n_positions: usize,
+    },
+}
+
+/// What image rows see of their own chunk; all see what comes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageAttention {
+    /// Themselves and the rows before, as text does.
+    Causal,
+    /// All rows of the chunk.
+    Bidirectional,
+}
+
+impl ImageChunk {
+    /// Its rows.
+    pub fn n_rows(&self) -> usize {
+        self.rows.len() / self.width.max(1)
+    }
+
+    /// Its rows, as a context decodes them.
+    pub(crate) fn embeddings(&self) -> Embeddings<'_> {
+        let (positions, n_positions) = match &self.positions {
+            RowPositions::InOrder => (&[][..], self.n_rows()),
+            RowPositions::Mrope {
+                of_rows,
+                n_positions,
+            } => (&of_rows[..], *n_positions),
+        };
+        Embeddings {
+            values: &self.rows,
+            width: self.width,
+            positions,
+            n_positions,
+            is_causal: self.attention == ImageAttention::Causal,
+        }
+    }
+
+    /// Checks that it is something that a model can read.
+    ///
+    /// # Errors
+    /// As [`Model::check_embeddings`]; a grid with another number of places than there are rows; positions
+    /// outside of those that it takes up.
+    pub(super) fn check(&self, model: &Model) -> Result<()> {
+        model.check_embeddings(&self.embeddings())?;
+        if let Some([n_rows, n_columns]) = self.grid
+            && n_rows.checked_mul(n_columns) != Some(self.n_rows())
+        {
+            return Err(Error::invalid(format!(
+                "an image of {} rows is no grid of {n_rows} × {n_columns}",
+                self.n_rows()
+            )));
+        }
+        if let RowPositions::Mrope {
+            of_rows,
+            n_positions,
+        } = &self.positions
+        {
+            let is_in =
+                |&number: &i32| usize::try_from(number).is_ok_and(|number| number < *n_positions);
+            if !of_rows.iter().flatten().all(is_in) {
+                return Err(Error::invalid(format!(
+                    "image rows have positions outside of the {n_positions} that they take up"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What its rows are.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
+        (0..self.n_rows()).map(|i| match self.grid {
+            Some([_, n_columns]) => Token::patch(i / n_columns, i % n_columns),
+            None => Token::image(),
+        })
+    }
+
+    /// Whether both are the same rows in the same places.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let are_rows_shared = Arc::ptr_eq(&self.rows, &other.rows);
+        (are_rows_shared || self.rows == other.rows)
+            && (self.width, self.attention) == (other.width, other.attention)
+            && self.positions == other.positions
+    }
+}
+
+impl RowPositions {
+    /// Those of a grid: its rows are at one time, in rows and columns, and what follows comes behind its longer
+    /// side (`get_rope_index` in transformers' `modeling_qwen2_vl.py`).
+    pub fn mrope_grid([n_rows, n_columns]: [usize; 2]) -> Self {
+        let number = |n: usize| i32::try_from(n).expect("grids are small");
+        let of_row = |row| (0..n_columns).map(move |column| [0, number(row), number(column), 0]);
+        Self::Mrope {
+            of_rows: (0..n_rows).flat_map(of_row).collect(),
+            n_positions: n_rows.max(n_columns),
+        }
+    }
+}

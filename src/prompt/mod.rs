@@ -1,0 +1,237 @@
+//! Prompts: texts and images become token ids and image rows.
+
+mod chunk;
+
+use std::time::Duration;
+
+use crate::llama::{AddBos, Extent, Model, Rows, no_template};
+use crate::{CancelFlag, Error, ErrorKind, Kinds, Result, Token, TokenKind};
+
+pub use chunk::{ImageAttention, ImageChunk, RowPositions};
+
+/// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
+/// character.
+const IMAGE_MARK: char = '\u{fffc}';
+/// How a raw prompt says where the image goes, as in transformers.
+const IMAGE_TOKEN: &str = "<image>";
+
+/// An image as the projector gives it, encoded once for any number of runs.
+#[derive(Clone)]
+pub struct ImageEmbeddings {
+    /// What stands for it in a prompt: one chunk, or several with the tokens that the model wants between them.
+    pub segments: Vec<Segment>,
+    /// The time that it took.
+    pub time: Duration,
+}
+
+impl ImageEmbeddings {
+    /// An image of one chunk.
+    pub fn of_chunk(chunk: ImageChunk, time: Duration) -> Self {
+        Self {
+            segments: vec![Segment::Image(chunk)],
+            time,
+        }
+    }
+
+    /// Its chunks.
+    pub fn chunks(&self) -> impl Iterator<Item = &ImageChunk> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Image(chunk) => Some(chunk),
+            Segment::Text(_) => None,
+        })
+    }
+
+    /// The rows of all its chunks.
+    pub fn n_rows(&self) -> usize {
+        self.chunks().map(ImageChunk::n_rows).sum()
+    }
+
+    /// The chunk of an image that has one.
+    pub fn only_chunk(&self) -> Option<&ImageChunk> {
+        let mut chunks = self.chunks();
+        chunks.next().filter(|_| chunks.next().is_none())
+    }
+}
+
+/// How a prompt's text is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptForm {
+    /// The user's turn of the model's chat template: the image, a newline, the text.
+    Chat,
+    /// The text as it stands, `<image>` where the image goes. The vocabulary's beginning-of-sequence
+    /// token is added, if it asks for one, unless the text starts with that token's text.
+    Raw,
+}
+
+/// A prompt, cut into token ids and image rows.
+#[derive(Clone)]
+pub struct Prompt {
+    segments: Vec<Segment>,
+    tokens: Vec<Token>, // what each row is
+}
+
+/// A piece of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Segment {
+    /// Token ids.
+    Text(Vec<i32>),
+    /// Image rows.
+    Image(ImageChunk),
+}
+
+impl Segment {
+    /// What a context decodes.
+    pub(crate) fn rows(&self) -> Rows<'_> {
+        match self {
+            Self::Text(ids) => Rows::Tokens(ids),
+            Self::Image(chunk) => Rows::Embeddings(chunk.embeddings()),
+        }
+    }
+}
+
+impl Prompt {
+    /// Builds a prompt of a text and at most one image.
+    pub(crate) fn new(
+        model: &Model,
+        text: &str,
+        form: PromptForm,
+        image: Option<&ImageEmbeddings>,
+        cancel: &CancelFlag,
+    ) -> Result<Self> {
+        let n_marks = text.matches(IMAGE_TOKEN).count();
+        let (full_text, mark) = match form {
+            PromptForm::Chat if n_marks > 0 => {
+                let what = format!("the prompt holds `{IMAGE_TOKEN}`");
+                return Err(Error::new(ErrorKind::ChatTemplate, what)
+                    .with_hint("leave it out: the image goes first; or use a raw prompt"));
+            }
+            PromptForm::Chat => {
+                let mark = image.map(|_| format!("{IMAGE_MARK}\n")).unwrap_or_default();
+                let full_text = model.apply_chat_template(&format!("{mark}{text}"))?;
+                (full_text, IMAGE_MARK.to_string())
+            }
+            PromptForm::Raw if n_marks != usize::from(image.is_some()) => {
+                let expected = if image.is_some() { "one" } else { "none" };
+                return Err(Error::invalid(format!(
+                    "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and {expected} was expected"
+                ))
+                .with_hint(format!("put `{IMAGE_TOKEN}` where the image goes, once for an image")));
+            }
+            PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
+        };
+        let add_bos = match model.begins_with_bos(&full_text) {
+            true => AddBos::No,
+            false => AddBos::Yes,
+        };
+        let tokenize = |text: &str, add_bos| model.tokenize_until(text, add_bos, cancel);
+        let mut segments = Vec::new();
+        match (image, full_text.split_once(&mark)) {
+            (Some(image), Some((before, after))) => {
+                segments.push(Segment::Text(tokenize(before, add_bos)?));
+                segments.extend_from_slice(&image.segments);
+                segments.push(Segment::Text(tokenize(after, AddBos::No)?));
+            }
+            (Some(_), None) => {
+                return Err(no_template("the model's chat template drops the image"));
+            }
+            (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
+        }
+        Self::of_segments(model, segments)
+    }
+
+    /// A prompt of these pieces, as they stand.
+    pub(crate) fn of_segments(model: &Model, segments: Vec<Segment>) -> Result<Self> {
+        let mut tokens = Vec::new();
+        for segment in &segments {
+            match segment {
+                Segment::Text(ids) => {
+                    if let Some(id) = ids.iter().find(|id| !model.token_ids().contains(id)) {
+                        return Err(Error::invalid(format!(
+                            "the vocabulary has {} tokens, and none with the id {id}",
+                            model.n_vocab()
+                        )));
+                    }
+                    tokens.extend(ids.iter().map(|&id| match model.is_special(id) {
+                        true => Token::special(id),
+                        false => Token::text(id),
+                    }));
+                }
+                Segment::Image(chunk) => {
+                    chunk.check(model)?;
+                    tokens.extend(chunk.tokens());
+                }
+            }
+        }
+        match tokens.last().map(|token| token.kind) {
+            Some(TokenKind::Text) => Ok(Self { segments, tokens }),
+            _ => Err(Error::invalid("the prompt has no text after the image")
+                .with_hint("the model needs a token to answer: add some text, or a newline")),
+        }
+    }
+
+    /// A prompt of these text tokens, of which there is one at least.
+    pub(crate) fn of_text(model: &Model, ids: Vec<i32>) -> Result<Self> {
+        Self::of_segments(model, vec![Segment::Text(ids)])
+    }
+
+    /// A prompt of its first `n_tokens` text tokens, if there are any.
+    pub(crate) fn beginning(&self, n_tokens: usize) -> Option<Self> {
+        let texts = self.tokens.iter().filter(|token| token.id.is_some());
+        let tokens: Vec<Token> = texts.take(n_tokens).copied().collect();
+        let ids: Vec<i32> = tokens.iter().filter_map(|token| token.id).collect();
+        let segments = vec![Segment::Text(ids)];
+        (!tokens.is_empty()).then_some(Self { segments, tokens })
+    }
+
+    /// Whether both are the same rows in the same places.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let mut pairs = self.segments.iter().zip(&other.segments);
+        let is_same = |(a, b): (&Segment, &Segment)| match (a, b) {
+            (Segment::Text(a), Segment::Text(b)) => a == b,
+            (Segment::Image(a), Segment::Image(b)) => a.is_same(b),
+            _ => false,
+        };
+        self.segments.len() == other.segments.len() && pairs.all(is_same)
+    }
+
+    /// How much a sequence holds when it was read: with M-RoPE, an image takes up fewer positions than rows.
+    pub(crate) fn extent(&self) -> Extent {
+        let mut extent = Extent::default();
+        for segment in &self.segments {
+            extent += segment.rows().extent();
+        }
+        extent
+    }
+
+    /// The rows of the largest image whose rows see one another; 0 if there is none.
+    pub fn n_together(&self) -> usize {
+        let sizes = self.segments.iter().map(|segment| match segment {
+            Segment::Image(chunk) if chunk.attention == ImageAttention::Bidirectional => {
+                chunk.n_rows()
+            }
+            _ => 0,
+        });
+        sizes.max().unwrap_or(0)
+    }
+
+    /// Its pieces, in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Its rows up to the end of the last piece with rows of these kinds.
+    pub(crate) fn n_rows_to(&self, kinds: Kinds) -> usize {
+        let is_last = |segment: &Segment| match segment {
+            Segment::Text(_) => kinds.contain_some(TokenKind::Text),
+            Segment::Image(_) => kinds.image,
+        };
+        let last = self.segments.iter().rposition(is_last);
+        let read = &self.segments[..last.map_or(0, |last| last + 1)];
+        read.iter().map(|segment| segment.rows().n_rows()).sum()
+    }
+
+    /// What each row is.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+}

@@ -1,0 +1,204 @@
+//! How runs that are all known before the first step are computed, and what is hooked for runs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Batch, Engine, Request};
+use crate::run::hooks::EditorAt;
+use crate::run::reading::Goal;
+use crate::run::shortcuts::Shortcut;
+use crate::steering::Steering;
+use crate::{HookPoint, Result, Site};
+
+impl Engine {
+    /// How these runs are computed, which are all that there will be.
+    pub(super) fn plan(&mut self, requests: &[Request]) -> Result<Batch> {
+        let mut batch = Batch::default();
+        let Some(first) = requests.first() else {
+            return Ok(batch);
+        };
+        let prompt = Arc::clone(&first.prompt);
+        if let [only] = requests
+            && let Some((layer, vector)) = only.in_graph()
+            && !self.forward.context.has_control_vector()
+        {
+            let vector = vector.to_vec();
+            let steering = only.options.steering.as_deref().expect("it has a vector");
+            let tried = Some((steering, layer, &vector[..]));
+            if self.takes(Shortcut::ControlVector, &prompt, tried, None)? {
+                self.forward.context.set_control_vector(layer, &vector)?;
+                batch.vector_at = Some(layer);
+            }
+        }
+        let stops = |request: &Request| {
+            request.options.goal() != Goal::Logits && request.options.reads_rows()
+        };
+        batch.is_whole =
+            requests.iter().any(stops) && !self.takes(Shortcut::StopAtHook, &prompt, None, None)?;
+        let split = match self.may_share(requests) {
+            true => self.split(requests),
+            false => None,
+        };
+        if split.is_some() && self.takes(Shortcut::SharedPrompts, &prompt, None, split)? {
+            batch.shared_below = split;
+        }
+        Ok(batch)
+    }
+
+    /// Whether these runs' prompts may be computed once up to a place.
+    fn may_share(&self, requests: &[Request]) -> bool {
+        let [first, others @ ..] = requests else {
+            return false;
+        };
+        let all_generate = || {
+            requests
+                .iter()
+                .all(|request| request.options.goal() == Goal::Logits)
+        };
+        let is_same = |other: &Request| other.prompt.is_same(&first.prompt);
+        self.model.options().share_prompts
+            && !others.is_empty()
+            && all_generate()
+            && others.iter().all(is_same)
+    }
+
+    /// The hooked place below which no run edits, and above which everything depends on its rows alone.
+    fn split(&mut self, requests: &[Request]) -> Option<usize> {
+        let edits = requests.iter().flat_map(Request::edited_places);
+        let lowest = edits.min();
+        let sites = &self.forward.context.hook().sites;
+        sites.iter().rposition(|site| {
+            let is_stream = site.hook_point.site() == Site::ResidPost;
+            is_stream && lowest.is_none_or(|lowest| site.hook_point <= lowest)
+        })
+    }
+
+    /// The places that have to be hooked for these runs.
+    fn sites_of(&self, requests: &[Request]) -> BTreeSet<HookPoint> {
+        let mut places = BTreeSet::new();
+        for request in requests {
+            if request.options.reads_rows() || request.options.goal() != Goal::Logits {
+                places.extend(self.model.saes().iter().map(|sae| sae.hook_point()));
+            }
+            places.extend(request.edited_places());
+            let steering = request.options.steering.as_deref();
+            let watched = steering.map_or(&[][..], Steering::watched);
+            places.extend(watched.iter().map(|watched| watched.hook_point));
+            places.extend(request.recorded.as_ref().map(|recorded| recorded.below));
+            places.extend(request.editors.iter().map(|editor| editor.read));
+        }
+        places
+    }
+
+    /// The hooked place below which the last runs' prompts were computed once, if they were.
+    pub(in crate::run) fn shared_below(&self) -> Option<usize> {
+        self.batch.shared_below
+    }
+
+    /// Hooks what editors need, and nothing else.
+    pub(in crate::run) fn hook_editors(&mut self, editors: &[EditorAt]) -> Result<()> {
+        let places = editors
+            .iter()
+            .flat_map(|editor| [editor.read, editor.write]);
+        self.set_sites(places.collect())
+    }
+
+    /// Hooks what these runs need, and the place in the residual stream up to which their prompts may be the same.
+    pub(super) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
+        let mut places = self.sites_of(requests);
+        if self.may_share(requests) {
+            let edits = requests.iter().flat_map(Request::edited_places);
+            places.extend(edits.min().and_then(HookPoint::stream_below));
+        }
+        self.set_sites(places)
+    }
+
+    /// Hooks what a further run needs.
+    pub(super) fn hook(&mut self, request: &Request) -> Result<()> {
+        let mut places = self.sites_of(std::slice::from_ref(request));
+        if !self.is_idle() {
+            let sites = &self.forward.context.hook().sites;
+            places.extend(sites.iter().map(|site| site.hook_point));
+        }
+        self.set_sites(places)
+    }
+
+    pub(super) fn set_sites(&mut self, places: BTreeSet<HookPoint>) -> Result<()> {
+        let sites = places.into_iter().map(|place| self.model.site(place));
+        let sites = sites.collect::<Result<Vec<_>>>()?;
+        if self.forward.context.hook().sites != sites {
+            let nodes = sites.iter().map(|site| site.hooked.clone()).collect();
+            self.forward.context.set_nodes(nodes);
+            self.forward.context.hook().sites = sites;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use crate::steering::{Change, Intervention, Vector};
+    use crate::{
+        HookPoint, Keep, PromptForm, Run, RunOptions, Session, SessionOptions, Step, demo,
+    };
+
+    /// Where runs edit beside the residual stream, they share what leads to the block.
+    #[test]
+    fn runs_share_the_blocks_below_any_edit() {
+        let options = SessionOptions {
+            threads: 1,
+            gpu_layers: 0,
+            ..SessionOptions::default()
+        };
+        let files = demo::files().expect("the demo");
+        let mut session = Session::open(&files, options.clone()).expect("it loads");
+        let whole = SessionOptions {
+            share_prompts: false,
+            ..options
+        };
+        let mut whole = Session::open(&files, whole).expect("it loads");
+        for (place, expected) in [
+            ("blocks.2.hook_mlp_out", Some("blocks.1.hook_resid_post")),
+            ("blocks.1.attn.hook_z", Some("blocks.0.hook_resid_post")),
+            ("blocks.1.hook_resid_post", Some("blocks.1.hook_resid_post")),
+            ("blocks.0.hook_attn_out", None),
+        ] {
+            let at = HookPoint::parse(place).expect("a hook point");
+            let width = session.model().site(at).expect("it is there").hooked.width;
+            let both = |session: &mut Session| -> Vec<Run> {
+                let vector = Vector::new("v", at, vec![0.3; width]).expect("finite numbers");
+                let add = Intervention::new(vector, Change::vector(1.0));
+                let plain = RunOptions {
+                    keep: Keep {
+                        logits: true,
+                        ..Keep::default()
+                    },
+                    max_tokens: 6,
+                    ..RunOptions::default()
+                };
+                let steered = RunOptions {
+                    steering: Some(session.model().steering(vec![add]).expect("it fits")),
+                    ..plain.clone()
+                };
+                let prompt = session.prompt("Describe the image.", PromptForm::Chat, None);
+                let prompt = prompt.expect("known characters");
+                let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+                let runs = session.run_side_by_side(&prompt, vec![plain, steered], go_on);
+                runs.expect("they run")
+            };
+            let (ours, theirs) = (both(&mut session), both(&mut whole));
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                assert_eq!(ours.logits, theirs.logits, "{place}");
+                assert_eq!(ours.token_ids, theirs.token_ids, "{place}");
+            }
+            assert_ne!(ours[0].logits, ours[1].logits, "{place}");
+            let engine = session.engine();
+            let split = engine.shared_below();
+            let split = split.map(|site| engine.forward.context.hook().sites[site].hook_point);
+            let split = split.map(|place| place.to_string());
+            assert_eq!(split.as_deref(), expected, "{place}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The way through a prompt, in pieces that one graph has room for.
+
+use crate::Kinds;
+use crate::llama::{Output, Rows};
+use crate::prompt::{Prompt, Segment};
+
+/// How far a prompt is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// To the highest hook, as far as rows of these kinds go.
+    Rows(Kinds),
+    /// To the logits after its last row.
+    Logits,
+}
+
+/// How far a prompt was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub(super) goal: Goal,
+    pub(super) n_rows: usize, // that were read
+    n_needed: usize,
+}
+
+impl Reading {
+    /// At a prompt's beginning.
+    pub(crate) fn new(prompt: &Prompt, goal: Goal) -> Self {
+        let n_needed = match goal {
+            Goal::Logits => prompt.tokens().len(),
+            Goal::Rows(kinds) => prompt.n_rows_to(kinds),
+        };
+        Self {
+            goal,
+            n_rows: 0,
+            n_needed,
+        }
+    }
+
+    /// Whether all was read that the goal asks for.
+    pub(crate) fn is_done(&self) -> bool {
+        self.n_rows == self.n_needed
+    }
+
+    /// The next rows, `n_ubatch` at most but for an image whose rows see one another, and the logits that are
+    /// wanted of them.
+    pub(super) fn next_piece<'a>(
+        &self,
+        prompt: &'a Prompt,
+        n_ubatch: usize,
+    ) -> Option<(Rows<'a>, Output)> {
+        if self.is_done() {
+            return None;
+        }
+        let mut start = self.n_rows; // within the segment
+        let mut rest = prompt.segments().iter().map(Segment::rows);
+        let rows = rest.find(|rows| {
+            let is_read = rows.n_rows() <= start;
+            start -= if is_read { rows.n_rows() } else { 0 };
+            !is_read
+        })?;
+        let n_rows = rows.n_rows();
+        let end = match rows {
+            Rows::Embeddings(image) if !image.is_causal => n_rows,
+            _ => n_rows.min(start + n_ubatch),
+        };
+        let is_end = self.n_rows + end - start == prompt.tokens().len();
+        let output = match self.goal {
+            Goal::Logits if is_end => Output::LastRow,
+            Goal::Logits | Goal::Rows(_) => Output::None,
+        };
+        Some((rows.part(start..end), output))
+    }
+}
