@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llama_cpp_sys_2 as sys;
 
 use super::node::{Node, n_rows, read_rows, write_rows};
+use super::norm_epsilon;
 use super::recording::Recording;
 use crate::{Error, GraphNode, Result};
 
@@ -69,7 +70,7 @@ pub enum Edited {
 /// How much of a graph is computed. Hooked nodes are meant by their index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// All of it, as if there were no callback: the hook sees nothing.
+    /// All of it, as if there were no callback but for what puts llama.cpp right: the hook sees nothing.
     Unhooked,
     /// All of it.
     Whole,
@@ -100,10 +101,11 @@ pub(super) struct EvalHook<H> {
     is_seen: Vec<bool>, // for each node, in the graph at hand
     rows: Vec<f32>,     // [n_rows, width], reused
     fault: Option<Error>,
+    norm_epsilon: Option<f32>, // where llama.cpp misses it
 }
 
 impl<H: RowHook> EvalHook<H> {
-    pub(super) fn new(hook: H, nodes: Vec<HookedNode>) -> Self {
+    pub(super) fn new(hook: H, nodes: Vec<HookedNode>, norm_epsilon: Option<f32>) -> Self {
         Self {
             hook,
             pass: Pass::Unhooked,
@@ -112,6 +114,7 @@ impl<H: RowHook> EvalHook<H> {
             nodes,
             rows: Vec::new(),
             fault: None,
+            norm_epsilon,
         }
     }
 
@@ -157,6 +160,9 @@ impl<H: RowHook> EvalHook<H> {
     }
 
     fn on_ask(&mut self, node: Node) -> Result<bool> {
+        if let Some(epsilon) = self.norm_epsilon {
+            norm_epsilon::put_in(node, epsilon);
+        }
         if self.pass == Pass::Unhooked || self.fault.is_some() {
             return Ok(false);
         }

@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::guard::{self, guarded};
+use super::norm_epsilon;
 use super::vocabulary::Vocabulary;
 use crate::{Error, ErrorKind, Result};
 
@@ -26,6 +27,8 @@ pub struct Model {
     ptr: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
     pub(super) vocabulary: Vocabulary,
+    /// The epsilon of its norms, where llama.cpp misses it.
+    pub(super) norm_epsilon: Option<f32>,
 }
 
 // SAFETY: llama.cpp only reads a model once it is loaded; contexts on several threads may share it.
@@ -55,11 +58,15 @@ impl Model {
         // SAFETY: the model is loaded; its vocabulary lives as long as it does.
         let vocab = unsafe { sys::llama_model_get_vocab(ptr.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).expect("a loaded model has a vocabulary");
-        Ok(Self {
+        let mut model = Self {
             ptr,
             vocab,
             vocabulary: Vocabulary::default(),
-        })
+            norm_epsilon: None,
+        };
+        let architecture = model.metadata("general.architecture").unwrap_or_default();
+        model.norm_epsilon = norm_epsilon::missed(path, &architecture)?;
+        Ok(model)
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {

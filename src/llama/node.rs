@@ -20,6 +20,11 @@ impl Node {
         unsafe { (*self.0).op = op };
     }
 
+    pub(super) fn set_first_parameter(self, value: i32) {
+        // SAFETY: it is alive, and not being computed.
+        unsafe { (*self.0).op_params[0] = value };
+    }
+
     /// What it is computed from.
     pub(super) fn operand(self, idx: usize) -> Option<Self> {
         let operand = self.get().src[idx];

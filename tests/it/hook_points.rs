@@ -18,8 +18,9 @@ use crate::fixture::{F32, Oracle, exact_options, relative_error, steering, tempo
 use crate::language_models::mixture_of_experts;
 use crate::rewritten::{Tensor, rewritten};
 
-pub(crate) const ARCHITECTURES: [&str; 6] =
-    ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"];
+pub(crate) const ARCHITECTURES: [&str; 7] = [
+    "gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen2vl", "qwen3",
+];
 const SITES: [&str; 4] = [
     "hook_resid_post",
     "hook_mlp_out",
@@ -132,7 +133,7 @@ fn hook_points(oracle: &Oracle) -> Vec<(&'static str, &'static str, usize, Strin
 }
 
 /// The largest relative error of a row.
-fn worst_row(ours: &[f32], theirs: &[f32], width: usize) -> f64 {
+pub(crate) fn worst_row(ours: &[f32], theirs: &[f32], width: usize) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     ours.chunks_exact(width)
         .zip(theirs.chunks_exact(width))

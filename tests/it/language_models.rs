@@ -136,6 +136,20 @@ fn keys_out_of_range() {
         ("gemma3", "attention.sliding_window", (1_u32 << 31).into()),
         ("gemma3", "attention.sliding_window_pattern", 1_u32.into()),
         ("gemma3", "rope.freq_base_swa", 0_f32.into()),
+        // ggml would divide by their sum.
+        ("qwen2vl", "rope.dimension_sections", vec![0_i32; 4].into()),
+        (
+            "qwen2vl",
+            "rope.dimension_sections",
+            vec![-1_i32, 5, 0, 0].into(),
+        ),
+        (
+            "qwen2vl",
+            "rope.dimension_sections",
+            vec![2_i32, 1, 1].into(),
+        ),
+        ("qwen2vl", "rope.dimension_sections", 1_u32.into()),
+        ("qwen2vl", "rope.dimension_count", 4_u32.into()),
         ("gemma3", "final_logit_softcapping", (-30_f32).into()),
     ] {
         let value: Value = value;

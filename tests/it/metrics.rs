@@ -102,7 +102,7 @@ fn fits_are_what_their_formulas_say() {
     assert_eq!(metrics.loss.n_tokens(), texts.len() - 2);
 }
 
-/// Cross-entropies without the SAE, with its reconstruction and with zeros in six architectures.
+/// Cross-entropies without the SAE, with its reconstruction and with zeros in every architecture.
 #[test]
 fn losses_are_those_of_transformers() {
     let oracle = Oracle::read(&hook_points::root());

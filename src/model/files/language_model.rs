@@ -2,7 +2,7 @@
 //!
 //! llama.cpp takes much of a header as it comes: some of what does not fit is an error there, some ends
 //! the process, never ends, or changes what is computed without a word. The tables mirror `load_hparams`,
-//! `load_tensors` and `create_tensor_qkv` in `src/llama-model.cpp` and the six files of
+//! `load_tensors` and `create_tensor_qkv` in `src/llama-model.cpp` and the seven files of
 //! `src/models/`, as llama-cpp-sys-2 0.1.161 carries them; limits are those of llama.cpp's assertions.
 
 mod tensors;
@@ -62,6 +62,9 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
     let sizes = Sizes::read(&header, vocabulary::check(model)?)?;
     if matches!(architecture, "gemma2" | "gemma3") {
         header.check_window_pattern(sizes.n_layers)?;
+    }
+    if architecture == "qwen2vl" {
+        header.check_sections(sizes.n_rot)?;
     }
     tensors::check(model, architecture, &sizes)?;
     Ok(found)
@@ -131,10 +134,13 @@ const GEMMA3_KEYS: &[Key] = &[
     Key::optional("*.final_logit_softcapping", Kind::NotNegative), // 0: none
 ];
 
+const QWEN2VL_KEYS: &[Key] = &[Key::required("*.rope.dimension_sections", Kind::Ints)];
+
 /// The keys that an architecture has beside [`KEYS`]; `None` if it is not known.
 fn own_keys(architecture: &str) -> Option<&'static [Key]> {
     match architecture {
         "gemma" | "llama" | "qwen2" | "qwen3" => Some(&[]),
+        "qwen2vl" => Some(QWEN2VL_KEYS),
         "gemma2" => Some(GEMMA2_KEYS),
         "gemma3" => Some(GEMMA3_KEYS),
         _ => None,
@@ -201,7 +207,7 @@ fn sizes_of_heads(header: &Header, d_model: u64, n_heads: u64) -> Result<(u64, u
         }
     }
     let n_rot = header.number("rope.dimension_count").unwrap_or(d_head);
-    let turns_all = matches!(header.architecture, "llama" | "qwen2" | "qwen3");
+    let turns_all = matches!(header.architecture, "llama" | "qwen2" | "qwen2vl" | "qwen3");
     if !n_rot.is_multiple_of(2) || n_rot > d_head || turns_all && n_rot < d_head {
         let expected = if turns_all {
             format!("{d_head}, as heads are")
@@ -289,6 +295,26 @@ impl Header<'_> {
                 ),
             )),
         }
+    }
+
+    /// How M-RoPE's four positions share a head's pairs. ggml divides by their sum
+    /// (`ggml_mrope_cache_init` in `ggml/src/ggml-cpu/ops.cpp`).
+    fn check_sections(&self, n_rot: u64) -> Result<()> {
+        let name = "rope.dimension_sections";
+        let n_pairs = n_rot / 2;
+        if let Some(Value::Array(Array::I32(sections))) = self.get(name)
+            && sections.len() == 4
+            && let Ok(sizes) = sections
+                .iter()
+                .map(|&n| u64::try_from(n))
+                .collect::<std::result::Result<Vec<_>, _>>()
+            && sizes.iter().sum::<u64>() == n_pairs
+        {
+            return Ok(());
+        }
+        let expected =
+            format!("an array of four i32 of 0 or more that make up {n_pairs}, half of a head");
+        Err(self.wrong(name, expected))
     }
 
     /// Which blocks see a window only: every nth not, or as an array says. A cache for blocks with a

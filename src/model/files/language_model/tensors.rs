@@ -208,7 +208,7 @@ fn tables(model: &Gguf, architecture: &str, sizes: &Sizes) -> Vec<&'static [Tens
         "gemma" => vec![ALL, FFN],
         "gemma2" => vec![ALL, FFN, POST_NORMS],
         "gemma3" => vec![ALL, FFN, POST_NORMS, HEAD_NORMS, output],
-        "qwen2" => vec![ALL, FFN, output, OUTPUT_BIAS],
+        "qwen2" | "qwen2vl" => vec![ALL, FFN, output, OUTPUT_BIAS],
         "qwen3" => vec![ALL, SCALED_FFN, HEAD_NORMS, output],
         _ => {
             let factors = if sizes.is_longrope {
