@@ -9,7 +9,7 @@ use crate::product::dot;
 /// A feature of one of a model's SAEs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureId {
-    /// The SAE, by its place in the [`SaeSet`].
+    /// The SAE, by its place in the [`SaeSet`](crate::SaeSet).
     pub sae: usize,
     /// The feature's index in it, below `d_sae`.
     pub index: usize,

@@ -15,7 +15,7 @@ pub enum Place {
     Token {
         /// The text.
         text: String,
-        /// Its tokens' ids; none while they were not looked up ([`Positions::find_tokens`]).
+        /// Its tokens' ids; none while they were not looked up ([`Positions::find_tokens`](crate::Positions::find_tokens)).
         ids: Option<Vec<i32>>,
     },
     /// Image rows, by their patches' rows and columns: the first and the last of each, both included.

@@ -4,7 +4,7 @@ use super::place::Place;
 use crate::token::{Kinds, Token, TokenKind};
 use crate::{Error, Result};
 
-/// The rows of a run that [`Positions`] are.
+/// The rows of a run that [`Positions`](crate::Positions) are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowSet {
     kinds: Kinds,
