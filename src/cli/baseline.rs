@@ -39,6 +39,7 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     for target in &targets {
         overwrite.check(target)?;
     }
+    // It goes again where nothing is written to it.
     let _dir = match &targets[..] {
         [_] => None,
         _ => Some(OutputDir::create(&args.output)?),

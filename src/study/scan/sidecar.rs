@@ -65,7 +65,7 @@ pub enum ScannedSaes {
     },
     /// Several, in the order of their rows on a picture.
     Several {
-        /// They.
+        /// Their names and sizes.
         saes: Vec<ScannedSae>,
     },
 }

@@ -27,6 +27,7 @@ pub(super) const WRITER: &str = "llava-sae-cpp";
 
 /// Name, type, and whether there may be nulls.
 pub(super) type TableField = (&'static str, DataType, bool);
+/// The columns of every table.
 pub(super) const FIELDS: [TableField; 7] = [
     ("path", DataType::Utf8, false),
     ("class", DataType::Utf8, true),
@@ -36,8 +37,9 @@ pub(super) const FIELDS: [TableField; 7] = [
     ("max", DataType::Float32, false),
     ("count", DataType::Int32, false),
 ];
-/// The SAE's name: in tables of several SAEs alone, in front of the feature.
+/// The column of tables of several SAEs alone.
 pub(super) const SAE_FIELD: TableField = ("sae", DataType::Utf8, false);
+/// Where that stands: in front of the feature.
 const SAE_COLUMN: usize = 2;
 
 /// A feature that a picture activates.
