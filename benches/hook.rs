@@ -12,7 +12,8 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Change, Encoded, Intervention, Steering};
 use llava_sae_cpp::{
-    Activations, Encoder, EncoderOptions, FeatureId, Sae, SaeSet, SessionOptions, Token, encoder,
+    Activations, Encoder, EncoderOptions, EncoderWeights, FeatureId, Sae, SaeSet, SessionOptions,
+    Token,
 };
 
 #[allow(dead_code)] // tests use more of it
@@ -31,7 +32,9 @@ fn open(path: &Path, screen: bool) -> Encoder {
         screen,
     };
     let sae = Arc::new(Sae::open(path).expect("just written"));
-    encoder(&sae, options).expect("a valid file")
+    EncoderWeights::load(&sae, options)
+        .and_then(|weights| weights.encoder())
+        .expect("a valid file")
 }
 
 fn hook(criterion: &mut Criterion) {

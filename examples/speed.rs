@@ -13,12 +13,12 @@ use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 use gguf_tools::sae::SaeFile;
-use llava_sae_cpp::llama::MatrixProduct;
+use llava_sae_cpp::llama::{Matrix, MatrixProduct};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    Activations, Encoder, EncoderOptions, FeatureId, ImageCache, Keep, Kinds, ModelFiles, Picture,
-    Prompt, PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session, SessionOptions, Step,
-    encoder,
+    Activations, Encoder, EncoderOptions, EncoderWeights, FeatureId, ImageCache, Keep, Kinds,
+    ModelFiles, Picture, Prompt, PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session,
+    SessionOptions, Step,
 };
 use serde_json::json;
 
@@ -356,7 +356,8 @@ impl Bench {
                 threads: SessionOptions::default().threads,
                 screen,
             };
-            Ok(encoder(&Arc::new(Sae::open(path)?), options)?)
+            let sae = Arc::new(Sae::open(path)?);
+            Ok(EncoderWeights::load(&sae, options)?.encoder()?)
         };
         let [mut whole, mut screened] = [open(&files.saes[0], false)?, open(&files.saes[0], true)?];
         let mut q8_0 = open(&q8_0.saes[0], false)?;
@@ -396,7 +397,7 @@ impl Bench {
         let tensor = model
             .tensor("blk.0.ffn_up.weight")
             .ok_or("no such tensor")?;
-        let mut product = MatrixProduct::load(&files.model, tensor, false, threads)?;
+        let mut product = MatrixProduct::new(Matrix::load(&files.model, tensor, false)?, threads)?;
         let rows = vec![0.5_f32; PRODUCT_ROWS * product.n_in()];
         let n_operations: u64 = 2 * tensor.dims.iter().product::<u64>() * PRODUCT_ROWS as u64;
         // All weights but those of the norms multiply each row; the embedding does once, for the last.

@@ -41,7 +41,7 @@ mod study;
 pub use error::{Error, ErrorKind, Result};
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model::{
-    EncoderOptions, EngineSize, HookedModel, ModelFiles, Session, SessionOptions, encoder,
+    EncoderOptions, EncoderWeights, EngineSize, HookedModel, ModelFiles, Session, SessionOptions,
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::{

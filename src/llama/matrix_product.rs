@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use gguf_tools::gguf::{TensorInfo, TensorType};
 use llama_cpp_sys_2 as sys;
@@ -17,28 +18,40 @@ use crate::{Error, Result, RowProduct};
 /// Rows of one graph: bounds the memory for intermediate results.
 const MAX_ROWS: usize = 512;
 
-/// A matrix on a ggml backend. On the processor it is used as it lies in the memory-mapped file;
-/// a device gets a copy.
-pub struct MatrixProduct {
-    // Dropped in this order: the graph's memory, the weights, the backend, the mapped file.
-    allocator: GraphAllocator,
+/// A matrix in the memory of a ggml backend, shared by all that multiply by it. On the processor it is used as
+/// it lies in the memory-mapped file; a device has one copy.
+pub struct Matrix {
+    // Dropped in this order: the weights, the backend that gave them memory, the mapped file.
     weights: Weights,
-    backend: Backend,
+    _backend: Backend,
     _file: MappedFile,
+    use_gpu: bool,
     n_in: usize,
     n_out: usize,
+}
+
+// SAFETY: ggml's buffers are bound to no thread, and graphs only read the weights' tensor, which has its name.
+unsafe impl Send for Matrix {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix {}
+
+/// Products of rows with a matrix.
+pub struct MatrixProduct {
+    // Dropped in this order: the graph's memory, the backend, the matrix.
+    allocator: GraphAllocator,
+    backend: Backend,
+    matrix: Arc<Matrix>,
     outputs: Vec<f32>, // [n_rows, n_out], reused
 }
 
-impl MatrixProduct {
+impl Matrix {
     /// Prepares the matrix `tensor` (`n_out` rows of `n_in` columns) of the file at `path`, whose
-    /// header has been checked: on the first device if `use_gpu` and there is one, else on
-    /// `threads` threads of the processor.
+    /// header has been checked: on the first device if `use_gpu` and there is one, else on the processor.
     ///
     /// # Errors
     /// When ggml has no product for the matrix's type, the file cannot be mapped, or ggml cannot
     /// provide the backend or its memory.
-    pub fn load(path: &Path, tensor: &TensorInfo, use_gpu: bool, threads: usize) -> Result<Self> {
+    pub fn load(path: &Path, tensor: &TensorInfo, use_gpu: bool) -> Result<Arc<Self>> {
         backend::start();
         let file = MappedFile::open(path)?;
         let size = |n: u64| usize::try_from(n).expect("the file is mapped, so its sizes fit");
@@ -62,16 +75,30 @@ impl MatrixProduct {
             .bytes()
             .get(start..start + size(tensor.n_bytes))
             .ok_or_else(|| Error::invalid(format!("`{}` is truncated", path.display())))?;
-        let backend = Backend::new(use_gpu, threads)?;
+        let backend = Backend::new(use_gpu, 1)?;
         let weights = Weights::new(&backend, tensor, bytes)?;
-        let allocator = GraphAllocator::new(&backend)?;
-        Ok(Self {
-            allocator,
+        Ok(Arc::new(Self {
             weights,
-            backend,
+            _backend: backend,
             _file: file,
+            use_gpu,
             n_in: size(n_in),
             n_out: size(n_out),
+        }))
+    }
+}
+
+impl MatrixProduct {
+    /// Products with `matrix`, where it is in memory, on `threads` threads if that is the processor's.
+    ///
+    /// # Errors
+    /// When ggml cannot provide the backend or its memory.
+    pub fn new(matrix: Arc<Matrix>, threads: usize) -> Result<Self> {
+        let backend = Backend::new(matrix.use_gpu, threads)?;
+        Ok(Self {
+            allocator: GraphAllocator::new(&backend)?,
+            backend,
+            matrix,
             outputs: Vec::new(),
         })
     }
@@ -82,17 +109,22 @@ unsafe impl Send for MatrixProduct {}
 
 impl RowProduct for MatrixProduct {
     fn n_in(&self) -> usize {
-        self.n_in
+        self.matrix.n_in
     }
 
     fn apply(&mut self, rows: &[f32]) -> Result<&[f32]> {
-        assert_eq!(rows.len() % self.n_in, 0, "inputs are whole rows");
+        let Matrix {
+            weights,
+            n_in,
+            n_out,
+            ..
+        } = &*self.matrix;
+        assert_eq!(rows.len() % n_in, 0, "inputs are whole rows");
         waiting::adapt();
-        self.outputs
-            .resize(rows.len() / self.n_in * self.n_out, 0.0);
-        let inputs = rows.chunks(MAX_ROWS * self.n_in);
-        for (input, output) in inputs.zip(self.outputs.chunks_mut(MAX_ROWS * self.n_out)) {
-            multiply(&self.allocator, &self.weights, &self.backend, input, output)?;
+        self.outputs.resize(rows.len() / n_in * n_out, 0.0);
+        let inputs = rows.chunks(MAX_ROWS * n_in);
+        for (input, output) in inputs.zip(self.outputs.chunks_mut(MAX_ROWS * n_out)) {
+            multiply(&self.allocator, weights, &self.backend, input, output)?;
         }
         Ok(&self.outputs)
     }
@@ -203,6 +235,9 @@ impl Weights {
         };
         let tensor = NonNull::new(tensor)
             .ok_or_else(|| backend::failure("ggml_new_tensor_2d", "out of memory"))?;
+        // A graph names what has no name, and the tensor is shared by threads.
+        // SAFETY: the tensor is alive, and the name is copied.
+        unsafe { sys::ggml_set_name(tensor.as_ptr(), c"matrix".as_ptr()) };
         // SAFETY: the tensor is alive.
         let n_bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
         if n_bytes != bytes.len() {
@@ -238,7 +273,7 @@ impl Weights {
         bytes: &[u8],
     ) -> Result<Self> {
         let data = bytes.as_ptr().cast_mut().cast();
-        // SAFETY: aligned as ggml asks; `MatrixProduct` keeps the mapped file longer than the
+        // SAFETY: aligned as ggml asks; `Matrix` keeps the mapped file longer than the
         // buffer, and a matrix product only reads its weights.
         let buffer = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(data, bytes.len()) };
         let buffer = Buffer::new(buffer)?;

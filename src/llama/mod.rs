@@ -50,7 +50,7 @@ pub use context_options::{ContextOptions, FlashAttention, KvType, MAX_SEQUENCES}
 #[cfg(test)]
 pub(crate) use eval_hook::SPOILED;
 pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
-pub use matrix_product::MatrixProduct;
+pub use matrix_product::{Matrix, MatrixProduct};
 pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use quantize::{Quant, quantize};

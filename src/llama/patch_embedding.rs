@@ -9,7 +9,7 @@ use std::path::Path;
 
 use gguf_tools::gguf::{Array, Gguf, TensorInfo, Value};
 
-use super::matrix_product::MatrixProduct;
+use super::matrix_product::{Matrix, MatrixProduct};
 use crate::{Error, Result, RowProduct};
 
 /// CLIP's patch embedding: a convolution whose stride is its size, without bias.
@@ -43,7 +43,7 @@ impl PatchEmbedding {
             ..kernel.clone()
         };
         Ok(Self {
-            product: MatrixProduct::load(path, &matrix, use_gpu, threads)?,
+            product: MatrixProduct::new(Matrix::load(path, &matrix, use_gpu)?, threads)?,
             patch_size: usize::try_from(size).expect("checked against the picture's size"),
             mean: three_floats(&file, "clip.vision.image_mean")?,
             std: three_floats(&file, "clip.vision.image_std")?,

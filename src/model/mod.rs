@@ -9,7 +9,7 @@ mod options;
 mod session;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gguf_tools::gguf::{Gguf, Overwrite};
 
@@ -25,7 +25,7 @@ use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
 };
 
-pub use self::encoders::{EncoderOptions, encoder};
+pub use self::encoders::{EncoderOptions, EncoderWeights};
 pub use self::engine::EngineSize;
 pub use self::files::ModelFiles;
 pub use self::options::SessionOptions;
@@ -38,6 +38,7 @@ pub struct HookedModel {
     graph: Graph,
     image_encoder: Option<ImageEncoder>,
     saes: SaeSet,
+    encoder_weights: Mutex<Vec<Option<EncoderWeights>>>, // of each SAE; none before its first encoder
     options: SessionOptions,
     shortcuts: Shortcuts,
     fingerprint: OnceLock<blake3::Hash>,
@@ -89,6 +90,7 @@ impl HookedModel {
             language_model,
             graph: checked.graph,
             image_encoder,
+            encoder_weights: Mutex::new(saes.iter().map(|_| None).collect()),
             saes: SaeSet::new(saes)?,
             shortcuts: Shortcuts::new(is_tried),
             fingerprint: OnceLock::new(),
@@ -136,7 +138,7 @@ impl HookedModel {
         })
     }
 
-    /// An encoder of one of the SAEs, by its place among them.
+    /// An encoder of one of the SAEs, by its place among them; all read the same weights.
     ///
     /// # Errors
     /// A file that cannot be read, or a device without room.
@@ -144,12 +146,22 @@ impl HookedModel {
     /// # Panics
     /// When there is no such SAE.
     pub fn encoder(&self, sae: usize) -> Result<Encoder> {
-        let options = EncoderOptions {
-            use_gpu: self.options.use_gpu(),
-            threads: self.options.threads,
-            screen: self.options.screen,
+        let mut weights = self
+            .encoder_weights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let weights = match &mut weights[sae] {
+            Some(loaded) => loaded,
+            unloaded => {
+                let options = EncoderOptions {
+                    use_gpu: self.options.use_gpu(),
+                    threads: self.options.threads,
+                    screen: self.options.screen,
+                };
+                unloaded.insert(EncoderWeights::load(&self.saes[sae], options)?)
+            }
         };
-        encoder(&self.saes[sae], options)
+        weights.encoder()
     }
 
     /// The feature that `name` means ([`SaeSet::find_feature`]).

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Activations, EncoderOptions, Keep, Kinds, Picture, Run, RunOptions, Sae, Sampling, Session,
-    TokenKind, encoder,
+    Activations, EncoderOptions, EncoderWeights, Keep, Kinds, Picture, Run, RunOptions, Sae,
+    Sampling, Session, TokenKind,
 };
 
 use crate::fixture::{
@@ -159,7 +159,9 @@ fn activations_of_an_encoder_in_f16() {
             screen: false,
         };
         let sae = Arc::new(Sae::open(&path).expect("it was converted"));
-        let mut encoder = encoder(&sae, options).expect("it loads");
+        let mut encoder = EncoderWeights::load(&sae, options)
+            .and_then(|weights| weights.encoder())
+            .expect("it loads");
         let mut activations = Activations::default();
         encoder
             .encode(&rows, &mut activations)

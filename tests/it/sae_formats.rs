@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
-use llava_sae_cpp::{Activations, Decoder, Encoder, EncoderOptions, ErrorKind, Sae, encoder};
+use llava_sae_cpp::{
+    Activations, Decoder, Encoder, EncoderOptions, EncoderWeights, ErrorKind, Sae,
+};
 
 use crate::fixture::{Oracle, relative_error, temporary_root};
 
@@ -112,7 +114,9 @@ fn check(name: &str, meta: &str, oracle: &Oracle) {
     let sae = Arc::new(Sae::from_file(file).expect(name));
     let mut activations = Activations::default();
     let x = oracle.f32("x");
-    let mut on_ggml = encoder(&sae, ON_THE_PROCESSOR).expect(name);
+    let mut on_ggml = EncoderWeights::load(&sae, ON_THE_PROCESSOR)
+        .and_then(|weights| weights.encoder())
+        .expect(name);
     on_ggml.encode(&x, &mut activations).expect(name);
     check_without_a_runtime(&sae, &x, &activations, name);
     let mut decoder = Decoder::new(sae);

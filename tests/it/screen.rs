@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gguf_tools::gguf::TensorType;
 use gguf_tools::sae::{Architecture, SaeFile};
-use llava_sae_cpp::{Activations, EncoderOptions, Sae, encoder};
+use llava_sae_cpp::{Activations, EncoderOptions, EncoderWeights, Sae};
 
 use crate::fixture::temporary_root;
 use crate::random_sae::{self, Random};
@@ -36,7 +36,9 @@ fn encode(path: PathBuf, screen: bool, threads: usize, rows: &[f32]) -> Activati
     let file = SaeFile::open(&path).expect("just written");
     let sae = Arc::new(Sae::from_file(file).expect("a valid file"));
     let mut activations = Activations::default();
-    let mut encoder = encoder(&sae, options).expect("a valid file");
+    let mut encoder = EncoderWeights::load(&sae, options)
+        .and_then(|weights| weights.encoder())
+        .expect("a valid file");
     encoder.encode(rows, &mut activations).expect("it encodes");
     activations
 }
