@@ -1,7 +1,4 @@
-"use strict";
-// The page's data, which `src/report/page/mod.rs` describes, and its colours; the constants and formulas
-// are those of the PNGs (`src/report/heatmap/overlay.rs`).
-const data = JSON.parse(document.getElementById("data").textContent);
+// The heat map's colours; the constants and formulas are those of the PNGs (`src/report/heatmap/overlay.rs`).
 
 // Up to this share of the largest activation, colours fade into the picture.
 const FADING = 0.1;

@@ -15,14 +15,7 @@ const state = {
   showsAll: false,
 };
 
-const find = (selector) => document.querySelector(selector);
 const stage = { image: find("#stage img"), canvas: find("#stage canvas"), patches: find("#patches") };
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 
 const number = (value) => (value === 0 ? "0" : value.toPrecision(Math.abs(value) >= 1000 ? 4 : 3));
 const label = (feature) => data.labels[feature];
