@@ -56,4 +56,4 @@ pub use sae_core::{
     Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
     rank, saved_set, steering,
 };
-pub use study::{ScoredRun, Sweep, baseline, metrics, scan};
+pub use study::{ScoredRun, Sweep, baseline, holds_word, metrics, reproduce, scan};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use gguf_tools::sae::Baseline;
+use serde::{Deserialize, Serialize};
 
 use crate::activations::Activations;
 use crate::positions::{Place, Positions};
@@ -86,7 +87,8 @@ impl fmt::Display for Over {
 }
 
 /// How activations of several positions become one number. Inactive positions count as 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Pool {
     /// The largest.
     Max,

@@ -14,6 +14,7 @@ mod llama_flags;
 mod metrics;
 mod outcome;
 mod progress;
+mod reproduce;
 mod scan;
 mod sweep;
 mod top;
@@ -54,6 +55,7 @@ enum Command {
     ExportCvec(export_cvec::ExportCvecArgs),
     Scan(scan::ScanArgs),
     Top(top::TopArgs),
+    Reproduce(reproduce::ReproduceArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -94,6 +96,8 @@ Examples:
       The features of a folder of pictures, as a table
   llava-sae-cpp top features.parquet --class pizza
       What pictures in the folder `pizza` activate more than the others
+  llava-sae-cpp reproduce -d llava-gemma-2b --images pictures/ -o report.html
+      Whether the original experiment's claims hold on pictures of your own
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
@@ -117,6 +121,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, cancel),
         Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),
         Some(Command::Top(args)) => top::run(&args),
+        Some(Command::Reproduce(args)) => reproduce::run(args, cli.verbosity, cancel),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);

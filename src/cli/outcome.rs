@@ -25,6 +25,8 @@ impl<E: Into<Error>> From<E> for Failure {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Done,
+    /// What was asked for was done, and its answer is no.
+    Refuted,
     /// The user asked to stop; what there is has been printed.
     Interrupted,
 }
@@ -36,6 +38,7 @@ pub(super) const INTERRUPTED: u8 = 130;
 pub(super) fn exit_code(result: CommandResult) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Refuted) => ExitCode::FAILURE,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         // Whoever reads our output has seen enough.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -4,4 +4,5 @@
 pub mod heatmap;
 pub mod json;
 pub mod page;
+mod reproduction;
 pub mod table;

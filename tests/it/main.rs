@@ -36,6 +36,8 @@ mod preprocessing;
 mod probe;
 mod projectors;
 mod random_sae;
+mod reproduce;
+mod reproduce_report;
 mod rewritten;
 mod sae_formats;
 mod scan;

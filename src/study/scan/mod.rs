@@ -33,3 +33,4 @@ pub use top::{
 pub use workers::{PictureFeatures, Scan, jobs_at_once, read_pictures};
 
 pub(in crate::study) use folder::none_read;
+pub(in crate::study) use settings::identity;

@@ -105,7 +105,7 @@ impl Settings {
 }
 
 /// A file's length and hash.
-fn identity(path: &Path, cancel: &CancelFlag) -> Result<String> {
+pub(in crate::study) fn identity(path: &Path, cancel: &CancelFlag) -> Result<String> {
     let read_error = || Error::io("read", path);
     let mut file = File::open(path).map_err(read_error())?;
     let mut hasher = blake3::Hasher::new();
