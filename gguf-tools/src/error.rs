@@ -71,7 +71,7 @@ kinds! {
     UnknownFeature = (2, "unknown_feature", 404, "KeyError"),
     /// A label is part of several features' labels.
     AmbiguousFeature = (3, "ambiguous_feature", 400, "KeyError"),
-    /// Something that is right in itself, and that this program, or this model, cannot do.
+    /// Something valid in itself that this program, or this model, cannot do.
     Unsupported = (4, "unsupported", 501, "NotImplementedError"),
     /// A file's contents are not what was written.
     Damaged = (5, "damaged", 422, "ValueError"),
@@ -138,7 +138,7 @@ impl Error {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
 
-    /// Makes an error of a system's error, for `map_err`; `action` completes "cannot …".
+    /// Turns a system's error into one of ours, for `map_err`; `action` completes "cannot …".
     pub fn io(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| {
             let hint = match source.kind() {

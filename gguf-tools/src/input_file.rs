@@ -13,7 +13,7 @@ pub(crate) const LFS_POINTER_START: [u8; 8] = *b"version ";
 /// Opens a file for reading.
 ///
 /// # Errors
-/// A path that cannot be opened, or is no regular file: a pipe would keep us waiting.
+/// A path that cannot be opened, or is not a regular file: a pipe would keep us waiting.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let metadata = path.metadata().map_err(Error::io("open", path))?;
     if !metadata.is_file() {

@@ -220,7 +220,7 @@ impl CompleteFile {
 }
 
 fn exists_already(target: &Path) -> Error {
-    let what = format!("cannot write `{}`: it exists already", target.display());
+    let what = format!("cannot write `{}`: it already exists", target.display());
     Error::new(crate::ErrorKind::Exists, what).with_hint("give another output, or overwrite it")
 }
 

@@ -22,7 +22,9 @@ pub fn read(path: &Path) -> Result<Vec<f32>> {
     let mut tensors = tensors.into_values();
     let (Some(tensor), None) = (tensors.next(), tensors.next()) else {
         let shown = path.display();
-        return Err(refused(format!("`{shown}` does not hold one tensor")));
+        return Err(refused(format!(
+            "`{shown}` must contain exactly one tensor"
+        )));
     };
     let n_long = tensor.shape().iter().filter(|&&n| n != 1).count();
     let n_values = tensor

@@ -42,7 +42,7 @@ impl Activations {
     }
 
     /// Where each row ends in [`Activations::indices`] and [`Activations::data`], `[n_rows]`: `indptr` of a CSR
-    /// matrix, but for its first 0.
+    /// matrix without its first 0.
     pub fn ends(&self) -> &[usize] {
         &self.offsets
     }

@@ -9,7 +9,7 @@ use crate::activations::Activations;
 use crate::normalization::is_folded;
 use crate::sae::Sae;
 
-/// Decodes with one SAE; decoder rows that were read are kept.
+/// Decodes with one SAE, and keeps the decoder rows that it has read.
 pub struct Decoder {
     sae: Arc<Sae>,
     rows: HashMap<usize, Vec<f32>>, // of features that were needed, [d_in]

@@ -30,7 +30,7 @@ const BLOCK_ROWS: usize = 128;
 const Q8_0_BLOCK: usize = 32;
 /// Features that are looked at together.
 const LANES: usize = 16;
-/// Multiplications from which on it pays to start threads.
+/// The number of multiplications for which starting threads pays.
 const MIN_SHARED: usize = 8 << 20;
 
 /// Encodes with one SAE.
@@ -110,7 +110,7 @@ impl Encoder {
         encoded
     }
 
-    /// The same of rows as the SAE was trained on them.
+    /// The same for rows that are already as the SAE was trained on them.
     fn encode_prepared(&mut self, inputs: &[f32], out: &mut Activations) -> Result<()> {
         let d_in = self.product.n_in();
         let (b_enc, threshold) = (self.sae.b_enc(), self.sae.threshold());
@@ -159,7 +159,7 @@ fn k(sae: &Sae) -> Option<usize> {
     }
 }
 
-/// What a screen's product says of features, and the encoder's rows for those that it leaves.
+/// What a screen's product says about features, and the encoder's rows for those that remain.
 struct Screen {
     error: Vec<f32>,  // ‖w − ŵ‖, [d_sae]
     norm: Vec<f32>,   // ‖ŵ‖, [d_sae]

@@ -22,8 +22,8 @@ impl FeatureId {
     }
 }
 
-/// A feature as it is written: an index while there is one SAE, else `SAE_ID/INDEX`; a name can be a label
-/// too, where one is read.
+/// A feature as it is written: an index if there is one SAE, else `SAE_ID/INDEX`. Where names are read, a label
+/// is one too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "`feature` must be an index or a label")]
 pub enum FeatureName {
@@ -61,7 +61,7 @@ pub struct DecoderDirection {
     pub norm: f32,
 }
 
-/// What an SAE's encoder says of a feature in a row.
+/// What an SAE's encoder says about a feature in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Encoded {
     /// The activation `a(x)`.
@@ -76,7 +76,7 @@ pub struct Encoded {
 pub struct FeatureReader {
     /// `W_enc[:, feature]`, `[d_in]`.
     pub encoder_row: Vec<f32>,
-    /// `b_enc[feature]`, less `b_dec · W_enc[:, feature]` where the SAE subtracts `b_dec` from rows.
+    /// `b_enc[feature]`, minus `b_dec · W_enc[:, feature]` if the SAE subtracts `b_dec` from rows.
     pub bias: f32,
     /// What `h` must exceed; 0 for a ReLU.
     pub threshold: f32,

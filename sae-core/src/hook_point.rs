@@ -28,7 +28,7 @@ pub enum Site {
     ResidPost,
 }
 
-/// A node of llama.cpp's graph, by what tells it from the others.
+/// A node of llama.cpp's graph, by what distinguishes it from the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GraphNode {
     /// It has this name, such as `l_out-12`.
@@ -149,11 +149,11 @@ impl HookPoint {
     /// Reads a hook point's name, such as `blocks.12.hook_resid_post`.
     ///
     /// # Errors
-    /// A name of none of the places above. `hook_resid_pre` is the block below's `hook_resid_post`.
+    /// A name of another place. `hook_resid_pre` is the block below's `hook_resid_post`.
     pub fn parse(name: &str) -> Result<Self> {
         let unsupported = || {
             Error::new(ErrorKind::Unsupported, format!("hook point `{name}` is not supported")).with_hint(
-                "use an SAE of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`; or of a block of Hugging Face's, as `model.layers.L`",
+                "use one of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`, or a block by Hugging Face's name, such as `model.layers.L`",
             )
         };
         if let Some(layer) = block_of_hugging_face(name) {
@@ -212,7 +212,7 @@ impl HookPoint {
             return Err(Error::invalid(format!(
                 "cannot hook `{self}`: where llama.cpp's graph of architecture `{architecture}` computes it is not known"
             ))
-            .with_hint(format!("use a model of one of these: {}", ARCHITECTURES.join(", "))));
+            .with_hint(format!("use a model of one of these architectures: {}", ARCHITECTURES.join(", "))));
         };
         if layer >= n_layers {
             return Err(Error::invalid(format!(
@@ -254,7 +254,7 @@ fn block_of_hugging_face(name: &str) -> Option<usize> {
     (are_blocks && are_holders).then(|| layer_of(layer))?
 }
 
-/// A layer as it is written: digits, none of them in vain.
+/// A layer as it is written: digits without leading zeros.
 fn layer_of(text: &str) -> Option<usize> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let is_short = text.len() == 1 || !text.starts_with('0');

@@ -41,7 +41,7 @@ pub fn find_feature<'a>(
     }
     match found[..] {
         [(feature, _)] => Ok(feature),
-        [] => Err(Error::invalid(format!("no label holds `{name}`"))
+        [] => Err(Error::invalid(format!("no label contains `{name}`"))
             .of_kind(ErrorKind::UnknownFeature)
             .with_hint("use an index, or a text that is part of a label")),
         _ => Err(ambiguous(name, &found)),
@@ -49,7 +49,8 @@ pub fn find_feature<'a>(
 }
 
 /// The feature that `name` means among those of the SAEs with these ids: `SAE_ID/FEATURE`, of which the first
-/// part may be left out while there is one SAE. `find` gives the index that `FEATURE` means in the SAE at a place.
+/// part may be left out while there is one SAE. `find` gives the index that `FEATURE` means in the SAE at a
+/// place.
 ///
 /// # Errors
 /// Those of `find`; with several SAEs, a name without an SAE's.

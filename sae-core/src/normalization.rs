@@ -2,7 +2,7 @@
 
 use gguf_tools::sae::NormalizeActivations;
 
-/// Whether nothing has to be done to rows, since the weights take them as they are.
+/// Whether the weights take rows as they are, so that nothing has to be done to them.
 pub(crate) fn is_folded(normalize: NormalizeActivations) -> bool {
     match normalize {
         NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => true,

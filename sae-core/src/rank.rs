@@ -18,7 +18,7 @@ pub struct Over(Positions);
 impl Over {
     /// Image rows.
     pub const IMAGE: Self = Self(Positions::IMAGE);
-    /// The prompt's text but for its special tokens, whose rows are unlike all others: the first one's
+    /// The prompt's text without its special tokens, whose rows are unlike all others: the first one's
     /// is often ten times as long (Xiao et al., *Efficient Streaming Language Models with Attention
     /// Sinks*, 2023).
     pub const PROMPT: Self = Self(Positions::of(Kinds::PROMPT));
@@ -107,7 +107,7 @@ pub struct FeatureScore {
     pub feature: usize,
     /// The pooled activation.
     pub score: f32,
-    /// The largest activation, less the feature's usual one on pictures; where a baseline was given.
+    /// The largest activation minus the feature's usual one on pictures; none without a baseline.
     pub lift: Option<f32>,
     /// The largest activation over the pooled positions.
     pub max: f32,
@@ -140,13 +140,13 @@ pub fn pooled_positions(tokens: &[Token], over: &Over) -> Result<Vec<usize>> {
 
 fn nothing_pooled(tokens: &[Token], over: &Over) -> Error {
     if *over == Over::IMAGE {
-        return Error::new(ErrorKind::NoPosition, "there are no image rows to look at")
-            .with_hint("give an image, or look over `prompt`");
+        return Error::new(ErrorKind::NoPosition, "there are no image rows to pool")
+            .with_hint("give an image, or pool over `prompt`");
     }
-    let what = format!("there is no position to look at: {over}");
+    let what = format!("no position to pool: {over}");
     let error = Error::new(ErrorKind::NoPosition, what);
     match over.0.kinds().prompt && tokens.iter().any(|token| token.is_special) {
-        true => error.with_hint("the text has special tokens only: look over `prompt,special`"),
+        true => error.with_hint("the text has only special tokens: pool over `prompt,special`"),
         false => error,
     }
 }

@@ -23,7 +23,7 @@ pub struct SaeArrays {
     pub b_enc: Vec<f32>,
     /// The decoder's bias, `[d_in]`.
     pub b_dec: Vec<f32>,
-    /// Where each feature becomes active, `[d_sae]`; with the architecture `jumprelu` alone.
+    /// Where each feature becomes active, `[d_sae]`; only with the architecture `jumprelu`.
     pub threshold: Option<Vec<f32>>,
 }
 
@@ -57,7 +57,7 @@ impl Sae {
         Self::from_file(SaeFile::open(path)?)
     }
 
-    /// Makes an SAE of a checked file.
+    /// Makes an SAE from a checked file.
     ///
     /// # Errors
     /// An unsupported hook point, or a file that cannot be read.
@@ -79,7 +79,7 @@ impl Sae {
         })
     }
 
-    /// Makes an SAE of arrays; `id` names it where its `meta` does not.
+    /// Makes an SAE from arrays; `id` names it if its `meta` does not.
     ///
     /// # Errors
     /// An unsupported hook point, arrays of other sizes than `meta` says, numbers that are not finite.
@@ -107,7 +107,7 @@ impl Sae {
         ] {
             if values.len() != n_values {
                 return Err(Error::invalid(format!(
-                    "`{name}` has {} values, and an SAE of {d_sae} features on rows of {d_in} has {n_values}",
+                    "`{name}` has {} values, expected {n_values} for {d_sae} features on rows of {d_in}",
                     values.len()
                 )));
             }
@@ -119,7 +119,7 @@ impl Sae {
         }
         if d_in == 0 || d_sae == 0 {
             return Err(Error::invalid(
-                "an SAE has at least one feature and one input",
+                "an SAE must have at least one feature and one input",
             ));
         }
         let square = |x: &f32| f64::from(*x).powi(2);
@@ -155,7 +155,7 @@ impl Sae {
         }
     }
 
-    /// What its features usually do on pictures, where the file says so.
+    /// What its features usually do on pictures, if the file says so.
     pub fn baseline(&self) -> Option<&Baseline> {
         self.baseline.as_ref()
     }
@@ -260,10 +260,10 @@ impl Sae {
         })
     }
 
-    /// What gives the activation of one feature, by itself; none where features depend on each other
-    /// (top-k) or on the row's size (normalised rows). It computes in f32 on the encoder's row
-    /// as stored, as [`Encoder::encode`](crate::Encoder::encode) does with a screen; without one, a
-    /// runtime may round rows to the type of the weights, and the two differ by that rounding.
+    /// What gives the activation of one feature without the others'; none if features depend on each other
+    /// (top-k) or on the row's size (normalised rows). It computes in f32 on the encoder's row as stored, as
+    /// [`Encoder::encode`](crate::Encoder::encode) does with a screen; without one, a runtime may round rows to
+    /// the type of the weights, and the two differ by that rounding.
     ///
     /// # Errors
     /// A feature that the SAE does not have, or a file that cannot be read.

@@ -7,7 +7,7 @@ use crate::labels;
 use crate::sae::Sae;
 use crate::{Error, Result};
 
-/// The SAEs of a model, each with a name of its own.
+/// The SAEs of a model, each with its own name.
 #[derive(Clone, Debug, Default)]
 pub struct SaeSet {
     saes: Vec<Arc<Sae>>,
@@ -17,7 +17,7 @@ impl SaeSet {
     /// These SAEs, in this order.
     ///
     /// # Errors
-    /// Two of the same id.
+    /// Two SAEs with the same id.
     pub fn new(saes: Vec<Arc<Sae>>) -> Result<Self> {
         for (i, sae) in saes.iter().enumerate() {
             if saes[..i].iter().any(|other| other.id() == sae.id()) {
@@ -41,16 +41,16 @@ impl SaeSet {
         self.saes.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.saes.is_empty()
     }
 
-    /// The feature that `name` means: `SAE_ID/FEATURE`, of which the first part may be left out while
-    /// there is one SAE; `FEATURE` as [`Sae::find_feature`] takes it.
+    /// The feature that `name` means: `SAE_ID/FEATURE`, of which the first part may be left out if there is
+    /// only one SAE; `FEATURE` as [`Sae::find_feature`] takes it.
     ///
     /// # Errors
-    /// Those of [`Sae::find_feature`]; with several SAEs, a name without an SAE's.
+    /// Those of [`Sae::find_feature`]; with several SAEs, a name that does not say which.
     pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
         let ids: Vec<_> = self.saes.iter().map(|sae| sae.id()).collect();
         labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest))

@@ -100,7 +100,7 @@ impl Part {
 pub struct Kinds {
     /// Image rows.
     pub image: bool,
-    /// The prompt's text, before generation, but for its special tokens.
+    /// The prompt's text, before generation, without its special tokens.
     pub prompt: bool,
     /// The prompt's special tokens, such as `<bos>` and the marks of turns.
     pub special: bool,
@@ -121,7 +121,7 @@ impl Kinds {
         image: true,
         ..Self::NONE
     };
-    /// The prompt's text but for its special tokens.
+    /// The prompt's text without its special tokens.
     pub const PROMPT: Self = Self {
         prompt: true,
         ..Self::NONE

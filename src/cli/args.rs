@@ -35,14 +35,14 @@ pub(super) struct ModelArgs {
     /// Its vision encoder and projector, a GGUF file
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     mmproj: Option<PathBuf>,
-    /// Its sparse autoencoder, a GGUF file; repeatable: several are read in one pass, and a feature is then
-    /// written `SAE/FEATURE`, the SAE by the id in its file or the file's name without its extension
+    /// Its sparse autoencoder, a GGUF file. Repeatable: several are read in one pass, and a feature is then
+    /// written `SAE/FEATURE`, where SAE is the id in the file, or else the file's name without its extension
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     sae: Vec<PathBuf>,
     /// A folder that `convert` wrote, with all three
     #[arg(short = 'd', long, value_name = "DIR", help_heading = "Model")]
     model_dir: Option<PathBuf>,
-    /// The context's length in tokens; 0 is enough for the run
+    /// The context's length in tokens; 0 means as long as the run needs
     #[arg(
         short,
         long,
@@ -86,11 +86,11 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     image_prep: ImagePrepArg,
-    /// Repack quantised weights for the processor: slower to load, and a copy in memory, for tokens
-    /// that some processors generate faster
+    /// Repack quantised weights for the processor: loading takes longer and a copy stays in memory, but
+    /// some processors generate tokens faster
     #[arg(long, help_heading = "Computation")]
     repack: bool,
-    /// Megabytes of image embeddings that are kept on the disk for other runs; 0 keeps none
+    /// Megabytes of image embeddings to keep on disk for later runs; 0 keeps none
     #[arg(
         long,
         value_name = "MB",
@@ -161,7 +161,7 @@ impl ModelArgs {
         Session::open(files, options)
     }
 
-    /// Tries files that this machine has not seen yet, and says so; the embedded demo was seen.
+    /// Tries files that this machine has not seen yet, and says so; the embedded demo needs no trial.
     pub(super) fn probe(
         &self,
         files: &ModelFiles,
@@ -257,7 +257,7 @@ impl ModelArgs {
         self.sae.is_empty() && given.into_iter().all(Option::is_none)
     }
 
-    /// The model's files, which it says where they are the embedded demo's.
+    /// The model's files; the embedded demo is announced.
     pub(super) fn announced_files(
         &self,
         verbosity: Verbosity,
@@ -307,8 +307,8 @@ pub(super) struct PromptArgs {
     /// `Describe the image.`]
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Take the prompt as it stands, without chat template; `<image>` marks the image, and `<bos>`
-    /// goes first if it is not there
+    /// Use the prompt as it is, without the chat template; `<image>` marks the image, and `<bos>` is put in
+    /// front if it is missing
     #[arg(long)]
     raw_prompt: bool,
 }
@@ -386,7 +386,7 @@ pub(super) fn encode_optional_image(
 /// How text is generated.
 #[derive(Args)]
 pub(super) struct GenerateArgs {
-    /// Tokens to generate, at most
+    /// The largest number of tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     pub(super) max_tokens: usize,
     /// Temperature; 0 always takes the most likely token

@@ -28,7 +28,7 @@ pub(super) struct CaptureArgs {
     /// Overwrite the file
     #[arg(long)]
     force: bool,
-    /// Leave out the logits; with `-n 0`, the model stops at the hook then
+    /// Leave out the logits; with `-n 0`, the model then stops at the hook
     #[arg(long)]
     no_logits: bool,
     #[command(flatten)]
@@ -42,8 +42,8 @@ pub(super) struct CaptureArgs {
 }
 
 const TENSORS: &str = "\
-Tensors (n rows: the prompt's and the generated tokens', but for the last token, which no run reads
-any more; `-n 0` stops after the prompt):
+Tensors (n rows: the prompt's and the generated tokens', except for the last token, which the model
+never reads; `-n 0` stops after the prompt):
   token_ids         I32 [n]           -1 for image rows
   kinds             U8  [n]           0 text, 1 image, 2 generated
   resid             F32 [n, d_in]     at the SAE's hook, before interventions
@@ -55,7 +55,7 @@ any more; `-n 0` stops after the prompt):
   logits            F32 [vocab]       after the prompt's last token, without `--no-logits`
 
 With several SAEs, the names of `resid`, `resid_steered` and `feature_*` begin with `SAE/`, and each
-is at that SAE's hook; an SAE above an intervention sees the stream as it was changed.";
+is at that SAE's hook; an SAE above an intervention sees the changed stream.";
 
 pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let file = start_file(&args)?;

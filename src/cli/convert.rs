@@ -22,7 +22,7 @@ pub(super) struct ConvertArgs {
     /// A Hugging Face LLaVA-Gemma folder
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
-    /// A folder of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS, or a file of one
+    /// An SAE of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS: its folder, or a file of it
     #[arg(long, value_name = "DIR|FILE")]
     sae: Option<PathBuf>,
     /// The folder to write to
@@ -40,10 +40,10 @@ pub(super) struct ConvertArgs {
     /// Neuronpedia's labels for the SAE: JSON or JSON lines
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "sae")]
     labels: Vec<PathBuf>,
-    /// The factor that normalises activations, where the SAE asks for one and its files lack it
+    /// The factor that normalises activations, if the SAE needs one and its files lack it
     #[arg(long, value_name = "X", requires = "sae")]
     norm_factor: Option<f32>,
-    /// The hook point, whatever the SAE's files say: `blocks.20.hook_resid_post`
+    /// The hook point, instead of the one in the SAE's files, such as `blocks.20.hook_resid_post`
     #[arg(long, value_name = "NAME", requires = "sae")]
     hook_name: Option<String>,
     /// Overwrite files
@@ -125,7 +125,7 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
             error
                 .of_kind(ErrorKind::HookPointMissing)
                 .with_hint(format!(
-                    "{hint}; if the files are the wrong ones, give the right one"
+                    "{hint}; if the files name a wrong one, give the right one"
                 ))
         })?;
     }

@@ -36,7 +36,7 @@ pub(super) struct DescribeArgs {
     /// Print the original output too
     #[arg(long, requires = ANY)]
     compare: bool,
-    /// After the text, the N features that the image activated most
+    /// After the text, list the N features that the image activated most
     #[arg(long, value_name = "N", default_value_t = 0)]
     top: usize,
     #[command(flatten)]
@@ -141,7 +141,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         for (sae, scores) in saes.iter().zip(&scores) {
             let of = match (over == Over::IMAGE, sae.baseline()) {
                 (true, Some(_)) => {
-                    "the image activated most (largest activation over its tokens, less the usual one)"
+                    "the image activated most (largest activation over its tokens, minus the usual one)"
                 }
                 (true, None) => "the image activated most (largest activation over its tokens)",
                 (false, _) => {

@@ -12,8 +12,8 @@ use super::progress::Verbosity;
 /// Types of files that a line names.
 const MAX_TYPES: usize = 8;
 
-/// The pictures in `dir` and below. What makes them incomplete is said in any case, and what is left out
-/// besides where the user wants to read it.
+/// The pictures in `dir` and below. What makes them incomplete is always said, and what
+/// else is left out where the user wants to read it.
 ///
 /// # Errors
 /// A folder that cannot be read or has no pictures.

@@ -13,7 +13,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ErrorKind::ContextTooSmall => "`--ctx-size`",
         ErrorKind::OutOfMemory => "`--ctx-size`, `--kv-type q8_0`, `-n`",
         ErrorKind::KvType => "`--kv-type f16`, `-fa on`",
-        ErrorKind::NoPosition => "`--over`",
+        ErrorKind::NoPosition => "`--over`, `--at`",
         ErrorKind::Exists => "`--force`",
         ErrorKind::HookPointMissing => "`--hook-name`",
         ErrorKind::NormFactorMissing => "`--norm-factor`",

@@ -23,22 +23,22 @@ const CHANGES: &str = "change";
 pub(super) struct InterventionArgs {
     #[command(flatten)]
     changes: ChangeArgs,
-    /// Positions that these touch: all, image, prompt (the text before generation, without the
+    /// The positions that these change: all, image, prompt (the text before generation, without the
     /// image), special (its special tokens, such as `<bos>`), generated, last (the prompt's last token), an
     /// index such as -1 or a range such as 5..9, token:TEXT, patch:ROW,COL, or a list of them; no-special
     /// leaves the special tokens out, as in all,no-special
     ///
-    /// Indices and ranges are of the prompt, both ends included, and negative ones count from its end.
-    /// token:TEXT is every token, of the prompt or generated, whose text is TEXT but for space around it;
-    /// TEXT holds no comma. patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches that they
-    /// show, counted from 0 at the top left.
+    /// Indices and ranges refer to the prompt; both ends are included, and negative numbers count from its
+    /// end. token:TEXT is every token, in the prompt or generated, whose text is TEXT apart from the space
+    /// around it; TEXT cannot contain a comma. patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the
+    /// patches they show, counted from 0 at the top left.
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true, requires = CHANGES, help_heading = "Interventions")]
     at: Positions,
-    /// Only where this feature's activation is above X, in the row as it is before interventions there; its
-    /// SAE reads at the same hook point, or at one that the model computes before
+    /// Change only rows where this feature's activation is above X, before any intervention there; its SAE
+    /// must read at the same hook point or at an earlier one
     #[arg(long, value_name = "FEATURE>X", value_parser = parse_condition, requires = CHANGES, help_heading = "Interventions")]
     when: Option<(String, f32)>,
-    /// What strengths and values count
+    /// The unit of strengths and values
     #[arg(
         long,
         value_name = "UNITS",
@@ -47,14 +47,14 @@ pub(super) struct InterventionArgs {
         help_heading = "Interventions"
     )]
     units: UnitsName,
-    /// More interventions from a JSON file, such as the output of `--json`
+    /// Add the interventions of a JSON file, such as the output of `--json`
     ///
     /// The file holds a list, or an object with a list under `interventions`, of objects with the
     /// keys `kind` (the option's name: steer, clamp, ...), `feature` (an index or a label), `value` (a number;
     /// none for ablate), `units` (raw, unit; default raw), `at` (as `--at`; default all), `when` (an object
-    /// with `feature` and `above`) and `label` (checked against the SAE's, if it is there). The kinds vector,
+    /// with `feature` and `above`) and `label` (if given, it must be the SAE's). The kinds vector,
     /// project and cap take a vector instead of a feature: its numbers as `values`, or the `file` that holds
-    /// them (a path from the set's folder), and its `hook` point.
+    /// them (a path relative to the set's folder), and its `hook` point.
     #[arg(long, value_name = "FILE", help_heading = "Interventions")]
     interventions: Option<PathBuf>,
 }
@@ -169,8 +169,8 @@ fn parse_condition(text: &str) -> std::result::Result<(String, f32), String> {
     }
 }
 
-/// Reads `FEATURE:NUMBER[,FEATURE:NUMBER…]`, and files instead of features likewise. A label may hold commas and colons, so an item ends at
-/// a comma only where a number stands before it.
+/// Reads `FEATURE:NUMBER[,FEATURE:NUMBER…]`, and files instead of features likewise. A label may hold commas
+/// and colons, so an item ends at a comma only where a number stands before it.
 fn parse_numbers(text: &str) -> std::result::Result<Numbers, String> {
     let mut items = Vec::new();
     let mut item = String::new();
@@ -242,7 +242,7 @@ fn find_vector(saes: &SaeSet, name: &str) -> Result<Vector> {
         Some((file, hook)) if !Path::new(name).exists() => (file, HookPoint::parse(hook)?),
         _ => {
             let missing =
-                format!("`{name}` does not say where the vector is added, as `FILE@HOOK` does");
+                format!("`{name}` does not say where to add the vector, as `FILE@HOOK` would");
             (name, saved_set::default_hook_point(saes, &missing)?)
         }
     };

@@ -17,25 +17,25 @@ use super::progress::{Counter, Verbosity};
 
 /// Measure how well the SAE fits the model on pictures and texts
 ///
-/// The measures are those of SAELens' evaluation (sae_lens/evals.py), for text and image rows apart:
+/// The measures are those of SAELens' evaluation (sae_lens/evals.py), for text and image rows separately:
 /// L0 is the mean number of active features; explained variance is 1 - E|x - y|^2 / (E|x|^2 - |E x|^2)
 /// of rows x and reconstructions y; MSE is E|x - y|^2, a sum over dimensions; cosine is the mean cosine
 /// of x and y; "never active" is the share of features that no row activates. The loss is the
 /// cross-entropy of the text's tokens in nats, as the model is, with reconstructions in place of all
-/// rows, and with zeros; the score is the part of the cost of zeros that reconstructions save. Rows of
+/// rows, and with zeros; the score is the share of the cost of zeros that reconstructions avoid. Rows of
 /// special tokens, such as `<bos>` and the marks of turns, do not count and are not replaced, as in
 /// SAELens.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct MetricsArgs {
-    /// The pictures; without one, `--text` or `--prompt` is text only
+    /// The pictures; without any, `--text` or `--prompt` is text only
     #[arg(required_unless_present_any = ["text", "prompt"])]
     image: Vec<PathBuf>,
-    /// A text file, for the text rows and the loss, which are the prompt's otherwise; it is read in
+    /// A text file for the text rows and the loss, which otherwise come from the prompt; it is read in
     /// contexts of 128 tokens
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Print one JSON object instead of a table; of several SAEs, one each, a line each
+    /// Print one JSON object instead of a table; with several SAEs, one for each, on its own line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -143,7 +143,7 @@ fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
             .with_hint("convert it, for example with iconv")
     })?;
     if text.trim().is_empty() {
-        return Err(Error::invalid(format!("`{shown}` holds no text")));
+        return Err(Error::invalid(format!("`{shown}` contains no text")));
     }
     Ok(text)
 }
@@ -250,7 +250,7 @@ fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if loss.zeros_cost_nothing {
         writeln!(
             out,
-            "The score says nothing here: with zeros the text is as likely as with the model itself, or more."
+            "The score says nothing here: with zeros, the text is at least as likely as with the model itself."
         )?;
     }
     Ok(())

@@ -75,7 +75,7 @@ Examples:
   llava-sae-cpp assets/pictures/carrot-mushroom.png
       Describe a picture with the embedded demo model
   llava-sae-cpp --steer mushroom:-12 --compare --top 5 assets/pictures/carrot-mushroom.png
-      … list the features it activates, and subtract the mushroom feature
+      … list the features that it activates, and subtract the mushroom feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
       … with a model folder that `convert` made
   llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json
@@ -91,7 +91,7 @@ Examples:
   llava-sae-cpp convert --llava llava-gemma-2b-hf --sae gemma-2b-res-jb -o llava-gemma-2b
       Make a model folder
   llava-sae-cpp baseline -d llava-gemma-2b pictures/ -o sae-with-baseline.gguf
-      Measure what features usually do on pictures, so that rankings show what is particular
+      Measure what features usually do on pictures, so that rankings show what is special about one
   llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
       The features of a folder of pictures, as a table
   llava-sae-cpp top features.parquet --class pizza
@@ -133,7 +133,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Reads the command line. The main command's options in front of a subcommand would be lost, so
-/// they are refused there, but for `-v` and `-q`, which every command has.
+/// they are refused there, except for `-v` and `-q`, which every command has.
 fn parse() -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let args = llama_flags::with_long_names(&command, std::env::args_os());
@@ -145,7 +145,7 @@ fn parse() -> Result<Cli, clap::Error> {
             given && !argument.is_global_set()
         });
         if let Some(argument) = misplaced {
-            let reason = format!("`{argument}` belongs behind `{subcommand}`");
+            let reason = format!("`{argument}` must come after `{subcommand}`");
             return Err(command.error(ErrorKind::ArgumentConflict, reason));
         }
     }

@@ -12,10 +12,10 @@ use llava_sae_cpp::CancelFlag;
 /// How much goes to stderr.
 #[derive(Args, Clone, Copy)]
 pub(super) struct Verbosity {
-    /// More: llama.cpp's messages too
+    /// Print more, llama.cpp's messages included
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
-    /// Nothing but results and errors
+    /// Print only results and errors
     #[arg(short, long, global = true)]
     quiet: bool,
 }

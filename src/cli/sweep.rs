@@ -17,13 +17,11 @@ use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
 
 /// Steer one feature with several strengths at once, and compare the results
-///
-/// The image is encoded once; each strength has a prompt of its own, and their tokens are generated
-/// together. The table has, for each strength: KL, how far what the model says next is from the
-/// original along the original's text, which is the mean over its tokens of KL(original ‖ steered), in
-/// nats; logprob, the mean log-probability that the model without interventions gives the steered text
-/// (the lower, the more broken it is); and the text. A first range of strengths: from minus twice the
-/// feature's `max`, as `features` shows it, to 0.
+/// The image is encoded once, and the tokens of all strengths are generated together. For each strength, the
+/// table has: KL, how far the model's predictions along the original's text are from the original's (the mean
+/// over its tokens of KL(original ‖ steered), in nats); logprob, the mean log-probability of the steered text
+/// in the model without interventions (the lower, the more broken the text); and the text. A good first range
+/// of strengths is from minus twice the feature's `max`, as `features` shows it, to 0.
 #[derive(Args)]
 pub(super) struct SweepArgs {
     /// The picture; without one, `--prompt` is text only
@@ -32,15 +30,15 @@ pub(super) struct SweepArgs {
     /// The feature and its strengths, both ends included, such as `4501:-8..0:2`
     #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
     steer: Range,
-    /// Positions that are steered, as `--at` of the main command has them: all, image, prompt,
+    /// The positions to steer, as for `--at` of the main command: all, image, prompt,
     /// special, generated, last, an index or a range, token:TEXT, patch:ROW,COL, or a list of them; no-special
     /// leaves the special tokens out
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true)]
     at: Positions,
-    /// What strengths count
+    /// The unit of strengths
     #[arg(long, value_name = "UNITS", default_value = "raw")]
     units: UnitsName,
-    /// Say for each text whether it contains this word (or words), in upper or lower case
+    /// Say for each text whether it contains this word (or words), ignoring case
     #[arg(long, value_name = "WORD")]
     word: Option<String>,
     /// Print one JSON object instead of a table
@@ -54,14 +52,14 @@ pub(super) struct SweepArgs {
     model: ModelArgs,
 }
 
-/// A feature's name and the strengths that it gets.
+/// A feature's name and its strengths.
 #[derive(Clone, Debug, PartialEq)]
 struct Range {
     feature: String,
     strengths: Vec<f32>,
 }
 
-/// Strengths of one sweep, at most: the original takes a sequence too.
+/// The most strengths in one sweep: the original takes a sequence too.
 const MAX_STRENGTHS: usize = MAX_SEQUENCES - 1;
 
 fn parse_range(text: &str) -> Result<Range, String> {
@@ -91,7 +89,7 @@ fn parse_range(text: &str) -> Result<Range, String> {
     }
     if n_steps >= MAX_STRENGTHS as f64 {
         return Err(format!(
-            "{} strengths are too many: {MAX_STRENGTHS} fit into one sweep",
+            "{} strengths are too many: at most {MAX_STRENGTHS} fit into one sweep",
             n_steps + 1.0
         ));
     }
@@ -133,7 +131,7 @@ struct Point {
 pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     if args.generate.max_tokens == 0 {
         return Err(
-            Error::invalid("a sweep of 0 tokens has no texts to compare")
+            Error::invalid("a sweep that generates no tokens has no texts to compare")
                 .with_hint("give `-n` at least 1")
                 .into(),
         );

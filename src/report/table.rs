@@ -9,7 +9,7 @@ use gguf_tools::terminal::one_line;
 /// What the score of a table's features is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Score {
-    /// Their largest activation, which has a column of its own.
+    /// Their largest activation, which has its own column.
     Max,
     /// Something else.
     Other,

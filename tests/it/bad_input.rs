@@ -198,7 +198,7 @@ fn features_and_strengths() {
     check(
         &["--top", "3", "features", picture()],
         2,
-        &["--top <N>", "behind `features`"],
+        &["--top <N>", "after `features`"],
     );
     check(&["features", "--top", "0", picture()], 2, &["--top <N>"]);
     check(&[picture(), picture()], 2, &[picture()]);

@@ -108,7 +108,7 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
             .is_some_and(|line| line.contains("lift"))
     );
     let main = stdout(&[&["-q", "--top", "1", shown][..], &files].concat());
-    assert!(main.contains("less the usual one"), "{main}");
+    assert!(main.contains("minus the usual one"), "{main}");
 
     // A copy of a copy has one baseline, the newer one.
     let again = dir.join("again.gguf");

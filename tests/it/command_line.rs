@@ -62,7 +62,7 @@ The image shows a carrot at the bottom and a mushroom on the right, on calm wate
 Output after intervention:
 The image shows a carrot at the bottom, on calm water.
 
-Features that the image activated most (largest activation over its tokens, less the usual one):
+Features that the image activated most (largest activation over its tokens, minus the usual one):
   rank  feature      lift       max  tokens  label
 ";
     let table = text.strip_prefix(expected);

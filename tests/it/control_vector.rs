@@ -141,7 +141,7 @@ fn what_no_control_vector_expresses_is_refused() {
     check(
         &["export-cvec", "--steer", "carrot:2", "-o", text(&path)],
         1,
-        &["exists already", "--force"],
+        &["already exists", "--force"],
     );
     assert_eq!(std::fs::read(&path).expect("readable"), b"mine");
 }

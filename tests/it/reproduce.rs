@@ -372,7 +372,7 @@ fn bad_input() {
 
     let taken = folder("taken").join("report.html");
     fs::write(&taken, "mine").expect("a file of our own");
-    refused(&["-o", text(&taken)], &["it exists already", "`--force`"]);
+    refused(&["-o", text(&taken)], &["it already exists", "`--force`"]);
     assert_eq!(read(&taken), "mine");
     refused(
         &["-o", text(&taken), "--json", text(&taken), "--force"],

@@ -345,7 +345,7 @@ fn baselines_of_several_are_those_of_each() {
             assert!(said.contains(word), "should say `{word}`: {said}");
         }
     };
-    refused(&saes, &copies, &["resid.gguf`: it exists already"]);
+    refused(&saes, &copies, &["resid.gguf`: it already exists"]);
     let one_file = "is one file, and 3 SAEs are measured";
     refused(&saes, &alone, &[one_file]);
     refused(&saes, &out.join("new.gguf"), &[one_file]);

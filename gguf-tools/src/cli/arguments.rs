@@ -27,7 +27,7 @@ pub(super) enum Command {
     Show(ShowArguments),
 }
 
-/// Convert a Hugging Face LLaVA-Gemma folder to model and projector
+/// Convert a Hugging Face LLaVA-Gemma folder to a model and a projector
 #[derive(Args)]
 #[command(after_help = "Examples:
   gguf-tools llava llava-gemma-2b/ -o models/
@@ -56,7 +56,7 @@ pub(super) struct LlavaArguments {
   gguf-tools sae my-sae/ -o models/sae-q8_0.gguf --type q8_0 --labels batch-0.jsonl.gz batch-1.jsonl.gz
   gguf-tools sae my-sae/ -o models/sae-f16.gguf --norm-factor 0.25")]
 pub(super) struct SaeArguments {
-    /// A folder of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS, or a file of one
+    /// An SAE of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS: its folder, or a file of it
     #[arg(value_name = "DIR|FILE")]
     pub(super) source: PathBuf,
     /// The file to write
@@ -65,14 +65,14 @@ pub(super) struct SaeArguments {
     /// The number type of encoder and decoder
     #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = one_of(SMALL_TYPES))]
     pub(super) weight_type: TensorType,
-    /// Neuronpedia's labels: a JSON array or JSON lines, plain or gzipped; of several for one feature
+    /// Neuronpedia's labels: a JSON array or JSON lines, plain or gzipped; if a feature has several,
     /// the first counts
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(super) labels: Vec<PathBuf>,
-    /// The factor that normalises activations, where the SAE asks for one and its files lack it
+    /// The factor that normalises activations, if the SAE needs one and its files lack it
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub(super) norm_factor: Option<f32>,
-    /// The hook point, whatever the files say: `blocks.20.hook_resid_post`
+    /// The hook point, instead of the one in the files, such as `blocks.20.hook_resid_post`
     #[arg(long, value_name = "NAME")]
     pub(super) hook_name: Option<String>,
     /// Overwrite the file

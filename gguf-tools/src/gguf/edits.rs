@@ -10,7 +10,7 @@ use super::source::TensorInfo;
 use super::value::Value;
 use crate::{Error, Result};
 
-/// What a copy has otherwise than its original.
+/// How a copy differs from its original.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Edits {
     keys: Vec<(String, Value)>,

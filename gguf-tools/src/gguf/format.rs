@@ -11,7 +11,7 @@ pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's limit on dimensions (`GGML_MAX_DIMS`).
 pub(super) const MAX_DIMS: usize = 4;
 
-/// ggml's limit on the bytes of a tensor's name (`GGML_MAX_NAME` less its NUL).
+/// ggml's limit on the bytes of a tensor's name (`GGML_MAX_NAME` without its NUL).
 pub(super) const MAX_NAME_BYTES: usize = 63;
 
 /// Bytes of a tensor; `None` if there is no value, blocks do not divide the rows, or the number of

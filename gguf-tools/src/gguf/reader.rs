@@ -33,7 +33,7 @@ impl Gguf {
     /// as llama.cpp does, and that every tensor lies inside the file.
     ///
     /// # Errors
-    /// When the file cannot be read, is no GGUF file, or is damaged.
+    /// When the file cannot be read, is not a GGUF file, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let mut source = Source::open(path)?;
         let version = source.preamble()?;
@@ -137,7 +137,7 @@ impl Gguf {
     /// The text at `key`.
     ///
     /// # Errors
-    /// When the key is missing or no string.
+    /// When the key is missing or not a string.
     pub fn require_str(&self, key: &str) -> Result<&str> {
         match self.get(key) {
             Some(Value::String(text)) => Ok(text),
@@ -148,7 +148,7 @@ impl Gguf {
     /// The number at `key`.
     ///
     /// # Errors
-    /// When the key is missing or no u32.
+    /// When the key is missing or not a u32.
     pub fn require_u32(&self, key: &str) -> Result<u32> {
         match self.get(key) {
             Some(Value::U32(number)) => Ok(*number),
@@ -159,7 +159,7 @@ impl Gguf {
     /// The number at `key`.
     ///
     /// # Errors
-    /// When the key is missing or no f32.
+    /// When the key is missing or not a f32.
     pub fn require_f32(&self, key: &str) -> Result<f32> {
         match self.get(key) {
             Some(Value::F32(number)) => Ok(*number),
@@ -170,7 +170,7 @@ impl Gguf {
     /// The truth value at `key`.
     ///
     /// # Errors
-    /// When the key is missing or no bool.
+    /// When the key is missing or not a bool.
     pub fn require_bool(&self, key: &str) -> Result<bool> {
         match self.get(key) {
             Some(Value::Bool(truth)) => Ok(*truth),
@@ -300,7 +300,7 @@ impl Gguf {
         let path = self.path_of(tensor);
         if !tensor.tensor_type.is_convertible() {
             return Err(Error::invalid(format!(
-                "`{}`: tensor `{}` has the type {}, which is not converted here",
+                "`{}`: tensor `{}` has the type {}, whose numbers cannot be read here",
                 path.display(),
                 tensor.name,
                 tensor.tensor_type.name()
@@ -388,7 +388,7 @@ fn place_tensors(tensors: &mut [TensorInfo], source: &Source, alignment: u64) ->
         if end.is_none_or(|end| end > source.n_bytes) {
             return Err(source
                 .malformed(format!(
-                    "it ends within tensor `{}`, which needs {} bytes from byte {} on, and the file has {}",
+                    "it ends within tensor `{}`, which needs {} bytes from byte {} on, but the file has {}",
                     tensor.name, tensor.n_bytes, tensor.offset, source.n_bytes
                 ))
                 .with_hint("the file is incomplete: download or convert it again"));

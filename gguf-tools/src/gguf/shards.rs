@@ -63,7 +63,7 @@ impl Gguf {
                 "`{}` is shard {number} of {n_shards} of a model, so its name must end in `-{number:05}-of-{n_shards:05}.gguf`",
                 path.display()
             ))
-            .with_hint("give it back the name by which the other shards are found"));
+            .with_hint("restore its original name, by which the other shards are found"));
         };
         let open = |shard_idx| {
             let path = path.with_file_name(ShardName { shard_idx, ..name }.to_string());
@@ -79,10 +79,10 @@ impl Gguf {
             match shard.require_u16("split.no")? {
                 number if number == shard_idx => Ok(shard),
                 number => Err(Error::invalid(format!(
-                    "`{}`: key `split.no` is {number}, and its name says {shard_idx}",
+                    "`{}`: key `split.no` is {number}, but its name says {shard_idx}",
                     path.display()
                 ))
-                .with_hint("give the shards back their own names")),
+                .with_hint("restore the shards' original names")),
             }
         };
         let mut whole = open(0)?;
@@ -116,7 +116,7 @@ impl Gguf {
         let shard_idx = self.require_u16("split.no")?;
         if shard_idx >= n_shards {
             return Err(Error::invalid(format!(
-                "`{}`: key `split.no` is {shard_idx}, and `split.count` is {n_shards}",
+                "`{}`: key `split.no` is {shard_idx}, but `split.count` is {n_shards}",
                 self.path().display()
             )));
         }

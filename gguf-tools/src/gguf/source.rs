@@ -133,7 +133,8 @@ impl Source {
             .checked_mul(memory_bytes)
             .and_then(|n_needed| self.n_free.checked_sub(n_needed))
             .ok_or_else(|| {
-                let what = format!("a count of {length} takes too much memory for such a file");
+                let what =
+                    format!("a count of {length} takes too much memory for a file of this size");
                 self.malformed(what).with_hint(HINT)
             })?;
         usize::try_from(length).map_err(|_| self.malformed("it does not fit the address space"))

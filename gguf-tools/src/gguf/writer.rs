@@ -139,7 +139,7 @@ impl Writer {
     }
 }
 
-/// A GGUF file whose header stands and whose tensors are being written.
+/// A GGUF file whose header is written and whose tensors are being written.
 #[derive(Debug)]
 pub struct TensorWriter {
     file: BufWriter<NewFile>,

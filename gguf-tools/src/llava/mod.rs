@@ -75,11 +75,11 @@ pub struct LlavaFiles {
 /// The weights pass through in blocks of some megabytes, whatever the model's size.
 ///
 /// # Errors
-/// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file
-/// that exists; everything that reading and writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) where
-/// `progress` asks for it. Nothing is left behind then: the files get their names when both are
-/// complete, and the first loses it again where the second cannot have its own. Only then is a file
-/// lost that the first was to replace.
+/// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file that exists;
+/// everything that reading and writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted)
+/// where `progress` asks for it. Nothing is left behind then: the files get their names when both are complete,
+/// and the first loses it again where the second cannot have its own. Only then is a file lost that the first
+/// was to replace.
 pub fn convert(
     dir: &Path,
     out_dir: &Path,
@@ -266,10 +266,10 @@ fn check_tensors<'a>(
             || vision::is_unused(&config.vision, name);
         if !known {
             return Err(Error::invalid(format!(
-                "{} has no place in a LLaVA-Gemma",
+                "{} does not belong in a LLaVA-Gemma",
                 stored.describe()
             ))
-            .with_hint("the checkpoint is of another architecture, or its `config.json` is"));
+            .with_hint("the checkpoint, or its `config.json`, is of another architecture"));
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ pub(super) fn warn_of_fallback(file: &Path, tensors: &[OutputTensor], wanted: Te
         .filter(|tensor| wanted != FALLBACK && tensor.tensor_type == FALLBACK);
     if let Some(first) = others.next() {
         log::warn!(
-            "`{}`: {} matrices are stored as {} because their rows do not fit `{}`, \
+            "`{}`: {} matrices are stored as {} because the blocks of `{}` do not divide their rows, \
              such as `{}` with rows of {} numbers",
             file.display(),
             1 + others.count(),

@@ -49,7 +49,7 @@ impl Baseline {
         let d_sae = sae.meta.d_sae;
         if [&self.mean_max, &self.frequency].map(Vec::len) != [d_sae; 2] {
             return Err(Error::invalid(format!(
-                "the baseline has {} and {} values, and the SAE {d_sae} features",
+                "the baseline has {} and {} values, but the SAE has {d_sae} features",
                 self.mean_max.len(),
                 self.frequency.len()
             )));

@@ -35,7 +35,7 @@ pub struct SaeOptions {
 /// What [`convert`] has written.
 #[derive(Clone, Debug)]
 pub struct ConvertedSae {
-    /// What the file says of the SAE.
+    /// What the file says about the SAE.
     pub meta: SaeMeta,
     /// What was read and decided, in lines for people.
     pub report: Vec<String>,
@@ -48,10 +48,10 @@ pub struct ConvertedSae {
 /// Weights pass through in blocks, whatever the SAE's size.
 ///
 /// # Errors
-/// A source of another format, incomplete or malformed, or with numbers that are not finite; a norm
-/// factor that is missing, superfluous or not positive; labels that do not fit; everything that
-/// writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) where `progress` asks for it. Nothing is left behind
-/// then.
+/// A source of another format, incomplete or malformed, or with numbers that are not finite; a norm factor that
+/// is missing, superfluous or not positive; labels that do not fit; everything that writing can meet;
+/// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) where `progress` asks for it. Nothing is left
+/// behind then.
 pub fn convert(
     source: &Path,
     target: &Path,
@@ -172,7 +172,7 @@ fn weight_type(wanted: TensorType, d_in: usize) -> Result<TensorType> {
         return Ok(wanted);
     }
     log::warn!(
-        "the SAE is stored as f16: its rows of {d_in} numbers do not fit {}",
+        "the SAE is stored as f16: the blocks of {} do not divide its rows of {d_in} numbers",
         wanted.name()
     );
     Ok(TensorType::F16)

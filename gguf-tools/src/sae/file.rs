@@ -35,7 +35,7 @@ impl SaeFile {
     /// the vectors. What the matrices hold is seen by [`SaeFile::verify`].
     ///
     /// # Errors
-    /// When it is no GGUF file, no SAE, of another version, or not as the schema says.
+    /// When it is not a GGUF file, no SAE, of another version, or not as the schema says.
     pub fn open(path: &Path) -> Result<Self> {
         let gguf = Gguf::open(path)?;
         let meta = SaeMeta::read(&gguf)?;

@@ -140,7 +140,7 @@ impl Place {
     fn hook_name(&self, dir: &Path) -> Result<String> {
         if self.is_embedding {
             return Err(Error::invalid(format!(
-                "`{}` holds an SAE of the embeddings, not of a layer",
+                "`{}` contains an SAE of the embeddings, not of a layer",
                 dir.display()
             ))
             .with_hint("use an SAE of the residual stream after a layer"));

@@ -115,10 +115,10 @@ pub(super) fn read(paths: &[PathBuf], sae: &Source, max_bytes: u64) -> Result<La
 
 fn no_labels(path: &Path) -> Error {
     Error::invalid(format!(
-        "`{}` holds no labels: its records have no `description`",
+        "`{}` contains no labels: its records have no `description`",
         path.display()
     ))
-    .with_hint("use the files of Neuronpedia's folder `explanations`; its `features` and `activations` are other things")
+    .with_hint("use the files of Neuronpedia's folder `explanations`; its `features` and `activations` are something else")
 }
 
 /// The SAE that labels are of, in Neuronpedia's words.
@@ -150,7 +150,7 @@ impl LabelledSae {
         };
         if labelled != expected {
             return Err(Error::invalid(format!(
-                "`{shown}` holds labels of `{self}`, and the SAE belongs to `{}`",
+                "`{shown}` contains labels of `{self}`, but the SAE belongs to `{}`",
                 sae.hook_name
             ))
             .with_hint(format!(
@@ -167,14 +167,16 @@ impl LabelledSae {
             && said != of_sae
         {
             log::warn!(
-                "`{shown}` holds labels of `{self}`, and the SAE belongs to `{}`",
+                "`{shown}` contains labels of `{self}`, but the SAE belongs to `{}`",
                 sae.hook_name
             );
         }
         if let Some(model) = &sae.model_name
             && bare_name(model) != bare_name(&self.model)
         {
-            log::warn!("`{shown}` holds labels of `{self}`, and the SAE was trained on `{model}`");
+            log::warn!(
+                "`{shown}` contains labels of `{self}`, but the SAE was trained on `{model}`"
+            );
         }
         Ok(())
     }
@@ -236,7 +238,7 @@ fn check_same_sae(
         }
         Some(first) if (&first.model, &first.layer) != (model, layer) => {
             Err(Error::invalid(format!(
-                "`{}` holds labels of `{model}/{layer}` beside those of `{first}`",
+                "`{}` contains labels of `{model}/{layer}` as well as of `{first}`",
                 path.display()
             ))
             .with_hint("use the labels of one SAE"))

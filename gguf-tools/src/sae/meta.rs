@@ -7,7 +7,7 @@ use flate2::Crc;
 /// What an SAE is, apart from its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SaeMeta {
-    /// How activations come of pre-activations.
+    /// How activations result from pre-activations.
     pub architecture: Architecture,
     /// The width of what it reads: the model's `d_model`.
     pub d_in: usize,
@@ -35,7 +35,7 @@ pub struct SaeMeta {
     pub labels_source: Option<String>,
 }
 
-/// How activations `a` come of pre-activations `h`.
+/// How activations `a` result from pre-activations `h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// `a = max(h, 0)`.
@@ -150,7 +150,7 @@ impl SaeMeta {
     pub(super) fn fault(&self) -> Option<String> {
         if self.d_in == 0 || self.d_sae == 0 {
             return Some(format!(
-                "{} inputs and {} features are too few",
+                "an SAE cannot have {} inputs and {} features",
                 self.d_in, self.d_sae
             ));
         }
@@ -167,7 +167,7 @@ impl SaeMeta {
         if let Architecture::TopK { k } = self.architecture
             && (k == 0 || k > self.d_sae)
         {
-            return Some(format!("`k` is {k}, and there are {} features", self.d_sae));
+            return Some(format!("`k` is {k}, expected 1 to {}", self.d_sae));
         }
         let is_normalized =
             self.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn;
@@ -176,8 +176,12 @@ impl SaeMeta {
                 "the norm factor must be finite and above 0, got {factor}"
             )),
             factor if factor.is_some() != is_normalized => Some(format!(
-                "the norm factor is {factor:?} with normalisation `{}`",
-                self.normalize_activations.name()
+                "normalisation `{}` {}",
+                self.normalize_activations.name(),
+                match is_normalized {
+                    true => "needs a norm factor",
+                    false => "takes no norm factor",
+                }
             )),
             _ => None,
         }

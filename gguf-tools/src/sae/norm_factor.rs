@@ -6,7 +6,7 @@ use super::meta::NormalizeActivations;
 use super::source::{Format, Source};
 use crate::{Error, ErrorKind, Result};
 
-/// What SAELens' table (`pretrained_saes.yaml`) says of an SAE.
+/// What SAELens' table (`pretrained_saes.yaml`) says about an SAE.
 #[derive(Clone, Copy, Debug)]
 pub struct Published<'a> {
     /// The release, such as `gemma-2b-res-jb`.
@@ -100,7 +100,7 @@ pub(super) fn choose(
         .map(Some)
         .ok_or_else(|| {
             Error::invalid(format!(
-                "`{shown}`: `normalize_activations` asks for a factor that the files do not hold"
+                "`{shown}`: `normalize_activations` asks for a factor that the files do not contain"
             ))
             .of_kind(ErrorKind::NormFactorMissing)
             .with_hint(

@@ -93,7 +93,7 @@ pub(super) fn open_llama_scope(dir: &Path, hook_name: Option<&str>) -> Result<So
     let refused = |what: String| Err(Error::invalid(format!("`{}`: {what}", path.display())));
     if let Some(word) = config.act_fn.as_ref().filter(|word| *word != "jumprelu") {
         return refused(format!(
-            "`act_fn` is `{word}`, and only `jumprelu` is supported"
+            "`act_fn` is `{word}`, but only `jumprelu` is supported"
         ));
     }
     let (Some(threshold), Some(AverageNorm { r#in: average })) = (

@@ -9,7 +9,7 @@ use super::source::{Format, Source};
 use super::{gemma_scope, openmoss, saelens, sparsify};
 use crate::{Error, Result};
 
-/// The formats by the file that gives them away, but for OpenMOSS', which shares it with SAELens.
+/// The formats by the file that identifies them, except OpenMOSS', which shares its file with SAELens.
 const FORMATS: [(&str, Format); 5] = [
     (saelens::WEIGHTS_FILE, Format::SaeLens),
     (gemma_scope::NPZ_FILE, Format::GemmaScope),
@@ -25,7 +25,7 @@ const CONFIG_FILES: [&str; 2] = [saelens::CONFIG_FILE, gemma_scope::CONFIG_FILE]
 const PICKLES: [&str; 4] = ["pt", "pth", "pkl", "bin"];
 
 /// Opens the SAE at `source`, a folder or a file of one; and the folder that parts of it were
-/// unpacked to, which has to outlive it. A `hook_name` that is given counts, whatever the files say.
+/// unpacked to, which has to outlive it. A `hook_name` that is given overrides the files'.
 ///
 /// # Errors
 /// What is no SAE of a known format, and what each format's reader refuses.

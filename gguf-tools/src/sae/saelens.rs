@@ -311,7 +311,7 @@ impl Config {
             Some(K::Float(k)) if k.fract() == 0.0 && k >= 0.0 => Ok(k as usize),
             Some(K::Float(k)) => Err(unsupported(path, "k", &k.to_string(), "a whole number")),
             None => Err(Error::invalid(format!(
-                "`{}` has no key `k`: how many features a top-k SAE keeps",
+                "`{}` has no key `k`, which says how many features a top-k SAE keeps",
                 path.display()
             ))),
         }
@@ -323,7 +323,7 @@ impl Config {
             Some(BoolOrWord::Bool(true)) => Ok(NormalizeActivations::ExpectedAverageOnlyIn),
             Some(BoolOrWord::Word(word)) if word == "covariance_whitening" => {
                 Err(Error::invalid(format!(
-                    "`{}`: the SAE reads whitened activations (`covariance_whitening`), and the whitening matrix is not in the files",
+                    "`{}`: the SAE reads whitened activations (`covariance_whitening`), but the whitening matrix is not in the files",
                     path.display()
                 ))
                 .with_hint("fold it into the weights with `fold_activation_whitening` of SAELens and save the SAE again"))

@@ -199,7 +199,7 @@ impl SaeMeta {
     /// Reads and checks the file's metadata.
     ///
     /// # Errors
-    /// When it is no SAE's file, of another version, or its values are not as the schema has them.
+    /// When it is not an SAE's file, of another version, or its values are not as the schema has them.
     pub(super) fn read(gguf: &Gguf) -> Result<Self> {
         let file_architecture = gguf.require_str("general.architecture")?;
         if file_architecture != FILE_ARCHITECTURE {
@@ -215,7 +215,7 @@ impl SaeMeta {
         if version != FORMAT_VERSION {
             return Err(refused(
                 gguf,
-                &format!("it has format version {version}, and this program reads version {FORMAT_VERSION}"),
+                &format!("it has format version {version}, but this program reads version {FORMAT_VERSION}"),
             )
             .with_hint("convert the SAE again, or use a newer version of this program"));
         }

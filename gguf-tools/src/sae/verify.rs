@@ -59,7 +59,7 @@ impl SaeFile {
             return Ok(());
         }
         Err(self.damaged(&format!(
-            "{what} have the checksum {found:08x}, and the file says {expected:08x}"
+            "{what} have the checksum {found:08x}, but the file says {expected:08x}"
         )))
     }
 
@@ -143,7 +143,7 @@ impl SaeFile {
                 // It is NaN where the encoder's own row is not finite.
                 if found.is_nan() || found > said * (1.0 + NORM_TOLERANCE) {
                     return Err(self.damaged(&format!(
-                        "the screen does not belong to the encoder: `{name}` of feature {feature} is {said}, and its rows give {found}"
+                        "the screen does not belong to the encoder: `{name}` of feature {feature} is {said}, but its rows give {found}"
                     )));
                 }
             }

@@ -453,7 +453,7 @@ fn labels_of_something_else() {
             check(
                 "blocks.12.hook_resid_post",
                 &text,
-                &["holds no labels", "`explanations`", "`activations`"],
+                &["contains no labels", "`explanations`", "`activations`"],
             );
         }
     }

@@ -130,11 +130,11 @@ fn each_fault_is_named() {
     check("unknown value `sometimes`", &|sae| {
         sae.set("sae.normalize_activations", "sometimes")
     });
-    check("the norm factor is Some(0.5)", &|sae| {
+    check("takes no norm factor", &|sae| {
         sae.set("sae.normalize_activations", "layer_norm")
     });
     check("`sae.k`", &|sae| sae.set("sae.architecture", "topk"));
-    check("`k` is 4, and there are 3 features", &|sae| {
+    check("`k` is 4, expected 1 to 3", &|sae| {
         sae.set("sae.architecture", "topk");
         sae.set("sae.k", 4_u32);
     });
@@ -152,10 +152,10 @@ fn each_fault_is_named() {
     });
     check("above 0", &|sae| sae.set("sae.norm_factor", -1.0_f32));
     check("above 0", &|sae| sae.set("sae.norm_factor", f32::NAN));
-    check("None with normalisation", &|sae| {
+    check("`expected_average_only_in` needs a norm factor", &|sae| {
         sae.remove("sae.norm_factor")
     });
-    check("Some(0.5) with normalisation `none`", &|sae| {
+    check("`none` takes no norm factor", &|sae| {
         sae.set("sae.normalize_activations", "none")
     });
     check("`sae.threshold` does not belong", &|sae| {

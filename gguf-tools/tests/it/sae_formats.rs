@@ -77,7 +77,7 @@ fn configurations() {
     check_sparsify("skip_connection", json!(true), &["transcoder"]);
     check_sparsify("signed", json!(true), &["`signed`"]);
     check_sparsify("activation", json!("groupmax"), &["`groupmax`", "topk"]);
-    check_sparsify("k", json!(0), &["`k` is 0, and there are 40 features"]);
+    check_sparsify("k", json!(0), &["`k` is 0, expected 1 to 40"]);
     check_sparsify("k", json!(41), &["`k` is 41"]);
     check_sparsify("k", json!(-1), &["cfg.json", "-1"]);
     check_sparsify("d_in", json!(7), &["`d_in` is 7", "[40, 24]"]);

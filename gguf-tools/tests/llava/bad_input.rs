@@ -218,7 +218,7 @@ fn tensors_that_do_not_fit() {
     );
     check(
         |c| c.add("language_model.model.layers.0.self_attn.q_proj.bias", &[64]),
-        &["q_proj.bias", "has no place"],
+        &["q_proj.bias", "does not belong"],
     );
     check(
         |c| {
@@ -227,7 +227,7 @@ fn tensors_that_do_not_fit() {
                 &[32],
             )
         },
-        &["layers.1", "has no place"],
+        &["layers.1", "does not belong"],
     );
     for (at_the_top, in_text_config) in [(json!(false), json!(null)), (json!(true), json!(false))] {
         check(

@@ -78,7 +78,7 @@ fn an_existing_file_is_kept_unless_asked() {
     assert!(
         error
             .to_string()
-            .ends_with("mmproj-f32.gguf`: it exists already"),
+            .ends_with("mmproj-f32.gguf`: it already exists"),
         "{error}"
     );
     assert!(error.kind() == ErrorKind::Exists && error.hint().is_some());
@@ -142,7 +142,7 @@ fn check_kept(name: &str) {
         },
     )
     .unwrap_err();
-    let expected = format!("{name}`: it exists already");
+    let expected = format!("{name}`: it already exists");
     assert!(error.to_string().ends_with(&expected), "{error}");
     assert_eq!(fs::read(&target).unwrap(), b"precious");
     assert_eq!(names(out.path()), [name]);

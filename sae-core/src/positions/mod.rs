@@ -11,9 +11,9 @@ use crate::{Error, ErrorKind, Result};
 pub use self::place::Place;
 pub use self::row_set::RowSet;
 
-/// Positions that something applies to: kinds of rows, and places of their own.
+/// Positions that something applies to: kinds of rows, and single places.
 ///
-/// Which rows places are is known when there is a prompt: [`Positions::rows`].
+/// Which rows the places are is known once there is a prompt: [`Positions::rows`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Positions {
     kinds: Kinds,
@@ -41,9 +41,9 @@ impl Positions {
     ///   out), `special`, `generated`;
     /// - `last`, the prompt's last row; an index of a row of the prompt, such as `5` or `-1`, or a range,
     ///   such as `5..9`, both ends included; negative ones count from the prompt's end;
-    /// - `token:TEXT`, every token, of the prompt or generated, whose text is TEXT but for space around it;
-    /// - `patch:ROW,COL` and `patch:R0..R1,C0..C1`, image rows by the patches that they show, counted from 0
-    ///   at the top left.
+    /// - `token:TEXT`, every token, in the prompt or generated, whose text is TEXT apart from the space around it;
+    /// - `patch:ROW,COL` and `patch:R0..R1,C0..C1`, image rows by the patches they show, counted from 0 at the
+    ///   top left.
     ///
     /// # Errors
     /// An unknown word, or a list that names nothing.
@@ -59,7 +59,7 @@ impl Positions {
         if positions == Self::NONE {
             return Err(
                 Error::invalid(format!("`{list}` names no position")).with_hint(
-                    "say what the special tokens are left out of, such as `all,no-special`",
+                    "say what to leave the special tokens out of, such as `all,no-special`",
                 ),
             );
         }
@@ -95,19 +95,19 @@ impl Positions {
         self.kinds
     }
 
-    /// The places of their own.
+    /// The single places.
     pub fn places(&self) -> &[Place] {
         &self.places
     }
 
-    /// The kinds of which some row may belong to them.
+    /// The kinds that may have rows among them.
     pub fn possible_kinds(&self) -> Kinds {
         let places = self.places.iter().map(Place::possible_kinds);
         places.fold(self.kinds, Kinds::or)
     }
 
-    /// Looks up the tokens of `token:TEXT`; `ids_of` gives all of a vocabulary whose text without the space
-    /// around it is this one.
+    /// Looks up the tokens of `token:TEXT`; `ids_of` gives all tokens of a vocabulary that have this text,
+    /// apart from the space around it.
     ///
     /// # Errors
     /// A text that no token has; those of `ids_of`.
@@ -119,16 +119,15 @@ impl Positions {
             let found = ids_of(text)?;
             if found.is_empty() {
                 let what = format!("no token of the model's vocabulary is `{text}`");
-                return Err(Error::new(ErrorKind::NoPosition, what).with_hint(
-                    "a word may be several tokens; `features --json` of a text with it shows them",
-                ));
+                return Err(Error::new(ErrorKind::NoPosition, what)
+                    .with_hint("give the text of one token: a word may be several"));
             }
             *ids = Some(found);
         }
         Ok(())
     }
 
-    /// The rows of a run that they are; `prompt` is what each row of its prompt is.
+    /// The rows of a run at these positions; `prompt` says what each row of its prompt is.
     ///
     /// # Errors
     /// An index, or a patch, that the prompt does not have; a range whose end comes first; `token:TEXT` whose
@@ -155,7 +154,7 @@ impl fmt::Display for Positions {
 
 /// The words of a list of positions.
 struct Words {
-    /// The kinds that they name, but for special tokens.
+    /// The kinds that they name, apart from special tokens.
     named: Kinds,
     /// Whether special tokens are among them, where a word says so.
     special: Option<bool>,
@@ -173,7 +172,7 @@ impl Words {
         let named = &mut words.named;
         let mut rest = Some(list);
         while let Some(list) = rest {
-            // A patch has a comma of its own.
+            // A patch has a comma in it.
             let start = match list.trim_start().starts_with("patch:") {
                 true => list.find(',').map_or(list.len(), |comma| comma + 1),
                 false => 0,

@@ -11,11 +11,12 @@ pub enum Place {
     Last,
     /// The prompt's rows from the first to the second, both included; negative ones count from its end.
     Range(i64, i64),
-    /// Every token, of the prompt or generated, whose text is this one without the space around it.
+    /// Every token, in the prompt or generated, that has this text, apart from the space around it.
     Token {
         /// The text.
         text: String,
-        /// Its tokens' ids; none while they were not looked up ([`Positions::find_tokens`](crate::Positions::find_tokens)).
+        /// Its tokens' ids; none until they are looked up
+        /// ([`Positions::find_tokens`](crate::Positions::find_tokens)).
         ids: Option<Vec<i32>>,
     },
     /// Image rows, by their patches' rows and columns: the first and the last of each, both included.

@@ -120,10 +120,8 @@ fn check_patch([row, column]: [usize; 2], prompt: &[Token]) -> Result<()> {
     let what = format!("no patch {row},{column}");
     let last = patches().reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
     Err(match last {
-        Some([rows, columns]) => {
-            Error::invalid(format!("{what}: the image has other patches in the prompt"))
-                .with_hint(format!("use rows 0 to {rows} and columns 0 to {columns}"))
-        }
+        Some([rows, columns]) => Error::invalid(format!("{what}: it is outside the image"))
+            .with_hint(format!("use rows 0 to {rows} and columns 0 to {columns}")),
         None => Error::invalid(format!("{what}: there is no image in the prompt"))
             .with_hint("give an image"),
     })

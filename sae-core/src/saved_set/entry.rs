@@ -147,7 +147,7 @@ impl Entry {
             return Err(match self.values {
                 Some(_) => Error::invalid("both `values` and `file` are given")
                     .with_hint("keep one of the two"),
-                None => Error::invalid("`file` is read for a saved set that is a file itself")
+                None => Error::invalid("`file` is read only in a saved set that is itself a file")
                     .with_hint("give the vector's numbers as `values`"),
             });
         }

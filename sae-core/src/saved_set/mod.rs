@@ -54,8 +54,8 @@ pub fn read(path: &Path) -> Result<Vec<Entry>> {
 /// What the entries of `shown`, such as a file, mean for these SAEs.
 ///
 /// # Errors
-/// A feature that there is not, or with another label; a value that is missing, superfluous or too large;
-/// positions that are none. A vector's file, which only [`read`] reads: what comes from elsewhere names none.
+/// A feature that does not exist, or has another label; a value that is missing, superfluous or too large;
+/// malformed positions; a vector's file that was not read: only [`read`] does that.
 pub fn interventions(entries: &[Entry], shown: &str, saes: &SaeSet) -> Result<Vec<Intervention>> {
     let intervention = |(i, entry): (usize, &Entry)| {
         let intervention = entry.intervention(saes);
@@ -103,7 +103,7 @@ pub fn parse(text: &[u8], shown: &str) -> Result<Vec<Entry>> {
     };
     let list = list
         .filter(|list| list.get().starts_with('['))
-        .ok_or_else(|| refused(format!("`{shown}` holds no list of interventions")))?;
+        .ok_or_else(|| refused(format!("`{shown}` contains no list of interventions")))?;
     if list.get().len() > MAX_LIST_BYTES {
         return Err(refused(format!(
             "the list of interventions in `{shown}` has more than {MAX_LIST_BYTES} bytes"

@@ -31,7 +31,7 @@ pub struct Edit {
     is_placed: bool,
 }
 
-/// Something that is added to rows whatever they are.
+/// Something that is added to rows, whatever they contain.
 #[derive(Clone, Debug)]
 struct Addition {
     intervention: usize,
@@ -77,9 +77,9 @@ impl Edit {
     /// below. The order of the interventions changes no bit of the results.
     ///
     /// # Errors
-    /// A number that is not finite, or too large; a direction of zeros that has to have length 1; a kind that
-    /// is not for the target; a target to which something is done besides additions where something else is
-    /// done to it too; an error of `direction` or `reader`.
+    /// A number that is not finite, or too large; a direction of zeros where one of length 1 is needed; a kind
+    /// that does not apply to the target; two changes of one target at overlapping positions, unless both are
+    /// additions; an error of `direction` or `reader`.
     pub fn new(
         hook_point: HookPoint,
         interventions: &[Intervention],
@@ -168,7 +168,7 @@ impl Edit {
         Ok(edit)
     }
 
-    /// Prepares it for runs of a prompt, of which `prompt` is what each row is.
+    /// Prepares it for runs of a prompt, whose rows `prompt` describes.
     ///
     /// # Errors
     /// Those of [`Positions::rows`]; a contradiction at a place; strengths that are too large together.
@@ -283,16 +283,15 @@ impl Edit {
     }
 
     /// Edits the row of `token`, of length `d_in`, which is the row `prompt_idx` of the prompt, unless it was
-    /// generated; tells whether there was something to edit. `encoded` is what the whole encoder says of a
-    /// feature in this row, and is asked where [`Edit::needs_encoder`] says so, and for features of hook
-    /// points below.
+    /// generated; tells whether there was something to edit. `encoded` gives what the whole encoder says about
+    /// a feature in this row; it is called where [`Edit::needs_encoder`] says so, and for features of lower
+    /// hook points.
     ///
     /// # Errors
     /// When what depends on the row makes it too large for 32-bit numbers.
     ///
     /// # Panics
-    /// When there are places of their own among its positions, and [`Edit::place`] has not told which rows
-    /// they are.
+    /// When its positions include single places and [`Edit::place`] has not been called.
     pub fn apply(
         &mut self,
         prompt_idx: usize,

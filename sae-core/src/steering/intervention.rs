@@ -19,7 +19,7 @@ pub struct Intervention {
     pub units: Units,
     /// Where it is done.
     pub at: Positions,
-    /// What it is limited to, besides.
+    /// A further condition on the rows, if any.
     pub when: Option<Condition>,
 }
 
@@ -41,7 +41,7 @@ impl Intervention {
         Self { at, ..self }
     }
 
-    /// The number of a change, where it has units in directions as they are, whose length is `norm`.
+    /// The change's number, with units converted to multiples of the direction, whose length is `norm`.
     pub(super) fn number(&self, norm: f32) -> Result<f64> {
         let (target, kind) = (&self.target, self.change.kind());
         let is_for = match target {
@@ -50,7 +50,7 @@ impl Intervention {
         };
         if !is_for {
             return Err(Error::invalid(format!(
-                "`{}` is not for {target}",
+                "`{}` cannot be applied to {target}",
                 kind.name
             )));
         }
@@ -70,7 +70,7 @@ impl Intervention {
             };
             return Err(
                 Error::invalid(format!("{target} has no direction of unit length: {why}"))
-                    .with_hint("use another one: whatever is done to this one has no effect"),
+                    .with_hint("use another one: changing this one has no effect"),
             );
         }
         Ok(match counts_units {
@@ -90,7 +90,7 @@ pub struct Condition {
     pub above: f32,
 }
 
-/// What strengths and clamp values count. Factors have no unit.
+/// The unit of strengths and clamp values. Factors have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Units {
@@ -102,8 +102,8 @@ pub enum Units {
     Unit,
 }
 
-/// Refuses a target to which something is done, but for additions, and something else too, where the positions
-/// of the two overlap. Conditions do not tell two apart: both may hold.
+/// Refuses two changes of one target at overlapping positions, unless both are additions. Conditions do not
+/// separate two changes: both may hold.
 pub(super) fn check_contradictions(
     interventions: &[Intervention],
     overlap: impl Fn(usize, usize) -> bool,
@@ -128,7 +128,7 @@ pub(super) fn check_contradictions(
                 "{} cannot be {both} at the same positions",
                 first.target
             ))
-            .with_hint("keep one of the two, or let them touch different positions"));
+            .with_hint("keep one of the two, or give them different positions"));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Interventions at hook points: pure edits of rows. Nothing here knows a runtime or a file.
 //!
-//! What an intervention does is one of [`KINDS`], each in a file of its own; where, are [`Positions`], and
-//! rows where another feature is active ([`Condition`]). All that an edit reads is of the unmodified row, so
-//! that the order of interventions changes no bit.
+//! What an intervention does is one of [`KINDS`], each in its own file. Where it does so is said by
+//! [`Positions`] and, optionally, by a [`Condition`] on another feature. An edit reads only the unmodified row,
+//! so that the order of interventions changes no bit.
 
 mod edit;
 mod intervention;
@@ -32,7 +32,7 @@ pub struct Watched {
     pub feature: FeatureId,
     /// Where its SAE reads.
     pub hook_point: HookPoint,
-    /// What gives its activation; without, that is what the whole encoder says.
+    /// What gives its activation; if none, the whole encoder does.
     pub reader: Option<FeatureReader>,
     /// The kinds of rows in which it is asked for.
     pub kinds: Kinds,
@@ -51,9 +51,9 @@ impl Steering {
     /// results.
     ///
     /// # Errors
-    /// A feature that there is not; a vector whose length is not that of rows at its hook point, as far as an
-    /// SAE or another vector tells it; a condition on a feature above the edit; those of [`Edit::new`]; a
-    /// file that cannot be read.
+    /// A feature that does not exist; a vector whose length is not that of rows at its hook point, as far as an
+    /// SAE or another vector tells it; a condition on a feature above the edit; those of [`Edit::new`]; a file
+    /// that cannot be read.
     pub fn new(interventions: Vec<Intervention>, saes: &SaeSet) -> Result<Self> {
         let mut by_hook_point = BTreeMap::<HookPoint, Vec<Intervention>>::new();
         let mut watched = BTreeMap::<FeatureId, Watched>::new();
@@ -91,8 +91,8 @@ impl Steering {
         })
     }
 
-    /// The same for runs of this prompt, of which `prompt` is what each row is: which rows the interventions
-    /// touch is known then.
+    /// The same for runs of this prompt, whose rows `prompt` describes: they decide which rows the
+    /// interventions change.
     ///
     /// # Errors
     /// Those of [`Positions::rows`]; contradictions at positions that only the prompt tells.
@@ -104,7 +104,7 @@ impl Steering {
         Ok(placed)
     }
 
-    /// Whether [`Steering::placed`] has something to do: whether some position is one of its own.
+    /// Whether [`Steering::placed`] has something to do: whether some position is a single place.
     pub fn has_places(&self) -> bool {
         let mut positions = self.interventions.iter().map(|one| &one.at);
         positions.any(|at| !at.places().is_empty())
@@ -137,7 +137,7 @@ impl Steering {
     }
 }
 
-/// The SAE of a feature, which has it.
+/// The SAE of a feature, which must exist.
 fn sae_of(feature: FeatureId, saes: &SaeSet) -> Result<&Sae> {
     let FeatureId { sae, index } = feature;
     let sae = saes.iter().nth(sae).ok_or_else(|| {
@@ -185,13 +185,13 @@ fn watch(
     }
     if sae.hook_point() > hook_point {
         return Err(Error::invalid(format!(
-            "{} cannot be {} when feature `{shown}` is active: that one is read at `{}`, which the model \
-             computes after `{hook_point}`, where rows are changed",
+            "{} cannot be {} when feature `{shown}` is active: its SAE reads at `{}`, which the model computes \
+             after `{hook_point}`, where the rows are changed",
             intervention.target,
             intervention.change.kind().past_participle,
             sae.hook_point(),
         ))
-        .with_hint("use a feature of an SAE at the same hook point or at one before"));
+        .with_hint("use a feature of an SAE at the same hook point or an earlier one"));
     }
     if sae.hook_point() == hook_point {
         return Ok(());

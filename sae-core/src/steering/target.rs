@@ -1,4 +1,4 @@
-//! What interventions are done to: features, and vectors of one's own.
+//! What interventions change: features, and rows along given vectors.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -18,7 +18,7 @@ pub enum Target {
     Vector(Arc<Vector>),
 }
 
-/// A direction at a hook point that is no SAE's. Two of the same numbers at the same place are one.
+/// A direction at a hook point that comes from no SAE. Two with the same numbers at the same place are one.
 #[derive(Clone, Debug)]
 pub struct Vector {
     name: String,
@@ -81,7 +81,7 @@ impl Vector {
     /// The error where rows at its hook point have `width` values.
     pub fn of_another_width(&self, width: usize) -> Error {
         Error::invalid(format!(
-            "the vector `{}` has {} values, and rows at `{}` have {width}",
+            "the vector `{}` has {} values, but rows at `{}` have {width}",
             self.name,
             self.values.len(),
             self.hook_point

@@ -18,16 +18,14 @@ use crate::cli::hints;
 use crate::cli::interventions::{self, InterventionArgs};
 
 /// List the features that images, or a text, activate
-///
 /// A feature has an activation at each position: at each patch of a picture and at each token of the
-/// text. Those of the positions that `--over` names are pooled: `--pool` makes one number of them, the
-/// score, by which features are ranked, or by how far their largest activation is above the usual one
-/// (`--rank lift`). A feature's `max` is also where to start with interventions: about minus that
-/// much as `--steer` strength removes what it stands for.
-///
-/// `--heatmap` draws where the listed features are active, and `--html` makes a page to explore, of
-/// pictures or of a text: every active feature, every patch and token, and what the model says, with
-/// interventions beside the original.
+/// text. The activations at the positions that `--over` names are pooled into one number, the score
+/// (`--pool`). Features are ranked by their score, or by how far their largest activation is above the
+/// usual one (`--rank lift`). A feature's `max` also says where to start with interventions: a `--steer`
+/// strength of about minus that much removes what the feature stands for.
+/// `--heatmap` draws where the listed features are active. `--html` writes a page on which to explore
+/// pictures or a text: every active feature, every patch and token, and what the model says, with and
+/// without interventions.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(mut_group(interventions::ANY, |group| group.requires("html")))]
@@ -37,50 +35,50 @@ use crate::cli::interventions::{self, InterventionArgs};
 #[command(group(ArgGroup::new("generating").multiple(true).args(["html", "over"])))]
 #[command(group(ArgGroup::new("outputs").multiple(true).args(["heatmap", "html"])))]
 pub(in crate::cli) struct FeaturesArgs {
-    /// The pictures; without one, `--prompt` is text only
+    /// The pictures; without any, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
     pub(super) image: Vec<PathBuf>,
-    /// How many features
+    /// How many features to list
     #[arg(long, value_name = "N", default_value = "10")]
     pub(super) top: NonZeroUsize,
-    /// The positions pooled: image, prompt (the text before generation, without the image), special
+    /// The positions to pool: image, prompt (the text before generation, without the image), special
     /// (its special tokens, such as `<bos>`), generated, all (image and prompt), last (the prompt's last
     /// token), a position (negative: from the prompt's end), a range such as 5..9 (both ends included),
-    /// token:TEXT, patch:ROW,COL, or a list of them [default: image, and prompt for text only]
+    /// token:TEXT, patch:ROW,COL, or a list of them [default: image, or prompt for text only]
     ///
-    /// Special tokens, those that begin, end or structure texts, are left out of `prompt` and `all`,
-    /// since their activations would outdo all others; `prompt,special` takes them too, and a position
-    /// given as a number is taken whatever it is. token:TEXT is every token of the prompt whose text is TEXT but
-    /// for space around it; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches that they show,
+    /// Special tokens, which begin, end or structure a text, are left out of `prompt` and `all`, since their
+    /// activations would drown out all others; `prompt,special` includes them, and a position given as a
+    /// number is always included. token:TEXT is every token of the prompt whose text is TEXT apart from the
+    /// space around it; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches they show,
     /// counted from 0 at the top left.
     #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
     pub(super) over: Option<Over>,
-    /// How activations of several positions become a score
+    /// How the activations at several positions become one score
     #[arg(long, value_name = "HOW", default_value = "max")]
     pub(super) pool: PoolArg,
-    /// Order: by `lift`, the feature's largest activation less its mean largest activation on the
-    /// pictures of the SAE file's baseline, or by `activation`, the score [default: lift for the
-    /// image's maxima where the file has a baseline]
+    /// The order: by `lift`, how far the feature's largest activation is above its mean largest activation on
+    /// the pictures of the SAE file's baseline, or by `activation`, the score [default: lift for maxima over
+    /// the image, if the file has a baseline]
     #[arg(long, value_name = "ORDER")]
     pub(super) rank: Option<RankArg>,
     /// Hide these features: indices or labels, comma-separated
     #[arg(long, value_name = "FEATURES", value_parser = interventions::parse_names)]
     pub(super) exclude: Vec<String>,
-    /// Hide features that are active on nine rows of ten or more: of pictures where the SAE's file has a
-    /// baseline, else of the pooled positions
+    /// Hide features that are active on at least nine rows in ten: of the baseline's pictures if the SAE's file
+    /// has a baseline, else of the pooled positions
     #[arg(long)]
     pub(super) exclude_always_on: bool,
     /// One list for all pictures together, by the mean of their scores
     #[arg(long, requires = "image", conflicts_with = "outputs")]
     pub(super) group: bool,
-    /// Print one JSON object an image, a line each; with `--group`, one for all
+    /// Print one JSON object per image, each on its own line; with `--group`, one for all
     #[arg(long)]
     pub(super) json: bool,
     /// Draw a PNG for each listed feature: the picture with the activation over its patches
     #[arg(long, value_name = "DIR", requires = "image")]
     pub(super) heatmap: Option<PathBuf>,
-    /// Write one self-contained page, of pictures or of a text: features, heat maps, tokens, and what
-    /// the model says, to which `-n`, `--temp`, `--seed` and interventions apply
+    /// Write one self-contained page about pictures or a text: features, heat maps, tokens, and what the model
+    /// says, which `-n`, `--temp`, `--seed` and interventions apply to
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
     /// Overwrite the files of `--heatmap` and `--html`
@@ -105,7 +103,7 @@ Examples:
   llava-sae-cpp features --html page.html --steer carrot:-16 --at image photo.jpg other.jpg
       A page on two pictures, with their captions before and after the intervention";
 
-/// The share of rows from which on a feature counts as always on.
+/// A feature that is active on this share of rows, or more, counts as always on.
 pub(super) const ALWAYS_ON: f32 = 0.9;
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -159,7 +157,7 @@ impl FeaturesArgs {
         }
     }
 
-    /// Tokens to generate, at most: none where nobody looks at them.
+    /// The largest number of tokens to generate: none where nothing shows them.
     pub(super) fn max_tokens(&self) -> usize {
         match self.html.is_some() || self.over().kinds().generated {
             true => self.generate.max_tokens,
@@ -229,7 +227,7 @@ impl FeaturesArgs {
         let has_lift = lifts.collect::<Result<Vec<_>, _>>()?.contains(&true);
         let positions = self.over().to_string();
         let ranked_by = match has_lift {
-            true => format!("largest activation of {positions}, less the usual one on pictures"),
+            true => format!("largest activation of {positions}, minus the usual one on pictures"),
             false => self.subject(),
         };
         let hooks = saes.iter().map(|sae| sae.hook_point().to_string());

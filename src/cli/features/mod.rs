@@ -64,7 +64,7 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
 
 /// Where results go, apart from stdout.
 struct Outputs {
-    /// The heat maps' folder, which goes again where nothing was written to it.
+    /// The heat maps' folder, which is removed again if nothing was written to it.
     _maps: Option<OutputDir>,
     page: Option<NewFile>,
 }

@@ -74,7 +74,7 @@ pub(super) struct Seen {
     steered: Option<Run>,
 }
 
-/// Runs the model on the prompt, with a picture or without, and ranks the features but for the
+/// Runs the model on the prompt, with a picture or without, and ranks the features without the
 /// `hidden` ones.
 pub(super) fn look(
     session: &mut Session,
@@ -209,8 +209,8 @@ impl Seen {
         self.scores
     }
 
-    /// Draws the listed features over `square`, the picture as the model sees it, but for those that
-    /// no patch activates.
+    /// Draws the listed features over `square`, the picture as the model sees it, except for those
+    /// that no patch activates.
     pub(super) fn draw(
         &self,
         square: &RgbImage,
@@ -260,7 +260,7 @@ impl Seen {
         }
         if !unseen.is_empty() {
             let features = unseen.join(", ");
-            log::warn!("no heat map of features that no patch of `{stem}` activates: {features}");
+            log::warn!("no heat map for features that no patch of `{stem}` activates: {features}");
         }
         Ok(())
     }

@@ -108,9 +108,7 @@ fn check_steps(settings: &Map<String, Value>) -> std::result::Result<(), (String
             _ => continue,
         };
         let hint = match key.as_str() {
-            "do_pad" => {
-                "set it to false, and have pictures padded at run time, which does the same"
-            }
+            "do_pad" => "set it to false and have pictures padded at run time, which does the same",
             _ => "the model was trained on pixels that llava-sae-cpp does not make",
         };
         return Err((format!("`{key}` is {value}, supported: {supported}"), hint));

@@ -32,7 +32,7 @@ const MAX_FILES: usize = 64;
 /// unpacked, which has to outlive them.
 ///
 /// # Errors
-/// A file that cannot be read, is no zip or is damaged; an array that is not of floats in C order, or
+/// A file that cannot be read, is not a zip or is damaged; an array that is not of floats in C order, or
 /// has another length than its header says.
 pub(super) fn read(path: &Path) -> Result<(BTreeMap<String, StoredTensor>, Option<TempDir>)> {
     let broken = |error: ZipError| damaged(path, &error.to_string());

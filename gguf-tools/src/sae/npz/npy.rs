@@ -12,7 +12,7 @@ use std::io::Read;
 /// Longest header that is read; NumPy writes fewer than 200 bytes.
 const MAX_HEADER_BYTES: u32 = 1 << 16;
 
-/// What an array says of itself.
+/// What an array says about itself.
 pub(super) struct Header {
     /// Its number type, `<f4`.
     pub(super) descr: String,

@@ -8,7 +8,7 @@ pub(super) static KIND: Kind = Kind {
     usage: "FEATURE:C",
     number: Number::Plain,
     targets: Targets::Both,
-    help: "Hold the row's projection on the feature's decoder direction, of length 1, to at most C",
+    help: "Limit the row's projection onto the feature's unit-length decoder direction to at most C",
     formula: Formula::OfProjection(|c, projection| projection.min(c)),
 };
 

@@ -8,8 +8,8 @@ pub(super) static KIND: Kind = Kind {
     usage: "FEATURE:C",
     number: Number::Plain,
     targets: Targets::Both,
-    help: "Multiply the row's part along the feature's decoder direction by C, whether the feature is active \
-        or not: 0 projects the direction out",
+    help: "Multiply the row's component along the feature's decoder direction by C, whether or not the \
+        feature is active; 0 projects the direction out",
     formula: Formula::OfProjection(|c, projection| c * projection),
 };
 

@@ -8,8 +8,8 @@ pub(super) static KIND: Kind = Kind {
     usage: "FEATURE:STRENGTH",
     number: Number::OfUnits,
     targets: Targets::Features,
-    help: "Add STRENGTH times the feature's decoder direction; FEATURE is an index or a label; \
-        repeatable, comma-separated too. Start with about minus the feature's `max` in `features`",
+    help: "Add STRENGTH times the feature's decoder direction. FEATURE is an index or a label; repeatable, \
+        or comma-separated. A good start is minus the feature's `max`, as `features` shows it",
     formula: Formula::Constant,
 };
 

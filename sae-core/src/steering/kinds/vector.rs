@@ -9,7 +9,7 @@ pub(super) static KIND: Kind = Kind {
     number: Number::OfUnits,
     targets: Targets::Vectors,
     help: "Add STRENGTH times the values of FILE, a safetensors file with one tensor, at the hook point HOOK, \
-        such as `blocks.12.hook_resid_post`; without it, where the SAE reads, while there is one",
+        such as `blocks.12.hook_resid_post`; without HOOK, at the SAE's hook point, if there is just one SAE",
     formula: Formula::Constant,
 };
 
