@@ -230,6 +230,7 @@ fn the_page_in_a_browser() {
     page.expect_text(&format!("{carrot} tr.published bdi"), "carrot");
     let caption = &report["prompts"][0]["steering"][0]["original"]["text"];
     page.expect_text("#steering .item bdi", caption.as_str().expect("a text"));
+    page.expect_text("#steering .item td:nth-child(2)", "yes");
     let hash = report["files"][2]["contents"].as_str().expect("a text");
     page.expect(
         &format!("document.querySelector('#run').textContent.includes('{hash}')"),

@@ -68,14 +68,14 @@ function readClass({ class: name, n_pictures: nPictures, unreadable }, i) {
         one.is_published ? "published" : "", one.feature, labelElement(one.label), one.score.toPrecision(4),
       ]),
     );
-    return [part(found), features, details(`Top ${protocol.reading.top}`, first)];
+    return [part(found), features, ...(top.length > 0 ? [details(`Top ${protocol.reading.top}`, first)] : [])];
   });
   const skipped = unreadable.length > 0 ? `; not readable: ${unreadable.join(", ")}` : "";
   item.querySelector("h3").after(paragraph(plural(nPictures, "picture") + skipped, "note"));
   return item;
 }
 
-const word = (caption) => (caption.has_word ? "there" : "gone");
+const word = (caption) => (caption.has_word ? "yes" : "no");
 const text = (caption) => element("bdi", { textContent: caption.text });
 
 function describePicture({ picture }, i) {
@@ -127,7 +127,7 @@ find("#reading-note").textContent = [
 find("#reading").append(...data.pictures.map(readClass));
 
 find("#steering-note").textContent = [
-  `Feature ${steering.feature} added at ${steering.at}; shaded strengths count.`,
+  `Feature ${steering.feature} is added at the positions: ${steering.at}. Shaded strengths count.`,
   "Loss: how far the caption's mean log-probability, by the model without interventions, is below that of the caption at 0, in nats.",
   "“as” is the strength of that feature whose addition is as long.",
 ].join(" ");
