@@ -1,6 +1,7 @@
 //! What a protocol's file says, and that it makes sense.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::path::{Component, Path};
 
 use gguf_tools::sae::{SaeFile, SaeMeta};
@@ -262,13 +263,14 @@ impl Protocol {
         Positions::parse(&steering.at)?;
 
         let prompts = self.prompts.iter();
-        let names: HashSet<_> = prompts.clone().map(|prompt| &prompt.name).collect();
         require(
-            names.len() == self.prompts.len(),
+            no_two_alike(&self.prompts, |prompt| prompt.name.clone()),
             "two prompts have one name",
         )?;
         require(
-            names.contains(&self.judged_prompt),
+            prompts
+                .clone()
+                .any(|prompt| prompt.name == self.judged_prompt),
             "`judged_prompt` names no prompt",
         )?;
         let has_image = |text: &str| text.matches("<image>").count() == 1;
@@ -289,6 +291,8 @@ impl Protocol {
             require(is_plain_name(&class.name), &what)?;
             let what = format!("the class `{}` has no features", class.name);
             require(!class.features.is_empty(), &what)?;
+            let what = format!("the class `{}` has a feature twice", class.name);
+            require(no_two_alike(&class.features, |&feature| feature), &what)?;
         }
         require(
             names.contains(&*steering.class),
@@ -334,7 +338,13 @@ impl Protocol {
             strengths.iter().all(is_strength),
             "strengths are numbers other than 0, which is run in any case",
         )?;
-        let mut judged = steering.judged_strengths.iter();
+        let judged = &steering.judged_strengths;
+        require(
+            no_two_alike(strengths, |strength| strength.to_bits())
+                && no_two_alike(judged, |strength| strength.to_bits()),
+            "a strength is there twice",
+        )?;
+        let mut judged = judged.iter();
         require(
             judged.all(|strength| strengths.contains(strength)),
             "`judged_strengths` are among `strengths`",
@@ -364,6 +374,11 @@ impl Protocol {
 fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+}
+
+fn no_two_alike<T, K: Eq + Hash>(list: &[T], key: impl Fn(&T) -> K) -> bool {
+    let mut known = HashSet::new();
+    list.iter().all(|one| known.insert(key(one)))
 }
 
 fn has_letter(word: &str) -> bool {

@@ -67,6 +67,21 @@ fn what_makes_no_sense_is_refused() {
         ),
         (
             "/reading/classes/0/features",
+            json!([7310, 4270, 7310]),
+            "the class `pizza` has a feature twice",
+        ),
+        (
+            "/steering/strengths/0",
+            json!(-3),
+            "a strength is there twice",
+        ),
+        (
+            "/steering/judged_strengths/0",
+            json!(-4),
+            "a strength is there twice",
+        ),
+        (
+            "/reading/classes/0/features",
             json!([2777]),
             "feature `2777` is hidden",
         ),
