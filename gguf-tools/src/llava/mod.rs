@@ -229,13 +229,23 @@ fn file_type(tensor_type: TensorType) -> Result<u32> {
     }
 }
 
+/// What the checkpoint in `dir` is called: as its folder, or, in the hub's cache
+/// (`models--ORG--NAME/snapshots/COMMIT`), as its repository.
+fn name_of(dir: &Path) -> Option<String> {
+    let dir = fs::canonicalize(dir).ok()?;
+    let name = |dir: &Path| Some(dir.file_name()?.to_string_lossy().into_owned());
+    let repository = || {
+        let snapshots = dir.parent().filter(|dir| dir.ends_with("snapshots"))?;
+        let repository = name(snapshots.parent()?)?;
+        let (_, repository) = repository.strip_prefix("models--")?.split_once("--")?;
+        Some(repository.to_owned())
+    };
+    repository().or_else(|| name(&dir))
+}
+
 fn write_general(dir: &Path, file_type: u32, writer: &mut Writer) {
-    if let Some(name) = fs::canonicalize(dir)
-        .ok()
-        .as_deref()
-        .and_then(Path::file_name)
-    {
-        writer.set("general.name", name.to_string_lossy().into_owned());
+    if let Some(name) = name_of(dir) {
+        writer.set("general.name", name);
     }
     let description = concat!(
         "LLaVA-Gemma, converted by gguf-tools ",
