@@ -2,29 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use image::RgbImage;
-use llava_sae_cpp::probe::{ProbeOptions, SeenFiles, probe};
+use llava_sae_cpp::probe::{ProbeOptions, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
     CancelFlag, FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles,
     Picture, Prompt, PromptForm, Sampling, Session, SessionOptions, demo,
 };
 
+use super::one_of::one_of;
 use super::progress::{Spinner, Verbosity};
-
-/// One of the library's values, by its name.
-pub(super) fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
-    all: [T; N],
-    name: fn(T) -> &'static str,
-) -> impl TypedValueParser<Value = T> {
-    let names = PossibleValuesParser::new(all.map(name));
-    names.map(move |text| {
-        let named = all.into_iter().find(|&value| name(value) == text);
-        named.expect("clap lets no other name through")
-    })
-}
+#[cfg(feature = "pull")]
+use super::pull::HubArgs;
 
 /// Which model, and how it computes.
 #[derive(Args)]
@@ -39,9 +29,14 @@ pub(super) struct ModelArgs {
     /// written `SAE/FEATURE`, where SAE is the id in the file, or else the file's name without its extension
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     sae: Vec<PathBuf>,
-    /// A folder that `convert` wrote, with all three
-    #[arg(short = 'd', long, value_name = "DIR", help_heading = "Model")]
+    /// A folder that `convert` wrote, with all three; or the name of a published model, which is downloaded if
+    /// it is not here (`pull --list`)
+    #[arg(short = 'd', long, value_name = "DIR|NAME", help_heading = "Model")]
+    #[cfg_attr(feature = "pull", arg(conflicts_with_all = ["hf_repo", "sae_hf", "sae_release"]))]
     model_dir: Option<PathBuf>,
+    #[cfg(feature = "pull")]
+    #[command(flatten)]
+    hub: HubArgs,
     /// The context's length in tokens; 0 means as long as the run needs
     #[arg(
         short,
@@ -134,7 +129,7 @@ impl ModelArgs {
         verbosity: Verbosity,
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
-        let files = self.announced_files(verbosity)?;
+        let files = self.announced_files(verbosity, cancel)?;
         self.open_files(&files, self.options(), verbosity, cancel)
     }
 
@@ -144,7 +139,7 @@ impl ModelArgs {
         verbosity: Verbosity,
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
-        self.announce_demo(verbosity);
+        self.announce(verbosity, cancel)?;
         let files = self.files(SaeIs::Optional)?;
         self.open_files(&files, self.options(), verbosity, cancel)
     }
@@ -227,7 +222,8 @@ impl ModelArgs {
     }
 
     fn shown(&self, file: Option<&PathBuf>) -> String {
-        match file.or(self.model_dir.as_ref()) {
+        let given = file.or(self.model_dir.as_ref()).cloned();
+        match given.or_else(|| self.dir()) {
             Some(path) => path.display().to_string(),
             None => "embedded demo".to_owned(),
         }
@@ -235,7 +231,7 @@ impl ModelArgs {
 
     /// The model's files, as far as they are named or lie in the folder.
     pub(super) fn given_files(&self) -> Vec<PathBuf> {
-        let in_dir = self.model_dir.as_ref().and_then(|dir| dir.read_dir().ok());
+        let in_dir = self.dir().and_then(|dir| dir.read_dir().ok());
         let in_dir = in_dir.into_iter().flatten().flatten();
         let named = [&self.model, &self.mmproj].into_iter().flatten();
         named
@@ -254,22 +250,44 @@ impl ModelArgs {
 
     fn is_demo(&self) -> bool {
         let given = [&self.model_dir, &self.model, &self.mmproj];
+        #[cfg(feature = "pull")]
+        if self.hub.are_given() {
+            return false;
+        }
         self.sae.is_empty() && given.into_iter().all(Option::is_none)
     }
 
-    /// The model's files; the embedded demo is announced.
+    /// The model's folder: the one that is given, or that of a published model which was pulled.
+    fn dir(&self) -> Option<PathBuf> {
+        #[cfg(feature = "pull")]
+        return self.hub.folder(self.model_dir.as_deref());
+        #[cfg(not(feature = "pull"))]
+        self.model_dir.clone()
+    }
+
+    /// The model's files, which are downloaded where they are published and not here; where they are the
+    /// embedded demo's, it says so.
     pub(super) fn announced_files(
         &self,
         verbosity: Verbosity,
+        cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<ModelFiles> {
-        self.announce_demo(verbosity);
+        self.announce(verbosity, cancel)?;
         self.files(SaeIs::Required)
     }
 
-    fn announce_demo(&self, verbosity: Verbosity) {
+    #[cfg_attr(
+        not(feature = "pull"),
+        allow(unused_variables, clippy::unnecessary_wraps)
+    )]
+    fn announce(&self, verbosity: Verbosity, cancel: &CancelFlag) -> llava_sae_cpp::Result<()> {
         if self.is_demo() && !verbosity.is_quiet() {
             eprintln!("using the embedded demo model; choose another with `-d DIR`");
         }
+        #[cfg(feature = "pull")]
+        self.hub
+            .pull_what_is_missing(self.model_dir.as_deref(), verbosity, cancel)?;
+        Ok(())
     }
 
     fn files(&self, sae: SaeIs) -> llava_sae_cpp::Result<ModelFiles> {
@@ -281,22 +299,11 @@ impl ModelArgs {
             SaeIs::Optional => ModelFiles::find_sae_or_none,
         };
         find(
-            self.model_dir.as_deref(),
+            self.dir().as_deref(),
             self.model.clone(),
             self.mmproj.clone(),
             self.sae.clone(),
         )
-    }
-}
-
-/// Spares a file that was just made the trial that other new files get.
-pub(super) fn note_as_seen(file: &Path) {
-    let noted = SeenFiles::of_user().map(|seen| seen.add(file));
-    if let Some(Err(error)) = noted {
-        log::debug!(
-            "`{}` will be tried before it is used: {error}",
-            file.display()
-        );
     }
 }
 

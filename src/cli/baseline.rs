@@ -9,10 +9,11 @@ use llava_sae_cpp::baseline::measure;
 use llava_sae_cpp::scan::Scan;
 use llava_sae_cpp::{CancelFlag, Error};
 
-use super::args::{ModelArgs, PromptArgs, note_as_seen};
+use super::args::{ModelArgs, PromptArgs};
 use super::folder::{pictures_in, warn_of_gap};
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Verbosity};
+use super::seen::note_as_seen;
 
 /// Measure what features usually do on pictures, so that rankings show what is particular to one
 #[derive(Args)]
@@ -34,7 +35,7 @@ pub(super) struct BaselineArgs {
 
 pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = Overwrite::if_forced(args.force);
-    let files = args.model.announced_files(verbosity)?;
+    let files = args.model.announced_files(verbosity, &cancel)?;
     let targets = targets(&files.saes, &args.output)?;
     for target in &targets {
         overwrite.check(target)?;

@@ -7,13 +7,14 @@ use gguf_tools::gguf::TensorType;
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::new_file::Overwrite;
 use gguf_tools::output_dir::OutputDir;
-use gguf_tools::sae::{self, SaeOptions};
+use gguf_tools::sae::{self, Published, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookPoint, ModelFiles};
 
-use super::args::{note_as_seen, one_of};
+use super::one_of::one_of;
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{self, Spinner, Verbosity};
+use super::seen::note_as_seen;
 
 /// Convert a LLaVA-Gemma checkpoint and an SAE to a model folder
 #[derive(Args)]
@@ -51,8 +52,8 @@ pub(super) struct ConvertArgs {
     force: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ModelType {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ModelType {
     F32,
     F16,
     Bf16,
@@ -68,7 +69,7 @@ enum ModelType {
 
 impl ModelType {
     /// As the command line and llama.cpp write it.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
@@ -79,23 +80,123 @@ impl ModelType {
             Self::Q4KM => "q4_k_m",
         }
     }
+
+    /// Bits that a weight takes, about: a K-quantisation mixes types.
+    #[cfg(feature = "pull")]
+    pub(super) fn bits(self) -> f64 {
+        match self {
+            Self::F32 => 32.0,
+            Self::F16 | Self::Bf16 => 16.0,
+            Self::Q8_0 => 8.5,
+            Self::Q6K => 6.6,
+            Self::Q5KM => 5.7,
+            Self::Q4KM => 4.9,
+        }
+    }
 }
 
 /// The types of projectors and SAEs.
-const SMALL_TYPES: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::Q8_0];
+pub(super) const SMALL_TYPES: [TensorType; 3] =
+    [TensorType::F32, TensorType::F16, TensorType::Q8_0];
+
+/// The number types of the files that are made.
+#[derive(Clone, Copy)]
+pub(super) struct Types {
+    pub(super) model: ModelType,
+    pub(super) mmproj: TensorType,
+    pub(super) sae: TensorType,
+}
+
+/// An SAE to convert.
+pub(super) struct SaeSource<'a> {
+    /// A folder, or a file of one.
+    pub(super) path: &'a Path,
+    pub(super) labels: Vec<PathBuf>,
+    pub(super) norm_factor: Option<f32>,
+    pub(super) hook_name: Option<String>,
+    /// What SAELens' list says of it.
+    pub(super) published: Option<Published<'a>>,
+}
+
+/// What is converted.
+pub(super) struct Conversion<'a> {
+    /// A checkpoint's folder.
+    pub(super) llava: Option<&'a Path>,
+    pub(super) sae: Option<SaeSource<'a>>,
+    pub(super) types: Types,
+}
+
+/// The files that a conversion makes.
+pub(super) struct Targets {
+    model: Option<PathBuf>,
+    mmproj: Option<PathBuf>,
+    sae: Option<PathBuf>,
+}
+
+impl Targets {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.sae, &self.model, &self.mmproj].into_iter().flatten()
+    }
+}
+
+impl Conversion<'_> {
+    /// The files that it makes in `dir`.
+    pub(super) fn targets(&self, dir: &Path) -> Targets {
+        let file = |role: &str, name: &str| dir.join(format!("{role}-{name}.gguf"));
+        let Types { model, mmproj, sae } = self.types;
+        Targets {
+            model: self.llava.map(|_| file("model", model.name())),
+            mmproj: self.llava.map(|_| file("mmproj", mmproj.name())),
+            sae: self.sae.as_ref().map(|_| file("sae", sae.name())),
+        }
+    }
+
+    /// Makes them, and checks that they fit together. What is made on the way stays in `dir`, too.
+    pub(super) fn run(
+        &self,
+        dir: &Path,
+        verbosity: Verbosity,
+        cancel: &CancelFlag,
+    ) -> llava_sae_cpp::Result<()> {
+        let targets = self.targets(dir);
+        // The SAE first: it is small, and its errors come without a long wait.
+        if let (Some(source), Some(target)) = (&self.sae, &targets.sae) {
+            convert_sae(source, target, self.types.sae, verbosity, cancel)?;
+        }
+        if let (Some(source), Some(target)) = (self.llava, &targets.model) {
+            convert_llava(source, self.types, target, verbosity, cancel.clone())?;
+        }
+        match (targets.model, targets.sae) {
+            (Some(model), Some(sae)) => ModelFiles {
+                model,
+                mmproj: targets.mmproj,
+                saes: vec![sae],
+            }
+            .check(),
+            _ => Ok(()),
+        }
+    }
+}
 
 pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let overwrite = Overwrite::if_forced(args.force);
-    let in_output = |role: &str, name: &str| args.output.join(format!("{role}-{name}.gguf"));
-    let sae = in_output("sae", args.sae_type.name());
-    let model = in_output("model", args.model_type.name());
-    let mmproj = in_output("mmproj", args.mmproj_type.name());
-    let targets = [
-        args.sae.as_ref().map(|_| &sae),
-        args.llava.as_ref().map(|_| &model),
-        args.llava.as_ref().map(|_| &mmproj),
-    ];
-    for target in targets.into_iter().flatten() {
+    let conversion = Conversion {
+        llava: args.llava.as_deref(),
+        sae: args.sae.as_deref().map(|path| SaeSource {
+            path,
+            labels: args.labels.clone(),
+            norm_factor: args.norm_factor,
+            hook_name: args.hook_name.clone(),
+            published: None,
+        }),
+        types: Types {
+            model: args.model_type,
+            mmproj: args.mmproj_type,
+            sae: args.sae_type,
+        },
+    };
+    let targets = conversion.targets(&args.output);
+    for target in targets.paths() {
         overwrite.check(target)?;
     }
     let _output = OutputDir::create(&args.output)?;
@@ -104,68 +205,62 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
         .prefix(".convert-")
         .tempdir_in(&args.output)
         .map_err(|error| Error::io("write to", &args.output)(error.kind().into()))?;
-    let in_work = |target: &Path| {
+    conversion.run(work.path(), verbosity, &cancel)?;
+    for target in targets.paths() {
         let name = target.file_name().expect("targets are files");
-        work.path().join(name)
-    };
-    // The SAE first: it is small, and its errors come without a long wait.
-    if let Some(source) = &args.sae {
-        let options = SaeOptions {
-            weight_type: args.sae_type,
-            norm_factor: args.norm_factor,
-            hook_name: args.hook_name.clone(),
-            labels: args.labels.clone(),
-            overwrite: Overwrite::Refuse,
-        };
-        let mut bar = progress::byte_bar("SAE", verbosity, cancel.clone());
-        let made = sae::convert(source, &in_work(&sae), &options, &mut bar)?;
-        say(verbosity, &made.report);
-        HookPoint::parse(&made.meta.hook_name).map_err(|error| {
-            let hint = error.hint().unwrap_or_default().to_owned();
-            error
-                .of_kind(ErrorKind::HookPointMissing)
-                .with_hint(format!(
-                    "{hint}; if the files name a wrong one, give the right one"
-                ))
-        })?;
-    }
-    if let Some(source) = &args.llava {
-        convert_llava(source, &args, &in_work(&model), verbosity, cancel)?;
-    }
-    if args.sae.is_some() && args.llava.is_some() {
-        let files = ModelFiles {
-            model: in_work(&model),
-            mmproj: Some(in_work(&mmproj)),
-            saes: vec![in_work(&sae)],
-        };
-        files.check()?;
-    }
-    for target in targets.into_iter().flatten() {
-        std::fs::rename(in_work(target), target).map_err(Error::io("write", target))?;
+        std::fs::rename(work.path().join(name), target).map_err(Error::io("write", target))?;
         note_as_seen(target);
         say(verbosity, &[format!("wrote `{}`", target.display())]);
     }
-    // Files of other types may lie there already.
-    let unless_made = |target| (!targets.contains(&Some(target))).then(|| target.clone());
+    // Files of other types may lie there already. What was not made is not looked for.
+    let unless_made = |target: &Option<PathBuf>| target.is_none().then(PathBuf::new);
     let found = ModelFiles::find(
         Some(&args.output),
-        unless_made(&model),
-        unless_made(&mmproj),
-        unless_made(&sae).into_iter().collect(),
+        unless_made(&targets.model),
+        unless_made(&targets.mmproj),
+        unless_made(&targets.sae).into_iter().collect(),
     );
     if let Err(error) = found {
         log::warn!("{error}");
     }
-    say(verbosity, &[next_command(&args, &sae)]);
+    say(verbosity, &[next_command(&args, targets.sae.as_deref())]);
     Ok(Outcome::Done)
 }
 
+fn convert_sae(
+    source: &SaeSource,
+    target: &Path,
+    sae_type: TensorType,
+    verbosity: Verbosity,
+    cancel: &CancelFlag,
+) -> llava_sae_cpp::Result<()> {
+    let options = SaeOptions {
+        weight_type: sae_type,
+        norm_factor: source.norm_factor,
+        hook_name: source.hook_name.clone(),
+        labels: source.labels.clone(),
+        overwrite: Overwrite::Refuse,
+    };
+    let mut bar = progress::byte_bar("SAE", verbosity, cancel.clone());
+    let made = sae::convert_published(source.path, target, &options, source.published, &mut bar)?;
+    say(verbosity, &made.report);
+    HookPoint::parse(&made.meta.hook_name).map_err(|error| {
+        let hint = error.hint().unwrap_or_default().to_owned();
+        error
+            .of_kind(ErrorKind::HookPointMissing)
+            .with_hint(format!(
+                "{hint}; if the files name a wrong one, give the right one"
+            ))
+    })?;
+    Ok(())
+}
+
 /// What can be done with what lies in the output folder now.
-fn next_command(args: &ConvertArgs, sae: &Path) -> String {
+fn next_command(args: &ConvertArgs, sae: Option<&Path>) -> String {
     let folder = args.output.display();
     if ModelFiles::find(Some(&args.output), None, None, Vec::new()).is_ok() {
         format!("next: `llava-sae-cpp -d {folder} IMAGE`")
-    } else if args.llava.is_none() {
+    } else if let (None, Some(sae)) = (&args.llava, sae) {
         format!(
             "next: `llava-sae-cpp -m MODEL.gguf --mmproj MMPROJ.gguf --sae {} IMAGE`",
             sae.display()
@@ -176,7 +271,7 @@ fn next_command(args: &ConvertArgs, sae: &Path) -> String {
 }
 
 /// Prints lines on stderr, unless that is to be quiet.
-fn say(verbosity: Verbosity, lines: &[String]) {
+pub(super) fn say(verbosity: Verbosity, lines: &[String]) {
     if !verbosity.is_quiet() {
         lines.iter().for_each(|line| eprintln!("{line}"));
     }
@@ -185,12 +280,12 @@ fn say(verbosity: Verbosity, lines: &[String]) {
 /// Writes the language model to `model`, and the projector beside it.
 fn convert_llava(
     source: &Path,
-    args: &ConvertArgs,
+    types: Types,
     model: &Path,
     verbosity: Verbosity,
     cancel: CancelFlag,
 ) -> llava_sae_cpp::Result<()> {
-    let (model_type, k_quant) = match args.model_type {
+    let (model_type, k_quant) = match types.model {
         ModelType::F32 => (TensorType::F32, None),
         ModelType::F16 => (TensorType::F16, None),
         ModelType::Bf16 => (TensorType::Bf16, None),
@@ -202,7 +297,7 @@ fn convert_llava(
     };
     let options = LlavaOptions {
         model_type,
-        mmproj_type: args.mmproj_type,
+        mmproj_type: types.mmproj,
         overwrite: Overwrite::Refuse,
     };
     let dir = model.parent().expect("it is in the output folder");

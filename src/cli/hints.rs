@@ -6,7 +6,7 @@ use llava_sae_cpp::{Error, ErrorKind};
 pub(super) fn hint(error: &Error) -> Option<String> {
     let options = match error.kind() {
         ErrorKind::Missing => {
-            "`--model`, `--mmproj`, `--sae`, or `-d` for a folder that `convert` wrote"
+            "`--model`, `--mmproj`, `--sae`, or `-d` for a folder that `convert` or `pull` wrote"
         }
         ErrorKind::NoProjector => "`--mmproj`",
         ErrorKind::ChatTemplate => "`--raw-prompt`",
@@ -17,6 +17,8 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ErrorKind::Exists => "`--force`",
         ErrorKind::HookPointMissing => "`--hook-name`",
         ErrorKind::NormFactorMissing => "`--norm-factor`",
+        #[cfg(feature = "pull")]
+        ErrorKind::Offline => "leave `--offline` out",
         ErrorKind::NoProbe => "`--no-probe`",
         ErrorKind::Runtime => "`-v`",
         _ => return error.hint().map(str::to_owned),

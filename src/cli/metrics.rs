@@ -76,7 +76,7 @@ struct LossReport {
 
 pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let text = args.text.as_deref().map(read_text).transpose()?;
-    let files = args.model.announced_files(verbosity)?;
+    let files = args.model.announced_files(verbosity, &cancel)?;
     if !args.image.is_empty() {
         files.projector()?;
     }

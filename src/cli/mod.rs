@@ -12,10 +12,14 @@ mod hints;
 mod interventions;
 mod llama_flags;
 mod metrics;
+mod one_of;
 mod outcome;
 mod progress;
+#[cfg(feature = "pull")]
+mod pull;
 mod reproduce;
 mod scan;
+mod seen;
 mod sweep;
 mod top;
 
@@ -51,6 +55,8 @@ enum Command {
     Capture(capture::CaptureArgs),
     Metrics(metrics::MetricsArgs),
     Convert(convert::ConvertArgs),
+    #[cfg(feature = "pull")]
+    Pull(pull::PullArgs),
     Baseline(baseline::BaselineArgs),
     ExportCvec(export_cvec::ExportCvecArgs),
     Scan(scan::ScanArgs),
@@ -77,7 +83,7 @@ Examples:
   llava-sae-cpp --steer mushroom:-12 --compare --top 5 assets/pictures/carrot-mushroom.png
       … list the features that it activates, and subtract the mushroom feature
   llava-sae-cpp -d llava-gemma-2b --steer 4501:-6 --compare photo.jpg
-      … with a model folder that `convert` made
+      … with a published model, downloaded if it is not here, or a model folder that `convert` made
   llava-sae-cpp -d llava-gemma-2b --clamp 4501:20 --at image --json photo.jpg > set.json
       … set the feature's activation on the image's rows
   llava-sae-cpp -d llava-gemma-2b --interventions set.json other.jpg
@@ -88,6 +94,8 @@ Examples:
       The features of an image, as JSON
   llava-sae-cpp capture -n 0 -o rows.safetensors photo.jpg
       Everything the hook saw, for a notebook
+  llava-sae-cpp pull --list
+      The published models that `-d` and `pull` know by name
   llava-sae-cpp convert --llava llava-gemma-2b-hf --sae gemma-2b-res-jb -o llava-gemma-2b
       Make a model folder
   llava-sae-cpp baseline -d llava-gemma-2b pictures/ -o sae-with-baseline.gguf
@@ -117,6 +125,8 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, cancel),
         Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, cancel),
         Some(Command::Convert(args)) => convert::run(args, cli.verbosity, cancel),
+        #[cfg(feature = "pull")]
+        Some(Command::Pull(args)) => pull::run(args, cli.verbosity, cancel),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, cancel),
         Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, cancel),
         Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),

@@ -27,8 +27,13 @@ impl Verbosity {
             (_, true) => log::LevelFilter::Debug,
             _ => log::LevelFilter::Warn,
         };
+        // What HTTP is made of is of no use to users.
+        let of_http = level.min(log::LevelFilter::Warn);
         env_logger::Builder::new()
             .filter_level(level)
+            .filter_module("rustls", of_http)
+            .filter_module("ureq", of_http)
+            .filter_module("ureq_proto", of_http)
             .format(|out, record| {
                 let level = match record.level() {
                     log::Level::Error => "error",

@@ -69,7 +69,7 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     let pictures = pictures_in(&args.dir, verbosity)?;
     let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));
     check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
-    let files = args.model.announced_files(verbosity)?;
+    let files = args.model.announced_files(verbosity, &cancel)?;
     files.check()?;
     files.projector()?;
     let options = args.model.options();

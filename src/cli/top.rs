@@ -14,8 +14,8 @@ use llava_sae_cpp::scan::{
 };
 use serde::Serialize;
 
-use super::args::one_of;
 use super::folder::warn_of_gap;
+use super::one_of::one_of;
 use super::outcome::{CommandResult, print};
 
 /// List the images that activate a feature most, or the features of a class, from a file of `scan`

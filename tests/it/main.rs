@@ -27,6 +27,9 @@ mod language_models;
 #[path = "../../gguf-tools/tests/llava/llama_tokenizer.rs"]
 mod llama_tokenizer;
 mod metrics;
+#[cfg(feature = "pull")]
+#[path = "../../hub/tests/mirror/mod.rs"]
+mod mirror;
 mod oracle;
 mod page;
 mod passes;
@@ -35,6 +38,10 @@ mod places;
 mod preprocessing;
 mod probe;
 mod projectors;
+#[cfg(feature = "pull")]
+mod pull;
+#[cfg(all(feature = "pull", unix))]
+mod pull_ended;
 mod random_sae;
 mod reproduce;
 mod reproduce_report;

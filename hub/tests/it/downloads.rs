@@ -101,6 +101,7 @@ fn a_transfer_goes_on_where_it_broke_off() {
         assert!(n_sent <= n_sent_at_most, "{fault:?}: {starts:?}");
     };
     check(Fault::CutAfter(70_000), LARGE - 3 * 70_000);
+    check(Fault::HangAfter(70_000), LARGE - 3 * 70_000);
     check(Fault::CutAfter(0), LARGE);
     check(Fault::Hang, LARGE);
     check(Fault::Status(503, "X-None", ""), LARGE);

@@ -95,6 +95,7 @@ pub(crate) struct Asked {
 }
 
 /// What becomes of an answer.
+#[allow(dead_code)] // each test program makes some of them
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Nothing,
@@ -102,6 +103,8 @@ pub(crate) enum Fault {
     Status(u16, &'static str, &'static str),
     /// The connection ends after so many bytes of the body.
     CutAfter(usize),
+    /// So many bytes of the body come, and then nothing.
+    HangAfter(usize),
     /// Nothing comes, for longer than anybody waits.
     Hang,
     /// The last byte of the body is another.
@@ -244,12 +247,15 @@ impl State {
                 text += &format!("{name}: {value}\r\n");
             }
             text += "\r\n";
-            if let Fault::CutAfter(n_bytes) = fault {
+            if let Fault::CutAfter(n_bytes) | Fault::HangAfter(n_bytes) = fault {
                 answer.body.truncate(n_bytes);
             }
             let sent = stream
                 .write_all(text.as_bytes())
                 .and_then(|()| stream.write_all(&answer.body));
+            if matches!(fault, Fault::HangAfter(_)) {
+                std::thread::sleep(Duration::from_secs(60));
+            }
             if sent.is_err() || matches!(fault, Fault::CutAfter(_)) {
                 return;
             }

@@ -1,0 +1,571 @@
+//! Published models by name and address: from a mirror that has the demo's checkpoint under the names of the
+//! real one.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use gguf_tools::sae::SaeFile;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::command_line::{names, program};
+use crate::fixture::{Example, Fixture, example, picture};
+use crate::mirror::{Access, Content, Fault, Mirror, Repo, Server, TOKEN};
+
+pub(crate) const NAME: &str = "llava-gemma-2b";
+const MODEL: &str = "Intel/llava-gemma-2b";
+const SAE: &str = "jbloom/Gemma-2b-Residual-Stream-SAEs";
+const SAE_DIR: &str = "gemma_2b_blocks.12.hook_resid_post_16384";
+
+/// The demo's checkpoint, SAE and labels, where the table expects those of the real model, with weights beside
+/// them that nobody is to fetch.
+pub(crate) fn content() -> Content {
+    let demo = Fixture::Demo.dir();
+    let read = |name: &str| fs::read(demo.join(name)).expect("a committed file");
+    let mut sae = Repo::default();
+    for name in ["cfg.json", "sae_weights.safetensors"] {
+        sae.files
+            .insert(format!("{SAE_DIR}/{name}"), read(&format!("sae/{name}")));
+    }
+    let model = Repo::default()
+        .with_dir("", &demo.join("llava"))
+        .with_more(&[("model-00001-of-00009.safetensors", "foreign")]);
+    let mut gguf = Repo::default().with_more(&[("README.md", "two models")]);
+    let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model-f16.gguf");
+    let whole = fs::read(whole).expect("a committed file");
+    gguf.files.insert("demo-f16.gguf".to_owned(), whole);
+    gguf.files
+        .insert("other-f16.gguf".to_owned(), b"GGUF".to_vec());
+    Content {
+        repos: [
+            (
+                MODEL.to_owned(),
+                Repo {
+                    licence: Some("gemma"),
+                    ..model
+                },
+            ),
+            (SAE.to_owned(), sae),
+            ("org/demo-GGUF".to_owned(), gguf),
+        ]
+        .into(),
+        bucket: labels(&read("sae/labels.json")),
+    }
+}
+
+/// The labels as Neuronpedia has them: JSON lines in several files.
+fn labels(json: &[u8]) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let all: Vec<Value> = serde_json::from_slice(json).expect("a list");
+    let file = |(number, labels): (usize, &[Value])| {
+        let mut text = GzEncoder::new(Vec::new(), Compression::fast());
+        for label in labels {
+            writeln!(text, "{label}").expect("memory");
+        }
+        let key = format!("v1/gemma-2b/12-res-jb/explanations/batch-{number}.jsonl.gz");
+        (key, text.finish().expect("memory"))
+    };
+    all.chunks(300).enumerate().map(file).collect()
+}
+
+/// A user with empty caches and no models.
+pub(crate) struct User {
+    pub(crate) dir: TempDir,
+    endpoint: String,
+    neuronpedia: String,
+}
+
+impl User {
+    pub(crate) fn of(mirror: &Mirror) -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+            endpoint: mirror.endpoint.clone(),
+            neuronpedia: mirror.neuronpedia.clone(),
+        }
+    }
+
+    pub(crate) fn program(&self, args: &[&str]) -> Command {
+        let mut program = program();
+        for name in [
+            "HF_TOKEN",
+            "HF_HUB_OFFLINE",
+            "HF_HUB_CACHE",
+            "http_proxy",
+            "HTTP_PROXY",
+            "ALL_PROXY",
+        ] {
+            program.env_remove(name);
+        }
+        program
+            .env("HF_ENDPOINT", &self.endpoint)
+            .env("HF_HOME", self.dir.path().join("hf"))
+            .env("HF_HUB_DOWNLOAD_TIMEOUT", "2")
+            .env("NEURONPEDIA_DATASETS", &self.neuronpedia)
+            .env("LLAVA_SAE_MODELS", self.models())
+            .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .args(args);
+        program
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.program(args).output().expect("the program starts")
+    }
+
+    /// The stdout of a run that succeeds.
+    fn stdout(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// The stderr of a run that fails.
+    fn fails(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+        stderr(&output)
+    }
+
+    fn models(&self) -> PathBuf {
+        self.dir.path().join("models")
+    }
+
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.models().join(NAME)
+    }
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("written")).expect("JSON")
+}
+
+/// What is visible in a folder.
+fn visible(dir: &Path) -> Vec<String> {
+    let mut visible = names(dir);
+    visible.retain(|name| !name.starts_with('.'));
+    visible.sort();
+    visible
+}
+
+/// The issue's own line, from nothing. Captions are transformers', and the files those that `convert` makes of
+/// the same folder.
+#[test]
+fn a_name_is_enough() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let Example {
+        caption,
+        feature,
+        strength,
+        steered,
+        label,
+        ..
+    } = example();
+    let steer = format!("{feature}:{strength}");
+    let args = [
+        "-d",
+        NAME,
+        "--yes",
+        "--steer",
+        &steer,
+        "--compare",
+        "--top",
+        "3",
+        picture(),
+    ];
+    let output = user.run(&args);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(
+        text.contains(caption) && text.contains(steered) && text.contains(label),
+        "{text}"
+    );
+    for part in [
+        "LLaVA-Gemma 2B",
+        MODEL,
+        "licence: gemma",
+        SAE,
+        "neuronpedia:gemma-2b/12-res-jb",
+        "to download: 11.",
+        "are free there",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let made = [
+        "mmproj-f16.gguf",
+        "model-q8_0.gguf",
+        "sae-f16.gguf",
+        "sources.json",
+    ];
+    assert_eq!(visible(&user.folder()), made);
+    assert_eq!(visible(&user.models()), [NAME]);
+
+    let converted = user.dir.path().join("converted");
+    let demo = Fixture::Demo.dir();
+    let sae = demo.join("sae").display().to_string();
+    // The model is called as its folder.
+    let llava = user.dir.path().join(NAME);
+    fs::create_dir(&llava).expect("a folder of our own");
+    for (name, bytes) in &Repo::default().with_dir("", &demo.join("llava")).files {
+        fs::write(llava.join(name), bytes).expect("writable");
+    }
+    let llava = llava.display().to_string();
+    let output = converted.display().to_string();
+    user.stdout(&[
+        "-q", "convert", "--llava", &llava, "--sae", &sae, "-o", &output,
+    ]);
+    for name in ["model-q8_0.gguf", "mmproj-f16.gguf"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).expect("made");
+        assert!(read(&user.folder()) == read(&converted), "{name}");
+    }
+    let meta = SaeFile::open(&user.folder().join("sae-f16.gguf"))
+        .expect("an SAE")
+        .meta;
+    assert_eq!(meta.release.as_deref(), Some("gemma-2b-res-jb"));
+    assert_eq!(meta.id.as_deref(), Some("blocks.12.hook_resid_post"));
+    assert_eq!(meta.labels[*feature], *label);
+    let sources = read_json(&user.folder().join("sources.json"));
+    assert_eq!(sources["model"]["commit"], content().repos[MODEL].commit());
+    assert_eq!(sources["types"]["model"], "q8_0");
+
+    // Nothing foreign was fetched; and from now on nothing is.
+    let asked = mirror.asked();
+    assert!(
+        asked.iter().all(|asked| !asked.path.contains("00009")),
+        "{asked:?}"
+    );
+    assert_eq!(
+        user.stdout(&["-d", NAME, "--steer", &steer, picture()]),
+        format!("{steered}\n")
+    );
+    assert!(mirror.asked().is_empty());
+}
+
+#[test]
+fn nothing_is_downloaded_without_a_word() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let said = user.fails(&["-d", NAME, picture()]);
+    assert!(
+        said.contains("the model `llava-gemma-2b` is not on this machine"),
+        "{said}"
+    );
+    assert!(said.contains("(about 6.0 GB)"), "{said}");
+    assert!(
+        said.contains("hint: `llava-sae-cpp pull llava-gemma-2b --yes`"),
+        "{said}"
+    );
+    assert!(user.fails(&["pull", NAME]).contains("--yes"));
+    let said = user.fails(&["-d", "llava-gemma-3b", picture()]);
+    assert!(
+        said.contains("neither a folder nor a published model called `llava-gemma-3b`"),
+        "{said}"
+    );
+    assert!(said.contains("`llava-gemma-2b`, `gemma-2-2b`"), "{said}");
+    assert!(mirror.asked().is_empty());
+}
+
+#[test]
+fn a_folder_of_that_name_comes_first() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let here = user.dir.path().join(NAME);
+    fs::create_dir(&here).expect("a folder of our own");
+    let mut program = user.program(&["-d", NAME, "--yes", "x.png"]);
+    let output = program
+        .current_dir(user.dir.path())
+        .output()
+        .expect("it starts");
+    assert!(
+        stderr(&output).contains("no `model*.gguf` in `llava-gemma-2b`"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(mirror.asked().is_empty());
+}
+
+#[test]
+fn pull_makes_other_types_anew_when_told() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let pull = |args: &[&str]| user.run(&[&["pull", NAME, "--yes"], args].concat());
+    let said = stderr(&pull(&["--type", "q4_k_m"]));
+    assert!(
+        said.contains("next: `llava-sae-cpp -d llava-gemma-2b IMAGE`"),
+        "{said}"
+    );
+    assert!(stderr(&pull(&[])).contains("is there already"));
+    assert!(stderr(&pull(&["--type", "q4_k_m"])).contains("is there already"));
+    let other = pull(&["--type", "f16"]);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(stderr(&other).contains("hint: give another name, or make it anew (`--force`)"));
+    fs::write(user.folder().join("sae-with-baseline.txt"), "mine").expect("writable");
+    mirror.asked();
+    assert!(
+        pull(&["--type", "f16", "--force", "--offline"])
+            .status
+            .success()
+    );
+    assert!(mirror.asked().is_empty());
+    let made = [
+        "mmproj-f16.gguf",
+        "model-f16.gguf",
+        "sae-f16.gguf",
+        "sae-with-baseline.txt",
+        "sources.json",
+    ];
+    assert_eq!(visible(&user.folder()), made);
+}
+
+/// A text model in GGUF is taken as it is: another name of the cache's file, which stays when the cache goes.
+#[test]
+fn addresses_do_for_what_has_no_name() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let sae = format!("{SAE}/{SAE_DIR}");
+    let address = ["--hf-repo", "org/demo-GGUF:demo-f16.gguf", "--sae-hf", &sae];
+    let run = [
+        "features",
+        "--json",
+        "--raw-prompt",
+        "-p",
+        "The carrot",
+        "--over",
+        "all",
+    ];
+    let text = user.stdout(&[&run[..], &address, &["--yes"]].concat());
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(!report["features"].as_array().expect("a list").is_empty());
+    let asked = mirror.asked();
+    assert!(
+        asked.iter().all(|asked| asked.server != Server::Bucket),
+        "{asked:?}"
+    );
+    assert_eq!(user.stdout(&[&run[..], &address].concat()), text);
+    assert!(mirror.asked().is_empty());
+
+    let all = [
+        "pull",
+        "demo-text",
+        "--labels",
+        "neuronpedia:gemma-2b/12-res-jb",
+        "--drop-downloads",
+        "--yes",
+    ];
+    user.stdout(&[&all[..], &address].concat());
+    let made = ["model-demo-f16.gguf", "sae-f16.gguf", "sources.json"];
+    assert_eq!(visible(&user.models().join("demo-text")), made);
+    let meta = SaeFile::open(&user.models().join("demo-text/sae-f16.gguf"))
+        .expect("an SAE")
+        .meta;
+    assert!(meta.labels.iter().any(|label| label == "doughnut"));
+    let blobs = user.dir.path().join("hf/hub/models--org--demo-GGUF/blobs");
+    assert_eq!(fs::read_dir(blobs).expect("a folder").count(), 0);
+    let whole = fs::read("assets/model-f16.gguf").expect("a committed file");
+    assert!(
+        fs::read(user.models().join("demo-text/model-demo-f16.gguf")).expect("it stays") == whole
+    );
+    let by_name = user.stdout(&[&run[..], &["-d", "demo-text"]].concat());
+    assert!(by_name.contains("\"features\""));
+
+    let said = user.fails(&["pull", "--hf-repo", "org/demo-GGUF", "--yes"]);
+    assert!(
+        said.contains("`org/demo-GGUF:FILE`: `demo-f16.gguf`, `other-f16.gguf`"),
+        "{said}"
+    );
+}
+
+#[test]
+fn releases_are_saelens_own() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let release = [
+        "--sae-release",
+        "gemma-2b-res-jb",
+        "--sae-id",
+        "blocks.12.hook_resid_post",
+    ];
+    user.stdout(&[&["pull", "sae-alone", "--yes"], &release[..]].concat());
+    let folder = user.models().join("sae-alone");
+    assert_eq!(visible(&folder), ["sae-f16.gguf", "sources.json"]);
+    // The list knows its labels.
+    let meta = SaeFile::open(&folder.join("sae-f16.gguf"))
+        .expect("an SAE")
+        .meta;
+    assert!(meta.labels.iter().any(|label| label == "doughnut"));
+    let model = [
+        "-m",
+        "assets/model-f16.gguf",
+        "--mmproj",
+        "assets/mmproj-f16.gguf",
+    ];
+    let args = [&model[..], &release, &["--yes", "--offline", picture()]].concat();
+    assert_eq!(user.stdout(&args), format!("{}\n", example().caption));
+
+    let said = user.fails(&[
+        "pull",
+        "--sae-release",
+        "gemma-2b-res-jb",
+        "--sae-id",
+        "blocks.12",
+        "--yes",
+    ]);
+    assert!(
+        said.contains("hint: it has 5 of them, such as `blocks.12.hook_resid_post`"),
+        "{said}"
+    );
+    let said = user.fails(&[
+        "--sae-release",
+        "llama-3.1-8b-instruct-andyrdt",
+        "--sae-id",
+        "x",
+        "--yes",
+        picture(),
+    ]);
+    assert!(
+        said.contains("cannot be converted: its files are pickles"),
+        "{said}"
+    );
+}
+
+#[test]
+fn arguments_that_exclude_each_other_are_wrong_usage() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    for args in [
+        &["-d", "x", "--hf-repo", "org/x", "y.png"][..],
+        &["pull"],
+        &["pull", "--list", "x"],
+        &["pull", "--sae-release", "x"],
+        &["pull", "--sae-hf", "org/x/../y"],
+        &["pull", "--hf-repo", "x"],
+        &["pull", NAME, "--labels", "gemma-2b/12-res-jb"],
+    ] {
+        let output = user.run(args);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+    }
+    let said = user.fails(&["pull", "../x", "--sae-hf", "org/x/y", "--yes"]);
+    assert!(said.contains("`../x` is no name for a model"), "{said}");
+    assert!(mirror.asked().is_empty());
+}
+
+#[test]
+fn the_list_says_what_there_is_and_what_is_here() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let text = user.stdout(&["pull", "--list"]);
+    assert!(
+        text.contains("llava-gemma-2b: ") && text.contains("about 6.0 GB to download"),
+        "{text}"
+    );
+    assert!(mirror.asked().is_empty());
+    user.stdout(&["pull", NAME, "--yes"]);
+    let list: Value =
+        serde_json::from_str(&user.stdout(&["pull", "--list", "--json"])).expect("JSON");
+    let entries = list.as_array().expect("a list");
+    let entry = entries
+        .iter()
+        .find(|entry| entry["name"] == NAME)
+        .expect("listed");
+    assert_eq!(entry["folder"], user.folder().display().to_string());
+    assert_eq!(entry["labels"], "neuronpedia:gemma-2b/12-res-jb");
+}
+
+/// Each failure says what, why and what to do, and leaves no model; the next run goes on from what arrived.
+#[test]
+fn failures_leave_nothing_half_done() {
+    let mut content = content();
+    content.repos.get_mut(MODEL).expect("there").access = Access::Gated;
+    let mirror = Mirror::start(content);
+    let user = User::of(&mirror);
+    let said = user.fails(&["pull", NAME, "--yes"]);
+    assert!(
+        said.contains("error: `Intel/llava-gemma-2b` is gated"),
+        "{said}"
+    );
+    assert!(said.contains("hint: accept them at "), "{said}");
+    assert!(visible(&user.models()).is_empty());
+
+    let check = |server: Server, fault: Fault, what: &str, hint: &str| {
+        mirror.sabotage(move |asked| match asked.server == server {
+            true => fault,
+            false => Fault::Nothing,
+        });
+        let mut program = user.program(&["-v", "pull", NAME, "--yes"]);
+        let output = program.env("HF_TOKEN", TOKEN).output();
+        let output = output.expect("the program starts");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(what) && said.contains(hint), "{said}");
+        assert!(
+            !said.contains(TOKEN) && !said.contains("signature"),
+            "{said}"
+        );
+        assert_eq!(names(&user.models()), [format!(".{NAME}.lock")]);
+    };
+    let store = Server::Store;
+    check(
+        store,
+        Fault::WrongByte,
+        "arrived damaged",
+        "hint: run it again",
+    );
+    let wait = Fault::Status(429, "Retry-After", "900");
+    check(store, wait, "for 900 s", "hint: run it again later");
+    let refusal = Fault::Status(403, "X-None", "");
+    check(store, refusal, "status 403", "`HF_TOKEN`");
+    let missing = Fault::Status(404, "X-None", "");
+    check(Server::Bucket, missing, "status 404", "check the address");
+    mirror.sabotage(|_| Fault::Nothing);
+    let output = user
+        .program(&["pull", NAME, "--yes"])
+        .env("HF_TOKEN", TOKEN)
+        .output();
+    assert!(output.expect("it starts").status.success());
+    assert!(user.folder().exists());
+}
+
+#[test]
+fn offline_needs_everything_in_the_cache() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let said = user.fails(&["pull", NAME, "--offline"]);
+    assert!(
+        said.contains("is not in the cache") && said.contains("`--offline`"),
+        "{said}"
+    );
+    user.stdout(&["pull", NAME, "--yes"]);
+    let files = |dir: &Path| -> Vec<_> {
+        visible(dir)
+            .into_iter()
+            .map(|name| fs::read(dir.join(name)).expect("made"))
+            .collect()
+    };
+    let made = files(&user.folder());
+    fs::remove_dir_all(user.folder()).expect("ours");
+    mirror.asked();
+    let caption = user.stdout(&["-d", NAME, "--offline", picture()]);
+    assert_eq!(caption, format!("{}\n", example().caption));
+    let again = files(&user.folder());
+    // All but `sources.json`, which says no licence, since the card is not in the cache.
+    assert!(made[..3] == again[..3]);
+    assert!(mirror.asked().is_empty());
+}
