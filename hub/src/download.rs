@@ -171,7 +171,6 @@ impl Transfer<'_> {
             escaped(&self.file.path)
         );
         let mut tries = self.hub.client.tries();
-        // An empty file has to be asked for too: the answer may be that it is not for everybody.
         while arriving.n_there < self.file.size {
             let n_before = arriving.n_there;
             let arrived = self.receive(&url, &mut arriving);

@@ -103,8 +103,9 @@ impl Hub {
         };
         let info: Info =
             serde_json::from_slice(&text).map_err(|error| malformed(&error.to_string()))?;
-        if !matches!(Hash::parse(&info.sha), Some(Hash::GitSha1(_))) {
-            return Err(malformed("its `sha` is no commit"));
+        let is_commit = |text: &str| matches!(Hash::parse(text), Some(Hash::GitSha1(_)));
+        if !is_commit(&info.sha) || (is_commit(revision) && info.sha != revision) {
+            return Err(malformed("its `sha` is no commit, or another one"));
         }
         if info.sha != revision {
             cache.write_ref(revision, &info.sha)?;

@@ -18,7 +18,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ErrorKind::HookPointMissing => "`--hook-name`",
         ErrorKind::NormFactorMissing => "`--norm-factor`",
         #[cfg(feature = "pull")]
-        ErrorKind::Offline => "leave `--offline` out",
+        ErrorKind::Offline => "without `--offline` and `HF_HUB_OFFLINE`",
         ErrorKind::NoProbe => "`--no-probe`",
         ErrorKind::Runtime => "`-v`",
         _ => return error.hint().map(str::to_owned),

@@ -67,7 +67,7 @@ Exit codes: 0 every claim holds, 1 one does not (or an error), 2 wrong usage, 13
 
 pub(super) fn run(args: ReproduceArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let (page, json_file) = args.start_outputs()?;
-    let files = args.model.announced_files(verbosity)?;
+    let files = args.model.announced_files(verbosity, &cancel)?;
     let sae = only_sae(&files)?;
     files.projector()?;
     let protocol = match &args.protocol {

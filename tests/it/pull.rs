@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -276,6 +276,50 @@ fn nothing_is_downloaded_without_a_word() {
     );
     assert!(said.contains("`llava-gemma-2b`, `gemma-2-2b`"), "{said}");
     assert!(mirror.asked().is_empty());
+}
+
+/// On a terminal, which util-linux's `script` makes one of.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_is_asked() {
+    let mirror = Mirror::start(content());
+    let user = User::of(&mirror);
+    let says = |answer: &str| {
+        let line = format!("{} pull {NAME}", env!("CARGO_BIN_EXE_llava-sae-cpp"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]);
+        for (name, value) in user.program(&[]).get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None => script.env_remove(name),
+            };
+        }
+        script.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = script.spawn().ok()?;
+        let stdin = child.stdin.as_mut().expect("a pipe");
+        stdin.write_all(answer.as_bytes()).expect("it reads");
+        Some(child.wait_with_output().expect("a child"))
+    };
+    let Some(no) = says("n\n") else {
+        eprintln!("skipped: needs `script`, of util-linux");
+        return;
+    };
+    let text = String::from_utf8_lossy(&no.stdout);
+    assert!(text.contains("licence: gemma"), "{text}");
+    assert!(text.contains("download and convert? [y/N]"), "{text}");
+    assert!(
+        text.contains("was not downloaded: the answer was no"),
+        "{text}"
+    );
+    assert_eq!(no.status.code(), Some(1));
+    assert!(!user.folder().exists());
+    let yes = says("y\n").expect("as before");
+    assert!(
+        yes.status.success(),
+        "{}",
+        String::from_utf8_lossy(&yes.stdout)
+    );
+    assert!(user.folder().join("model-q8_0.gguf").exists());
 }
 
 #[test]

@@ -171,6 +171,29 @@ fn a_server_that_fails_for_long_is_an_error() {
     check_fault(Fault::Status(500, "X-None", ""), "status 500");
 }
 
+/// A commit that was asked for by its name is the one that comes.
+#[test]
+fn another_commit_is_refused() {
+    let mirror = Mirror::start(content());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let commit = content().repos[REPO].commit();
+    assert!(hub(&mirror, dir.path()).snapshot(&repo(), &commit).is_ok());
+    let settings = Settings {
+        endpoint: format!("{}/api/models/{REPO}/revision/main?", mirror.endpoint),
+        ..settings(&mirror, dir.path())
+    };
+    let client = Hub::new(settings, Arc::new(|| false));
+    let error = client
+        .snapshot(&repo(), &"0".repeat(40))
+        .expect_err("another");
+    check(
+        &error,
+        ErrorKind::Network,
+        "or another one",
+        "check the address",
+    );
+}
+
 #[test]
 fn an_address_that_leads_nowhere_is_an_error_at_once() {
     let mirror = Mirror::start(content());

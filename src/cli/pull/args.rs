@@ -175,8 +175,8 @@ impl HubArgs {
         if folder.path().exists() {
             return Ok(());
         }
-        plan::check_can_ask(&job, self.yes || self.offline)?;
         let hub = hub(self.offline, cancel)?;
+        plan::check_can_ask(&job, &hub, self.yes)?;
         let _lock = folder.lock(&hub, verbosity)?;
         // Another process may have made it meanwhile.
         if folder.path().exists() {

@@ -136,7 +136,7 @@ pub(super) fn run(args: PullArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
             &[format!("`{}` is there already", path.display())],
         );
     } else {
-        plan::check_can_ask(&job, args.yes || args.offline)?;
+        plan::check_can_ask(&job, &hub, args.yes)?;
         folder.make(
             &job,
             &hub,

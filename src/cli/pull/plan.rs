@@ -118,10 +118,13 @@ impl Plan {
             cache.display(),
             DecimalBytes(space::free(cache)?)
         ));
+        let on_the_way = match n_on_the_way {
+            0 => String::new(),
+            n_bytes => format!(", and {} more on the way,", DecimalBytes(n_bytes)),
+        };
         lines.push(format!(
-            "to write: about {}, and for a while {} more, to `{}`",
+            "to write: about {}{on_the_way} to `{}`",
             DecimalBytes(n_kept),
-            DecimalBytes(n_on_the_way),
             folder.display()
         ));
         let is_asked = n_missing > 0 && !is_agreed;
@@ -142,7 +145,8 @@ impl Plan {
             },
         ])?;
         if is_asked && !is_yes("download and convert? [y/N] ")? {
-            return Err(Error::interrupted());
+            let what = format!("`{}` was not downloaded: the answer was no", job.name);
+            return Err(Error::invalid(what));
         }
         Ok(())
     }
@@ -244,7 +248,8 @@ fn line(role: &str, snapshot: &Snapshot, n_bytes: u64, known_licence: Option<&st
 ///
 /// # Errors
 /// Where nobody can answer, with the way to say yes.
-pub(super) fn check_can_ask(job: &Job, is_decided: bool) -> Result<()> {
+pub(super) fn check_can_ask(job: &Job, hub: &Hub, is_agreed: bool) -> Result<()> {
+    let is_decided = is_agreed || hub.settings().is_offline;
     if is_decided || (io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Ok(());
     }
