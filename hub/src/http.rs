@@ -183,13 +183,19 @@ impl Client {
     }
 
     fn no_answer(&self, url: &str, error: &ureq::Error) -> Failure {
-        let leads_nowhere = match error {
-            ureq::Error::HostNotFound | ureq::Error::BadUri(_) | ureq::Error::Tls(_) => true,
-            ureq::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof,
+        };
+        let may_pass = match error {
+            ureq::Error::Timeout(_) => true,
+            ureq::Error::Io(error) => matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof
+            ),
             _ => false,
         };
         let error = self.unreachable(url, error);
-        if leads_nowhere && !self.has_answered.load(Ordering::Relaxed) {
+        if !may_pass && !self.has_answered.load(Ordering::Relaxed) {
             return Failure::Final(error);
         }
         Failure::Passing(error, None)
