@@ -1,11 +1,43 @@
-//! A run's text: from logits to tokens to characters.
+//! A run's text, from logits to tokens to characters, and what is left of a run at its end.
 
 use std::time::{Duration, Instant};
 
 use super::hooks::{Hooks, Trace};
-use super::{Run, RunOptions, Stop};
+use super::options::RunOptions;
 use crate::llama::{Context, Model, OutputRow, Sampler, Special};
 use crate::{Error, Result};
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The model said so.
+    End,
+    /// The limit was reached.
+    Length,
+    /// It was cancelled.
+    Interrupted,
+    /// The caller, which got the text as it came, had enough.
+    Caller,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The generated text.
+    pub text: String,
+    /// The generated ids, without the one that ended the text.
+    pub token_ids: Vec<i32>,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Logits after the prompt's last row, `[n_vocab]`; empty where not kept.
+    pub logits: Vec<f32>,
+    /// What the hooks saw.
+    pub trace: Trace,
+    /// The prompt's time.
+    pub prompt_time: Duration,
+    /// The generation's time; runs side by side have it in common.
+    pub generate_time: Duration,
+}
 
 /// What a run has generated so far.
 pub(super) struct Generation {

@@ -10,9 +10,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Run;
 use super::forward::Forward;
-use super::generation::Generation;
+use super::generation::{Generation, Run};
 use super::hooks::Trace;
 use super::reading::Reading;
 use crate::llama::{self, Extent, RecordedGraphs};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::prompt::Prompt;
-use crate::run::RunOptions;
 use crate::run::hooks::EditorAt;
+use crate::run::options::RunOptions;
 use crate::run::reading::Goal;
 use crate::run::recorded::RecordedPrompt;
 use crate::steering::{Edit, Steering};

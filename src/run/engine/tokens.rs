@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Engine, Finished, OnStep, Phase, Step};
 use crate::Result;
 use crate::llama::OutputRow;
-use crate::run::Stop;
+use crate::run::generation::Stop;
 
 impl Engine {
     /// Computes a token for each run that goes on.

@@ -1,0 +1,42 @@
+//! What a run does.
+
+use std::sync::Arc;
+
+use super::cancel::CancelFlag;
+use super::hooks::Keep;
+use super::reading::Goal;
+use crate::Kinds;
+use crate::llama::Sampling;
+use crate::steering::Steering;
+
+/// What a run does.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Interventions, if any.
+    pub steering: Option<Arc<Steering>>,
+    /// What is kept.
+    pub keep: Keep,
+    /// Tokens to generate, at most; 0 stops after the prompt.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Stops the run from elsewhere: in a prompt within a node's time on the processor, and within an
+    /// ubatch's on a device.
+    pub cancel: CancelFlag,
+}
+
+impl RunOptions {
+    pub(super) fn goal(&self) -> Goal {
+        if self.max_tokens > 0 || self.keep.logits {
+            Goal::Logits
+        } else if self.keep.residuals {
+            Goal::Rows(Kinds::ALL)
+        } else {
+            Goal::Rows(self.keep.features)
+        }
+    }
+
+    pub(super) fn reads_rows(&self) -> bool {
+        self.keep.residuals || self.keep.features != Kinds::NONE
+    }
+}
