@@ -73,14 +73,9 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     flash_attn: FlashAttention,
-    /// How a picture that is not square becomes square
-    #[arg(
-        long,
-        value_name = "HOW",
-        default_value = "crop",
-        help_heading = "Computation"
-    )]
-    image_prep: ImagePrepArg,
+    /// How a picture that is not square becomes square, for LLaVA [default: crop]; Gemma 3 stretches it
+    #[arg(long, value_name = "HOW", help_heading = "Computation")]
+    image_prep: Option<ImagePrepArg>,
     /// Repack quantised weights for the processor: loading takes longer and a copy stays in memory, but
     /// some processors generate tokens faster
     #[arg(long, help_heading = "Computation")]
@@ -196,7 +191,7 @@ impl ModelArgs {
             kv_type: self.kv_type,
             flash_attention: self.flash_attn,
             context_size: self.ctx_size,
-            image_prep: self.image_prep.into(),
+            image_prep: self.image_prep.map(Into::into),
             image_cache: match self.image_cache {
                 0 => None,
                 megabytes => ImageCache::of_user(u64::from(megabytes) * 1_000_000),
@@ -243,8 +238,10 @@ impl ModelArgs {
 
     /// The square that the model sees of a picture.
     pub(super) fn square(&self, picture: &Picture) -> llava_sae_cpp::Result<RgbImage> {
-        let size = self.files(SaeIs::Optional)?.image_size()?;
-        let pixels = picture.prepare(size, self.image_prep.into())?;
+        let files = self.files(SaeIs::Optional)?;
+        let size = files.image_size()?;
+        let image_prep = files.image_prep(self.image_prep.map(Into::into))?;
+        let pixels = picture.prepare(size, image_prep)?;
         Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
     }
 

@@ -1,8 +1,8 @@
-//! CLIP's and the projector's GELU as transformers computes them.
+//! The GELUs of vision encoders and projectors as transformers computes them.
 //!
-//! On the processor, ggml looks both up in tables of f16 (`GGML_GELU_FP16`, `GGML_GELU_QUICK_FP16` in
-//! `ggml-cpu/vec.h`), and what mtmd calls GELU is the tanh approximation, where transformers' `gelu`
-//! has erf. Over the layers of an encoder that moves single image embeddings by 0.2 %. ggml can do
+//! On the processor, ggml looks them up in tables of f16 (`GGML_GELU_FP16`, `GGML_GELU_QUICK_FP16` in
+//! `ggml-cpu/vec.h`), and what mtmd calls GELU is the tanh approximation, which is SigLIP's, where LLaVA's
+//! projector has erf. Over the layers of an encoder that moves single image embeddings by 0.2 %. ggml can do
 //! better by itself: it has an exact erf form, and operations that call back. So nodes are given
 //! another operation before they are computed.
 
@@ -10,33 +10,27 @@ use std::ffi::{c_int, c_void};
 
 use llama_cpp_sys_2 as sys;
 
+use super::projector_type::ProjectorType;
 use super::tensor_context::TensorContext;
 use crate::Result;
 
 /// What to write over the nodes of a graph.
 pub(super) struct ExactGelu {
-    quick_gelu: (sys::ggml_op, [i32; 16]), // an operation with its parameters, as ggml lays them out
+    projector: ProjectorType,
+    quick: Operation,
+    tanh: Operation,
 }
 
+/// An operation with its parameters, as ggml lays them out.
+#[derive(Clone, Copy)]
+struct Operation(sys::ggml_op, [i32; 16]);
+
 impl ExactGelu {
-    pub(super) fn new() -> Result<Self> {
-        let context = TensorContext::new(2)?;
-        // SAFETY: the context has room for both tensors.
-        let x = unsafe { sys::ggml_new_tensor_1d(context.as_ptr(), sys::GGML_TYPE_F32, 1) };
-        // SAFETY: as above; `quick_gelu` ignores the user data.
-        let node = unsafe {
-            sys::ggml_map_custom1(
-                context.as_ptr(),
-                x,
-                Some(quick_gelu),
-                c_int::MAX, // as many tasks as there are threads
-                std::ptr::null_mut(),
-            )
-        };
-        // SAFETY: the node is alive until the context is dropped.
-        let node = unsafe { &*node };
+    pub(super) fn new(projector: ProjectorType) -> Result<Self> {
         Ok(Self {
-            quick_gelu: (node.op, node.op_params),
+            projector,
+            quick: Operation::of(call::<QuickGelu>)?,
+            tanh: Operation::of(call::<TanhGelu>)?,
         })
     }
 
@@ -49,23 +43,22 @@ impl ExactGelu {
         // SAFETY: the node is a unary operation.
         let unary = unsafe { sys::ggml_get_unary_op(node) };
         match unary {
-            sys::GGML_UNARY_OP_GELU => {
+            sys::GGML_UNARY_OP_GELU if self.projector == ProjectorType::Mlp => {
                 let original = node.op_params;
                 node.op_params[0] = sys::GGML_UNARY_OP_GELU_ERF as i32;
                 if !is_supported(node) {
                     node.op_params = original;
                 }
             }
-            // A device computes it in f32, and could not call back.
-            sys::GGML_UNARY_OP_GELU_QUICK if is_on_processor(node) => {
-                (node.op, node.op_params) = self.quick_gelu;
-            }
+            // A device computes these in f32, and could not call back.
+            sys::GGML_UNARY_OP_GELU if is_on_processor(node) => self.tanh.put_in(node),
+            sys::GGML_UNARY_OP_GELU_QUICK if is_on_processor(node) => self.quick.put_in(node),
             _ => {}
         }
     }
 }
 
-/// Whether the node and its source are contiguous f32, as `quick_gelu` takes them to be.
+/// Whether the node and its source are contiguous f32, as `call` takes them to be.
 fn is_plain(node: &sys::ggml_tensor) -> bool {
     // SAFETY: a unary operation has one operand, a tensor of the same graph.
     let Some(source) = (unsafe { node.src[0].as_ref() }) else {
@@ -101,8 +94,62 @@ fn buffer_type(node: &sys::ggml_tensor) -> Option<sys::ggml_backend_buffer_type_
     (!node.buffer.is_null()).then(|| unsafe { sys::ggml_backend_buffer_get_type(node.buffer) })
 }
 
-/// x · σ(1.702 x) (`QuickGELUActivation` in transformers' `activations.py`), `ith` of `nth` parts.
-unsafe extern "C" fn quick_gelu(
+impl Operation {
+    /// The one that calls `function` for each part of a node.
+    fn of(function: CustomFunction) -> Result<Self> {
+        let context = TensorContext::new(2)?;
+        // SAFETY: the context has room for both tensors.
+        let x = unsafe { sys::ggml_new_tensor_1d(context.as_ptr(), sys::GGML_TYPE_F32, 1) };
+        // SAFETY: as above; `function` ignores the user data.
+        let node = unsafe {
+            sys::ggml_map_custom1(
+                context.as_ptr(),
+                x,
+                Some(function),
+                c_int::MAX, // as many tasks as there are threads
+                std::ptr::null_mut(),
+            )
+        };
+        // SAFETY: the node is alive until the context is dropped.
+        let node = unsafe { &*node };
+        Ok(Self(node.op, node.op_params))
+    }
+
+    fn put_in(self, node: &mut sys::ggml_tensor) {
+        (node.op, node.op_params) = (self.0, self.1);
+    }
+}
+
+/// What `ggml_map_custom1` calls.
+type CustomFunction =
+    unsafe extern "C" fn(*mut sys::ggml_tensor, *const sys::ggml_tensor, c_int, c_int, *mut c_void);
+
+/// A function of each value.
+trait Activation {
+    fn of(x: f32) -> f32;
+}
+
+/// x · σ(1.702 x) (`QuickGELUActivation` in transformers' `activations.py`).
+struct QuickGelu;
+
+impl Activation for QuickGelu {
+    fn of(x: f32) -> f32 {
+        x / (1.0 + (-1.702 * x).exp())
+    }
+}
+
+/// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))) (`PytorchGELUTanh` in transformers' `activations.py`).
+struct TanhGelu;
+
+impl Activation for TanhGelu {
+    fn of(x: f32) -> f32 {
+        let inner = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+        0.5 * x * (1.0 + (inner * (x + 0.044_715 * x * x * x)).tanh())
+    }
+}
+
+/// Applies an activation to the `ith` of `nth` parts of a node's values.
+unsafe extern "C" fn call<A: Activation>(
     output: *mut sys::ggml_tensor,
     input: *const sys::ggml_tensor,
     ith: c_int,
@@ -125,6 +172,6 @@ unsafe extern "C" fn quick_gelu(
     unsafe { std::ptr::copy(sources, values, end - start) };
     // SAFETY: no other thread has this part of the node.
     for value in unsafe { std::slice::from_raw_parts_mut(values, end - start) } {
-        *value /= 1.0 + (-1.702 * *value).exp();
+        *value = A::of(*value);
     }
 }

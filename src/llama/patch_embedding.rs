@@ -12,9 +12,11 @@ use gguf_tools::gguf::{Array, Gguf, TensorInfo, Value};
 use super::matrix_product::{Matrix, MatrixProduct};
 use crate::{Error, Result, RowProduct};
 
-/// CLIP's patch embedding: a convolution whose stride is its size, without bias.
+/// A patch embedding: a convolution whose stride is its size.
 pub(super) struct PatchEmbedding {
     product: MatrixProduct,
+    bias: Option<Vec<f32>>, // [width]; CLIP has none
+    embedded: Vec<f32>,     // [n_patches, width], reused
     patch_size: usize,
     mean: [f32; 3],
     std: [f32; 3],
@@ -22,7 +24,7 @@ pub(super) struct PatchEmbedding {
 }
 
 impl PatchEmbedding {
-    /// Reads `v.patch_embd.weight` and the normalisation from a checked projector file.
+    /// Reads `v.patch_embd.weight`, its bias if there is one, and the normalisation from a checked projector file.
     pub(super) fn load(path: &Path, use_gpu: bool, threads: usize) -> Result<Self> {
         let file = Gguf::open(path)?;
         let kernel = file.tensor("v.patch_embd.weight").ok_or_else(|| {
@@ -42,7 +44,11 @@ impl PatchEmbedding {
             dims: vec![size * size * n_channels, width],
             ..kernel.clone()
         };
+        let bias = file.tensor("v.patch_embd.bias");
+        let bias = bias.map(|tensor| file.read_f32(tensor)).transpose()?;
         Ok(Self {
+            bias,
+            embedded: Vec::new(),
             product: MatrixProduct::new(Matrix::load(path, &matrix, use_gpu)?, threads)?,
             patch_size: usize::try_from(size).expect("checked against the picture's size"),
             mean: three_floats(&file, "clip.vision.image_mean")?,
@@ -70,7 +76,15 @@ impl PatchEmbedding {
                 }
             }
         }
-        self.product.apply(&self.patches)
+        self.embedded.clear();
+        self.embedded
+            .extend_from_slice(self.product.apply(&self.patches)?);
+        if let Some(bias) = &self.bias {
+            for row in self.embedded.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+            }
+        }
+        Ok(&self.embedded)
     }
 }
 

@@ -9,7 +9,8 @@
 //! upstream threads and the patch for llama.cpp itself.
 //!
 //! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
-//! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet.
+//! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet. SigLIP, Gemma 3's encoder, has no class
+//! row; its patches are filled in where their bias was added.
 
 use std::ffi::{CStr, c_void};
 use std::path::Path;
@@ -28,6 +29,7 @@ use super::guard::{self, guarded};
 use super::model::Model;
 use super::node::{n_rows, read_rows, write_rows};
 use super::patch_embedding::PatchEmbedding;
+use super::projector_type::ProjectorType;
 use super::waiting;
 use crate::{Error, Result};
 
@@ -75,12 +77,13 @@ pub struct Vision {
 unsafe impl Send for Vision {}
 
 impl Vision {
-    /// Loads a projector file for `model`, as it would be with `edits`. Check both files first.
+    /// Loads the file of a projector of this type for `model`, as it would be with `edits`. Check both files first.
     ///
     /// # Errors
     /// When llama.cpp refuses the file, or a copy with the edits cannot be written.
     pub fn load(
         path: &Path,
+        projector: ProjectorType,
         edits: &Edits,
         model: Arc<Model>,
         options: VisionOptions,
@@ -93,7 +96,8 @@ impl Vision {
         let c_path = backend::c_path(copy.as_deref().unwrap_or(path))?;
         let state = CallbackState::new(Corrections {
             vision_graph: options.vision_graph,
-            gelu: ExactGelu::new()?,
+            projector,
+            gelu: ExactGelu::new(projector)?,
             patches: Vec::new(),
             rows: Vec::new(),
             fault: None,
@@ -123,11 +127,11 @@ impl Vision {
     }
 
     /// Encodes a square picture of the encoder's own size, which mtmd takes as it is: RGB bytes,
-    /// `[size, size, 3]`. Returns the projector's rows, `[n_image_tokens, d_model]`, one a patch
-    /// in reading order.
+    /// `[size, size, 3]`. Returns the projector's rows, `[n_image_tokens, d_model]`, in reading order, without
+    /// what mtmd would put around them.
     ///
     /// # Errors
-    /// When llama.cpp fails, or surrounds the image with tokens of its own, which LLaVA has not.
+    /// When llama.cpp fails, or makes several images of the picture.
     pub fn encode(&mut self, rgb: &[u8], size: usize) -> Result<Vec<f32>> {
         if rgb.len() != size * size * 3 {
             return Err(Error::invalid(format!(
@@ -230,23 +234,25 @@ impl Drop for Bitmap {
 struct Chunks(NonNull<sys::mtmd_input_chunks>);
 
 impl Chunks {
-    /// The image chunk of a prompt that holds nothing else; it lives as long as `self`.
+    /// The only image chunk of a prompt; it lives as long as `self`.
     fn only_image(&self) -> Result<*const sys::mtmd_input_chunk> {
         // SAFETY: the list is alive.
         let n_chunks = unsafe { sys::mtmd_input_chunks_size(self.0.as_ptr()) };
-        // SAFETY: as above; `get` checks the index.
-        let chunk = unsafe { sys::mtmd_input_chunks_get(self.0.as_ptr(), 0) };
-        if n_chunks == 1 && !chunk.is_null() {
+        // SAFETY: as above, and the indices are below its length.
+        let chunk = |i| unsafe { sys::mtmd_input_chunks_get(self.0.as_ptr(), i) };
+        let is_image = |chunk: &*const sys::mtmd_input_chunk| {
             // SAFETY: the chunk belongs to the list.
-            let kind = unsafe { sys::mtmd_input_chunk_get_type(chunk) };
-            if kind == sys::MTMD_INPUT_CHUNK_TYPE_IMAGE {
-                return Ok(chunk);
-            }
+            let kind = unsafe { sys::mtmd_input_chunk_get_type(*chunk) };
+            kind == sys::MTMD_INPUT_CHUNK_TYPE_IMAGE
+        };
+        let images: Vec<_> = (0..n_chunks).map(chunk).filter(is_image).collect();
+        match images[..] {
+            [only] => Ok(only),
+            _ => Err(Error::invalid(format!(
+                "this projector sees a picture in {} parts, and one was expected",
+                images.len()
+            ))),
         }
-        Err(Error::invalid(
-            "this projector surrounds an image with tokens of its own, which LLaVA's does not",
-        )
-        .with_hint("use the projector of a LLaVA model"))
     }
 }
 
@@ -260,9 +266,10 @@ impl Drop for Chunks {
 /// What the vision callback needs.
 struct Corrections {
     vision_graph: VisionGraph,
+    projector: ProjectorType,
     gelu: ExactGelu,
     patches: Vec<f32>, // [n_patches, width]
-    rows: Vec<f32>,    // [n_patches + 1, width], reused
+    rows: Vec<f32>,    // [n_patches, width], and the class row in front if there is one; reused
     fault: Option<Error>,
 }
 
@@ -273,17 +280,26 @@ impl Corrections {
             return Ok(false);
         }
         self.gelu.put_in(tensor);
-        Ok(appends_class_embedding(tensor))
+        Ok(match self.projector {
+            ProjectorType::Mlp => appends_class_embedding(tensor),
+            ProjectorType::Gemma3 => adds_patch_bias(tensor),
+        })
     }
 
-    /// Replaces the rows `[patches, class]` by `[class, exact patches]`; whether the graph goes on.
+    /// Replaces the rows `[patches, class]` by `[class, exact patches]`, and patches alone by exact ones; whether
+    /// the graph goes on.
     fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
         if self.fault.is_some() {
             return Ok(false);
         }
         let width = usize::try_from(tensor.ne[0]).expect("ggml's sizes are not negative");
         let n_rows = n_rows(tensor, width)?;
-        if self.patches.len() + width != n_rows * width {
+        let n_others = match self.projector {
+            ProjectorType::Mlp => 1,
+            ProjectorType::Gemma3 => 0,
+        };
+        let start = n_others * width;
+        if self.patches.len() + start != n_rows * width {
             return Err(Error::invalid(format!(
                 "the vision encoder has {n_rows} rows of {width}, and the picture {} values",
                 self.patches.len()
@@ -291,8 +307,8 @@ impl Corrections {
         }
         self.rows.resize(n_rows * width, 0.0);
         read_rows(tensor, &mut self.rows);
-        self.rows.rotate_right(width);
-        self.rows[width..].copy_from_slice(&self.patches);
+        self.rows.rotate_right(start);
+        self.rows[start..].copy_from_slice(&self.patches);
         write_rows(tensor, &self.rows);
         Ok(true)
     }
@@ -322,12 +338,19 @@ unsafe extern "C" fn on_eval(
 /// Whether this node is the concatenation with the class embedding **behind**. Should llama.cpp put
 /// it in front one day, it will be `src[0]`, and the cure switches itself off.
 fn appends_class_embedding(tensor: &sys::ggml_tensor) -> bool {
-    const NAME: &CStr = c"v.class_embd";
-    if tensor.op != sys::GGML_OP_CONCAT || tensor.src[1].is_null() {
-        return false;
-    }
-    // SAFETY: a node's sources live as long as its graph.
-    let source = unsafe { &*tensor.src[1] };
-    let name = source.name.map(|c| c as u8);
-    name.starts_with(NAME.to_bytes_with_nul())
+    tensor.op == sys::GGML_OP_CONCAT && second_operand_is(tensor, c"v.class_embd")
+}
+
+/// Whether this node adds the bias of the patch embedding (`build_inp` in `tools/mtmd/clip.cpp`).
+fn adds_patch_bias(tensor: &sys::ggml_tensor) -> bool {
+    tensor.op == sys::GGML_OP_ADD && second_operand_is(tensor, c"v.patch_embd.bias")
+}
+
+fn second_operand_is(tensor: &sys::ggml_tensor, wanted: &CStr) -> bool {
+    // SAFETY: a node's sources are null or live as long as its graph.
+    let operand = unsafe { tensor.src[1].as_ref() };
+    operand.is_some_and(|operand| {
+        let name = operand.name.map(|c| c as u8);
+        name.starts_with(wanted.to_bytes_with_nul())
+    })
 }

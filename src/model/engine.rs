@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{HookedModel, memory};
+use super::hooked_model::HookedModel;
+use super::memory;
 use crate::llama::{Context, ContextOptions, KvType, MAX_SEQUENCES};
 use crate::run::{Engine, Forward, Hooks};
 use crate::{Error, Result};

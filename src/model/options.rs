@@ -34,8 +34,8 @@ pub struct SessionOptions {
     /// When what runs leave out is tried against the whole graph, and the vision encoder's graph, which is
     /// changed, against the processor's.
     pub try_shortcuts: TryShortcuts,
-    /// How a picture becomes square.
-    pub image_prep: ImagePrep,
+    /// How a picture becomes square; none is the way of the model's own processor.
+    pub image_prep: Option<ImagePrep>,
     /// Whether llama.cpp's graph of the vision encoder is put right.
     pub vision_graph: VisionGraph,
     /// Where image embeddings are kept for other models loaded from the same files.
@@ -56,7 +56,7 @@ impl Default for SessionOptions {
             screen: true,
             share_prompts: true,
             try_shortcuts: TryShortcuts::OnDevices,
-            image_prep: ImagePrep::Crop,
+            image_prep: None,
             vision_graph: VisionGraph::Corrected,
             image_cache: None,
         }

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::engine::EngineSize;
+use super::files::ModelFiles;
+use super::hooked_model::HookedModel;
+use super::options::SessionOptions;
 use crate::llama::{self, Model};
-use crate::model::files::ModelFiles;
-use crate::model::{EngineSize, HookedModel, SessionOptions};
 use crate::picture::Picture;
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
 use crate::run::{Engine, Request, Run, RunOptions, Step};

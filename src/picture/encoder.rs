@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 
-use crate::llama::{self, Model, Vision, VisionGraph, VisionOptions};
+use crate::llama::{self, Model, ProjectorType, Vision, VisionGraph, VisionOptions};
 use crate::model::SessionOptions;
 use crate::model::files::VisionShape;
 use crate::model::fingerprint::fingerprint;
@@ -33,7 +33,7 @@ const LITTLE_SEEN: f64 = 0.5;
 #[derive(Clone, Debug)]
 pub(crate) struct VisionSettings {
     options: VisionOptions,
-    image_prep: ImagePrep,
+    image_prep: Option<ImagePrep>,
     image_cache: Option<ImageCache>,
     try_shortcuts: TryShortcuts,
 }
@@ -59,6 +59,7 @@ impl VisionSettings {
 pub(crate) struct ImageEncoder {
     path: PathBuf,
     shape: VisionShape,
+    image_prep: ImagePrep,
     model: Arc<Model>,
     settings: VisionSettings,
     state: Mutex<State>,
@@ -74,24 +75,28 @@ struct State {
 
 impl ImageEncoder {
     /// An encoder of the checked file at `path`, for `model`.
+    ///
+    /// # Errors
+    /// A way to prepare pictures that is not the projector's.
     pub(crate) fn new(
         path: PathBuf,
         shape: VisionShape,
         model: Arc<Model>,
         settings: VisionSettings,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
+            image_prep: ImagePrep::of(shape.projector, settings.image_prep)?,
             path,
             shape,
             model,
             settings,
             state: Mutex::default(),
-        }
+        })
     }
 
     /// Prepares a picture and gives its embeddings.
     pub(crate) fn encode(&self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let image_prep = self.settings.image_prep;
+        let image_prep = self.image_prep;
         let pixels = picture.prepare(self.shape.image_size, image_prep)?;
         let seen = picture.seen_share(image_prep);
         if seen < LITTLE_SEEN {
@@ -109,9 +114,15 @@ impl ImageEncoder {
             grid: Some([self.shape.grid; 2]),
             place: picture.kept(image_prep),
             positions: RowPositions::InOrder,
-            attention: ImageAttention::Causal,
+            attention: match self.shape.projector {
+                ProjectorType::Mlp => ImageAttention::Causal,
+                ProjectorType::Gemma3 => ImageAttention::Bidirectional,
+            },
         };
-        Ok(ImageEmbeddings::of_chunk(chunk, start.elapsed()))
+        Ok(ImageEmbeddings {
+            markers: self.shape.projector.markers(),
+            ..ImageEmbeddings::of_chunk(chunk, start.elapsed())
+        })
     }
 
     /// Loads it, where that was not done yet.
@@ -236,6 +247,12 @@ impl ImageEncoder {
 
     fn vision(&self, options: VisionOptions) -> Result<Vision> {
         let model = Arc::clone(&self.model);
-        Vision::load(&self.path, &self.shape.edits, model, options)
+        Vision::load(
+            &self.path,
+            self.shape.projector,
+            &self.shape.edits,
+            model,
+            options,
+        )
     }
 }

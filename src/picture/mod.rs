@@ -17,7 +17,8 @@ use image::{
     AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
 };
 
-use crate::{Error, Result};
+use crate::llama::ProjectorType;
+use crate::{Error, ErrorKind, Result};
 
 /// Pixels of the largest picture that is read: 100 megapixels take 300 MB as RGB.
 const MAX_PIXELS: u64 = 100_000_000;
@@ -37,6 +38,8 @@ pub enum ImagePrep {
     Crop,
     /// Padded with CLIP's mean colour, then scaled: as LLaVA was trained.
     Pad,
+    /// Scaled to a square, whatever its sides: transformers' `Gemma3ImageProcessor`.
+    Stretch,
 }
 
 impl ImagePrep {
@@ -45,7 +48,30 @@ impl ImagePrep {
         match self {
             Self::Crop => "crop",
             Self::Pad => "pad",
+            Self::Stretch => "stretch",
         }
+    }
+
+    /// The way for a projector of this type, where `asked` is wanted, if anything is.
+    ///
+    /// # Errors
+    /// A way in which such a model was not trained.
+    pub(crate) fn of(projector: ProjectorType, asked: Option<Self>) -> Result<Self> {
+        let ways: &[Self] = match projector {
+            ProjectorType::Mlp => &[Self::Crop, Self::Pad],
+            ProjectorType::Gemma3 => &[Self::Stretch],
+        };
+        let way = asked.unwrap_or(ways[0]);
+        if ways.contains(&way) {
+            return Ok(way);
+        }
+        let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
+        let what = format!(
+            "`{}` is no way to prepare pictures for this model",
+            way.name()
+        );
+        Err(Error::new(ErrorKind::Unsupported, what)
+            .with_hint(format!("leave it out, or use `{}`", names.join("` or `"))))
     }
 }
 
@@ -143,14 +169,14 @@ impl Picture {
         let (width, height) = self.rgb.dimensions();
         let side = match prep {
             ImagePrep::Crop => width.min(height) as f32,
-            ImagePrep::Pad => return [0.0, 0.0, 1.0, 1.0],
+            ImagePrep::Pad | ImagePrep::Stretch => return [0.0, 0.0, 1.0, 1.0],
         };
         let [width, height] = [width, height].map(|length| side / length as f32);
         [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]
     }
 
     /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`. Scaling is Pillow's bicubic
-    /// filter, as in transformers; a picture of that size stays as it is.
+    /// filter, and its bilinear one to stretch, as in transformers; a picture of that size stays as it is.
     ///
     /// # Errors
     /// A picture that is too long and narrow.
@@ -174,13 +200,15 @@ impl Picture {
                     let side = u64::from(size) * u64::from(side) / u64::from(short);
                     u32::try_from(side).expect("bounded by the aspect ratio")
                 };
-                let resized = resize(&self.rgb, scaled(width), scaled(height));
+                let to = [scaled(width), scaled(height)];
+                let resized = resize(&self.rgb, to, FilterType::CatmullRom);
                 let left = (resized.width() - size) / 2;
                 let top = (resized.height() - size) / 2;
                 let crop = image::imageops::crop_imm(&resized, left, top, size, size);
                 Ok(crop.to_image().into_raw())
             }
             ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
+            ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], FilterType::Bilinear).into_raw()),
         }
     }
 
@@ -189,7 +217,7 @@ impl Picture {
         let (width, height) = self.rgb.dimensions();
         match prep {
             ImagePrep::Crop => f64::from(width.min(height)) / f64::from(width.max(height)),
-            ImagePrep::Pad => 1.0,
+            ImagePrep::Pad | ImagePrep::Stretch => 1.0,
         }
     }
 
@@ -221,12 +249,12 @@ fn check_size(path: &str, width: u32, height: u32) -> Result<()> {
 /// Rows that are scaled at once, since a large picture as f32 would take much memory.
 const BAND_ROWS: usize = 64;
 
-/// Scales with Pillow's antialiased bicubic filter (a = −0.5), as Pillow does: first along rows, then
+/// Scales with one of Pillow's antialiased filters (bicubic: a = −0.5), as Pillow does: first along rows, then
 /// along columns, rounded to 8 bits after each (`ImagingResample` in Pillow's `Resample.c`). The other
 /// order, or one rounding, moves pixels beside hard edges by up to 19 of 255.
-fn resize(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
+fn resize(rgb: &RgbImage, to: [u32; 2], filter: FilterType) -> RgbImage {
     let bands = rgb.as_raw().chunks(BAND_ROWS * row_bytes(rgb.width()));
-    resize_bands(bands, rgb.dimensions().into(), [width, height])
+    resize_bands(bands, rgb.dimensions().into(), to, filter)
 }
 
 /// Pads to a square and scales to `size` × `size`. The square is made band by band: that of a long
@@ -252,21 +280,22 @@ fn resize_padded(rgb: &RgbImage, size: u32) -> RgbImage {
         band
     };
     let bands = (0..side as usize).step_by(BAND_ROWS).map(band);
-    resize_bands(bands, [side; 2], [size; 2])
+    resize_bands(bands, [side; 2], [size; 2], FilterType::CatmullRom)
 }
 
 fn resize_bands<B: AsRef<[u8]>>(
     bands: impl Iterator<Item = B>,
     [width, height]: [u32; 2],
     to: [u32; 2],
+    filter: FilterType,
 ) -> RgbImage {
     let narrowed: Vec<u8> = bands
         .flat_map(|band| {
             let n_rows = (band.as_ref().len() / row_bytes(width)) as u32;
-            scale(band.as_ref(), [width, n_rows], [to[0], n_rows])
+            scale(band.as_ref(), [width, n_rows], [to[0], n_rows], filter)
         })
         .collect();
-    let scaled = scale(&narrowed, [to[0], height], to);
+    let scaled = scale(&narrowed, [to[0], height], to, filter);
     RgbImage::from_raw(to[0], to[1], scaled).expect("`scale` fills its target")
 }
 
@@ -275,7 +304,7 @@ fn row_bytes(width: u32) -> usize {
 }
 
 /// Scales RGB pixels in f32, and rounds to 8 bits; where the size stays, so do the pixels.
-fn scale(pixels: &[u8], from: [u32; 2], to: [u32; 2]) -> Vec<u8> {
+fn scale(pixels: &[u8], from: [u32; 2], to: [u32; 2], filter: FilterType) -> Vec<u8> {
     if from == to {
         return pixels.to_vec();
     }
@@ -286,7 +315,7 @@ fn scale(pixels: &[u8], from: [u32; 2], to: [u32; 2]) -> Vec<u8> {
     let source = Image::from_vec_u8(from[0], from[1], bytes, PixelType::F32x3)
         .expect("the buffer has the size of the pixels");
     let mut target = Image::new(to[0], to[1], PixelType::F32x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     Resizer::new()
         .resize(&source, &mut target, &options)
         .expect("both images have the same pixel type");

@@ -166,7 +166,10 @@ fn run(job: &Job) -> Result<()> {
             grid: None,
             ..chunk.clone()
         };
-        Ok(ImageEmbeddings::of_chunk(beginning, image.time))
+        Ok(ImageEmbeddings {
+            markers: image.markers,
+            ..ImageEmbeddings::of_chunk(beginning, image.time)
+        })
     })?;
     step(&files, Stage::RunImage, || {
         let prompt = session.prompt(TEXT, PromptForm::Chat, Some(&image));

@@ -20,15 +20,18 @@ const IMAGE_TOKEN: &str = "<image>";
 pub struct ImageEmbeddings {
     /// What stands for it in a prompt: one chunk, or several with the tokens that the model wants between them.
     pub segments: Vec<Segment>,
+    /// The text before it and behind it, where the model was trained with words of its own there.
+    pub markers: Option<[&'static str; 2]>,
     /// The time that it took.
     pub time: Duration,
 }
 
 impl ImageEmbeddings {
-    /// An image of one chunk.
+    /// An image of one chunk, without markers.
     pub fn of_chunk(chunk: ImageChunk, time: Duration) -> Self {
         Self {
             segments: vec![Segment::Image(chunk)],
+            markers: None,
             time,
         }
     }
@@ -106,7 +109,11 @@ impl Prompt {
                     .with_hint("leave it out: the image goes first; or use a raw prompt"));
             }
             PromptForm::Chat => {
-                let mark = image.map(|_| format!("{IMAGE_MARK}\n")).unwrap_or_default();
+                let mark = match image.map(|image| image.markers) {
+                    Some(None) => format!("{IMAGE_MARK}\n"),
+                    Some(Some(_)) => IMAGE_MARK.to_string(),
+                    None => String::new(),
+                };
                 let full_text = model.apply_chat_template(&format!("{mark}{text}"))?;
                 (full_text, IMAGE_MARK.to_string())
             }
@@ -118,6 +125,13 @@ impl Prompt {
                 .with_hint(format!("put `{IMAGE_TOKEN}` where the image goes, once for an image")));
             }
             PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
+        };
+        // Behind the template, which may trim what the user says.
+        let full_text = match image.and_then(|image| image.markers) {
+            Some([before, after]) => {
+                full_text.replacen(&mark, &format!("{before}{mark}{after}"), 1)
+            }
+            None => full_text,
         };
         let add_bos = match model.begins_with_bos(&full_text) {
             true => AddBos::No,

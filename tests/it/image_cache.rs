@@ -58,7 +58,7 @@ fn other_settings_are_other_files() {
     let picture = Picture::from_rgb(tall);
     let one = options(dir.path());
     let padded = SessionOptions {
-        image_prep: ImagePrep::Pad,
+        image_prep: Some(ImagePrep::Pad),
         ..one.clone()
     };
     let uncorrected = SessionOptions {

@@ -17,6 +17,7 @@ mod convert_sae;
 mod engine;
 mod feature_lists;
 mod fixture;
+mod gemma3;
 mod heatmap;
 mod hook;
 mod hook_points;

@@ -15,6 +15,7 @@ use gguf_tools::gguf::{Gguf, ShardName, TensorInfo};
 use gguf_tools::sae::SaeFile;
 
 use crate::llama::HookedNode;
+use crate::picture::ImagePrep;
 use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, Site};
 
 use language_model::LanguageModel;
@@ -91,6 +92,14 @@ impl ModelFiles {
     /// Files without a projector, or one that cannot be read.
     pub fn image_size(&self) -> Result<u32> {
         Gguf::open(self.projector()?)?.require_u32("clip.vision.image_size")
+    }
+
+    /// How a picture becomes the square that the vision encoder takes, where `asked` is wanted, if anything is.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::image_size`]; a way in which such a model was not trained.
+    pub fn image_prep(&self, asked: Option<ImagePrep>) -> Result<ImagePrep> {
+        ImagePrep::of(projector::type_of(&Gguf::open(self.projector()?)?)?, asked)
     }
 
     /// The projector's file.

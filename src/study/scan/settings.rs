@@ -62,6 +62,8 @@ impl Settings {
         set("SAE", identities.collect::<Result<Vec<_>>>()?.join(", "));
         if let Some(mmproj) = &files.mmproj {
             set("projector", identity(mmproj)?);
+            let image_prep = files.image_prep(options.image_prep)?;
+            set("image preparation", image_prep.name().to_owned());
         }
         set("prompt", prompt.text.to_owned());
         let form = match prompt.form {
@@ -69,7 +71,6 @@ impl Settings {
             PromptForm::Raw => "raw",
         };
         set("prompt form", form.to_owned());
-        set("image preparation", options.image_prep.name().to_owned());
         set("KV cache", options.kv_type.name().to_owned());
         set("flash attention", options.flash_attention.name().to_owned());
         // llama.cpp multiplies with other kernels then, which round in other ways.

@@ -20,19 +20,15 @@ pub(super) struct Sizes {
 pub(super) const POST_NORM: [&str; 2] = ["v.post_ln.weight", "v.post_ln.bias"];
 
 /// The tensors of a file that have not been checked.
-struct Unchecked<'a> {
+pub(super) struct Unchecked<'a> {
     file: &'a Gguf,
     tensors: HashMap<&'a str, &'a TensorInfo>,
 }
 
 /// Checks that the file holds `n_blocks` blocks and all else that llama.cpp reads, and nothing more.
 pub(super) fn check(file: &Gguf, sizes: &Sizes, n_blocks: u32, d_model: u64) -> Result<()> {
-    let [width, d_ffn, patch] = [sizes.width, sizes.d_ffn, sizes.patch].map(u64::from);
-    let tensors = file.tensors().iter();
-    let mut unchecked = Unchecked {
-        file,
-        tensors: tensors.map(|tensor| (&*tensor.name, tensor)).collect(),
-    };
+    let [width, patch] = [sizes.width, sizes.patch].map(u64::from);
+    let mut unchecked = Unchecked::of(file);
     unchecked.one("v.class_embd", Role::Vector, &[width])?;
     let n_positions = u64::from(sizes.grid).pow(2) + 1;
     unchecked.one(
@@ -46,44 +42,62 @@ pub(super) fn check(file: &Gguf, sizes: &Sizes, n_blocks: u32, d_model: u64) -> 
         &[patch, patch, 3, width],
     )?;
     unchecked.norm("v.pre_ln", width)?;
-    for block_idx in 0..n_blocks {
-        let name = |part| format!("v.blk.{block_idx}.{part}");
-        for part in ["attn_q", "attn_k", "attn_v", "attn_out"] {
-            unchecked.linear(&name(part), width, width)?;
-        }
-        // Files of before 2025 have the two names exchanged, which llama.cpp sees as it is seen here.
-        let down = file.tensor(&name("ffn_down.weight"));
-        let [up, down] = match down.is_some_and(|down| down.dims[0] == width) {
-            true => ["ffn_down", "ffn_up"],
-            false => ["ffn_up", "ffn_down"],
-        };
-        unchecked.linear(&name(up), width, d_ffn)?;
-        unchecked.linear(&name(down), d_ffn, width)?;
-        unchecked.norm(&name("ln1"), width)?;
-        unchecked.norm(&name("ln2"), width)?;
-    }
+    unchecked.blocks(sizes, n_blocks)?;
     for name in POST_NORM {
         if file.tensor(name).is_some() {
             unchecked.one(name, Role::Vector, &[width])?;
         }
     }
     unchecked.projector(width, d_model)?;
-    // In the file's order, so that it is the same one each time.
-    let mut tensors = file.tensors().iter();
-    match tensors.find(|tensor| unchecked.tensors.contains_key(&*tensor.name)) {
-        None => Ok(()),
-        Some(tensor) => Err(broken(
-            file,
-            format!(
-                "tensor `{}` does not belong to a LLaVA projector",
-                tensor.name
-            ),
-        )),
-    }
+    unchecked.finish("a LLaVA projector")
 }
 
-impl Unchecked<'_> {
-    fn one(&mut self, name: &str, role: Role, dims: &[u64]) -> Result<()> {
+impl<'a> Unchecked<'a> {
+    /// All tensors of a file.
+    pub(super) fn of(file: &'a Gguf) -> Self {
+        let tensors = file.tensors().iter();
+        Self {
+            file,
+            tensors: tensors.map(|tensor| (&*tensor.name, tensor)).collect(),
+        }
+    }
+
+    /// Checks that there are no others.
+    pub(super) fn finish(self, what: &str) -> Result<()> {
+        // In the file's order, so that it is the same one each time.
+        let mut tensors = self.file.tensors().iter();
+        match tensors.find(|tensor| self.tensors.contains_key(&*tensor.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(broken(
+                self.file,
+                format!("tensor `{}` does not belong to {what}", tensor.name),
+            )),
+        }
+    }
+
+    /// The blocks of a vision transformer.
+    pub(super) fn blocks(&mut self, sizes: &Sizes, n_blocks: u32) -> Result<()> {
+        let [width, d_ffn] = [sizes.width, sizes.d_ffn].map(u64::from);
+        for block_idx in 0..n_blocks {
+            let name = |part| format!("v.blk.{block_idx}.{part}");
+            for part in ["attn_q", "attn_k", "attn_v", "attn_out"] {
+                self.linear(&name(part), width, width)?;
+            }
+            // Files of before 2025 have the two names exchanged, which llama.cpp sees as it is seen here.
+            let down = self.file.tensor(&name("ffn_down.weight"));
+            let [up, down] = match down.is_some_and(|down| down.dims[0] == width) {
+                true => ["ffn_down", "ffn_up"],
+                false => ["ffn_up", "ffn_down"],
+            };
+            self.linear(&name(up), width, d_ffn)?;
+            self.linear(&name(down), d_ffn, width)?;
+            self.norm(&name("ln1"), width)?;
+            self.norm(&name("ln2"), width)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn one(&mut self, name: &str, role: Role, dims: &[u64]) -> Result<()> {
         let missing = || broken(self.file, format!("there is no tensor `{name}`"));
         let tensor = self.tensors.remove(name).ok_or_else(missing)?;
         check_tensor(self.file, tensor, role, dims)
@@ -101,22 +115,29 @@ impl Unchecked<'_> {
         self.one(&format!("{name}.bias"), Role::Vector, &[width])
     }
 
+    fn dim(&self, name: &str, dim_idx: usize) -> Result<u64> {
+        let tensor = self.file.tensor(name);
+        let dim = tensor.and_then(|tensor| tensor.dims.get(dim_idx).copied());
+        dim.ok_or_else(|| broken(self.file, format!("there is no matrix `{name}`")))
+    }
+
+    /// Checks that the projector's last matrix, by that dimension, makes rows of the language model.
+    pub(super) fn check_rows(&self, name: &str, dim_idx: usize, d_model: u64) -> Result<()> {
+        let n_out = self.dim(name, dim_idx)?;
+        if n_out == d_model {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the projector makes rows of {n_out}, and the model's rows have {d_model}: `{}` belongs to another model",
+            self.file.path().display()
+        ))
+        .with_hint("convert model and projector from the same checkpoint"))
+    }
+
     /// Two linear layers, the second of which makes rows of the language model.
     fn projector(&mut self, width: u64, d_model: u64) -> Result<()> {
-        let dim = |name: &str, dim_idx: usize| {
-            let tensor = self.file.tensor(name);
-            let dim = tensor.and_then(|tensor| tensor.dims.get(dim_idx).copied());
-            dim.ok_or_else(|| broken(self.file, format!("there is no matrix `{name}`")))
-        };
-        let n_hidden = dim("mm.0.weight", 1)?;
-        let n_out = dim("mm.2.weight", 1)?;
-        if n_out != d_model {
-            return Err(Error::invalid(format!(
-                "the projector makes rows of {n_out}, and the model's rows have {d_model}: `{}` belongs to another model",
-                self.file.path().display()
-            ))
-            .with_hint("convert model and projector from the same checkpoint"));
-        }
+        let n_hidden = self.dim("mm.0.weight", 1)?;
+        self.check_rows("mm.2.weight", 1, d_model)?;
         self.linear("mm.0", width, n_hidden)?;
         self.linear("mm.2", n_hidden, d_model)
     }

@@ -1,0 +1,71 @@
+//! What the file of Gemma 3's vision encoder (SigLIP) and projector must hold.
+//!
+//! The tables mirror `clip_model_loader` in `tools/mtmd/clip.cpp` and `clip_graph_siglip::build` in
+//! `tools/mtmd/models/siglip.cpp`, as llama-cpp-sys-2 0.1.161 carries them.
+
+use gguf_tools::gguf::{Edits, Gguf};
+
+use super::blocks::BLOCK_COUNT;
+use super::header::{HAS_PROJECTOR, KEYS, MAX_GRID, VisionShape};
+use super::tensors::{POST_NORM, Sizes, Unchecked};
+use crate::Result;
+use crate::llama::ProjectorType;
+use crate::model::files::rules::{Key, Kind, Role, broken};
+
+/// Patches whose rows become one image row, a side.
+const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
+/// What llama.cpp takes where the key is missing.
+const DEFAULT_SCALE_FACTOR: u32 = 4;
+
+const OWN_KEYS: &[Key] = &[
+    // SigLIP's GELU; without it, llama.cpp would compute CLIP's.
+    Key::required("clip.use_gelu", Kind::True),
+    Key::optional(SCALE_FACTOR, Kind::Count(1, MAX_GRID)),
+    Key::optional(HAS_PROJECTOR, Kind::False),
+];
+
+/// Checks such a file, for a language model of this width.
+pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
+    for key in KEYS.iter().chain(OWN_KEYS) {
+        key.check(file, "clip")?;
+    }
+    let sizes = Sizes::read(file)?;
+    let scale_factor = match file.get(SCALE_FACTOR) {
+        Some(_) => file.require_u32(SCALE_FACTOR)?,
+        None => DEFAULT_SCALE_FACTOR,
+    };
+    if !sizes.grid.is_multiple_of(scale_factor) {
+        let grid = sizes.grid;
+        let what = format!("{grid} patches a side cannot be averaged by {scale_factor}");
+        return Err(broken(file, what));
+    }
+    let [width, patch] = [sizes.width, sizes.patch].map(u64::from);
+    let n_patches = u64::from(sizes.grid).pow(2);
+    let mut unchecked = Unchecked::of(file);
+    unchecked.one(
+        "v.patch_embd.weight",
+        Role::Kernel,
+        &[patch, patch, 3, width],
+    )?;
+    unchecked.one("v.patch_embd.bias", Role::Vector, &[width])?;
+    unchecked.one("v.position_embd.weight", Role::Matrix, &[width, n_patches])?;
+    unchecked.blocks(&sizes, file.require_u32(BLOCK_COUNT)?)?;
+    for name in POST_NORM {
+        unchecked.one(name, Role::Vector, &[width])?;
+    }
+    unchecked.check_rows("mm.input_projection.weight", 0, d_model)?;
+    // It is turned, which ggml does with floats only.
+    unchecked.one(
+        "mm.input_projection.weight",
+        Role::Kernel,
+        &[d_model, width],
+    )?;
+    unchecked.one("mm.soft_emb_norm.weight", Role::Vector, &[width])?;
+    unchecked.finish("a Gemma 3 projector")?;
+    Ok(VisionShape {
+        projector: ProjectorType::Gemma3,
+        image_size: sizes.image,
+        grid: (sizes.grid / scale_factor) as usize,
+        edits: Edits::default(),
+    })
+}

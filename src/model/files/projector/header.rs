@@ -1,0 +1,138 @@
+//! What the headers of vision encoders with projectors hold, of whatever type.
+
+use gguf_tools::gguf::{Edits, Gguf, Value};
+
+use super::blocks::{BLOCK_COUNT, FEATURE_LAYER};
+use super::tensors::Sizes;
+use crate::Result;
+use crate::llama::ProjectorType;
+use crate::model::files::rules::{Key, Kind, broken};
+
+/// The shape of a vision encoder's input and output.
+#[derive(Clone, Debug)]
+pub(crate) struct VisionShape {
+    /// What stands between the encoder and the language model.
+    pub(crate) projector: ProjectorType,
+    /// Pixels a side.
+    pub(crate) image_size: u32,
+    /// Image rows a side.
+    pub(crate) grid: usize,
+    /// What llama.cpp has to read in the file otherwise than it stands there.
+    pub(crate) edits: Edits,
+}
+
+/// Pixels a side: encoders of LLaVA models take 224 to 448.
+pub(super) const MAX_IMAGE_SIZE: u32 = 1024;
+/// Patches a side: 16 to 32 are in use. Attention's work grows with their fourth power.
+pub(super) const MAX_GRID: u32 = 64;
+/// Scores of one block's attention, all heads together: 2 GiB in f32.
+pub(super) const MAX_ATTENTION_SCORES: u64 = 1 << 29;
+/// The widest encoder in use has 3200, and 12800 in its feed-forward parts.
+pub(super) const MAX_WIDTH: u32 = 1 << 14;
+pub(super) const MAX_FFN_WIDTH: u32 = 1 << 16;
+/// The deepest encoder in use has 48; llama.cpp aborts where its graph has no room for more nodes.
+pub(super) const MAX_BLOCKS: u32 = 128;
+pub(super) const MAX_I32: u32 = i32::MAX as u32;
+
+pub(super) const TYPE: &str = "clip.projector_type";
+pub(super) const HAS_PROJECTOR: &str = "clip.has_llava_projector";
+pub(super) const IMAGE_SIZE: &str = "clip.vision.image_size";
+pub(super) const PATCH_SIZE: &str = "clip.vision.patch_size";
+pub(super) const WIDTH: &str = "clip.vision.embedding_length";
+pub(super) const FFN_WIDTH: &str = "clip.vision.feed_forward_length";
+pub(super) const HEAD_COUNT: &str = "clip.vision.attention.head_count";
+pub(super) const PINPOINTS: &str = "clip.vision.image_grid_pinpoints";
+pub(super) const MERGE_TYPE: &str = "clip.vision.mm_patch_merge_type";
+
+/// The keys that are read of a vision encoder with an `mlp` projector.
+pub(super) const KEYS: &[Key] = &[
+    Key::optional("general.name", Kind::Text),
+    Key::optional("general.description", Kind::Text),
+    Key::optional(TYPE, Kind::Text),
+    Key::optional("clip.vision.projector_type", Kind::Text),
+    Key::optional(HAS_PROJECTOR, Kind::Flag),
+    Key::required("clip.has_vision_encoder", Kind::True),
+    Key::optional("clip.has_audio_encoder", Kind::False),
+    Key::optional("clip.has_gen_audio_encoder", Kind::False),
+    Key::optional("clip.use_gelu", Kind::Flag),
+    Key::optional("clip.use_silu", Kind::Flag),
+    Key::optional("clip.minicpmv_version", Kind::Int),
+    Key::optional("clip.minicpmv_query_num", Kind::Count(0, MAX_I32)),
+    Key::required(IMAGE_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
+    Key::required(PATCH_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
+    Key::required(WIDTH, Kind::Count(1, MAX_WIDTH)),
+    Key::required(FFN_WIDTH, Kind::Count(1, MAX_FFN_WIDTH)),
+    Key::required(BLOCK_COUNT, Kind::Count(1, MAX_BLOCKS)),
+    Key::optional(FEATURE_LAYER, Kind::Ints),
+    Key::required("clip.vision.projection_dim", Kind::Count(0, MAX_I32)),
+    Key::required(HEAD_COUNT, Kind::Count(1, MAX_WIDTH)),
+    Key::required(
+        "clip.vision.attention.layer_norm_epsilon",
+        Kind::Positive(1.0),
+    ),
+    Key::required("clip.vision.image_mean", Kind::Three),
+    Key::required("clip.vision.image_std", Kind::ThreePositive),
+    Key::optional(PINPOINTS, Kind::Ints),
+    Key::optional(MERGE_TYPE, Kind::Text),
+];
+
+impl Sizes {
+    /// Reads them from a header whose keys have passed.
+    pub(super) fn read(file: &Gguf) -> Result<Self> {
+        let [image, patch] = [file.require_u32(IMAGE_SIZE)?, file.require_u32(PATCH_SIZE)?];
+        let [width, d_ffn] = [file.require_u32(WIDTH)?, file.require_u32(FFN_WIDTH)?];
+        let n_heads = file.require_u32(HEAD_COUNT)?;
+        let grid = image / patch;
+        if grid * patch != image || !(1..=MAX_GRID).contains(&grid) {
+            return Err(broken(
+                file,
+                format!(
+                    "`{IMAGE_SIZE}` {image} must be 1 to {MAX_GRID} times `{PATCH_SIZE}` {patch}"
+                ),
+            ));
+        }
+        let n_scores = (u64::from(grid).pow(2) + 1).pow(2) * u64::from(n_heads);
+        if !width.is_multiple_of(n_heads) || n_scores > MAX_ATTENTION_SCORES {
+            return Err(broken(
+                file,
+                format!(
+                    "it asks for {n_heads} attention heads (`{HEAD_COUNT}`) of a width of {width}, over {grid} × {grid} patches"
+                ),
+            ));
+        }
+        // Where these are there, they have to be what follows from the others.
+        Key::optional(
+            "clip.vision.attention.head_count_kv",
+            Kind::Count(n_heads, n_heads),
+        )
+        .check(file, "")?;
+        let d_head = width / n_heads;
+        Key::optional(
+            "clip.vision.attention.head_dim",
+            Kind::Count(d_head, d_head),
+        )
+        .check(file, "")?;
+        if width == d_ffn {
+            return Err(broken(
+                file,
+                format!(
+                    "`{FFN_WIDTH}` is `{WIDTH}`, {width}: llama.cpp would take `ffn_up` for `ffn_down`"
+                ),
+            ));
+        }
+        let is_set = |key| file.get(key) == Some(&Value::Bool(true));
+        if is_set("clip.use_gelu") && is_set("clip.use_silu") {
+            return Err(broken(
+                file,
+                "`clip.use_gelu` and `clip.use_silu` cannot both be true",
+            ));
+        }
+        Ok(Self {
+            image,
+            patch,
+            grid,
+            width,
+            d_ffn,
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! A language model with its projector and SAEs, loaded once and shared.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use gguf_tools::gguf::{Gguf, Overwrite};
+
+use super::encoders::{EncoderOptions, EncoderWeights};
+use super::files::{self, CheckedFiles, Graph, ModelFiles};
+use super::fingerprint::fingerprint;
+use super::options::SessionOptions;
+use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
+use crate::picture::Picture;
+use crate::picture::encoder::{ImageEncoder, VisionSettings};
+use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
+use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
+use crate::steering::{Intervention, Steering, Target};
+use crate::{
+    CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
+};
+
+/// A loaded model with its projector and its SAEs. Nothing of it changes, so that any number of threads
+/// can share one; what computes is an [`Engine`](crate::Engine).
+pub struct HookedModel {
+    language_model: Arc<Model>,
+    graph: Graph,
+    image_encoder: Option<ImageEncoder>,
+    saes: SaeSet,
+    encoder_weights: Mutex<Vec<Option<EncoderWeights>>>, // of each SAE; none before its first encoder
+    options: SessionOptions,
+    shortcuts: Shortcuts,
+    fingerprint: OnceLock<blake3::Hash>,
+}
+
+impl HookedModel {
+    /// Checks that the files belong together and loads them.
+    ///
+    /// # Errors
+    /// Files that are missing, malformed, foreign or do not fit, each with what to do.
+    pub fn open(files: &ModelFiles, options: SessionOptions) -> Result<Arc<Self>> {
+        options.check()?;
+        let checked = files::check(files)?;
+        let model = load_language_model(&checked, &options)?;
+        Self::with(model, checked, files, options)
+    }
+
+    /// Opens another model on this one's language model, whose file `files` has to name too.
+    ///
+    /// # Errors
+    /// As [`HookedModel::open`].
+    pub fn open_beside(&self, files: &ModelFiles, options: SessionOptions) -> Result<Arc<Self>> {
+        options.check()?;
+        let model = Arc::clone(&self.language_model);
+        Self::with(model, files::check(files)?, files, options)
+    }
+
+    fn with(
+        language_model: Arc<Model>,
+        checked: CheckedFiles,
+        files: &ModelFiles,
+        options: SessionOptions,
+    ) -> Result<Arc<Self>> {
+        let saes = checked.saes.into_iter().map(Sae::from_file);
+        let saes: Vec<_> = saes.map(|sae| sae.map(Arc::new)).collect::<Result<_>>()?;
+        let image_encoder = files
+            .mmproj
+            .clone()
+            .zip(checked.vision)
+            .map(|(path, shape)| {
+                let settings = VisionSettings::new(&options);
+                ImageEncoder::new(path, shape, Arc::clone(&language_model), settings)
+            })
+            .transpose()?;
+        let is_tried = match options.try_shortcuts {
+            TryShortcuts::OnDevices => llama::computes_elsewhere(options.use_gpu()),
+            TryShortcuts::Always => true,
+        };
+        let model = Self {
+            language_model,
+            graph: checked.graph,
+            image_encoder,
+            encoder_weights: Mutex::new(saes.iter().map(|_| None).collect()),
+            saes: SaeSet::new(saes)?,
+            shortcuts: Shortcuts::new(is_tried),
+            fingerprint: OnceLock::new(),
+            options,
+        };
+        for sae in &model.saes {
+            model.site(sae.hook_point())?;
+        }
+        Ok(Arc::new(model))
+    }
+
+    /// The language model.
+    pub fn language_model(&self) -> &Arc<Model> {
+        &self.language_model
+    }
+
+    /// The SAEs.
+    pub fn saes(&self) -> &SaeSet {
+        &self.saes
+    }
+
+    /// How it computes.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    pub(crate) fn shortcuts(&self) -> &Shortcuts {
+        &self.shortcuts
+    }
+
+    /// A place to hook, with the SAEs that read there.
+    pub(crate) fn site(&self, hook_point: HookPoint) -> Result<HookedSite> {
+        if hook_point.site() == Site::Z && self.options.kv_type == KvType::Q8_0 {
+            // `build_attn` in llama.cpp's `llama-graph.cpp`: it rotates the values in such a cache,
+            // and undoes that behind the node.
+            let what = format!("llama.cpp does not show `{hook_point}` with a q8_0 KV cache");
+            return Err(Error::new(ErrorKind::KvType, what).with_hint("use an f16 KV cache"));
+        }
+        let saes = self.saes.iter().enumerate();
+        let saes = saes.filter(|(_, sae)| sae.hook_point() == hook_point);
+        Ok(HookedSite {
+            hook_point,
+            hooked: self.graph.node(hook_point)?,
+            saes: saes.map(|(i, _)| i).collect(),
+        })
+    }
+
+    /// An encoder of one of the SAEs, by its place among them; all read the same weights.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a device without room.
+    ///
+    /// # Panics
+    /// When there is no such SAE.
+    pub fn encoder(&self, sae: usize) -> Result<Encoder> {
+        let mut weights = self
+            .encoder_weights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let weights = match &mut weights[sae] {
+            Some(loaded) => loaded,
+            unloaded => {
+                let options = EncoderOptions {
+                    use_gpu: self.options.use_gpu(),
+                    threads: self.options.threads,
+                    screen: self.options.screen,
+                };
+                unloaded.insert(EncoderWeights::load(&self.saes[sae], options)?)
+            }
+        };
+        weights.encoder()
+    }
+
+    /// The feature that `name` means ([`SaeSet::find_feature`]).
+    ///
+    /// # Errors
+    /// A name that means none, or several.
+    pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
+        self.saes.find_feature(name)
+    }
+
+    /// Prepares interventions. Which rows of a prompt their positions are, a run tells that has one.
+    ///
+    /// # Errors
+    /// As [`Steering::new`]; a text of `token:TEXT` that no token of the vocabulary has; a vector for a hook
+    /// point that this model does not have, or whose rows are of another length.
+    pub fn steering(&self, mut interventions: Vec<Intervention>) -> Result<Arc<Steering>> {
+        for intervention in &mut interventions {
+            intervention.at.find_tokens(|text| self.tokens_of(text))?;
+        }
+        let steering = Steering::new(interventions, &self.saes)?;
+        for edit in steering.edits() {
+            let width = self.site(edit.hook_point())?.hooked.width;
+            let targets = edit.interventions().iter().map(|one| &one.target);
+            for target in targets {
+                if let Target::Vector(vector) = target
+                    && vector.values().len() != width
+                {
+                    return Err(vector.of_another_width(width));
+                }
+            }
+        }
+        Ok(Arc::new(steering))
+    }
+
+    /// The tokens whose text is `text`, without the space around it.
+    ///
+    /// # Errors
+    /// When llama.cpp fails.
+    pub fn tokens_of(&self, text: &str) -> Result<Vec<i32>> {
+        let mut found = Vec::new();
+        let mut bytes = Vec::new();
+        for id in self.language_model.token_ids() {
+            bytes.clear();
+            self.language_model
+                .append_piece(id, Special::Show, &mut bytes)?;
+            if str::from_utf8(&bytes).is_ok_and(|piece| piece.trim() == text) {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Prepares and encodes a picture.
+    ///
+    /// # Errors
+    /// A model without a projector, a picture that cannot be made square, a failure of llama.cpp.
+    pub fn encode_image(&self, picture: &Picture) -> Result<ImageEmbeddings> {
+        let encoder = self.image_encoder.as_ref();
+        encoder.ok_or_else(files::no_projector)?.encode(picture)
+    }
+
+    /// Loads the projector, which else waits for a picture that is in no cache.
+    pub(crate) fn load_projector(&self) -> Result<()> {
+        self.image_encoder
+            .as_ref()
+            .map_or(Ok(()), ImageEncoder::load)
+    }
+
+    /// Builds a prompt of a text and at most one image. `cancel` stops it, where the text is long.
+    ///
+    /// # Errors
+    /// A raw prompt whose `<image>` marks do not match the image, a chat prompt that holds one, a
+    /// model without a chat template, characters that the vocabulary has no token for.
+    pub fn prompt(
+        &self,
+        text: &str,
+        form: PromptForm,
+        image: Option<&ImageEmbeddings>,
+        cancel: &CancelFlag,
+    ) -> Result<Prompt> {
+        Prompt::new(&self.language_model, text, form, image, cancel)
+    }
+
+    /// A prompt of these pieces, as they stand.
+    ///
+    /// # Errors
+    /// A token that the vocabulary does not have; image rows that the model cannot read, or that do not fill
+    /// their grid; no text at the end.
+    pub fn prompt_of_segments(&self, segments: Vec<Segment>) -> Result<Prompt> {
+        Prompt::of_segments(&self.language_model, segments)
+    }
+
+    /// The key of a prompt that is recorded below a place.
+    ///
+    /// # Errors
+    /// When the model's file, whose fingerprint is part of it, cannot be read.
+    pub fn prompt_key(&self, prompt: &Prompt, below: HookPoint) -> Result<PromptKey> {
+        let fingerprint = match self.fingerprint.get() {
+            Some(known) => *known,
+            None => {
+                let found = fingerprint(&Gguf::open_with_shards(self.graph.path())?)?;
+                *self.fingerprint.get_or_init(|| found)
+            }
+        };
+        Ok(PromptKey::new(&fingerprint, &self.options, below, prompt))
+    }
+
+    /// Token ids of a text, as [`Model::tokenize`] gives them, until it is cancelled.
+    pub(crate) fn tokenize(
+        &self,
+        text: &str,
+        add_bos: AddBos,
+        cancel: &CancelFlag,
+    ) -> Result<Vec<i32>> {
+        self.language_model.tokenize_until(text, add_bos, cancel)
+    }
+
+    /// The text of a token, control tokens by name; an image row has none, nor has an id that is not
+    /// in the vocabulary.
+    pub fn token_text(&self, token: Token) -> Option<String> {
+        let mut bytes = Vec::new();
+        self.language_model
+            .append_piece(token.id?, Special::Show, &mut bytes)
+            .ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Writes `steering` as a control vector, which llama.cpp's own programs read.
+    ///
+    /// # Errors
+    /// Interventions that no control vector expresses: those that depend on the row or do not touch
+    /// all positions alike, and those of layer 0 or of places but the residual stream; a file that
+    /// cannot be written.
+    pub fn write_control_vector(
+        &self,
+        steering: &Steering,
+        target: &Path,
+        overwrite: Overwrite,
+    ) -> Result<()> {
+        crate::study::control_vector::write(&self.language_model, steering, target, overwrite)
+    }
+}
+
+/// Loads the language model alone.
+fn load_language_model(files: &CheckedFiles, options: &SessionOptions) -> Result<Arc<Model>> {
+    let options = ModelOptions {
+        gpu_layers: options.gpu_layers,
+        repack: options.repack,
+    };
+    Ok(Arc::new(Model::load(&files.model, options)?))
+}
