@@ -41,6 +41,8 @@ mod probe;
 mod projectors;
 #[cfg(feature = "pull")]
 mod pull;
+#[cfg(feature = "pull")]
+mod pull_addresses;
 #[cfg(all(feature = "pull", unix))]
 mod pull_ended;
 mod random_sae;

@@ -126,6 +126,51 @@ fn a_run_killed_while_it_converts_ends_the_same() {
     assert!(!unfinished.exists());
 }
 
+/// Ctrl-C in the middle of a file: what has arrived is kept.
+#[test]
+fn ctrl_c_ends_a_download() {
+    let mirror = Mirror::start(content());
+    mirror.sabotage(|asked| match asked.server {
+        Server::Store => Fault::HangAfter(100_000),
+        _ => Fault::Nothing,
+    });
+    let user = User::of(&mirror);
+    let mut program = user.program(&PULL);
+    program.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = program.spawn().expect("the program starts");
+    let begun = Instant::now();
+    // `tokenizer.model` is shorter, and comes whole; then the SAE's weights break off.
+    let mut n_sent = 0;
+    while n_sent < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+        let asked = mirror.asked().into_iter();
+        n_sent += asked.filter(|asked| asked.server == Server::Store).count();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(sent.expect("POSIX has `kill`").success());
+    let output = child.wait_with_output().expect("a child");
+    assert_eq!(output.status.code(), Some(130));
+    assert!(
+        stderr(&output).ends_with("error: interrupted\n"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(
+        files(&user.folder().with_file_name(""))
+            .keys()
+            .collect::<Vec<_>>(),
+        [&format!(".{NAME}.lock")]
+    );
+
+    mirror.sabotage(|_| Fault::Nothing);
+    assert!(user.run(&PULL).status.success());
+    let resumed = mirror.asked().iter().filter_map(|asked| asked.start).next();
+    assert_eq!(resumed, Some(100_000));
+}
+
 #[test]
 fn two_at_once_do_no_harm() {
     let mirror = Mirror::start(content());

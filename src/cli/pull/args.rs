@@ -68,6 +68,16 @@ impl Addresses {
         self.hf_repo.is_some() || self.sae_hf.is_some() || self.sae_release.is_some()
     }
 
+    fn check_labels_have_an_sae(&self) -> llava_sae_cpp::Result<()> {
+        if self.labels.is_none() || self.sae_hf.is_some() || self.sae_release.is_some() {
+            return Ok(());
+        }
+        Err(
+            Error::invalid("labels are given, and no SAE that they are of")
+                .with_hint("give the SAE by its address too (`--sae-hf`, `--sae-release`)"),
+        )
+    }
+
     /// What the addresses lead to, if there are any.
     ///
     /// # Errors
@@ -76,6 +86,7 @@ impl Addresses {
         if !self.are_given() {
             return Ok(None);
         }
+        self.check_labels_have_an_sae()?;
         let listed = match (&self.sae_release, &self.sae_id) {
             (Some(release), Some(id)) => Some(releases::find(release, id)?),
             _ => None,
@@ -154,6 +165,7 @@ impl HubArgs {
         verbosity: Verbosity,
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<()> {
+        self.addresses.check_labels_have_an_sae()?;
         let job = match dir {
             Some(dir) if dir.exists() => return Ok(()),
             Some(dir) => {
