@@ -229,10 +229,10 @@ impl Engine {
         Ok(id)
     }
 
-    /// Does what is next for all runs: reads prompts, of whose rows one graph is computed at least and no more
-    /// than a graph has room for, and computes a token for each run whose prompt was read. So runs that generate
-    /// wait for a part of a long prompt, and not for all of it. `on_step` gets their texts and what the hooks
-    /// saw; those that have ended are returned.
+    /// Does what is next for all runs: reads prompts, about as many of their rows as a graph has room for, and
+    /// computes a token for each run whose prompt was read. So runs that generate wait for a part of a long
+    /// prompt, and not for all of it. `on_step` gets their texts and what the hooks saw; those that have ended are
+    /// returned.
     ///
     /// # Errors
     /// What no run is to blame for; then all have ended.
