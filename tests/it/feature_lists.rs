@@ -1,12 +1,14 @@
 //! `features`: what is hidden, and several pictures together.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
 use crate::fixture::{Fixture, temporary_root};
+use crate::gemma3;
 use gguf_tools::gguf::TensorType;
 
 const PICTURES: [&str; 3] = [
@@ -237,4 +239,34 @@ fn tables_show_a_number_once() {
     for more in [["--pool", "sum"], ["--group", PICTURES[1]]] {
         assert!(head(&more).contains("score max"), "{more:?}");
     }
+}
+
+/// A picture that Gemma 3 sees, with a grid of pooled patches.
+#[test]
+fn features_of_gemma_3() {
+    let files = gemma3::files(gemma3::HOOK);
+    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let picture = text(&gemma3::root().join("pictures/wide.png"));
+    let (model, mmproj) = (
+        text(&files.model),
+        text(files.mmproj.as_deref().expect("given")),
+    );
+    let sae = text(&files.saes[0]);
+    let of_files = ["-m", &model, "--mmproj", &mmproj, "--sae", &sae, "-t", "1"];
+    let report = json(&[&["features"], &of_files[..], &["--json", &picture]].concat());
+    assert_eq!(report["grid"], serde_json::json!([4, 4]));
+    assert_eq!(report["n_image_tokens"], 16);
+    let report = json(
+        &[
+            &of_files[..],
+            &["--json", "--steer", "5:4", "-n", "3", &picture],
+        ]
+        .concat(),
+    );
+    assert_eq!(report["n_image_tokens"], 16);
+    check(
+        &[&of_files[..], &["--image-prep", "pad", &picture]].concat(),
+        1,
+        &["`pad` is no way", "`stretch`"],
+    );
 }

@@ -11,18 +11,16 @@ use llava_sae_cpp::{
     Session, SessionOptions, VisionGraph,
 };
 
-use crate::bad_input::check;
-use crate::command_line::json;
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, Oracle, exact_options, image_rows, relative_error, steering,
+    F32, IMAGE_EMBEDDINGS, ON_DEVICE, Oracle, exact_options, image_rows, relative_error, steering,
 };
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Tensor, rewritten};
 
 const PICTURES: [&str; 4] = ["square", "wide", "tall", "tiny"];
-const HOOK: &str = "blocks.1.hook_resid_post";
+pub(crate) const HOOK: &str = "blocks.1.hook_resid_post";
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3")
 }
 
@@ -31,7 +29,7 @@ fn picture(name: &str) -> Picture {
     Picture::open(&path).expect("a committed file")
 }
 
-fn files(hook: &str) -> ModelFiles {
+pub(crate) fn files(hook: &str) -> ModelFiles {
     ModelFiles {
         model: root().join("model.gguf"),
         mmproj: Some(root().join("mmproj.gguf")),
@@ -91,8 +89,10 @@ fn image_rows_are_those_of_transformers() {
             let same = error(&Picture::from_rgb(pixels));
             let whole = error(&picture(name));
             println!("{name}, {vision_graph:?}: {same:.1e}, {whole:.1e}");
-            // If this fails for `AsLlamaCpp`, patches and GELUs are no longer rounded to f16 there.
-            assert_eq!(same < IMAGE_EMBEDDINGS, is_right, "{name}: {same:.2e}");
+            // If this fails for `AsLlamaCpp`, patches and GELUs are no longer rounded to f16 on the processor.
+            if is_right || !ON_DEVICE {
+                assert_eq!(same < IMAGE_EMBEDDINGS, is_right, "{name}: {same:.2e}");
+            }
             assert!(whole < F32, "{name}: {whole:.2e}");
         }
     }
@@ -161,36 +161,6 @@ fn rows_and_texts_are_those_of_transformers() {
             }
         }
     }
-}
-
-/// From the command line, with a grid of pooled patches.
-#[test]
-fn features_of_a_picture() {
-    let files = files(HOOK);
-    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
-    let picture = text(&root().join("pictures/wide.png"));
-    let (model, mmproj) = (
-        text(&files.model),
-        text(files.mmproj.as_deref().expect("given")),
-    );
-    let sae = text(&files.saes[0]);
-    let of_files = ["-m", &model, "--mmproj", &mmproj, "--sae", &sae, "-t", "1"];
-    let report = json(&[&["features"], &of_files[..], &["--json", &picture]].concat());
-    assert_eq!(report["grid"], serde_json::json!([4, 4]));
-    assert_eq!(report["n_image_tokens"], 16);
-    let report = json(
-        &[
-            &of_files[..],
-            &["--json", "--steer", "5:4", "-n", "3", &picture],
-        ]
-        .concat(),
-    );
-    assert_eq!(report["n_image_tokens"], 16);
-    check(
-        &[&of_files[..], &["--image-prep", "pad", &picture]].concat(),
-        1,
-        &["`pad` is no way", "`stretch`"],
-    );
 }
 
 /// llama.cpp would keep the window between an image's rows, and transformers does not.
