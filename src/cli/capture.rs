@@ -145,10 +145,10 @@ impl Tensors {
             ids.flat_map(i32::to_le_bytes).collect(),
         );
         tensors.add("kinds", Dtype::U8, vec![n_rows], kinds.collect());
-        for (sae, seen) in saes.iter().zip(&trace.saes) {
-            let prefix = match saes.len() {
-                1 => String::new(),
-                _ => format!("{}/", sae.id()),
+        for ((sae_idx, sae), seen) in saes.iter().enumerate().zip(&trace.saes) {
+            let prefix = match saes.shown_id(sae_idx) {
+                None => String::new(),
+                Some(id) => format!("{id}/"),
             };
             tensors.add_sae(&prefix, seen, sae.meta().d_in);
         }

@@ -138,7 +138,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         json::print(&mut io::stdout(), &report).map_err(Failure::Output)?;
     } else if args.top > 0 {
         let mut out = io::stdout().lock();
-        for (sae, scores) in saes.iter().zip(&scores) {
+        for ((sae_idx, sae), scores) in saes.iter().enumerate().zip(&scores) {
             let of = match (over == Over::IMAGE, sae.baseline()) {
                 (true, Some(_)) => {
                     "the image activated most (largest activation over its tokens, minus the usual one)"
@@ -148,9 +148,9 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
                     "the prompt activated most (largest activation over its tokens, special ones left out)"
                 }
             };
-            let title = match saes.len() {
-                1 => format!("Features that {of}:"),
-                _ => format!("Features of {} that {of}:", sae.id()),
+            let title = match saes.shown_id(sae_idx) {
+                None => format!("Features that {of}:"),
+                Some(id) => format!("Features of {id} that {of}:"),
             };
             writeln!(out)
                 .and_then(|()| table::print_features(&mut out, &title, scores, Score::Max, sae))

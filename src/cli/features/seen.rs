@@ -221,10 +221,10 @@ impl Seen {
     ) -> llava_sae_cpp::Result<()> {
         let saes = session.model().saes();
         let mut maps = Vec::new();
-        for (sae_idx, sae) in saes.iter().enumerate() {
-            let stem = match saes.len() {
-                1 => stem.to_owned(),
-                _ => format!("{stem}-{}", heatmap::in_file_names(sae.id())),
+        for sae_idx in 0..saes.len() {
+            let stem = match saes.shown_id(sae_idx) {
+                None => stem.to_owned(),
+                Some(id) => format!("{stem}-{}", heatmap::in_file_names(id)),
             };
             let scores = self.top(args, sae_idx);
             for (i, score) in scores.iter().enumerate() {
@@ -376,10 +376,10 @@ fn print_tables(
     saes: &SaeSet,
 ) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    for (sae, scores) in saes.iter().zip(scores) {
-        let title = match saes.len() {
-            1 => title.to_owned(),
-            _ => format!("{title}, {}", sae.id()),
+    for ((sae_idx, sae), scores) in saes.iter().enumerate().zip(scores) {
+        let title = match saes.shown_id(sae_idx) {
+            None => title.to_owned(),
+            Some(id) => format!("{title}, {id}"),
         };
         table::print_features(&mut out, &title, scores, score_is, sae).map_err(Failure::Output)?;
     }
