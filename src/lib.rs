@@ -45,7 +45,7 @@ pub use model::{
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::{
-    ImageAttention, ImageChunk, ImageEmbeddings, Prompt, PromptForm, RowPositions, Segment,
+    Grid, ImageAttention, ImageChunk, ImageEmbeddings, Prompt, PromptForm, RowPositions, Segment,
 };
 pub use run::{
     CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptKey, RecordedPrompt, Request, Run,

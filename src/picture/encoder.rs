@@ -14,7 +14,7 @@ use crate::picture::ImagePrep;
 use crate::picture::Picture;
 use crate::picture::cache::ImageCache;
 use crate::picture::cache::Key;
-use crate::prompt::{ImageAttention, ImageChunk, ImageEmbeddings, RowPositions};
+use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions};
 use crate::run::{TryShortcuts, distance};
 use crate::{Error, ErrorKind, Result};
 
@@ -111,7 +111,7 @@ impl ImageEncoder {
         let chunk = ImageChunk {
             rows: rows.into(),
             width: self.model.d_model(),
-            grid: Some([self.shape.grid; 2]),
+            grid: Some(Grid::of_patches(self.shape.grid, self.shape.grid)),
             place: picture.kept(image_prep),
             positions: RowPositions::InOrder,
             attention: match self.shape.projector {

@@ -1,5 +1,6 @@
 //! Chunks of image rows, with their places in the picture and in a sequence.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::llama::{Embeddings, Model, MropePosition};
@@ -12,14 +13,25 @@ pub struct ImageChunk {
     pub rows: Arc<[f32]>,
     /// The length of a row: the residual stream's width, or more where blocks further up take some in too.
     pub width: usize,
-    /// Rows and columns of the grid that its rows make up in reading order; none where they make up none.
-    pub grid: Option<[usize; 2]>,
-    /// The part of the picture that it shows: left, top, width and height as shares of the whole.
+    /// The grid that its rows make up in reading order; none where they make up none.
+    pub grid: Option<Grid>,
+    /// The part of the picture that its patches show: left, top, width and height as shares of the whole.
     pub place: [f32; 4],
     /// The positions of its rows.
     pub positions: RowPositions,
     /// What its rows see of one another.
     pub attention: ImageAttention,
+}
+
+/// How a chunk's rows lie in its part of the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Rows of patches.
+    pub n_rows: usize,
+    /// Patches in each.
+    pub n_columns: usize,
+    /// Whether an image row that shows nothing comes behind each row of patches, as LLaVA-NeXT has it.
+    pub has_newlines: bool,
 }
 
 /// The positions of a chunk's rows, counted from the chunk's first.
@@ -51,6 +63,12 @@ impl ImageChunk {
         self.rows.len() / self.width.max(1)
     }
 
+    /// The row and the column of each row's patch; none where a row shows none, or none that is known.
+    pub fn patches(&self) -> impl Iterator<Item = Option<[usize; 2]>> {
+        let grid = self.grid;
+        (0..self.n_rows()).map(move |row_idx| grid?.patch(row_idx))
+    }
+
     /// Its rows, as a context decodes them.
     pub(crate) fn embeddings(&self) -> Embeddings<'_> {
         let (positions, n_positions) = match &self.positions {
@@ -76,11 +94,11 @@ impl ImageChunk {
     /// outside of those that it takes up.
     pub(super) fn check(&self, model: &Model) -> Result<()> {
         model.check_embeddings(&self.embeddings())?;
-        if let Some([n_rows, n_columns]) = self.grid
-            && n_rows.checked_mul(n_columns) != Some(self.n_rows())
+        if let Some(grid) = self.grid
+            && grid.n_image_rows() != Some(self.n_rows())
         {
             return Err(Error::invalid(format!(
-                "an image of {} rows is no grid of {n_rows} × {n_columns}",
+                "an image of {} rows is no grid of {grid}",
                 self.n_rows()
             )));
         }
@@ -102,8 +120,8 @@ impl ImageChunk {
 
     /// What its rows are.
     pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
-        (0..self.n_rows()).map(|i| match self.grid {
-            Some([_, n_columns]) => Token::patch(i / n_columns, i % n_columns),
+        self.patches().map(|patch| match patch {
+            Some([row, column]) => Token::patch(row, column),
             None => Token::image(),
         })
     }
@@ -114,6 +132,44 @@ impl ImageChunk {
         (are_rows_shared || self.rows == other.rows)
             && (self.width, self.attention) == (other.width, other.attention)
             && self.positions == other.positions
+    }
+}
+
+impl Grid {
+    /// A grid of patches and nothing else.
+    pub fn of_patches(n_rows: usize, n_columns: usize) -> Self {
+        Self {
+            n_rows,
+            n_columns,
+            has_newlines: false,
+        }
+    }
+
+    /// The image rows of a row of patches.
+    fn n_in_row(&self) -> Option<usize> {
+        self.n_columns.checked_add(usize::from(self.has_newlines))
+    }
+
+    /// Its image rows, if that is a number.
+    fn n_image_rows(&self) -> Option<usize> {
+        self.n_rows.checked_mul(self.n_in_row()?)
+    }
+
+    /// The row and the column of an image row's patch, if it shows one.
+    fn patch(&self, row_idx: usize) -> Option<[usize; 2]> {
+        let n_in_row = self.n_in_row()?;
+        let [row, column] = [row_idx.checked_div(n_in_row)?, row_idx % n_in_row];
+        (column < self.n_columns).then_some([row, column])
+    }
+}
+
+impl fmt::Display for Grid {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} × {}", self.n_rows, self.n_columns)?;
+        match self.has_newlines {
+            true => f.write_str(" with a row behind each row of it"),
+            false => Ok(()),
+        }
     }
 }
 

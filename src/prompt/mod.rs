@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::llama::{AddBos, Extent, Model, Rows, no_template};
 use crate::{CancelFlag, Error, ErrorKind, Kinds, Result, Token, TokenKind};
 
-pub use chunk::{ImageAttention, ImageChunk, RowPositions};
+pub use chunk::{Grid, ImageAttention, ImageChunk, RowPositions};
 
 /// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
 /// character.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    CancelFlag, Engine, EngineSize, HookPoint, ImageAttention, ImageChunk, Keep, Kinds, ModelFiles,
-    Prompt, Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions, Step,
+    CancelFlag, Engine, EngineSize, Grid, HookPoint, ImageAttention, ImageChunk, Keep, Kinds,
+    ModelFiles, Prompt, Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions,
+    Step,
 };
 
 use crate::fixture::{
@@ -44,7 +45,7 @@ fn segments(oracle: &Oracle, architecture: &str) -> Vec<Segment> {
         let chunk = ImageChunk {
             rows: oracle.f32(&format!("{architecture}/image_{i}")).into(),
             width: D_MODEL,
-            grid: Some(grid),
+            grid: Some(Grid::of_patches(grid[0], grid[1])),
             place: [0.0, 0.0, 1.0, 1.0],
             positions: match architecture {
                 "qwen2vl" => RowPositions::mrope_grid(grid),
@@ -269,6 +270,38 @@ fn others_go_on_while_a_prompt_is_read() {
     }
 }
 
+/// Rows behind those of patches show none.
+#[test]
+fn a_grid_may_have_newlines() {
+    let session = session("gemma", HOOK, D_MODEL, exact_options());
+    let chunk = ImageChunk {
+        rows: vec![0.1; 6 * D_MODEL].into(),
+        width: D_MODEL,
+        grid: Some(Grid {
+            n_rows: 2,
+            n_columns: 2,
+            has_newlines: true,
+        }),
+        place: [0.0, 0.0, 1.0, 1.0],
+        positions: RowPositions::InOrder,
+        attention: ImageAttention::Causal,
+    };
+    let expected = [
+        Some([0, 0]),
+        Some([0, 1]),
+        None,
+        Some([1, 0]),
+        Some([1, 1]),
+        None,
+    ];
+    assert_eq!(Vec::from_iter(chunk.patches()), expected);
+    let segments = vec![Segment::Image(chunk), Segment::Text(vec![1])];
+    let prompt = session.model().prompt_of_segments(segments);
+    let prompt = prompt.expect("the model reads it");
+    let patches = prompt.tokens()[..6].iter().map(|token| token.patch);
+    assert_eq!(Vec::from_iter(patches), expected);
+}
+
 #[test]
 fn what_a_model_cannot_read_is_refused() {
     let oracle = Oracle::read(&root());
@@ -299,11 +332,27 @@ fn what_a_model_cannot_read_is_refused() {
         ..chunk.clone()
     };
     check(&gemma, cut, "got 33 values");
-    let grid = ImageChunk {
-        grid: Some([3, 2]),
-        ..chunk.clone()
-    };
-    check(&gemma, grid, "no grid of 3 × 2");
+    for (grid, words) in [
+        (Grid::of_patches(3, 2), "no grid of 3 × 2"),
+        (
+            Grid::of_patches(usize::MAX, 2),
+            "an image of 4 rows is no grid of",
+        ),
+        (Grid::of_patches(0, 0), "no grid of 0 × 0"),
+        (
+            Grid {
+                has_newlines: true,
+                ..Grid::of_patches(2, 2)
+            },
+            "no grid of 2 × 2 with a row behind each row of it",
+        ),
+    ] {
+        let grid = ImageChunk {
+            grid: Some(grid),
+            ..chunk.clone()
+        };
+        check(&gemma, grid, words);
+    }
     let four = |positions: Vec<[i32; 4]>, n_positions| ImageChunk {
         positions: RowPositions::Mrope {
             of_rows: positions.into(),

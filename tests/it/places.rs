@@ -57,7 +57,7 @@ fn each_form_touches_the_rows_that_it_names() {
         let picture = fixture.open_picture("00.png");
         let image = session.encode_image(&picture).expect("it is encoded");
         let grid = image.only_chunk().and_then(|chunk| chunk.grid);
-        let [n_grid_rows, n_columns] = grid.expect("a square picture is a grid");
+        let grid = grid.expect("a square picture is a grid");
         let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image));
         let prompt = prompt.expect("it is tokenised");
         let n_prompt = prompt.tokens().len();
@@ -67,8 +67,8 @@ fn each_form_touches_the_rows_that_it_names() {
             .iter()
             .position(|token| is_image(token.kind));
         let first = first.expect("there is an image");
-        let n_image = n_grid_rows * n_columns;
-        let patch = |row: usize, column: usize| first + row * n_columns + column;
+        let n_image = grid.n_rows * grid.n_columns;
+        let patch = |row: usize, column: usize| first + row * grid.n_columns + column;
         let mut check = |at: &str, expected: &[usize]| {
             let add = Intervention {
                 at: Positions::parse(at).expect("valid positions"),

@@ -16,7 +16,7 @@ use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
     CancelFlag, Error, FeatureId, ImageChunk, Keep, Picture, Run, RunOptions, SaeSet, Session,
-    Stop, Token, TokenKind,
+    Stop, Token,
 };
 use serde::Serialize;
 
@@ -281,7 +281,8 @@ impl Seen {
 
     /// The grid of a picture's patches.
     fn grid(&self) -> Option<[usize; 2]> {
-        self.chunk.as_ref()?.grid
+        let grid = self.chunk.as_ref()?.grid?;
+        Some([grid.n_rows, grid.n_columns])
     }
 
     /// The listed features of an SAE.
@@ -296,9 +297,9 @@ impl Seen {
         activations.get(position, feature.index)
     }
 
-    /// A feature's activation at each image row, in reading order.
+    /// A feature's activation at each patch, in reading order.
     fn patches(&self, feature: FeatureId) -> Vec<f32> {
-        let is_patch = |&i: &usize| self.tokens[i].kind == TokenKind::Image;
+        let is_patch = |&i: &usize| self.tokens[i].patch.is_some();
         (0..self.tokens.len())
             .filter(is_patch)
             .map(|position| self.activation(position, feature))
