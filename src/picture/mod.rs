@@ -4,19 +4,19 @@ pub(crate) mod cache;
 pub(crate) mod content;
 pub(crate) mod encoder;
 mod orientation;
+mod resample;
 
 pub use cache::ImageCache;
 
 use std::io::Cursor;
 use std::path::Path;
 
-use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{
     AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
 };
 
+use self::resample::{Filter, along_columns, along_rows};
 use crate::llama::ProjectorType;
 use crate::{Error, ErrorKind, Result};
 
@@ -201,14 +201,14 @@ impl Picture {
                     u32::try_from(side).expect("bounded by the aspect ratio")
                 };
                 let to = [scaled(width), scaled(height)];
-                let resized = resize(&self.rgb, to, FilterType::CatmullRom);
+                let resized = resize(&self.rgb, to, Filter::Bicubic);
                 let left = (resized.width() - size) / 2;
                 let top = (resized.height() - size) / 2;
                 let crop = image::imageops::crop_imm(&resized, left, top, size, size);
                 Ok(crop.to_image().into_raw())
             }
             ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
-            ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], FilterType::Bilinear).into_raw()),
+            ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], Filter::Bilinear).into_raw()),
         }
     }
 
@@ -246,16 +246,22 @@ fn check_size(path: &str, width: u32, height: u32) -> Result<()> {
     .with_hint("scale it down first; the model sees a few hundred pixels a side"))
 }
 
-/// Rows that are scaled at once, since a large picture as f32 would take much memory.
-const BAND_ROWS: usize = 64;
-
-/// Scales with one of Pillow's antialiased filters (bicubic: a = −0.5), as Pillow does: first along rows, then
-/// along columns, rounded to 8 bits after each (`ImagingResample` in Pillow's `Resample.c`). The other
-/// order, or one rounding, moves pixels beside hard edges by up to 19 of 255.
-fn resize(rgb: &RgbImage, to: [u32; 2], filter: FilterType) -> RgbImage {
-    let bands = rgb.as_raw().chunks(BAND_ROWS * row_bytes(rgb.width()));
-    resize_bands(bands, rgb.dimensions().into(), to, filter)
+/// Scales with one of Pillow's antialiased filters, as Pillow does: first along rows, then along columns,
+/// rounded to 8 bits after each. The other order, or one rounding, moves pixels beside hard edges by up to 19 of
+/// 255.
+fn resize(rgb: &RgbImage, to: [u32; 2], filter: Filter) -> RgbImage {
+    let narrowed = along_rows(rgb.as_raw(), rgb.width(), to[0], filter);
+    shorten(&narrowed, rgb.height(), to, filter)
 }
+
+/// Scales rows of `to[0]` pixels along columns.
+fn shorten(narrowed: &[u8], height: u32, to: [u32; 2], filter: Filter) -> RgbImage {
+    let scaled = along_columns(narrowed, height, to[1], filter);
+    RgbImage::from_raw(to[0], to[1], scaled).expect("both directions were scaled")
+}
+
+/// Rows of a padded square that are made at once.
+const BAND_ROWS: usize = 64;
 
 /// Pads to a square and scales to `size` × `size`. The square is made band by band: that of a long
 /// picture may be far larger than the picture.
@@ -280,48 +286,14 @@ fn resize_padded(rgb: &RgbImage, size: u32) -> RgbImage {
         band
     };
     let bands = (0..side as usize).step_by(BAND_ROWS).map(band);
-    resize_bands(bands, [side; 2], [size; 2], FilterType::CatmullRom)
-}
-
-fn resize_bands<B: AsRef<[u8]>>(
-    bands: impl Iterator<Item = B>,
-    [width, height]: [u32; 2],
-    to: [u32; 2],
-    filter: FilterType,
-) -> RgbImage {
     let narrowed: Vec<u8> = bands
-        .flat_map(|band| {
-            let n_rows = (band.as_ref().len() / row_bytes(width)) as u32;
-            scale(band.as_ref(), [width, n_rows], [to[0], n_rows], filter)
-        })
+        .flat_map(|band| along_rows(&band, side, size, Filter::Bicubic))
         .collect();
-    let scaled = scale(&narrowed, [to[0], height], to, filter);
-    RgbImage::from_raw(to[0], to[1], scaled).expect("`scale` fills its target")
+    shorten(&narrowed, side, [size; 2], Filter::Bicubic)
 }
 
 fn row_bytes(width: u32) -> usize {
     3 * width as usize
-}
-
-/// Scales RGB pixels in f32, and rounds to 8 bits; where the size stays, so do the pixels.
-fn scale(pixels: &[u8], from: [u32; 2], to: [u32; 2], filter: FilterType) -> Vec<u8> {
-    if from == to {
-        return pixels.to_vec();
-    }
-    let bytes = pixels
-        .iter()
-        .flat_map(|&value| f32::from(value).to_ne_bytes())
-        .collect();
-    let source = Image::from_vec_u8(from[0], from[1], bytes, PixelType::F32x3)
-        .expect("the buffer has the size of the pixels");
-    let mut target = Image::new(to[0], to[1], PixelType::F32x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-    Resizer::new()
-        .resize(&source, &mut target, &options)
-        .expect("both images have the same pixel type");
-    let (values, _) = target.buffer().as_chunks();
-    let round = |bytes: &[u8; 4]| (f32::from_ne_bytes(*bytes) + 0.5).floor() as u8; // saturates
-    values.iter().map(round).collect()
 }
 
 /// Whether a JPEG file reaches its end marker (ITU-T T.81, annex B): segments with lengths, and coded

@@ -8,7 +8,6 @@ use std::sync::{Mutex, OnceLock};
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
-use image::RgbImage;
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
     FeatureId, FlashAttention, ImageEmbeddings, KvType, ModelFiles, Picture, Prompt, PromptForm,
@@ -62,14 +61,7 @@ impl Fixture {
         self.dir().join("pictures").join(name)
     }
 
-    /// A picture as the reference's model saw it: `02.png` of `Tiny` is resized, by Pillow there and
-    /// by another library here, so the model gets the reference's pixels, and
-    /// `preprocessing_agrees_with_transformers` compares the resizing.
     pub(crate) fn open_picture(self, name: &str) -> Picture {
-        if (self, name) == (Self::Tiny, "02.png") {
-            let pixels = self.oracle().u8("02.png/pixels");
-            return Picture::from_rgb(RgbImage::from_raw(40, 40, pixels).expect("40 × 40 pixels"));
-        }
         Picture::open(&self.picture(name)).expect("a committed file")
     }
 

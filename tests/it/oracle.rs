@@ -87,7 +87,12 @@ fn check_fidelity(fixture: Fixture) {
             let error = relative_error(row, expected);
             assert!(error < RESIDUAL_ROW, "{name}, row {position}: {error:.2e}");
         }
-        check_activations(&mut session, &run, &oracle, &name);
+        check_activations(
+            session.sae(),
+            &run,
+            &oracle.f32(&format!("{name}/acts")),
+            &name,
+        );
         let error = relative_error(&run.logits, &oracle.f32(&format!("{name}/logits")));
         assert!(error < F32, "{name}: logits {error:.2e}");
         assert_eq!(run.text, oracle.caption(&name), "{name}");
@@ -115,10 +120,10 @@ fn check_token_ids(run: &Run, oracle: &Oracle) {
     }
 }
 
-fn check_activations(session: &mut Session, run: &Run, oracle: &Oracle, name: &str) {
-    let d_sae = session.sae().meta().d_sae;
-    let threshold = session.sae().threshold().to_vec();
-    let expected = oracle.f32(&format!("{name}/acts"));
+/// Compares the activations of a prompt's rows with `expected`, `[n_rows, d_sae]`.
+pub(crate) fn check_activations(sae: &Sae, run: &Run, expected: &[f32], name: &str) {
+    let d_sae = sae.meta().d_sae;
+    let threshold = sae.threshold();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for (row_idx, expected) in expected.chunks_exact(d_sae).enumerate() {
         let active: BTreeMap<usize, f32> = run.trace.saes[0].activations.row(row_idx).collect();
@@ -264,10 +269,5 @@ fn preprocessing_agrees_with_transformers() {
     let pixels = picture
         .prepare(40, llava_sae_cpp::ImagePrep::Crop)
         .expect("an ordinary picture");
-    let worst = pixels
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| a.abs_diff(*b))
-        .max();
-    assert!(worst <= Some(1), "off by {worst:?} of 255");
+    assert_eq!(pixels, expected);
 }

@@ -39,7 +39,7 @@ fn every_picture_becomes_what_transformers_makes_of_it() {
         let theirs = oracle.tensor(key).expect("listed").data();
         let (worst, mean) = differences(&ours, theirs);
         // Decoders of JPEG differ by 1 of 255 in places, and the filter's overshoot doubles that.
-        let most = if name.ends_with(".jpg") { 2 } else { 1 };
+        let most = if name.ends_with(".jpg") { 2 } else { 0 };
         if worst > most || mean > 0.1 {
             faults.push(format!(
                 "{key}: {worst} of 255 at worst, {mean:.3} on average"
