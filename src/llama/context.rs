@@ -258,9 +258,13 @@ impl<H: RowHook> Context<H> {
             Rows::Embeddings(embeddings) => embeddings.is_causal,
             Rows::Tokens(_) => true,
         };
+        let window = self.model.sliding_window();
+        let short_window = window.filter(|&window| !is_causal && window < n_rows);
+        self.hook.get().short_window = short_window;
         self.set_causal(is_causal);
         let decoded = self.decode_batch(rows, vec![sequence; n_rows], positions, output);
         self.set_causal(true);
+        self.hook.get().short_window = None;
         decoded?;
         self.held[sequence] += rows.extent();
         Ok(())

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as sys;
 
+use super::image_mask;
 use super::node::{Node, n_rows, read_rows, write_rows};
 use super::norm_epsilon;
 use super::recording::Recording;
@@ -101,7 +102,8 @@ pub(super) struct EvalHook<H> {
     is_seen: Vec<bool>, // for each node, in the graph at hand
     rows: Vec<f32>,     // [n_rows, width], reused
     fault: Option<Error>,
-    norm_epsilon: Option<f32>, // where llama.cpp misses it
+    norm_epsilon: Option<f32>,              // where llama.cpp misses it
+    pub(super) short_window: Option<usize>, // while an image is decoded that is longer
 }
 
 impl<H: RowHook> EvalHook<H> {
@@ -115,6 +117,7 @@ impl<H: RowHook> EvalHook<H> {
             rows: Vec::new(),
             fault: None,
             norm_epsilon,
+            short_window: None,
         }
     }
 
@@ -162,6 +165,9 @@ impl<H: RowHook> EvalHook<H> {
     fn on_ask(&mut self, node: Node) -> Result<bool> {
         if let Some(epsilon) = self.norm_epsilon {
             norm_epsilon::put_in(node, epsilon);
+        }
+        if let Some(window) = self.short_window {
+            image_mask::put_in(node, window)?;
         }
         if self.pass == Pass::Unhooked || self.fault.is_some() {
             return Ok(false);

@@ -16,6 +16,7 @@ mod context_options;
 mod eval_hook;
 mod exact_gelu;
 mod guard;
+mod image_mask;
 mod log_router;
 mod mapped_file;
 mod matrix_product;

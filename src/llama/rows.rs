@@ -148,17 +148,16 @@ impl Model {
         )
     }
 
-    /// The rows that some blocks see at most, with sliding windows; 0 where all blocks see all.
-    fn sliding_window(&self) -> usize {
+    /// The rows that some blocks see at most, with sliding windows; none where all blocks see all.
+    pub(super) fn sliding_window(&self) -> Option<usize> {
         // SAFETY: the model is alive.
-        unsafe { sys::llama_model_n_swa(self.as_ptr()) }.unsigned_abs() as usize
+        let window = unsafe { sys::llama_model_n_swa(self.as_ptr()) };
+        (window > 0).then_some(window.unsigned_abs() as usize)
     }
 
     /// Checks that embeddings are rows that this model can read.
     ///
     /// # Errors
-    /// Rows that are to see one another, and are more than a sliding window: llama.cpp keeps the window there,
-    /// and transformers does not.
     /// Rows of another width, or no whole ones; four positions where the model has one for each row, another
     /// number of them than of rows, or times that fall.
     pub fn check_embeddings(&self, rows: &Embeddings<'_>) -> Result<()> {
@@ -177,14 +176,6 @@ impl Model {
             .with_hint("the image belongs to another model"));
         }
         let n_rows = values.len() / width;
-        let window = self.sliding_window();
-        if !rows.is_causal && window > 0 && n_rows > window {
-            let what = format!(
-                "an image has {n_rows} rows that see one another, and the model's sliding windows have {window}"
-            );
-            return Err(Error::new(ErrorKind::Unsupported, what)
-                .with_hint("use a model whose windows are longer than an image"));
-        }
         if positions.is_empty() {
             return Ok(());
         }
