@@ -21,6 +21,9 @@ const FORMATS: [(&str, Format); 5] = [
 /// Configurations, which may be named in the place of their folder.
 const CONFIG_FILES: [&str; 2] = [saelens::CONFIG_FILE, gemma_scope::CONFIG_FILE];
 
+/// What Gemma Scope 2's crosscoders and cross-layer transcoders have: a file for each layer.
+const FILE_OF_LAYER: &str = "params_layer_0.safetensors";
+
 /// Endings of pickles: files that run a program when they are read.
 const PICKLES: [&str; 4] = ["pt", "pth", "pkl", "bin"];
 
@@ -56,6 +59,9 @@ pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
             }
         };
         return Ok(paths.iter().filter(is_needed).copied().collect());
+    }
+    if paths.contains(&FILE_OF_LAYER) {
+        return Err(of_several_layers(Path::new(shown)));
     }
     let folder = |path: &&str| {
         let mut folders = FORMATS
@@ -93,6 +99,9 @@ fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     };
     if let Some(format) = format_of(&dir) {
         return Ok((dir, format));
+    }
+    if dir.join(FILE_OF_LAYER).exists() {
+        return Err(of_several_layers(source));
     }
     let saes = SaesBelow::of(&dir);
     if !saes.found.is_empty() {
@@ -232,6 +241,14 @@ fn pickle_error(path: &Path) -> Error {
     .with_hint(
         "load it where you trust it (`torch.load`, or SAELens' loader for dictionary_learning) and save it again with SAELens' `sae.save_model(folder)`",
     )
+}
+
+fn of_several_layers(source: &Path) -> Error {
+    Error::invalid(format!(
+        "`{}` is a crosscoder or a cross-layer transcoder, whose features belong to several layers",
+        source.display()
+    ))
+    .with_hint("use an SAE of one layer, such as those in Gemma Scope 2's folder `resid_post`")
 }
 
 fn unknown(source: &Path) -> Error {

@@ -70,6 +70,12 @@ fn configurations() {
         json!("model.layers.1.post_feedforward_layernorm.output"),
         &["is a transcoder", "use an SAE"],
     );
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let crosscoder = copy(GEMMA_SCOPE_2, dir.path());
+    let file = |name| crosscoder.join(name);
+    let [of_one, of_several] = ["params.safetensors", "params_layer_0.safetensors"].map(file);
+    std::fs::rename(of_one, of_several).expect("writable");
+    check_source(&crosscoder, &options(), &["crosscoder", "several layers"]);
     let check_sparsify = |key, value, expected: &[&str]| {
         check(SPARSIFY, "cfg.json", key, value, expected);
     };
