@@ -71,6 +71,7 @@ def main() -> None:
     vocabulary.make(llava)
     rng = torch.Generator().manual_seed(0)
     make_weights(llava, shapes(), rng)
+    make_foreign_weights(llava, shapes())
     make_sae(folder / "sae", torch.Generator().manual_seed(1))
 
 
@@ -82,7 +83,7 @@ def shapes() -> dict[str, list[int]]:
 
 
 def make_weights(folder: Path, tensors: dict[str, list[int]], rng: torch.Generator) -> None:
-    """Writes the shards, their index, and a foreign set."""
+    """Writes the shards and their index."""
     shards = [{}]
     for name, shape in tensors.items():
         if shards[-1] and n_bytes(shards[-1]) + n_bytes({name: shape}) > SHARD_BYTES:
@@ -98,7 +99,10 @@ def make_weights(folder: Path, tensors: dict[str, list[int]], rng: torch.Generat
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": n_bytes(tensors)}, "weight_map": weight_map},
     )
-    # The same names in other files; all zeros and holes on the disk, so that reading them shows.
+
+
+def make_foreign_weights(folder: Path, tensors: dict[str, list[int]]) -> None:
+    """The same names in other files; all zeros and holes on the disk, so that reading them shows."""
     names = list(tensors)
     for i in range(3):
         part = {name: tensors[name] for name in names[i::3]}

@@ -22,7 +22,7 @@ from transformers.modeling_utils import no_init_weights
 from make import HOOK_LAYER, NORM_FACTOR
 
 PROMPT = "Describe the image."
-# An activation this near to 0, as a part of its row's largest, may be active on one side only.
+# An activation this near to its threshold, as a part of its row's largest, may be active on one side only.
 NEAR_THRESHOLD = 1e-3
 
 
@@ -36,21 +36,25 @@ class Weights:
 
 
 def load(llava: Path) -> LlavaForConditionalGeneration:
-    """A model whose modules hold their weights only while they run."""
     config = LlavaConfig.from_pretrained(llava, torch_dtype=torch.float32)
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = "eager"
     with no_init_weights():
         model = LlavaForConditionalGeneration(config).eval()
     model.tie_weights()  # the output matrix is the embedding
-    weights = Weights(llava)
+    stream(model, Weights(llava).get)
+    return model
+
+
+def stream(model: torch.nn.Module, read) -> None:
+    """Has modules hold their weights only while they run; `read` gives a weight by its name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
         own = {key: names[id(parameter)] for key, parameter in module.named_parameters(recurse=False)}
 
         def take(module, _inputs, own=own):
             for key, name in own.items():
-                module._parameters[key] = torch.nn.Parameter(weights.get(name), requires_grad=False)
+                module._parameters[key] = torch.nn.Parameter(read(name), requires_grad=False)
 
         def give_back(module, _inputs, _output, own=own):
             for key in own:
@@ -59,7 +63,6 @@ def load(llava: Path) -> LlavaForConditionalGeneration:
         if own:
             module.register_forward_pre_hook(take)
             module.register_forward_hook(give_back)
-    return model
 
 
 @torch.no_grad()
@@ -105,12 +108,14 @@ def compare(reference_path: Path, capture_path: Path) -> None:
     reference, ours = load_file(reference_path), load_file(capture_path)
     assert torch.equal(ours["token_ids"].long(), reference["token_ids"].long()), "token ids differ"
     pre = reference["pre_activations"]
+    threshold = reference.get("threshold", torch.zeros(pre.shape[1]))
+    is_active = pre > threshold
     acts = torch.zeros_like(pre)
     offsets = ours["feature_offsets"]
     rows = torch.repeat_interleave(torch.arange(len(pre)), offsets.diff())
     acts[rows, ours["feature_ids"].long()] = ours["feature_values"]
-    one_side = (acts > 0) != (pre > 0)
-    near = (acts - pre).abs() < NEAR_THRESHOLD * pre.amax(dim=1, keepdim=True)
+    one_side = (acts > 0) != is_active
+    near = (pre - threshold).abs() < NEAR_THRESHOLD * pre.amax(dim=1, keepdim=True)
     is_image = reference["token_ids"] == -1
     errors = row_errors(ours["resid"], reference["resid"])
     result = {
@@ -120,8 +125,8 @@ def compare(reference_path: Path, capture_path: Path) -> None:
         "image_row_worst": float(errors[is_image].max()),
         "logits": float(error(ours["logits"], reference["logits"])),
         "same_token": bool(ours["logits"].argmax() == reference["logits"].argmax()),
-        "activations": float(error(acts, pre.clamp(min=0))),
-        "active": int((pre > 0).sum()),
+        "activations": float(error(acts, torch.where(is_active, pre, 0))),
+        "active": int(is_active.sum()),
         "active_on_one_side": int(one_side.sum()),
         "not_near": int((one_side & ~near).sum()),
         "mean_norm": float(reference["resid"].norm(dim=1).mean()),

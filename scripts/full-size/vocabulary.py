@@ -1,13 +1,13 @@
-"""A random vocabulary of Gemma's size and layout, with which any text can be tokenised."""
+"""Random vocabularies of Gemma's and Gemma 3's size and layout, with which any text can be tokenised."""
 
 import random
 import string
+from dataclasses import dataclass
 from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 from transformers import GemmaTokenizer
 
-N_PIECES = 256_000  # `<image>` is appended as id 256000, as Intel/llava-gemma-2b appends it
 MAX_PIECE_CHARS = 16
 
 # Gemma's chat template; llama.cpp knows it by its turn markers.
@@ -18,11 +18,41 @@ CHAT_TEMPLATE = (
 )
 
 
-def pieces() -> list[tuple[str, str]]:
+# A user's turn with the image in front, as Gemma 3's template writes it.
+GEMMA3_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{% for part in "
+    "message['content'] %}{{ '<start_of_image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    n_pieces: int  # the image's token is appended behind them
+    first: list[str]  # behind the control tokens
+    image_marks: list[str]  # at id 255999
+    chat_template: str
+    named: dict[str, str]  # what the tokenizer calls its image tokens
+    image_token: str
+
+
+LLAVA_GEMMA = Layout(256_000, ["<mask>", "<2mass>", "[@BOS@]"], [], CHAT_TEMPLATE, {}, "<image>")
+IMAGE_MARKS = ["<start_of_image>", "<end_of_image>"]
+GEMMA3 = Layout(
+    262_144,
+    ["<mask>", "[multimodal]"],
+    IMAGE_MARKS,
+    GEMMA3_CHAT_TEMPLATE,
+    {"boi_token": IMAGE_MARKS[0], "eoi_token": IMAGE_MARKS[1], "image_token": "<image_soft_token>"},
+    "<image_soft_token>",
+)
+
+
+def pieces(layout: Layout) -> list[tuple[str, str]]:
     """Every piece with its kind, by id: Gemma's control, user-defined and byte tokens in their places, then
     merges of earlier pieces, and last the characters that these begin with."""
     found = [("<pad>", "CONTROL"), ("<eos>", "CONTROL"), ("<bos>", "CONTROL"), ("<unk>", "UNKNOWN")]
-    user_defined = ["<mask>", "<2mass>", "[@BOS@]"]
+    user_defined = [*layout.first]
     user_defined += [f"<unused{i}>" for i in range(99)]
     user_defined += ["<start_of_turn>", "<end_of_turn>"]
     user_defined += ["\n" * n for n in range(1, 32)]
@@ -38,7 +68,7 @@ def pieces() -> list[tuple[str, str]]:
     rng = random.Random(0)
     taken = {piece for piece, _ in found} | set(characters)
     merges = []
-    while len(found) + len(merges) + len(characters) < N_PIECES:
+    while len(found) + len(merges) + len(characters) + len(layout.image_marks) < layout.n_pieces:
         common = characters[:53]  # a space and letters: most pieces are made of these
         sources = [characters, common, common, merges or common, merges[-20_000:] or common]
         merged = rng.choice(rng.choice(sources)) + rng.choice(rng.choice(sources))
@@ -46,23 +76,25 @@ def pieces() -> list[tuple[str, str]]:
         if len(merged) <= MAX_PIECE_CHARS and "▁" not in merged[1:] and merged not in taken:
             taken.add(merged)
             merges.append(merged)
-    return found + [(piece, "NORMAL") for piece in merges + characters]
+    found += [(piece, "NORMAL") for piece in merges + characters]
+    found[255_999:255_999] = [(piece, "USER_DEFINED") for piece in layout.image_marks]
+    return found
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, layout: Layout = LLAVA_GEMMA) -> None:
     """Writes `tokenizer.model` and the files that transformers saves beside it."""
     model = sentencepiece_model_pb2.ModelProto()
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     n_merged = 0
-    for piece, kind in pieces():
+    for piece, kind in pieces(layout):
         # As SentencePiece's BPE scores them: the earlier a merge was found, the sooner it is made.
         score = -float(n_merged) if kind == "NORMAL" else 0.0
         n_merged += kind == "NORMAL"
         model.pieces.add(piece=piece, score=score, type=getattr(kinds, kind))
-    assert len(model.pieces) == N_PIECES
+    assert len(model.pieces) == layout.n_pieces
     model.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
-    model.trainer_spec.vocab_size = N_PIECES
+    model.trainer_spec.vocab_size = layout.n_pieces
     model.trainer_spec.pad_id, model.trainer_spec.eos_id = 0, 1
     model.trainer_spec.bos_id, model.trainer_spec.unk_id = 2, 3
     model.trainer_spec.pad_piece, model.trainer_spec.eos_piece = "<pad>", "<eos>"
@@ -75,7 +107,12 @@ def make(folder: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
     turns = ["<start_of_turn>", "<end_of_turn>"]
-    tokenizer = GemmaTokenizer(str(path), chat_template=CHAT_TEMPLATE, additional_special_tokens=turns)
-    tokenizer.add_tokens(["<image>"], special_tokens=True)
-    assert tokenizer.convert_tokens_to_ids(["<start_of_turn>", "\n", "<image>"]) == [106, 108, N_PIECES]
+    named = {"extra_special_tokens": layout.named} if layout.named else {}
+    tokenizer = GemmaTokenizer(
+        str(path), chat_template=layout.chat_template, additional_special_tokens=turns, **named
+    )
+    tokenizer.add_tokens([layout.image_token], special_tokens=True)
+    first = 4 + len(layout.first) + 99
+    ids = tokenizer.convert_tokens_to_ids(["<start_of_turn>", "\n", layout.image_token, *layout.image_marks])
+    assert ids == [first, first + 2, layout.n_pieces, 255_999, 256_000][: len(ids)], ids
     tokenizer.save_pretrained(folder)

@@ -244,7 +244,7 @@ fn tables_show_a_number_once() {
 /// A picture that Gemma 3 sees, with a grid of pooled patches.
 #[test]
 fn features_of_gemma_3() {
-    let files = gemma3::files(gemma3::HOOK);
+    let files = gemma3::Set::small().files();
     let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
     let picture = text(&gemma3::root().join("pictures/wide.png"));
     let (model, mmproj) = (

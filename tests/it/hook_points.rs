@@ -60,7 +60,7 @@ pub(crate) fn sae_at(hook: &str, width: usize) -> PathBuf {
     target
 }
 
-fn convert_sae(source: &Path, target: &Path, hook_name: Option<&str>) {
+pub(crate) fn convert_sae(source: &Path, target: &Path, hook_name: Option<&str>) {
     let options = SaeOptions {
         weight_type: TensorType::F32,
         norm_factor: None,

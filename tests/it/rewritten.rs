@@ -94,6 +94,13 @@ impl Parts {
         self.tensors.push(tensor);
     }
 
+    /// Stores those tensors in another number type for which `wanted` names one.
+    pub(crate) fn convert(&mut self, wanted: &dyn Fn(&Tensor) -> Option<TensorType>) {
+        for tensor in &mut self.tensors {
+            tensor.tensor_type = wanted(tensor).unwrap_or(tensor.tensor_type);
+        }
+    }
+
     /// Takes a tensor out.
     pub(crate) fn take(&mut self, name: &str) -> Tensor {
         let tensor = self.tensor(name).clone();

@@ -48,7 +48,8 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         &[patch, patch, 3, width],
     )?;
     unchecked.one("v.patch_embd.bias", Role::Vector, &[width])?;
-    unchecked.one("v.position_embd.weight", Role::Matrix, &[width, n_patches])?;
+    // All rows are added to the patches'; none is looked up.
+    unchecked.one("v.position_embd.weight", Role::Vector, &[width, n_patches])?;
     unchecked.blocks(&sizes, file.require_u32(BLOCK_COUNT)?)?;
     for name in POST_NORM {
         unchecked.one(name, Role::Vector, &[width])?;
