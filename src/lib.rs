@@ -44,6 +44,7 @@ pub use model::{
     EncoderOptions, EncoderWeights, EngineSize, HookedModel, ModelFiles, Session, SessionOptions,
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
+pub use prompt::chat;
 pub use prompt::{
     Grid, ImageAttention, ImageChunk, ImageEmbeddings, Prompt, PromptForm, RowPositions, Segment,
 };

@@ -8,6 +8,7 @@ mod resample;
 
 pub use cache::ImageCache;
 
+use std::fmt::Display;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -90,26 +91,30 @@ impl Picture {
     /// A file that cannot be read, is no picture, is damaged, or is too large.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
-        let invalid = |error: &dyn std::fmt::Display| {
-            Error::invalid(format!("cannot read the picture `{shown}`: {error}"))
-                .with_hint("use a PNG, JPEG, GIF, WebP, BMP or TIFF file")
-        };
         let read_error = |error| Error::io("read", path)(error);
         let metadata = std::fs::metadata(path).map_err(read_error)?;
         if !metadata.is_file() {
-            return Err(invalid(&"it is not a file"));
+            return Err(unreadable(&shown, &"it is not a file"));
         }
         if metadata.len() > MAX_FILE_BYTES {
-            return Err(invalid(&format!(
-                "the file is larger than {MAX_FILE_BYTES} bytes"
-            )));
+            let what = format!("the file is larger than {MAX_FILE_BYTES} bytes");
+            return Err(unreadable(&shown, &what));
         }
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::from_bytes(&bytes, &shown)
+    }
+
+    /// As [`Picture::open`], from a file's contents; messages name them `shown`.
+    ///
+    /// # Errors
+    /// As [`Picture::open`].
+    pub fn from_bytes(bytes: &[u8], shown: &str) -> Result<Self> {
+        let invalid = |error: &dyn Display| unreadable(shown, error);
         if bytes.is_empty() {
             return Err(invalid(&"the file is empty"));
         }
-        if content::format(&bytes).is_none()
-            && let Some(foreign) = content::foreign(&bytes)
+        if content::format(bytes).is_none()
+            && let Some(foreign) = content::foreign(bytes)
         {
             let what = format!(
                 "cannot read the picture `{shown}`: it is of type {}",
@@ -118,26 +123,26 @@ impl Picture {
             return Err(Error::invalid(what)
                 .with_hint("convert it to one of PNG, JPEG, GIF, WebP, BMP and TIFF"));
         }
-        let mut reader = ImageReader::new(Cursor::new(&bytes))
+        let mut reader = ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
             .map_err(|error| invalid(&error))?;
         reader.limits(header_limits());
         let format = reader.format();
         let mut decoder = reader.into_decoder().map_err(|error| invalid(&error))?;
         let (width, height) = decoder.dimensions();
-        check_size(&shown, width, height)?;
+        check_size(shown, width, height)?;
         decoder
             .set_limits(Limits::default())
             .map_err(|error| invalid(&error))?;
-        let orientation = orientation::orientation(&mut decoder, format, &bytes)
+        let orientation = orientation::orientation(&mut decoder, format, bytes)
             .map_err(|error| invalid(&error))?;
         let mut image = DynamicImage::from_decoder(decoder).map_err(|error| invalid(&error))?;
         // The decoder fills what is missing with gray.
-        if format == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
+        if format == Some(ImageFormat::Jpeg) && !is_whole_jpeg(bytes) {
             return Err(invalid(&"the file is truncated"));
         }
         image.apply_orientation(orientation);
-        if format.is_some_and(|format| is_animated(format, &bytes)) {
+        if format.is_some_and(|format| is_animated(format, bytes)) {
             log::warn!("`{shown}` is animated: its first frame is used");
         }
         if is_transparent(&image) {
@@ -147,7 +152,7 @@ impl Picture {
         }
         Ok(Self {
             rgb: image.into_rgb8(),
-            path: shown,
+            path: shown.to_owned(),
         })
     }
 
@@ -225,6 +230,11 @@ impl Picture {
     pub(crate) fn shown(&self) -> &str {
         &self.path
     }
+}
+
+fn unreadable(shown: &str, why: &dyn Display) -> Error {
+    Error::invalid(format!("cannot read the picture `{shown}`: {why}"))
+        .with_hint("use a PNG, JPEG, GIF, WebP, BMP or TIFF file")
 }
 
 /// Limits of what is read before the pixels, such as a colour profile that unpacks a thousandfold.

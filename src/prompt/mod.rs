@@ -1,5 +1,6 @@
 //! Prompts: texts and images become token ids and image rows.
 
+pub mod chat;
 mod chunk;
 
 use std::time::Duration;
