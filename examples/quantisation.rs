@@ -82,7 +82,8 @@ fn model(checkpoint: &Path, dir: &Path, model_type: TensorType) -> Result<PathBu
         overwrite: Overwrite::Replace,
     };
     let go_on = &mut |_, _| ControlFlow::Continue(());
-    Ok(llava::convert(&checkpoint.join("llava"), dir, &options, go_on)?.model)
+    let made = llava::convert(&checkpoint.join("llava"), dir, &options, go_on)?;
+    Ok(made.model.expect("it is a LLaVA-Gemma"))
 }
 
 fn sae(checkpoint: &Path, dir: &Path, weight_type: TensorType) -> Result<PathBuf, Box<dyn Error>> {

@@ -1,9 +1,9 @@
-//! Converts LLaVA-Gemma checkpoints and sparse autoencoders (SAEs) to GGUF, without llama.cpp.
+//! Converts checkpoints of LLaVA and Gemma 3 and sparse autoencoders (SAEs) to GGUF, without llama.cpp.
 //!
 //! ```text
-//! Hugging Face LLaVA-Gemma folder ─► llava ─► model-*.gguf (arch gemma), mmproj-*.gguf (arch clip)
-//! an SAE of any format, labels     ─► sae   ─► sae-*.gguf   (arch sae)
-//! any GGUF file                   ─► show  ─► metadata and tensors, as text or JSON
+//! Hugging Face folder          ─► llava ─► model-*.gguf (arch gemma, …), mmproj-*.gguf (arch clip)
+//! an SAE of any format, labels ─► sae   ─► sae-*.gguf   (arch sae)
+//! any GGUF file                ─► show  ─► metadata and tensors, as text or JSON
 //! ```
 //!
 //! This crate knows file formats and nothing of running a model: no C, no `unsafe`.

@@ -1,5 +1,5 @@
-//! `gguf-tools`: convert LLaVA-Gemma checkpoints and sparse autoencoders to GGUF, and look into
-//! GGUF files.
+//! `gguf-tools`: convert checkpoints of LLaVA and Gemma 3 and sparse autoencoders to GGUF, and look
+//! into GGUF files.
 
 #![forbid(unsafe_code)]
 

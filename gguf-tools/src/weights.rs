@@ -20,7 +20,7 @@ use crate::{Error, Result, input_file, json_file};
 const BLOCK_VALUES: usize = 1 << 20;
 
 /// Largest header that is read. The format allows 100 MB, but names are held several times, and those
-/// of LLaVA-Gemma take 0.1 MB.
+/// of models take a megabyte at most.
 const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// A tensor in a safetensors file.
@@ -201,7 +201,11 @@ impl StoredTensor {
         Ok(values)
     }
 
-    fn check_finite(&self, values: &[f32], first_idx: usize) -> Result<()> {
+    /// Checks values that were read from `first_idx` on.
+    ///
+    /// # Errors
+    /// A value that is NaN or infinite.
+    pub(crate) fn check_finite(&self, values: &[f32], first_idx: usize) -> Result<()> {
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
             Some(idx) => Err(self.not_finite(values[idx], &format!("index {}", first_idx + idx))),

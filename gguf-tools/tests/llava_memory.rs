@@ -44,7 +44,7 @@ fn weights_pass_through_in_blocks() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    let n_output_bytes = fs::metadata(files.model).unwrap().len() as usize;
+    let n_output_bytes = fs::metadata(files.model.unwrap()).unwrap().len() as usize;
     assert!(n_output_bytes > 3 * D_FFN * D_MODEL * 2);
     let peak = peak_memory_bytes();
     assert!(

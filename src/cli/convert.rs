@@ -16,11 +16,11 @@ use super::outcome::{CommandResult, Outcome};
 use super::progress::{self, Spinner, Verbosity};
 use super::seen::note_as_seen;
 
-/// Convert a LLaVA-Gemma checkpoint and an SAE to a model folder
+/// Convert a checkpoint of a LLaVA, a LLaVA-NeXT or a Gemma 3 and an SAE to a model folder
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["llava", "sae"]).required(true).multiple(true))]
 pub(super) struct ConvertArgs {
-    /// A Hugging Face LLaVA-Gemma folder
+    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT or a Gemma 3
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
     /// An SAE of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS: its folder, or a file of it
@@ -140,8 +140,8 @@ impl Targets {
 }
 
 impl Conversion<'_> {
-    /// The files that it makes in `dir`.
-    pub(super) fn targets(&self, dir: &Path) -> Targets {
+    /// The files that it makes in `dir`, if the language model is one that is converted.
+    fn targets(&self, dir: &Path) -> Targets {
         let file = |role: &str, name: &str| dir.join(format!("{role}-{name}.gguf"));
         let Types { model, mmproj, sae } = self.types;
         Targets {
@@ -151,30 +151,31 @@ impl Conversion<'_> {
         }
     }
 
-    /// Makes them, and checks that they fit together. What is made on the way stays in `dir`, too.
+    /// Makes files in `dir`, checks that they fit together, and returns them. What is made on the way stays
+    /// there, too.
     pub(super) fn run(
         &self,
         dir: &Path,
         verbosity: Verbosity,
         cancel: &CancelFlag,
-    ) -> llava_sae_cpp::Result<()> {
-        let targets = self.targets(dir);
+    ) -> llava_sae_cpp::Result<Targets> {
+        let mut targets = self.targets(dir);
         // The SAE first: it is small, and its errors come without a long wait.
         if let (Some(source), Some(target)) = (&self.sae, &targets.sae) {
             convert_sae(source, target, self.types.sae, verbosity, cancel)?;
         }
-        if let (Some(source), Some(target)) = (self.llava, &targets.model) {
-            convert_llava(source, self.types, target, verbosity, cancel.clone())?;
+        if let (Some(source), Some(target)) = (self.llava, targets.model.take()) {
+            targets.model = convert_llava(source, self.types, target, verbosity, cancel.clone())?;
         }
-        match (targets.model, targets.sae) {
-            (Some(model), Some(sae)) => ModelFiles {
-                model,
-                mmproj: targets.mmproj,
-                saes: vec![sae],
+        if let (Some(model), Some(sae)) = (&targets.model, &targets.sae) {
+            ModelFiles {
+                model: model.clone(),
+                mmproj: targets.mmproj.clone(),
+                saes: vec![sae.clone()],
             }
-            .check(),
-            _ => Ok(()),
+            .check()?;
         }
+        Ok(targets)
     }
 }
 
@@ -195,8 +196,7 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
             sae: args.sae_type,
         },
     };
-    let targets = conversion.targets(&args.output);
-    for target in targets.paths() {
+    for target in conversion.targets(&args.output).paths() {
         overwrite.check(target)?;
     }
     let _output = OutputDir::create(&args.output)?;
@@ -205,25 +205,27 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
         .prefix(".convert-")
         .tempdir_in(&args.output)
         .map_err(|error| Error::io("write to", &args.output)(error.kind().into()))?;
-    conversion.run(work.path(), verbosity, &cancel)?;
-    for target in targets.paths() {
-        let name = target.file_name().expect("targets are files");
-        std::fs::rename(work.path().join(name), target).map_err(Error::io("write", target))?;
-        note_as_seen(target);
+    let made = conversion.run(work.path(), verbosity, &cancel)?;
+    for file in made.paths() {
+        let target = args
+            .output
+            .join(file.file_name().expect("targets are files"));
+        std::fs::rename(file, &target).map_err(Error::io("write", &target))?;
+        note_as_seen(&target);
         say(verbosity, &[format!("wrote `{}`", target.display())]);
     }
     // Files of other types may lie there already. What was not made is not looked for.
     let unless_made = |target: &Option<PathBuf>| target.is_none().then(PathBuf::new);
     let found = ModelFiles::find(
         Some(&args.output),
-        unless_made(&targets.model),
-        unless_made(&targets.mmproj),
-        unless_made(&targets.sae).into_iter().collect(),
+        unless_made(&made.model),
+        unless_made(&made.mmproj),
+        unless_made(&made.sae).into_iter().collect(),
     );
     if let Err(error) = found {
         log::warn!("{error}");
     }
-    say(verbosity, &[next_command(&args, targets.sae.as_deref())]);
+    say(verbosity, &[next_command(&args.output, &made)]);
     Ok(Outcome::Done)
 }
 
@@ -256,17 +258,28 @@ fn convert_sae(
 }
 
 /// What can be done with what lies in the output folder now.
-fn next_command(args: &ConvertArgs, sae: Option<&Path>) -> String {
-    let folder = args.output.display();
-    if ModelFiles::find(Some(&args.output), None, None, Vec::new()).is_ok() {
-        format!("next: `llava-sae-cpp -d {folder} IMAGE`")
-    } else if let (None, Some(sae)) = (&args.llava, sae) {
-        format!(
+fn next_command(output: &Path, made: &Targets) -> String {
+    let folder = output.display();
+    let file = |path: &Path| {
+        path.file_name()
+            .map(|name| output.join(name))
+            .expect("a file")
+    };
+    if ModelFiles::find(Some(output), None, None, Vec::new()).is_ok() {
+        return format!("next: `llava-sae-cpp -d {folder} IMAGE`");
+    }
+    match (&made.model, &made.mmproj, &made.sae) {
+        (None, None, Some(sae)) => format!(
             "next: `llava-sae-cpp -m MODEL.gguf --mmproj MMPROJ.gguf --sae {} IMAGE`",
-            sae.display()
-        )
-    } else {
-        format!("next: `llava-sae-cpp convert --sae DIR -o {folder}`")
+            file(sae).display()
+        ),
+        (None, Some(mmproj), sae) => format!(
+            "next: `llava-sae-cpp -m MODEL.gguf --mmproj {} --sae {} IMAGE`",
+            file(mmproj).display(),
+            sae.as_deref()
+                .map_or("SAE.gguf".into(), |sae| file(sae).display().to_string()),
+        ),
+        _ => format!("next: `llava-sae-cpp convert --sae DIR -o {folder}`"),
     }
 }
 
@@ -277,14 +290,15 @@ pub(super) fn say(verbosity: Verbosity, lines: &[String]) {
     }
 }
 
-/// Writes the language model to `model`, and the projector beside it.
+/// Writes the language model to `model`, and the projector beside it; returns nothing where the language
+/// model is left out.
 fn convert_llava(
     source: &Path,
     types: Types,
-    model: &Path,
+    model: PathBuf,
     verbosity: Verbosity,
     cancel: CancelFlag,
-) -> llava_sae_cpp::Result<()> {
+) -> llava_sae_cpp::Result<Option<PathBuf>> {
     let (model_type, k_quant) = match types.model {
         ModelType::F32 => (TensorType::F32, None),
         ModelType::F16 => (TensorType::F16, None),
@@ -304,12 +318,15 @@ fn convert_llava(
     let mut bar = progress::byte_bar("model", verbosity, cancel.clone());
     let made = llava::convert(source, dir, &options, &mut bar)?;
     say(verbosity, &made.report);
+    let Some(converted) = made.model else {
+        return Ok(None);
+    };
     if let Some(k_quant) = k_quant {
         let spinner = Spinner::start("quantising", verbosity);
-        quantize_or_stop(&made.model, model, k_quant, &cancel)?;
+        quantize_or_stop(&converted, &model, k_quant, &cancel)?;
         spinner.finish();
     }
-    Ok(())
+    Ok(Some(model))
 }
 
 /// llama.cpp's quantiser cannot be stopped, so it runs on a thread of its own: on Ctrl-C the caller

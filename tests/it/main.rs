@@ -15,6 +15,7 @@ mod control_vector;
 mod conversion;
 mod convert_sae;
 mod engine;
+mod families;
 mod feature_lists;
 mod fixture;
 mod gemma3;

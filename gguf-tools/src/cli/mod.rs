@@ -63,8 +63,10 @@ fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
     for line in &files.report {
         let _ = writeln!(io::stderr(), "{line}");
     }
-    print_line(&files.model.display().to_string())?;
-    print_line(&files.mmproj.display().to_string())
+    for path in files.model.iter().chain([&files.mmproj]) {
+        print_line(&path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn convert_sae(arguments: SaeArguments) -> Result<()> {

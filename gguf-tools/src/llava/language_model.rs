@@ -1,11 +1,10 @@
-//! The language model's file: what llama.cpp's `gemma` architecture reads.
+//! The language model's file: what llama.cpp's `gemma`, `gemma3` and `llama` architectures read.
 //!
-//! Keys and names follow `src/llama-arch.cpp`, `src/llama-model.cpp` and `src/models/gemma.cpp` of
-//! llama.cpp. The output matrix is not stored: the graph uses the embedding for it, as transformers
-//! does unless the config says otherwise.
+//! Keys and names follow `src/llama-arch.cpp`, `src/llama-model.cpp` and the architectures' files in
+//! `src/models/` of llama.cpp.
 
 use super::checkpoint::Checkpoint;
-use super::config::{OutputMatrix, TextConfig};
+use super::config::{Architecture, OutputMatrix, RopeScaling, TextConfig};
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 use crate::{Error, Result};
@@ -13,94 +12,167 @@ use crate::{Error, Result};
 /// The output matrix in a checkpoint that has one.
 pub(super) const OUTPUT: &str = "lm_head.weight";
 
-/// Writes Gemma's hyperparameters; the tokenizer writes its own keys.
+/// The plain names of a language model's tensors begin with it, but for [`OUTPUT`].
+pub(super) const PREFIX: &str = "language_model.";
+
+/// Writes the hyperparameters; the tokenizer writes its own keys.
 pub(super) fn write_metadata(config: &TextConfig, writer: &mut Writer) {
-    let size = |value: usize| u32::try_from(value).expect("the config's sizes are below 2^24");
-    writer.set("gemma.context_length", size(config.context_length));
-    writer.set("gemma.embedding_length", size(config.d_model));
-    writer.set("gemma.block_count", size(config.n_layers));
-    writer.set("gemma.feed_forward_length", size(config.d_ffn));
-    writer.set("gemma.attention.head_count", size(config.n_heads));
-    writer.set("gemma.attention.head_count_kv", size(config.n_kv_heads));
-    writer.set("gemma.attention.key_length", size(config.d_head));
-    writer.set("gemma.attention.value_length", size(config.d_head));
+    let architecture = config.architecture;
+    let key = |name: &str| format!("{}.{name}", architecture.name());
+    for (name, size) in [
+        ("context_length", config.context_length),
+        ("embedding_length", config.d_model),
+        ("block_count", config.n_layers),
+        ("feed_forward_length", config.d_ffn),
+        ("attention.head_count", config.n_heads),
+        ("attention.head_count_kv", config.n_kv_heads),
+        ("attention.key_length", config.d_head),
+        ("attention.value_length", config.d_head),
+    ] {
+        writer.set(&key(name), u32_of(size));
+    }
     writer.set(
-        "gemma.attention.layer_norm_rms_epsilon",
+        &key("attention.layer_norm_rms_epsilon"),
         config.rms_norm_eps,
     );
-    writer.set("gemma.rope.freq_base", config.rope_theta);
+    writer.set(&key("rope.freq_base"), config.rope.theta);
+    if architecture == Architecture::Llama {
+        writer.set(&key("rope.dimension_count"), u32_of(config.d_head));
+        writer.set(&key("vocab_size"), u32_of(config.vocab_size));
+    }
+    if let RopeScaling::Linear(factor) = config.rope.scaling {
+        writer.set(&key("rope.scaling.type"), "linear");
+        writer.set(&key("rope.scaling.factor"), factor);
+    }
+    if let Some(window) = &config.window {
+        writer.set(&key("attention.sliding_window"), u32_of(window.length));
+        writer.set(&key("rope.freq_base_swa"), window.rope_theta);
+        if !window.is_default() {
+            let pattern = key("attention.sliding_window_pattern");
+            writer.set(&pattern, window.blocks.clone());
+        }
+    }
+}
+
+fn u32_of(size: usize) -> u32 {
+    u32::try_from(size).expect("the config's sizes are below 2^25")
+}
+
+/// A tensor of a block: its name in the file and in the checkpoint, and its shape.
+type BlockTensor = (&'static str, &'static str, Vec<usize>);
+
+/// The tensors of a block in the file's order.
+fn block(config: &TextConfig) -> Vec<BlockTensor> {
+    let TextConfig {
+        d_model,
+        d_ffn,
+        d_head,
+        ..
+    } = *config;
+    let d_q = config.n_heads * d_head;
+    let d_kv = config.n_kv_heads * d_head;
+    let is_gemma3 = config.architecture == Architecture::Gemma3;
+    let attention: [BlockTensor; 5] = [
+        ("attn_norm", "input_layernorm", vec![d_model]),
+        ("attn_q", "self_attn.q_proj", vec![d_q, d_model]),
+        ("attn_k", "self_attn.k_proj", vec![d_kv, d_model]),
+        ("attn_v", "self_attn.v_proj", vec![d_kv, d_model]),
+        ("attn_output", "self_attn.o_proj", vec![d_model, d_q]),
+    ];
+    let norms: &[(&str, &str, usize)] = match is_gemma3 {
+        false => &[("ffn_norm", "post_attention_layernorm", d_model)],
+        true => &[
+            ("attn_q_norm", "self_attn.q_norm", d_head),
+            ("attn_k_norm", "self_attn.k_norm", d_head),
+            ("post_attention_norm", "post_attention_layernorm", d_model),
+            ("ffn_norm", "pre_feedforward_layernorm", d_model),
+            ("post_ffw_norm", "post_feedforward_layernorm", d_model),
+        ],
+    };
+    let norms = norms
+        .iter()
+        .map(|&(name, source, n)| (name, source, vec![n]));
+    let feed_forward: [BlockTensor; 3] = [
+        ("ffn_gate", "mlp.gate_proj", vec![d_ffn, d_model]),
+        ("ffn_up", "mlp.up_proj", vec![d_ffn, d_model]),
+        ("ffn_down", "mlp.down_proj", vec![d_model, d_ffn]),
+    ];
+    attention
+        .into_iter()
+        .chain(norms)
+        .chain(feed_forward)
+        .collect()
 }
 
 /// The tensors of the file in its order, matrices in `matrices` type.
 pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTensor> {
-    let d_model = config.d_model;
-    let d_q = config.n_heads * config.d_head;
-    let d_kv = config.n_kv_heads * config.d_head;
-    let matrix = |name: String, source: String, shape: [usize; 2]| {
-        OutputTensor::matrix(name, format!("language_model.{source}"), shape, matrices)
+    let tensor = |name: String, source: String, shape: &[usize]| match *shape {
+        [d_out, d_in] => OutputTensor::matrix(name, source, [d_out, d_in], matrices),
+        _ => {
+            let norm = OutputTensor::new(name, source, shape, TensorType::F32);
+            match config.architecture.is_gemma() {
+                true => norm.plus_one(),
+                false => norm,
+            }
+        }
     };
-    // Gemma multiplies by 1 + weight, llama.cpp by the weight.
-    let norm = |name: String, source: String| {
-        OutputTensor::new(
-            name,
-            format!("language_model.{source}"),
-            &[d_model],
-            TensorType::F32,
+    let outside = |name: &str, source: &str, shape: &[usize]| {
+        tensor(
+            format!("{name}.weight"),
+            format!("{PREFIX}{source}.weight"),
+            shape,
         )
-        .plus_one()
     };
-
-    let mut tensors = vec![matrix(
-        "token_embd.weight".to_owned(),
-        "embed_tokens.weight".to_owned(),
-        [config.vocab_size, d_model],
-    )];
-    for layer_idx in 0..config.n_layers {
-        let name = |part: &str| format!("blk.{layer_idx}.{part}.weight");
-        let source = |part: &str| format!("layers.{layer_idx}.{part}.weight");
-        tensors.extend([
-            norm(name("attn_norm"), source("input_layernorm")),
-            matrix(name("attn_q"), source("self_attn.q_proj"), [d_q, d_model]),
-            matrix(name("attn_k"), source("self_attn.k_proj"), [d_kv, d_model]),
-            matrix(name("attn_v"), source("self_attn.v_proj"), [d_kv, d_model]),
-            matrix(
-                name("attn_output"),
-                source("self_attn.o_proj"),
-                [d_model, d_q],
-            ),
-            norm(name("ffn_norm"), source("post_attention_layernorm")),
-            matrix(
-                name("ffn_gate"),
-                source("mlp.gate_proj"),
-                [config.d_ffn, d_model],
-            ),
-            matrix(
-                name("ffn_up"),
-                source("mlp.up_proj"),
-                [config.d_ffn, d_model],
-            ),
-            matrix(
-                name("ffn_down"),
-                source("mlp.down_proj"),
-                [d_model, config.d_ffn],
-            ),
-        ]);
+    let embedding = [config.vocab_size, config.d_model];
+    let mut tensors = vec![outside("token_embd", "embed_tokens", &embedding)];
+    // llama.cpp takes it for every block.
+    if let RopeScaling::Factors(factors) = &config.rope.scaling {
+        let name = "rope_freqs.weight".to_owned();
+        tensors.push(OutputTensor::computed(name, factors.clone()));
     }
-    tensors.push(norm(
-        "output_norm.weight".to_owned(),
-        "norm.weight".to_owned(),
-    ));
+    for layer_idx in 0..config.n_layers {
+        for (name, source, shape) in block(config) {
+            let tensor = tensor(
+                format!("blk.{layer_idx}.{name}.weight"),
+                format!("{PREFIX}layers.{layer_idx}.{source}.weight"),
+                &shape,
+            );
+            // In a Llama, llama.cpp turns neighbouring rows of a head together, and transformers rows
+            // that are half a head apart.
+            let is_turned = matches!(name, "attn_q" | "attn_k");
+            tensors.push(
+                match is_turned && config.architecture == Architecture::Llama {
+                    true => tensor.interleaved(config.d_head),
+                    false => tensor,
+                },
+            );
+        }
+    }
+    tensors.push(outside("output_norm", "norm", &[config.d_model]));
+    if has_output(config) {
+        tensors.push(tensor(
+            "output.weight".to_owned(),
+            OUTPUT.to_owned(),
+            &embedding,
+        ));
+    }
     tensors
 }
 
-/// Checks that an output matrix equals the embedding, where transformers would use it.
+/// Whether the output matrix is in the file: llama.cpp's `gemma` has the embedding in its place.
+fn has_output(config: &TextConfig) -> bool {
+    config.output == OutputMatrix::Stored && config.architecture != Architecture::Gemma
+}
+
+/// Checks that an output matrix that is not in the file, but that transformers would use, equals the
+/// embedding.
 ///
 /// # Errors
 /// One that differs; llama.cpp's graph has no place for it.
 pub(super) fn check_output(config: &TextConfig, checkpoint: &Checkpoint) -> Result<()> {
     let output = match config.output {
-        OutputMatrix::Embedding => None,
-        OutputMatrix::Stored => checkpoint.get(OUTPUT),
+        OutputMatrix::Stored if !has_output(config) => checkpoint.get(OUTPUT),
+        _ => None,
     };
     let Some(output) = output else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! A Hugging Face LLaVA-Gemma checkpoint becomes the two files that llama.cpp runs.
+//! A Hugging Face checkpoint of a LLaVA, a LLaVA-NeXT or a Gemma 3 becomes the two files that llama.cpp
+//! runs.
 //!
 //! ```text
 //! config.json, preprocessor_config.json ─► config ─────┬─► language_model, vision: names and metadata
@@ -22,14 +23,14 @@ use std::path::{Path, PathBuf};
 
 use self::checkpoint::Checkpoint;
 pub use self::checkpoint::{WEIGHT_FILES, weight_files};
-use self::config::Config;
+use self::config::{Config, Text, TextConfig, Tower};
 use self::output::OutputTensor;
 use self::tokenizer::Tokenizer;
 use crate::gguf::{Overwrite, TensorType, Writer};
 use crate::new_file::CompleteFile;
 use crate::output_dir::OutputDir;
 use crate::progress::{Meter, Progress};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// What [`convert`] reads of a checkpoint folder beside the weights, as far as it is there.
 pub const SMALL_FILES: [&str; 11] = [
@@ -61,22 +62,32 @@ pub struct LlavaOptions {
 /// What [`convert`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LlavaFiles {
-    /// The language model with its tokenizer: `model-<type>.gguf`.
-    pub model: PathBuf,
+    /// The language model with its tokenizer: `model-<type>.gguf`; `None` if it is not one that is converted.
+    pub model: Option<PathBuf>,
     /// The image encoder with its projector: `mmproj-<type>.gguf`.
     pub mmproj: PathBuf,
     /// What was read and decided, in lines for people.
     pub report: Vec<String>,
 }
 
+/// A language model that is converted.
+struct LanguageModel<'a> {
+    config: &'a TextConfig,
+    tokenizer: Tokenizer,
+    tensors: Vec<OutputTensor>,
+}
+
 /// Converts the checkpoint folder `dir` into two GGUF files in `out_dir`, which is made if need be.
 /// `progress` gets bytes of weights read.
 ///
+/// A language model of another kind, or with another kind of tokenizer, is left out with a warning that says what to
+/// take in its place.
 /// The weights pass through in blocks of some megabytes, whatever the model's size.
 ///
 /// # Errors
-/// A checkpoint that is incomplete, malformed, or not a LLaVA of CLIP and Gemma 1; an output file that exists;
-/// everything that reading and writing can meet; [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted)
+/// A checkpoint that is incomplete, malformed, or not a LLaVA, LLaVA-NeXT or Gemma 3; settings that llama.cpp does not
+/// compute; an output file that exists; everything that reading and writing can meet;
+/// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted)
 /// where `progress` asks for it. Nothing is left behind then: the files get their names when both are complete,
 /// and the first loses it again where the second cannot have its own. Only then is a file lost that the first
 /// was to replace.
@@ -97,81 +108,151 @@ pub fn convert(
     let config = Config::read(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
     checkpoint.warn_of_unused_file();
-    let model_tensors = language_model::tensors(&config.text, options.model_type);
+    let model = language_model(dir, &config, options)?;
+    let model_tensors = model.as_ref().map_or(&[][..], |model| &model.tensors);
     let mmproj_tensors = vision::tensors(&config, options.mmproj_type);
-    check_tensors(
-        &checkpoint,
-        &config,
-        model_tensors.iter().chain(&mmproj_tensors),
-    )?;
-    let tokenizer = Tokenizer::read(dir, &config)?;
-    language_model::check_output(&config.text, &checkpoint)?;
-    let report = report(&config, &tokenizer, &checkpoint, options);
-    output::warn_of_fallback(&model_path, &model_tensors, options.model_type);
+    check_tensors(&checkpoint, &config, model_tensors, &mmproj_tensors)?;
+    if let Some(model) = &model {
+        language_model::check_output(model.config, &checkpoint)?;
+    }
+    let report = report(&config, model.as_ref(), &checkpoint, options);
+    output::warn_of_fallback(&model_path, model_tensors, options.model_type);
     output::warn_of_fallback(&mmproj_path, &mmproj_tensors, options.mmproj_type);
 
     let _out_dir = OutputDir::create(out_dir)?;
-    let mut model = Writer::create(&model_path, options.overwrite)?;
-    model.set("general.architecture", "gemma");
-    model.set("general.type", "model");
-    write_general(dir, model_file_type, &mut model);
-    language_model::write_metadata(&config.text, &mut model);
-    tokenizer.write_metadata(&mut model);
-
+    let n_bytes = model_tensors
+        .iter()
+        .chain(&mmproj_tensors)
+        .map(|tensor| tensor.n_source_bytes(&checkpoint));
+    let mut meter = Meter::new(progress, n_bytes.sum());
+    let general = |writer: &mut Writer, architecture: &str, kind: &str, file_type: u32| {
+        writer.set("general.architecture", architecture);
+        writer.set("general.type", kind);
+        write_general(dir, &config, file_type, writer);
+    };
     let mut mmproj = Writer::create(&mmproj_path, options.overwrite)?;
-    mmproj.set("general.architecture", "clip");
-    mmproj.set("general.type", "mmproj");
-    write_general(dir, mmproj_file_type, &mut mmproj);
+    general(&mut mmproj, "clip", "mmproj", mmproj_file_type);
     vision::write_metadata(&config, &mut mmproj);
-
-    let all_tensors = model_tensors.iter().chain(&mmproj_tensors);
-    let n_bytes = all_tensors
-        .map(|tensor| tensor.n_source_bytes(&checkpoint))
-        .sum();
-    let mut meter = Meter::new(progress, n_bytes);
-    let model = write_tensors(model, &model_tensors, &checkpoint, &mut meter)?;
+    let model = match model {
+        Some(model) => {
+            let mut writer = Writer::create(&model_path, options.overwrite)?;
+            let architecture = model.config.architecture.name();
+            general(&mut writer, architecture, "model", model_file_type);
+            language_model::write_metadata(model.config, &mut writer);
+            model.tokenizer.write_metadata(&mut writer);
+            Some(write_tensors(
+                writer,
+                &model.tensors,
+                &checkpoint,
+                &mut meter,
+            )?)
+        }
+        None => None,
+    };
     let mmproj = write_tensors(mmproj, &mmproj_tensors, &checkpoint, &mut meter)?;
-    model.publish()?;
+    let model = match model {
+        Some(model) => {
+            model.publish()?;
+            Some(model_path)
+        }
+        None => None,
+    };
     if let Err(error) = mmproj.publish() {
         // What is left if this fails too is a whole file, and the first error is the one to tell.
-        let _ = fs::remove_file(&model_path);
+        let _ = model.map(fs::remove_file);
         return Err(error);
     }
     Ok(LlavaFiles {
-        model: model_path,
+        model,
         mmproj: mmproj_path,
         report,
     })
 }
 
+/// The language model, unless it is one that is not converted.
+fn language_model<'a>(
+    dir: &Path,
+    config: &'a Config,
+    options: &LlavaOptions,
+) -> Result<Option<LanguageModel<'a>>> {
+    let left_out = |why: &str| {
+        log::warn!(
+            "the language model is left out: {why}; take a published GGUF file of it, or convert it with llama.cpp's `convert_hf_to_gguf.py`"
+        );
+    };
+    let text = match &config.text {
+        Text::Known(text) => text,
+        Text::Other { model_type, .. } => {
+            left_out(&format!("`text_config.model_type` is `{model_type}`"));
+            return Ok(None);
+        }
+    };
+    let tokenizer = match Tokenizer::read(dir, text, config.image_token_id) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            left_out(&error.to_string());
+            return Ok(None);
+        }
+        tokenizer => tokenizer?,
+    };
+    Ok(Some(LanguageModel {
+        config: text,
+        tokenizer,
+        tensors: language_model::tensors(text, options.model_type),
+    }))
+}
+
 fn report(
     config: &Config,
-    tokenizer: &Tokenizer,
+    model: Option<&LanguageModel>,
     checkpoint: &Checkpoint,
     options: &LlavaOptions,
 ) -> Vec<String> {
-    let Config { text, vision, .. } = config;
+    let vision = &config.vision;
     let [mean, std] = [vision.image_mean, vision.image_std].map(|colours| {
         let [red, green, blue] = colours;
         format!("({red:.4}, {green:.4}, {blue:.4})")
     });
-    vec![
-        format!(
-            "read a LLaVA of Gemma: {} blocks of width {}, {} rows of vocabulary, tokens from `{}`",
-            text.n_layers, text.d_model, text.vocab_size, tokenizer.source
+    let model_line = match model {
+        Some(LanguageModel {
+            config: text,
+            tokenizer,
+            ..
+        }) => format!(
+            "`{}` of {} blocks of width {}, {} rows of vocabulary, tokens from `{}`",
+            text.architecture.name(),
+            text.n_layers,
+            text.d_model,
+            text.vocab_size,
+            tokenizer.source
         ),
+        None => "without its language model".to_owned(),
+    };
+    let run = match vision.tower {
+        Tower::Clip { feature_layer } => format!(
+            "{} run, since `vision_feature_layer` is {feature_layer}",
+            vision.n_feature_layers
+        ),
+        Tower::Siglip => "all run".to_owned(),
+    };
+    let model_type = match model {
+        Some(_) => format!("{} (language model) and ", options.model_type.name()),
+        None => String::new(),
+    };
+    vec![
+        format!("read a {}: {model_line}", config.name()),
         format!(
-            "vision tower: CLIP of {} blocks of width {}, of which {} run, since `vision_feature_layer` is {}",
-            vision.n_layers, vision.d_model, vision.n_feature_layers, vision.feature_layer
+            "vision tower: {} of {} blocks of width {}, of which {run}",
+            vision.tower.name(),
+            vision.n_layers,
+            vision.d_model
         ),
         format!(
             "pictures: {0} × {0} pixels in patches of {1}; mean {mean}, deviation {std}",
             vision.image_size, vision.patch_size
         ),
         format!(
-            "weights: {}, written as {} (language model) and {} (vision tower and projector)",
+            "weights: {}, written as {model_type}{} (vision tower and projector)",
             type_of(checkpoint).name(),
-            options.model_type.name(),
             options.mmproj_type.name()
         ),
     ]
@@ -243,14 +324,12 @@ fn name_of(dir: &Path) -> Option<String> {
     repository().or_else(|| name(&dir))
 }
 
-fn write_general(dir: &Path, file_type: u32, writer: &mut Writer) {
+fn write_general(dir: &Path, config: &Config, file_type: u32, writer: &mut Writer) {
     if let Some(name) = name_of(dir) {
         writer.set("general.name", name);
     }
-    let description = concat!(
-        "LLaVA-Gemma, converted by gguf-tools ",
-        env!("CARGO_PKG_VERSION")
-    );
+    let version = env!("CARGO_PKG_VERSION");
+    let description = format!("{}, converted by gguf-tools {version}", config.name());
     writer.set("general.description", description);
     writer.set("general.file_type", file_type);
     // `GGML_QNT_VERSION` of ggml.
@@ -259,25 +338,28 @@ fn write_general(dir: &Path, file_type: u32, writer: &mut Writer) {
 
 /// Checks that the checkpoint has all tensors of the output files in the right shape, and no
 /// others than those known to be of no use.
-fn check_tensors<'a>(
+fn check_tensors(
     checkpoint: &Checkpoint,
     config: &Config,
-    tensors: impl Iterator<Item = &'a OutputTensor>,
+    of_model: &[OutputTensor],
+    of_mmproj: &[OutputTensor],
 ) -> Result<()> {
     let mut used = HashSet::new();
-    for tensor in tensors {
+    for tensor in of_model.iter().chain(of_mmproj) {
         tensor.check(checkpoint)?;
         used.extend(tensor.source());
     }
     for (name, stored) in checkpoint.iter() {
         let known = used.contains(name)
             || name == language_model::OUTPUT
+            || (of_model.is_empty() && name.starts_with(language_model::PREFIX))
             || name.ends_with(".rotary_emb.inv_freq") // follows from `rope_theta`
             || vision::is_unused(&config.vision, name);
         if !known {
             return Err(Error::invalid(format!(
-                "{} does not belong in a LLaVA-Gemma",
-                stored.describe()
+                "{} does not belong in a {}",
+                stored.describe(),
+                config.name()
             ))
             .with_hint("the checkpoint, or its `config.json`, is of another architecture"));
         }

@@ -43,12 +43,12 @@ pub(super) struct OutputTensor {
 
 #[derive(Debug)]
 enum Source {
-    /// The checkpoint's tensor of that plain name.
-    Stored {
-        name: String,
-        offset: f32,
-    },
-    Zeros,
+    /// The checkpoint's tensor of that plain name, with a number added to each value.
+    Stored { name: String, offset: f32 },
+    /// The same with the two halves of each head's rows interleaved.
+    Interleaved { name: String, d_head: usize },
+    /// Values that the checkpoint does not have.
+    Computed(Vec<f32>),
 }
 
 impl OutputTensor {
@@ -93,17 +93,39 @@ impl OutputTensor {
         self
     }
 
-    /// The same with zeros for values; the checkpoint does not have it.
-    pub(super) fn zeros(mut self) -> Self {
-        self.source = Source::Zeros;
+    /// The same with the rows of each head of `d_head` in another order: the first of its first half,
+    /// the first of its second, and so on.
+    pub(super) fn interleaved(mut self, d_head: usize) -> Self {
+        if let Source::Stored { name, .. } = self.source {
+            self.source = Source::Interleaved { name, d_head };
+        }
         self
+    }
+
+    /// The same with zeros for values; the checkpoint does not have it.
+    pub(super) fn zeros(self) -> Self {
+        let n_values = self.shape.iter().product();
+        Self {
+            source: Source::Computed(vec![0.0; n_values]),
+            ..self
+        }
+    }
+
+    /// A vector of values that the checkpoint does not have.
+    pub(super) fn computed(name: String, values: Vec<f32>) -> Self {
+        Self {
+            name,
+            shape: vec![values.len()],
+            source: Source::Computed(values),
+            tensor_type: TensorType::F32,
+        }
     }
 
     /// The plain name of the checkpoint's tensor that it is made of.
     pub(super) fn source(&self) -> Option<&str> {
         match &self.source {
-            Source::Stored { name, .. } => Some(name),
-            Source::Zeros => None,
+            Source::Stored { name, .. } | Source::Interleaved { name, .. } => Some(name),
+            Source::Computed(_) => None,
         }
     }
 
@@ -141,20 +163,34 @@ impl OutputTensor {
         writer: &mut TensorWriter,
         meter: &mut Meter,
     ) -> Result<()> {
-        let (name, offset) = match &self.source {
-            Source::Stored { name, offset } => (name, *offset),
-            Source::Zeros => return writer.write_f32(&vec![0.0; self.shape.iter().product()]),
-        };
-        let stored = checkpoint.require(name)?;
-        let mut blocks = stored.blocks()?;
-        while let Some((values, n_bytes)) = blocks.next()? {
-            // Not for all: adding 0 would turn -0 into 0.
-            if offset != 0.0 {
-                values.iter_mut().for_each(|value| *value += offset);
+        match &self.source {
+            Source::Stored { name, offset } => {
+                let mut blocks = checkpoint.require(name)?.blocks()?;
+                while let Some((values, n_bytes)) = blocks.next()? {
+                    // Not for all: adding 0 would turn -0 into 0.
+                    if *offset != 0.0 {
+                        values.iter_mut().for_each(|value| *value += offset);
+                    }
+                    writer.write_f32(values)?;
+                    meter.advance(n_bytes)?;
+                }
+                Ok(())
             }
-            writer.write_f32(values)?;
-            meter.advance(n_bytes)?;
+            Source::Interleaved { name, d_head } => {
+                let stored = checkpoint.require(name)?;
+                let mut rows = stored.open()?;
+                let mut row = vec![0.0; self.shape[1]];
+                for row_idx in 0..self.shape[0] {
+                    let (head, place) = (row_idx / d_head * d_head, row_idx % d_head);
+                    let first_idx = (head + place / 2 + place % 2 * (d_head / 2)) * row.len();
+                    let n_bytes = rows.read_at(first_idx, &mut row)?;
+                    stored.check_finite(&row, first_idx)?;
+                    writer.write_f32(&row)?;
+                    meter.advance(n_bytes)?;
+                }
+                Ok(())
+            }
+            Source::Computed(values) => writer.write_f32(values),
         }
-        Ok(())
     }
 }

@@ -1,83 +1,74 @@
 //! The image encoder's and projector's file: what llama.cpp's `mtmd` reads as a `clip` model with
-//! an `mlp` projector.
+//! an `mlp` or a `gemma3` projector.
 //!
-//! Keys and names follow `tools/mtmd/clip-impl.h` and `tools/mtmd/clip.cpp` of llama.cpp. Only the
-//! layers that the projector's input goes through are stored, and no post-layernorm, which
+//! Keys and names follow `tools/mtmd/clip-impl.h` and `tools/mtmd/clip.cpp` of llama.cpp. Of CLIP, only
+//! the layers that the projector's input goes through are stored, and no post-layernorm, which
 //! llama.cpp would apply where transformers does not.
 
-use super::config::{Config, ProjectorBias, VisionActivation, VisionConfig};
+use super::config::{Config, Projector, ProjectorBias, Tower, VisionActivation, VisionConfig};
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 
 /// Writes the encoder's hyperparameters.
 pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
-    let size = |value: usize| u32::try_from(value).expect("the config's sizes are below 2^24");
+    let size = |value: usize| u32::try_from(value).expect("the config's sizes are below 2^25");
     let vision = &config.vision;
     writer.set("clip.has_vision_encoder", true);
-    writer.set("clip.has_llava_projector", true);
-    writer.set("clip.projector_type", "mlp");
+    match &config.projector {
+        Projector::Mlp { .. } => {
+            writer.set("clip.has_llava_projector", true);
+            writer.set("clip.projector_type", "mlp");
+        }
+        Projector::Gemma3 { pool } => {
+            writer.set("clip.projector_type", "gemma3");
+            writer.set("clip.vision.projector.scale_factor", size(*pool));
+        }
+    }
     writer.set("clip.use_gelu", vision.activation == VisionActivation::Gelu);
-    writer.set("clip.vision.image_size", size(vision.image_size));
-    writer.set("clip.vision.patch_size", size(vision.patch_size));
-    writer.set("clip.vision.embedding_length", size(vision.d_model));
-    writer.set("clip.vision.feed_forward_length", size(vision.d_ffn));
-    writer.set("clip.vision.projection_dim", size(config.text.d_model));
-    writer.set("clip.vision.attention.head_count", size(vision.n_heads));
+    for (name, value) in [
+        ("image_size", vision.image_size),
+        ("patch_size", vision.patch_size),
+        ("embedding_length", vision.d_model),
+        ("feed_forward_length", vision.d_ffn),
+        ("projection_dim", config.text.d_model()),
+        ("attention.head_count", vision.n_heads),
+    ] {
+        writer.set(&format!("clip.vision.{name}"), size(value));
+    }
     writer.set(
         "clip.vision.attention.layer_norm_epsilon",
         vision.layer_norm_eps,
     );
     writer.set("clip.vision.image_mean", vision.image_mean.to_vec());
     writer.set("clip.vision.image_std", vision.image_std.to_vec());
-    // Without `feature_layer` llama.cpp would leave out the last block.
     writer.set("clip.vision.block_count", size(vision.n_feature_layers));
+    let Projector::Mlp { tiles, .. } = &config.projector else {
+        return;
+    };
+    // Without `feature_layer` llama.cpp would leave out the last block.
     writer.set(
         "clip.vision.feature_layer",
         vec![vision.n_feature_layers as i32],
     );
+    if let Some(tiles) = tiles {
+        writer.set(
+            "clip.vision.image_grid_pinpoints",
+            tiles.widths_and_heights(),
+        );
+        writer.set("clip.vision.mm_patch_merge_type", "spatial_unpad");
+    }
 }
 
 /// The tensors of the file in its order, matrices in `matrices` type.
 pub(super) fn tensors(config: &Config, matrices: TensorType) -> Vec<OutputTensor> {
     let vision = &config.vision;
-    let (d_model, d_ffn, patch) = (vision.d_model, vision.d_ffn, vision.patch_size);
-    let n_positions = (vision.image_size / patch).pow(2) + 1; // the class token's is the first
-    let vector = |name: &str, source: &str, n: usize| {
-        OutputTensor::new(
-            format!("v.{name}"),
-            format!("vision_tower.{source}"),
-            &[n],
-            TensorType::F32,
-        )
-    };
-    let mut tensors = vec![
-        vector("class_embd", "embeddings.class_embedding", d_model),
-        OutputTensor::new(
-            "v.patch_embd.weight".to_owned(),
-            "vision_tower.embeddings.patch_embedding.weight".to_owned(),
-            &[d_model, 3, patch, patch],
-            // Small, and llava-sae-cpp computes this product in full precision.
-            TensorType::F32,
-        ),
-        OutputTensor::new(
-            "v.position_embd.weight".to_owned(),
-            "vision_tower.embeddings.position_embedding.weight".to_owned(),
-            &[n_positions, d_model],
-            TensorType::F32,
-        ),
-        // transformers spells it so.
-        vector("pre_ln.weight", "pre_layrnorm.weight", d_model),
-        vector("pre_ln.bias", "pre_layrnorm.bias", d_model),
-    ];
+    let (d_model, d_ffn) = (vision.d_model, vision.d_ffn);
+    let mut tensors = embeddings(vision);
     for layer_idx in 0..vision.n_feature_layers {
         let name = |part: &str| format!("blk.{layer_idx}.{part}");
         let source = |part: &str| format!("encoder.layers.{layer_idx}.{part}");
         for (part, source_part) in [("ln1", "layer_norm1"), ("ln2", "layer_norm2")] {
-            for kind in ["weight", "bias"] {
-                let (part, source_part) =
-                    (format!("{part}.{kind}"), format!("{source_part}.{kind}"));
-                tensors.push(vector(&name(&part), &source(&source_part), d_model));
-            }
+            tensors.extend(norm(&name(part), &source(source_part), d_model));
         }
         for (part, source_part, shape) in [
             ("attn_q", "self_attn.q_proj", [d_model, d_model]),
@@ -95,20 +86,117 @@ pub(super) fn tensors(config: &Config, matrices: TensorType) -> Vec<OutputTensor
             ));
         }
     }
-    let d_text = config.text.d_model;
-    for (name, source, shape) in [
-        ("mm.0", "linear_1", [d_text, d_model]),
-        ("mm.2", "linear_2", [d_text, d_text]),
-    ] {
-        let source = format!("multi_modal_projector.{source}");
-        let [weight, bias] = linear(name, &source, shape, matrices);
-        tensors.extend(match config.projector_bias {
-            ProjectorBias::Present => [weight, bias],
-            // llama.cpp's graph adds a bias in any case.
-            ProjectorBias::Absent => [weight, bias.zeros()],
-        });
+    if vision.tower == Tower::Siglip {
+        tensors.extend(norm("post_ln", "post_layernorm", d_model));
     }
+    tensors.extend(projector(config, matrices));
     tensors
+}
+
+/// A vector of the vision tower.
+fn vector(name: &str, source: &str, n: usize) -> OutputTensor {
+    OutputTensor::new(
+        format!("v.{name}"),
+        format!("vision_tower.{source}"),
+        &[n],
+        TensorType::F32,
+    )
+}
+
+/// The weight and bias of a norm of the vision tower.
+fn norm(name: &str, source: &str, n: usize) -> [OutputTensor; 2] {
+    ["weight", "bias"].map(|kind| vector(&format!("{name}.{kind}"), &format!("{source}.{kind}"), n))
+}
+
+/// What stands in front of the vision tower's blocks.
+fn embeddings(vision: &VisionConfig) -> Vec<OutputTensor> {
+    let (d_model, patch) = (vision.d_model, vision.patch_size);
+    let n_patches = vision.grid().pow(2);
+    let shaped = |name: &str, source: &str, shape: &[usize]| {
+        OutputTensor::new(
+            format!("v.{name}.weight"),
+            format!("vision_tower.embeddings.{source}.weight"),
+            shape,
+            // Small, and llava-sae-cpp computes products with patches in full precision.
+            TensorType::F32,
+        )
+    };
+    let patches = shaped("patch_embd", "patch_embedding", &[d_model, 3, patch, patch]);
+    let positions = |n_positions| {
+        shaped(
+            "position_embd",
+            "position_embedding",
+            &[n_positions, d_model],
+        )
+    };
+    match vision.tower {
+        Tower::Clip { .. } => {
+            let class = vector("class_embd", "embeddings.class_embedding", d_model);
+            // The class row's is the first.
+            let mut tensors = vec![class, patches, positions(n_patches + 1)];
+            // transformers spells it so.
+            tensors.extend(norm("pre_ln", "pre_layrnorm", d_model));
+            tensors
+        }
+        Tower::Siglip => {
+            let bias = vector(
+                "patch_embd.bias",
+                "embeddings.patch_embedding.bias",
+                d_model,
+            );
+            vec![patches, bias, positions(n_patches)]
+        }
+    }
+}
+
+/// The plain name of the row that ends each row of patches in LLaVA-NeXT.
+const NEWLINE: &str = "image_newline";
+
+fn projector(config: &Config, matrices: TensorType) -> Vec<OutputTensor> {
+    let (d_text, d_model) = (config.text.d_model(), config.vision.d_model);
+    match &config.projector {
+        Projector::Mlp { bias, tiles } => {
+            let mut tensors = Vec::new();
+            for (name, source, shape) in [
+                ("mm.0", "linear_1", [d_text, d_model]),
+                ("mm.2", "linear_2", [d_text, d_text]),
+            ] {
+                let source = format!("multi_modal_projector.{source}");
+                let [weight, bias_vector] = linear(name, &source, shape, matrices);
+                tensors.extend(match bias {
+                    ProjectorBias::Present => [weight, bias_vector],
+                    // llama.cpp's graph adds a bias in any case.
+                    ProjectorBias::Absent => [weight, bias_vector.zeros()],
+                });
+            }
+            if tiles.is_some() {
+                let (name, source) = (format!("v.{NEWLINE}"), NEWLINE.to_owned());
+                tensors.push(OutputTensor::new(name, source, &[d_text], TensorType::F32));
+            }
+            tensors
+        }
+        Projector::Gemma3 { .. } => {
+            let source = |part: &str| format!("multi_modal_projector.{part}");
+            let norm = OutputTensor::new(
+                "mm.soft_emb_norm.weight".to_owned(),
+                source("mm_soft_emb_norm.weight"),
+                &[d_model],
+                TensorType::F32,
+            );
+            let matrix = OutputTensor::matrix(
+                "mm.input_projection.weight".to_owned(),
+                source("mm_input_projection_weight"),
+                [d_model, d_text],
+                // llama.cpp transposes it, which ggml does with these alone.
+                match matrices {
+                    TensorType::F32 => TensorType::F32,
+                    _ => TensorType::F16,
+                },
+            );
+            // Gemma multiplies by 1 + weight, llama.cpp by the weight.
+            vec![norm.plus_one(), matrix]
+        }
+    }
 }
 
 /// The weight and bias of a linear layer with a weight of `[d_out, d_in]`.
@@ -141,6 +229,9 @@ pub(super) fn is_unused(config: &VisionConfig, name: &str) -> bool {
         .and_then(|(layer_idx, _)| layer_idx.parse::<usize>().ok());
     match layer_idx {
         Some(layer_idx) => (config.n_feature_layers..config.n_layers).contains(&layer_idx),
-        None => name == "embeddings.position_ids" || name.starts_with("post_layernorm."),
+        // A SigLIP's head pools what the projector reads row by row.
+        None => ["embeddings.position_ids", "post_layernorm.", "head."]
+            .iter()
+            .any(|part| name.starts_with(part)),
     }
 }

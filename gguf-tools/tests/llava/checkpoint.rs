@@ -1,11 +1,11 @@
 //! A checkpoint made in memory, small and random, for tests to spoil before it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 /// A tensor to be stored.
@@ -29,13 +29,18 @@ impl Tensor {
     }
 
     pub(crate) fn values(&self) -> Vec<f32> {
-        assert_eq!(self.dtype, Dtype::F32);
-        self.bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect()
+        match self.dtype {
+            Dtype::F32 => {
+                let numbers = self.bytes.as_chunks().0.iter();
+                numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            }
+            Dtype::BF16 => {
+                let numbers = self.bytes.as_chunks().0.iter();
+                let numbers = numbers.map(|bytes| half::bf16::from_le_bytes(*bytes));
+                numbers.map(half::bf16::to_f32).collect()
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The same values, rounded to f16.
@@ -108,6 +113,42 @@ impl Checkpoint {
         checkpoint.add_language_model();
         checkpoint.add_vision();
         checkpoint
+    }
+
+    /// A checkpoint that lies in `dir`, as transformers saves one.
+    #[allow(dead_code)] // another binary has this module, too
+    pub(crate) fn read(dir: &Path) -> Self {
+        let json = |name: &str| -> Value {
+            serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+        };
+        let others = [
+            "preprocessor_config.json",
+            "tokenizer_config.json",
+            "generation_config.json",
+        ];
+        let mut tensors = BTreeMap::new();
+        let index = json("model.safetensors.index.json");
+        let files = index["weight_map"].as_object().unwrap().values();
+        for file in files
+            .map(|file| file.as_str().unwrap())
+            .collect::<BTreeSet<_>>()
+        {
+            let bytes = fs::read(dir.join(file)).unwrap();
+            for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                let tensor = Tensor {
+                    dtype: tensor.dtype(),
+                    shape: tensor.shape().to_vec(),
+                    bytes: tensor.data().to_vec(),
+                };
+                tensors.insert(name, tensor);
+            }
+        }
+        Self {
+            config: json("config.json"),
+            tokenizer: json("tokenizer.json"),
+            files: others.map(|name| (name, json(name))).into(),
+            tensors,
+        }
     }
 
     fn add_language_model(&mut self) {

@@ -39,7 +39,7 @@ fn names_say_the_types() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(files.model, out_dir.join("model-q8_0.gguf"));
+    assert_eq!(files.model, Some(out_dir.join("model-q8_0.gguf")));
     assert_eq!(files.mmproj, out_dir.join("mmproj-f16.gguf"));
     assert_eq!(names(&out_dir), ["mmproj-f16.gguf", "model-q8_0.gguf"]);
 }
@@ -177,7 +177,7 @@ fn warnings(dir: &Path) -> Vec<String> {
 fn what_was_read_and_decided_is_said() {
     let lines = said(checkpoint_dir().path());
     let expected = [
-        "read a LLaVA of Gemma: 1 blocks of width 32, 272 rows of vocabulary, tokens from `tokenizer.json`",
+        "read a LLaVA-Gemma: `gemma` of 1 blocks of width 32, 272 rows of vocabulary, tokens from `tokenizer.json`",
         "vision tower: CLIP of 3 blocks of width 24, of which 2 run, since `vision_feature_layer` is -2",
         "pictures: 12 × 12 pixels in patches of 4; mean (0.4815, 0.4578, 0.4082), deviation (0.2686, 0.2613, 0.2758)",
         "weights: f32, written as q8_0 (language model) and q8_0 (vision tower and projector)",

@@ -1,7 +1,8 @@
-//! Converting LLaVA-Gemma checkpoints: values, metadata, tokens and bad input.
+//! Converting LLaVA and Gemma 3 checkpoints: values, metadata, tokens and bad input.
 
 mod bad_input;
 mod checkpoint;
+mod families;
 mod files;
 mod llama_tokenizer;
 mod preprocessor;
@@ -51,7 +52,7 @@ fn converted(dir: &Path, tensor_type: TensorType) -> Converted {
     let out_dir = tempfile::tempdir().unwrap();
     let files = convert_quietly(dir, out_dir.path(), tensor_type).unwrap();
     Converted {
-        model: Gguf::open(&files.model).unwrap(),
+        model: Gguf::open(&files.model.unwrap()).unwrap(),
         mmproj: Gguf::open(&files.mmproj).unwrap(),
         _out_dir: out_dir,
     }

@@ -11,7 +11,7 @@ use super::checkpoint::{Checkpoint, Tensor};
 use super::convert_quietly;
 
 /// Converts `checkpoint` with one file of weights and with two, and returns the outputs' bytes.
-fn output(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
+pub(crate) fn output(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
     let convert_in = |write: &dyn Fn(&Checkpoint, &Path)| {
         let dir = tempfile::tempdir().unwrap();
         // The folder's name becomes the model's.
@@ -20,7 +20,7 @@ fn output(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
         write(checkpoint, &checkpoint_dir);
         let files = convert_quietly(&checkpoint_dir, dir.path(), TensorType::F32).unwrap();
         [
-            fs::read(files.model).unwrap(),
+            fs::read(files.model.unwrap()).unwrap(),
             fs::read(files.mmproj).unwrap(),
         ]
     };

@@ -288,9 +288,8 @@ fn convert(
         }),
         types: job.types,
     };
-    conversion.run(&work.parts, verbosity, cancel)?;
-    let targets = conversion.targets(&work.parts);
-    let names = targets.paths().map(|target| {
+    let made = conversion.run(&work.parts, verbosity, cancel)?;
+    let names = made.paths().map(|target| {
         let name = target.file_name().expect("targets are files");
         let whole = work.whole.join(name);
         fs::rename(target, &whole).map_err(Error::io("write", &whole))?;

@@ -27,9 +27,9 @@ pub(super) const GELU: [&str; 4] = ["gelu", "gelu_pytorch_tanh", "gelu_new", "ge
 /// `LLAMA_MAX_LAYERS` of llama.cpp, which aborts on more.
 pub(super) const MAX_LAYERS: usize = 512;
 
-/// Rows of the largest embedding. Gemma 1 has 256000, and each takes some hundred bytes of memory here,
+/// Rows of the largest embedding. Gemma 3 has 262208, and each takes some hundred bytes of memory here,
 /// whatever its width.
-pub(super) const MAX_VOCAB_SIZE: usize = 1 << 18;
+pub(super) const MAX_VOCAB_SIZE: usize = 270_000;
 
 /// Bounds every size of a config, so that products of two fit 64 bits.
 pub(super) const MAX_SIZE: usize = 1 << 24;

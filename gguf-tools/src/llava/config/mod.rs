@@ -1,12 +1,16 @@
-//! `config.json` and `preprocessor_config.json` of a LLaVA-Gemma checkpoint, checked once.
+//! `config.json` and `preprocessor_config.json` of a checkpoint, checked once.
 //!
 //! Published configs are abbreviated: a key that is missing takes the default that transformers
-//! gives its `model_type` (`GemmaConfig`, `CLIPVisionConfig`, `LlavaConfig`, versions 4.38 to 5.x).
-//! What llama.cpp's graphs cannot compute is refused here, so that a [`Config`] can be converted.
+//! gives its `model_type` (`LlavaConfig`, `LlavaNextConfig`, `Gemma3Config` and those of their parts,
+//! versions 4.38 to 5.x). What llama.cpp's graphs cannot compute is refused here, so that a [`Config`]
+//! can be converted.
 
 mod checks;
 mod preprocessor;
+mod rope;
 mod text;
+mod text_family;
+mod tiles;
 mod vision;
 
 use std::path::Path;
@@ -14,7 +18,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use self::checks::expect;
+use self::checks::{expect, in_range};
 use self::preprocessor::read_preprocessor;
 use self::text::RawText;
 use self::vision::RawVision;
@@ -22,17 +26,41 @@ use crate::json_file::read_json;
 use crate::{Error, Result};
 
 pub(super) use self::checks::OneOrSeveral;
-pub(super) use self::text::{OutputMatrix, TextConfig};
-pub(super) use self::vision::{VisionActivation, VisionConfig};
+pub(super) use self::rope::RopeScaling;
+pub(super) use self::text::{OutputMatrix, Text, TextConfig};
+pub(super) use self::text_family::Architecture;
+pub(super) use self::tiles::Tiles;
+pub(super) use self::vision::{Tower, VisionActivation, VisionConfig};
 
 /// What a checkpoint says about itself.
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) text: TextConfig,
+    pub(super) family: Family,
+    pub(super) text: Text,
     pub(super) vision: VisionConfig,
-    pub(super) projector_bias: ProjectorBias,
+    pub(super) projector: Projector,
     /// The token that stands for an image in a prompt.
     pub(super) image_token_id: usize,
+}
+
+/// A `model_type` of vision-language models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Llava,
+    LlavaNext,
+    Gemma3,
+}
+
+/// What stands between the vision tower and the language model.
+#[derive(Debug)]
+pub(super) enum Projector {
+    /// LLaVA's two linear layers, with the tiles that a picture is cut into, if it is.
+    Mlp {
+        bias: ProjectorBias,
+        tiles: Option<Tiles>,
+    },
+    /// Gemma 3's: the average of `pool` × `pool` patches, a norm, and one matrix.
+    Gemma3 { pool: usize },
 }
 
 /// Whether the projector's two layers have biases.
@@ -42,6 +70,33 @@ pub(super) enum ProjectorBias {
     Absent,
 }
 
+impl Family {
+    const ALL: [Self; 3] = [Self::Llava, Self::LlavaNext, Self::Gemma3];
+
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Llava => "llava",
+            Self::LlavaNext => "llava_next",
+            Self::Gemma3 => "gemma3",
+        }
+    }
+
+    /// The `model_type` of a language model that has none.
+    fn default_text(self) -> &'static str {
+        match self {
+            Self::Llava | Self::LlavaNext => "llama",
+            Self::Gemma3 => "gemma3_text",
+        }
+    }
+
+    fn default_image_token(self) -> usize {
+        match self {
+            Self::Llava | Self::LlavaNext => 32_000,
+            Self::Gemma3 => 262_144,
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks the configuration of the checkpoint in `dir`.
     ///
@@ -49,7 +104,7 @@ impl Config {
     /// A missing or malformed file, and every setting that llama.cpp cannot compute.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let raw: RawConfig = read_json(&path)?;
+        let mut raw: RawConfig = read_json(&path)?;
         let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
 
         raw.refuse_llavas_own().map_err(|what| {
@@ -57,51 +112,28 @@ impl Config {
                 "use the model's Hugging Face conversion, whose name often ends in `-hf`",
             )
         })?;
-        expect(&raw.model_type, "model_type", "(none)", &["llava"]).map_err(refuse)?;
-        expect(
-            &raw.vision_feature_select_strategy,
-            "vision_feature_select_strategy",
-            "default",
-            &["default"],
-        )
-        .map_err(refuse)?;
-        expect(
-            &raw.projector_hidden_act,
-            "projector_hidden_act",
-            "gelu",
-            &["gelu"],
-        )
-        .map_err(refuse)?;
+        let family = raw.family().map_err(refuse)?;
+        let text = raw.text(family).map_err(|what| {
+            refuse(what).with_hint(
+                "if the setting is right, take a published GGUF file of the language model, \
+                 or convert it with llama.cpp's `convert_hf_to_gguf.py`",
+            )
+        })?;
+        let mut config = raw.check(family, text).map_err(refuse)?;
+        read_preprocessor(dir, &mut config)?;
+        Ok(config)
+    }
 
-        let text = raw
-            .text_config
-            .unwrap_or_default()
-            .check(raw.tie_word_embeddings)
-            .map_err(refuse)?;
-        let mut vision = raw
-            .vision_config
-            .unwrap_or_else(RawVision::of_llava)
-            .check(raw.vision_feature_layer.unwrap_or(OneOrSeveral::One(-2)))
-            .map_err(refuse)?;
-        read_preprocessor(dir, &mut vision)?;
-
-        let image_token_id = raw.image_token_index.or(raw.image_token_id);
-        let image_token_id = image_token_id.map_or(32000, i64::unsigned_abs) as usize;
-        if image_token_id >= text.vocab_size {
-            return Err(refuse(format!(
-                "`image_token_index` is {image_token_id}, `vocab_size` is only {}",
-                text.vocab_size
-            )));
+    /// What such models are called.
+    pub(super) fn name(&self) -> &'static str {
+        match (self.family, &self.text) {
+            (Family::Llava, Text::Known(text)) if text.architecture == Architecture::Gemma => {
+                "LLaVA-Gemma"
+            }
+            (Family::Llava, _) => "LLaVA",
+            (Family::LlavaNext, _) => "LLaVA-NeXT",
+            (Family::Gemma3, _) => "Gemma 3",
         }
-        Ok(Self {
-            text,
-            vision,
-            projector_bias: match raw.multimodal_projector_bias {
-                Some(false) => ProjectorBias::Absent,
-                _ => ProjectorBias::Present,
-            },
-            image_token_id,
-        })
     }
 }
 
@@ -114,6 +146,9 @@ struct RawConfig {
     multimodal_projector_bias: Option<bool>,
     vision_feature_layer: Option<OneOrSeveral>,
     vision_feature_select_strategy: Option<String>,
+    image_grid_pinpoints: Option<Vec<Vec<usize>>>,
+    /// Rows of an image of Gemma 3.
+    mm_tokens_per_image: Option<usize>,
     image_token_index: Option<i64>,
     image_token_id: Option<i64>,
     tie_word_embeddings: Option<bool>,
@@ -122,6 +157,88 @@ struct RawConfig {
 }
 
 impl RawConfig {
+    fn text(&mut self, family: Family) -> std::result::Result<Text, String> {
+        let text = self.text_config.take().unwrap_or_default();
+        text.check(family.default_text(), self.tie_word_embeddings)
+    }
+
+    fn check(self, family: Family, text: Text) -> std::result::Result<Config, String> {
+        let image_token_id = self.image_token_index.or(self.image_token_id);
+        let image_token_id = image_token_id.map_or(family.default_image_token(), |id| {
+            id.unsigned_abs() as usize
+        });
+        if let Text::Known(text) = &text
+            && image_token_id >= text.vocab_size
+        {
+            return Err(format!(
+                "`image_token_index` is {image_token_id}, `vocab_size` is only {}",
+                text.vocab_size
+            ));
+        }
+        let (vision, projector) = match family {
+            Family::Llava | Family::LlavaNext => self.llava(family)?,
+            Family::Gemma3 => self.gemma3()?,
+        };
+        Ok(Config {
+            family,
+            text,
+            vision,
+            projector,
+            image_token_id,
+        })
+    }
+
+    fn family(&self) -> std::result::Result<Family, String> {
+        let name = self.model_type.as_deref().unwrap_or("(none)");
+        let found = Family::ALL
+            .into_iter()
+            .find(|family| family.model_type() == name);
+        found.ok_or_else(|| {
+            let supported = Family::ALL.map(Family::model_type).join("`, `");
+            format!("`model_type` is `{name}`, supported: `{supported}`")
+        })
+    }
+
+    fn llava(self, family: Family) -> std::result::Result<(VisionConfig, Projector), String> {
+        for (value, key, supported) in [
+            (
+                &self.vision_feature_select_strategy,
+                "vision_feature_select_strategy",
+                "default",
+            ),
+            (&self.projector_hidden_act, "projector_hidden_act", "gelu"),
+        ] {
+            expect(value, key, supported, &[supported])?;
+        }
+        let vision = self
+            .vision_config
+            .unwrap_or_else(RawVision::of_llava)
+            .check_clip(self.vision_feature_layer.unwrap_or(OneOrSeveral::One(-2)))?;
+        let tiles = match family {
+            Family::LlavaNext => Some(Tiles::check(self.image_grid_pinpoints, vision.image_size)?),
+            _ => None,
+        };
+        let bias = match self.multimodal_projector_bias {
+            Some(false) => ProjectorBias::Absent,
+            _ => ProjectorBias::Present,
+        };
+        Ok((vision, Projector::Mlp { bias, tiles }))
+    }
+
+    /// `Gemma3MultiModalProjector` of transformers.
+    fn gemma3(self) -> std::result::Result<(VisionConfig, Projector), String> {
+        let vision = self.vision_config.unwrap_or_default().check_siglip()?;
+        let n_rows = self.mm_tokens_per_image.unwrap_or(256);
+        in_range("mm_tokens_per_image", n_rows, vision.grid().pow(2))?;
+        let (side, grid) = (n_rows.isqrt(), vision.grid());
+        if side * side != n_rows || !grid.is_multiple_of(side) {
+            return Err(format!(
+                "`mm_tokens_per_image` is {n_rows}, expected a square that {grid} × {grid} patches can be averaged to"
+            ));
+        }
+        Ok((vision, Projector::Gemma3 { pool: grid / side }))
+    }
+
     /// Checks that the config is not one of LLaVA's own code (github.com/haotian-liu/LLaVA), which
     /// names and splits weights in another way. There -200 marks an image's place among the tokens
     /// (`IMAGE_TOKEN_INDEX` in `llava/constants.py`).

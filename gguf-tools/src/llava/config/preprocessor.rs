@@ -1,7 +1,8 @@
-//! `preprocessor_config.json`: what transformers' `CLIPImageProcessor` does with a picture.
+//! `preprocessor_config.json`: what the family's image processor in transformers does with a picture.
 //!
-//! A key that is missing takes that class's default (`image_processing_clip.py`). llava-sae-cpp makes
-//! pictures square as its defaults do, for any side; a setting that makes other pixels is refused.
+//! A key that is missing takes that class's default (`image_processing_clip.py` and its like).
+//! llava-sae-cpp prepares pictures as the defaults do, for any side; a setting that makes other pixels is
+//! refused.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::checks::positive;
-use super::vision::VisionConfig;
+use super::tiles::DEFAULT_PINPOINTS;
+use super::{Config, Family, Projector, VisionConfig};
 use crate::json_file::read_optional_json;
 use crate::{Error, Result};
 
@@ -19,8 +21,121 @@ struct RawProcessor {
     image_processor: Option<Map<String, Value>>,
 }
 
-/// Checks the settings and takes their mean and deviation; without a file, `vision` keeps what it has.
-pub(super) fn read_preprocessor(dir: &Path, vision: &mut VisionConfig) -> Result<()> {
+/// What a family's image processor is called and does.
+struct Rules {
+    /// Without the ending `Fast`.
+    classes: &'static [&'static str],
+    /// Pillow's number, and its name.
+    resample: (i64, &'static str),
+    /// Besides those of all families.
+    steps: &'static [Step],
+    /// Settings with sizes, with the ways to write the model's side and the default.
+    sizes: &'static [(&'static str, &'static [Form], Form)],
+}
+
+/// A step that some families' processors have.
+struct Step {
+    key: &'static str,
+    supported: &'static [bool],
+    hint: &'static str,
+}
+
+const CENTER_CROP: Step = Step {
+    key: "do_center_crop",
+    supported: &[true],
+    hint: OTHER_PIXELS,
+};
+
+const OTHER_PIXELS: &str = "the model was trained on pixels that llava-sae-cpp does not make";
+
+/// How a size is written.
+#[derive(Clone, Copy)]
+enum Form {
+    ShortestEdge,
+    Square,
+    Number,
+}
+
+impl Form {
+    fn of(self, side: usize) -> Value {
+        match self {
+            Self::ShortestEdge => json!({ "shortest_edge": side }),
+            Self::Square => json!({ "height": side, "width": side }),
+            Self::Number => json!(side),
+        }
+    }
+}
+
+/// The side of all processors' defaults.
+const DEFAULT_SIDE: usize = 224;
+
+/// The shortest side is scaled to the model's, and a square of it cut out; where pictures are cut into
+/// tiles, that is so for each.
+const CROPPED: &[(&str, &[Form], Form)] = &[
+    (
+        "size",
+        &[Form::ShortestEdge, Form::Number],
+        Form::ShortestEdge,
+    ),
+    (
+        "crop_size",
+        &[Form::Square, Form::ShortestEdge, Form::Number],
+        Form::Square,
+    ),
+];
+
+impl Rules {
+    fn of(family: Family) -> Self {
+        let bicubic = (3, "bicubic");
+        match family {
+            Family::Llava => Self {
+                // LLaVA's pads besides.
+                classes: &[
+                    "CLIPImageProcessor",
+                    "CLIPFeatureExtractor",
+                    "LlavaImageProcessor",
+                ],
+                resample: bicubic,
+                steps: &[
+                    CENTER_CROP,
+                    Step {
+                        key: "do_pad",
+                        supported: &[false],
+                        hint: "set it to false and have pictures padded at run time, which does the same",
+                    },
+                ],
+                sizes: CROPPED,
+            },
+            Family::LlavaNext => Self {
+                classes: &["LlavaNextImageProcessor"],
+                resample: bicubic,
+                steps: &[
+                    CENTER_CROP,
+                    // It makes up the number of tiles where several pictures are in one batch.
+                    Step {
+                        key: "do_pad",
+                        supported: &[true, false],
+                        hint: OTHER_PIXELS,
+                    },
+                ],
+                sizes: CROPPED,
+            },
+            Family::Gemma3 => Self {
+                classes: &["Gemma3ImageProcessor"],
+                resample: (2, "bilinear"),
+                steps: &[Step {
+                    key: "do_pan_and_scan",
+                    supported: &[false],
+                    hint: "set it to false: Gemma 3 is published without it",
+                }],
+                sizes: &[("size", &[Form::Square, Form::Number], Form::Square)],
+            },
+        }
+    }
+}
+
+/// Checks the settings and takes their mean and deviation; without a file, the vision tower keeps what it has.
+pub(super) fn read_preprocessor(dir: &Path, config: &mut Config) -> Result<()> {
     let mut path = dir.join("preprocessor_config.json");
     let mut settings: Option<Map<String, Value>> = read_optional_json(&path)?;
     if settings.is_none() {
@@ -32,10 +147,12 @@ pub(super) fn read_preprocessor(dir: &Path, vision: &mut VisionConfig) -> Result
         return Ok(());
     };
     settings.retain(|_, value| !value.is_null());
+    let rules = Rules::of(config.family);
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
-    take_colours(&settings, vision).map_err(refuse)?;
-    check_steps(&settings).map_err(|(what, hint)| refuse(what).with_hint(hint))?;
-    check_sizes(&settings, vision.image_size).map_err(refuse)
+    take_colours(&settings, &mut config.vision).map_err(refuse)?;
+    check_steps(&settings, &rules).map_err(|(what, hint)| refuse(what).with_hint(hint))?;
+    check_sizes(&settings, &rules, config.vision.image_size).map_err(refuse)?;
+    check_pinpoints(&settings, &config.projector).map_err(refuse)
 }
 
 /// What is subtracted from the colours, and what they are divided by.
@@ -83,48 +200,47 @@ fn three_numbers(value: &Value) -> Option<[f32; 3]> {
 
 /// Steps that llava-sae-cpp takes, or whose setting makes no difference to it: a picture is RGB in any
 /// case, and whether colours are normalised is a question of mean and deviation.
-const STEPS: [&str; 5] = [
-    "do_center_crop",
-    "do_convert_rgb",
-    "do_normalize",
-    "do_rescale",
-    "do_resize",
-];
+const STEPS: [&str; 4] = ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"];
 
 /// Checks every step but the sizes; an error comes with a hint.
-fn check_steps(settings: &Map<String, Value>) -> std::result::Result<(), (String, &'static str)> {
+fn check_steps(
+    settings: &Map<String, Value>,
+    rules: &Rules,
+) -> std::result::Result<(), (String, &'static str)> {
     for (key, value) in settings {
+        let step = rules.steps.iter().find(|step| step.key == key);
         let supported = match key.as_str() {
-            "image_processor_type" | "feature_extractor_type" if !is_clips(value) => {
-                "`CLIPImageProcessor`, `LlavaImageProcessor`"
+            "image_processor_type" | "feature_extractor_type" if !rules.is_class(value) => {
+                format!("`{}`", rules.classes.join("`, `"))
             }
-            "do_resize" | "do_center_crop" | "do_rescale" if *value != true => "true",
-            "do_normalize" if !value.is_boolean() => "true and false",
-            "rescale_factor" if !is_a_255th(value) => "1/255",
-            // Pillow's number.
-            "resample" if *value != 3 => "3, which is bicubic",
-            "image_grid_pinpoints" | "size_divisor" | "crop_pct" => "none",
-            step if step.starts_with("do_") && !STEPS.contains(&step) && *value != false => "false",
+            "do_resize" | "do_rescale" if *value != true => "true".to_owned(),
+            "do_normalize" if !value.is_boolean() => "true and false".to_owned(),
+            "rescale_factor" if !is_a_255th(value) => "1/255".to_owned(),
+            "resample" if *value != rules.resample.0 => {
+                let (number, name) = rules.resample;
+                format!("{number}, which is {name}")
+            }
+            "size_divisor" | "crop_pct" => "none".to_owned(),
+            other if other.starts_with("do_") && !STEPS.contains(&other) => {
+                let supported = step.map_or(&[false][..], |step| step.supported);
+                if supported.iter().any(|supported| *value == *supported) {
+                    continue;
+                }
+                supported[0].to_string()
+            }
             _ => continue,
         };
-        let hint = match key.as_str() {
-            "do_pad" => "set it to false and have pictures padded at run time, which does the same",
-            _ => "the model was trained on pixels that llava-sae-cpp does not make",
-        };
+        let hint = step.map_or(OTHER_PIXELS, |step| step.hint);
         return Err((format!("`{key}` is {value}, supported: {supported}"), hint));
     }
     Ok(())
 }
 
-/// Whether a class is CLIP's, under one of its names, or LLaVA's, which pads besides.
-fn is_clips(class: &Value) -> bool {
-    let name = class.as_str().unwrap_or_default();
-    let names = [
-        "CLIPImageProcessor",
-        "CLIPFeatureExtractor",
-        "LlavaImageProcessor",
-    ];
-    names.contains(&name.trim_end_matches("Fast"))
+impl Rules {
+    fn is_class(&self, class: &Value) -> bool {
+        let name = class.as_str().unwrap_or_default();
+        self.classes.contains(&name.trim_end_matches("Fast"))
+    }
 }
 
 fn is_a_255th(factor: &Value) -> bool {
@@ -132,23 +248,48 @@ fn is_a_255th(factor: &Value) -> bool {
     (factor * 255.0 - 1.0).abs() < 1e-6
 }
 
-/// Checks that the shortest side is scaled to the model's `side`, and a square of it cut out.
-fn check_sizes(settings: &Map<String, Value>, side: usize) -> std::result::Result<(), String> {
-    let shortest_edge = json!({ "shortest_edge": side });
-    let square = json!({ "height": side, "width": side });
-    for (key, expected, default) in [
-        ("size", &shortest_edge, json!({ "shortest_edge": 224 })),
-        ("crop_size", &square, json!({ "height": 224, "width": 224 })),
-    ] {
-        let (value, absent) = match settings.get(key) {
+/// Checks that pictures are scaled to the model's `side`.
+fn check_sizes(
+    settings: &Map<String, Value>,
+    rules: &Rules,
+    side: usize,
+) -> std::result::Result<(), String> {
+    for (key, forms, default) in rules.sizes {
+        let default = default.of(DEFAULT_SIDE);
+        let (value, absent) = match settings.get(*key) {
             Some(value) => (value, ""),
             None => (&default, " where it is missing"),
         };
-        if ![expected, &shortest_edge, &json!(side)].contains(&value) {
+        if !forms.iter().any(|form| form.of(side) == *value) {
             return Err(format!(
-                "`{key}` is {value}{absent}, expected {expected} by `image_size` in `config.json`"
+                "`{key}` is {value}{absent}, expected {} by `image_size` in `config.json`",
+                forms[0].of(side)
             ));
         }
     }
     Ok(())
+}
+
+/// Checks that pictures are cut into the tiles that the model expects.
+fn check_pinpoints(
+    settings: &Map<String, Value>,
+    projector: &Projector,
+) -> std::result::Result<(), String> {
+    const KEY: &str = "image_grid_pinpoints";
+    let tiles = match projector {
+        Projector::Mlp { tiles, .. } => tiles.as_ref(),
+        Projector::Gemma3 { .. } => None,
+    };
+    let (expected, default) = match tiles {
+        Some(tiles) => (json!(tiles.sizes()), json!(DEFAULT_PINPOINTS)),
+        None => (Value::Null, Value::Null),
+    };
+    let value = settings.get(KEY).unwrap_or(&default);
+    if *value == expected {
+        return Ok(());
+    }
+    Err(match tiles {
+        Some(_) => format!("`{KEY}` is {value}, and {expected} in `config.json`"),
+        None => format!("`{KEY}` is {value}, supported: none"),
+    })
 }

@@ -1,14 +1,17 @@
-//! Gemma's part of `config.json`.
+//! The language model's part of `config.json`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::checks::{
-    GELU, MAX_LAYERS, MAX_SIZE, MAX_VOCAB_SIZE, OneOrSeveral, expect, in_range, multiple, positive,
+    MAX_LAYERS, MAX_SIZE, MAX_VOCAB_SIZE, OneOrSeveral, expect, in_range, multiple, positive,
 };
+use super::rope::{RawRope, Rope};
+use super::text_family::{Architecture, FAMILIES, TextFamily};
 
-/// Gemma 1.
+/// A language model of a known family.
 #[derive(Debug)]
 pub(crate) struct TextConfig {
+    pub(crate) architecture: Architecture,
     /// Rows of the embedding, which may be more than the tokenizer has tokens.
     pub(crate) vocab_size: usize,
     pub(crate) d_model: usize,
@@ -20,11 +23,24 @@ pub(crate) struct TextConfig {
     /// Positions, in tokens.
     pub(crate) context_length: usize,
     pub(crate) rms_norm_eps: f32,
-    pub(crate) rope_theta: f32,
+    pub(crate) rope: Rope,
+    /// Where some blocks see no further back than a window.
+    pub(crate) window: Option<Window>,
     pub(crate) bos_token_id: usize,
     pub(crate) eos_token_id: usize,
-    pub(crate) pad_token_id: usize,
+    pub(crate) pad_token_id: Option<usize>,
     pub(crate) output: OutputMatrix,
+}
+
+/// The window of Gemma 3's blocks.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// In tokens.
+    pub(crate) length: usize,
+    /// Of the blocks that have it.
+    pub(crate) rope_theta: f32,
+    /// The blocks that have it.
+    pub(crate) blocks: Vec<bool>, // [n_layers]
 }
 
 /// What turns the last hidden state into logits.
@@ -34,6 +50,27 @@ pub(crate) enum OutputMatrix {
     Embedding,
     /// `lm_head`, stored apart from the embedding.
     Stored,
+}
+
+/// The language model of a config.
+#[derive(Debug)]
+pub(crate) enum Text {
+    Known(TextConfig),
+    /// Of a `model_type` that is not converted, with the width that the projector's rows have to have.
+    Other {
+        model_type: String,
+        d_model: usize,
+    },
+}
+
+impl Text {
+    /// The residual stream's width.
+    pub(crate) fn d_model(&self) -> usize {
+        match self {
+            Self::Known(text) => text.d_model,
+            Self::Other { d_model, .. } => *d_model,
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -52,9 +89,22 @@ pub(super) struct RawText {
     /// transformers 5 nests `rope_theta` in it.
     rope_parameters: Option<RawRope>,
     rope_scaling: Option<RawRope>,
+    rope_local_base_freq: Option<f32>,
+    /// `None` where the key is missing, `Some(None)` where it is null: there is no window.
+    #[serde(default, deserialize_with = "present")]
+    sliding_window: Option<Option<usize>>,
+    layer_types: Option<Vec<String>>,
+    sliding_window_pattern: Option<usize>,
+    #[serde(rename = "_sliding_window_pattern")]
+    saved_window_pattern: Option<usize>,
+    query_pre_attn_scalar: Option<f32>,
+    attn_logit_softcapping: Option<f32>,
+    final_logit_softcapping: Option<f32>,
     hidden_act: Option<String>,
     hidden_activation: Option<String>,
     attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    use_bidirectional_attention: Option<bool>,
     bos_token_id: Option<usize>,
     eos_token_id: Option<OneOrSeveral>,
     /// -1 where there is none.
@@ -62,91 +112,264 @@ pub(super) struct RawText {
     tie_word_embeddings: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct RawRope {
-    rope_theta: Option<f32>,
-    rope_type: Option<String>,
-    /// Its older name; some files have both.
-    #[serde(rename = "type")]
-    old_rope_type: Option<String>,
+/// A key that is there, null or not.
+fn present<'de, D: Deserializer<'de>>(
+    value: D,
+) -> std::result::Result<Option<Option<usize>>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
 }
 
 impl RawText {
-    /// `tie_word_embeddings` is the top level's, which counts where there is none in here.
+    /// `default_type` is the `model_type` where there is none, and `tie_word_embeddings` the top level's.
     pub(super) fn check(
         self,
+        default_type: &str,
+        tie_word_embeddings: Option<bool>,
+    ) -> std::result::Result<Text, String> {
+        let model_type = self.model_type.as_deref().unwrap_or(default_type);
+        let Some(family) = FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type)
+        else {
+            let d_model = self.hidden_size.ok_or_else(|| {
+                format!("`text_config.hidden_size` is missing, and `{model_type}`'s default is not known")
+            })?;
+            in_range("text_config.hidden_size", d_model, MAX_SIZE)?;
+            return Ok(Text::Other {
+                model_type: model_type.to_owned(),
+                d_model,
+            });
+        };
+        self.check_known(family, tie_word_embeddings)
+            .map(Text::Known)
+    }
+
+    fn check_known(
+        mut self,
+        family: &TextFamily,
         tie_word_embeddings: Option<bool>,
     ) -> std::result::Result<TextConfig, String> {
-        // `LlavaConfig` takes a text model without a type for a Llama.
-        expect(
-            &self.model_type,
-            "text_config.model_type",
-            "llama",
-            &["gemma"],
-        )?;
-        expect(&self.hidden_act, "text_config.hidden_act", "gelu", &GELU)?;
-        expect(
-            &self.hidden_activation,
-            "text_config.hidden_activation",
-            "gelu",
-            &GELU,
-        )?;
-        if self.attention_bias == Some(true) {
-            return Err("`text_config.attention_bias` is true, only false is supported".to_owned());
+        self.check_settings(family)?;
+        let (rope, window_rope) = self.rope_parameters.take().unwrap_or_default().by_kind();
+        let rope_theta = self.rope_theta.or(rope.rope_theta);
+        let rope_theta = rope_theta.unwrap_or(family.rope_theta);
+        positive("text_config.rope_theta", rope_theta)?;
+        let d_model = self.hidden_size.unwrap_or(family.d_model);
+        let n_heads = self.num_attention_heads.unwrap_or(family.n_heads);
+        for (key, size) in [("hidden_size", d_model), ("num_attention_heads", n_heads)] {
+            in_range(&format!("text_config.{key}"), size, MAX_SIZE)?;
         }
-        for rope in self.rope_parameters.iter().chain(&self.rope_scaling) {
-            for rope_type in [&rope.rope_type, &rope.old_rope_type] {
-                expect(rope_type, "rope_type", "default", &["default"])?;
-            }
-        }
-        let text = TextConfig {
-            vocab_size: self.vocab_size.unwrap_or(256_000),
-            d_model: self.hidden_size.unwrap_or(3072),
-            d_ffn: self.intermediate_size.unwrap_or(24576),
-            n_layers: self.num_hidden_layers.unwrap_or(28),
-            n_heads: self.num_attention_heads.unwrap_or(16),
-            n_kv_heads: self.num_key_value_heads.unwrap_or(16),
-            d_head: self.head_dim.unwrap_or(256),
-            context_length: self.max_position_embeddings.unwrap_or(8192),
+        let d_head = self.head_dim.or(family.d_head).unwrap_or(d_model / n_heads);
+        let n_kv_heads = self.num_key_value_heads.or(family.n_kv_heads);
+        let mut text = TextConfig {
+            architecture: family.architecture,
+            vocab_size: self.vocab_size.unwrap_or(family.vocab_size),
+            d_model,
+            d_ffn: self.intermediate_size.unwrap_or(family.d_ffn),
+            n_layers: self.num_hidden_layers.unwrap_or(family.n_layers),
+            n_heads,
+            n_kv_heads: n_kv_heads.unwrap_or(n_heads),
+            d_head,
+            context_length: self
+                .max_position_embeddings
+                .unwrap_or(family.context_length),
             rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
-            rope_theta: self
-                .rope_theta
-                .or(self.rope_parameters.and_then(|rope| rope.rope_theta))
-                .unwrap_or(10000.0),
-            bos_token_id: self.bos_token_id.unwrap_or(2),
+            rope: Rope {
+                theta: rope_theta,
+                scaling: self
+                    .rope_scaling
+                    .as_ref()
+                    .unwrap_or(&rope)
+                    .scaling(rope_theta, d_head)?,
+            },
+            window: None,
+            bos_token_id: self.bos_token_id.unwrap_or(family.bos_token_id),
             eos_token_id: self
                 .eos_token_id
+                .as_ref()
                 .and_then(|ids| usize::try_from(*ids.as_slice().first()?).ok())
-                .unwrap_or(1),
+                .unwrap_or(family.eos_token_id),
             pad_token_id: self
                 .pad_token_id
                 .and_then(|id| usize::try_from(id).ok())
-                .unwrap_or(0),
-            output: match self.tie_word_embeddings.or(tie_word_embeddings) {
-                Some(false) => OutputMatrix::Stored,
-                _ => OutputMatrix::Embedding,
+                .or(family.pad_token_id),
+            // A `true` at the top is the default there, and says nothing.
+            output: match self
+                .tie_word_embeddings
+                .or(tie_word_embeddings.filter(|is_tied| !is_tied))
+                .unwrap_or(family.is_tied)
+            {
+                true => OutputMatrix::Embedding,
+                false => OutputMatrix::Stored,
             },
         };
+        text.check_sizes()?;
+        self.check_attention(&text)?;
+        let window = self.sliding_window.unwrap_or(family.sliding_window);
+        match (family.architecture, window) {
+            (Architecture::Gemma3, Some(length)) => {
+                text.window = self.window(length, window_rope, text.n_layers)?;
+            }
+            // llama.cpp has no window in a Llama: up to that length, there is no difference.
+            (Architecture::Llama, Some(length)) => {
+                in_range("text_config.sliding_window", length, MAX_SIZE)?;
+                text.context_length = text.context_length.min(length);
+            }
+            _ => {}
+        }
+        Ok(text)
+    }
+
+    /// Checks that there is nothing that llama.cpp's graph of the architecture does not have.
+    fn check_settings(&self, family: &TextFamily) -> std::result::Result<(), String> {
+        let default = family.activations[0];
+        for (key, value) in [
+            ("hidden_act", &self.hidden_act),
+            ("hidden_activation", &self.hidden_activation),
+        ] {
+            expect(
+                value,
+                &format!("text_config.{key}"),
+                default,
+                family.activations,
+            )?;
+        }
+        for (key, value) in [
+            ("attention_bias", self.attention_bias),
+            ("mlp_bias", self.mlp_bias),
+            (
+                "use_bidirectional_attention",
+                self.use_bidirectional_attention,
+            ),
+        ] {
+            if value == Some(true) {
+                return Err(format!(
+                    "`text_config.{key}` is true, only false is supported"
+                ));
+            }
+        }
+        for (key, value) in [
+            ("attn_logit_softcapping", self.attn_logit_softcapping),
+            ("final_logit_softcapping", self.final_logit_softcapping),
+        ] {
+            if let Some(value) = value {
+                return Err(format!(
+                    "`text_config.{key}` is {value}, only null is supported"
+                ));
+            }
+        }
+        if family.architecture == Architecture::Gemma {
+            for rope in self.rope_parameters.iter().chain(&self.rope_scaling) {
+                rope.check_type(&["default"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what attention's products are multiplied by (`load_arch_hparams` in llama.cpp's
+    /// `src/models/gemma3.cpp`, which knows the 27B by its number of blocks).
+    fn check_attention(&self, text: &TextConfig) -> std::result::Result<(), String> {
+        if text.architecture != Architecture::Gemma3 {
+            return Ok(());
+        }
+        let computed = match text.n_layers {
+            62 => text.d_model / text.n_heads,
+            _ => text.d_head,
+        };
+        let scalar = self.query_pre_attn_scalar.unwrap_or(256.0);
+        if scalar == computed as f32 {
+            return Ok(());
+        }
+        Err(format!(
+            "`text_config.query_pre_attn_scalar` is {scalar}, and llama.cpp computes with {computed}"
+        ))
+    }
+
+    /// The windows of Gemma 3: each block but every sixth has one, unless the config says otherwise.
+    fn window(
+        &self,
+        length: usize,
+        rope: Option<RawRope>,
+        n_layers: usize,
+    ) -> std::result::Result<Option<Window>, String> {
+        const SLIDING: &str = "sliding_attention";
+        in_range("text_config.sliding_window", length, MAX_SIZE)?;
+        let pattern = self.sliding_window_pattern.or(self.saved_window_pattern);
+        let pattern = pattern.unwrap_or(DEFAULT_WINDOW_PATTERN);
+        in_range("text_config.sliding_window_pattern", pattern, MAX_SIZE)?;
+        let blocks = match &self.layer_types {
+            None => window_blocks(pattern, n_layers),
+            Some(types) if types.len() == n_layers => {
+                for layer_type in types {
+                    let known = &[SLIDING, "full_attention"];
+                    expect(
+                        &Some(layer_type.clone()),
+                        "text_config.layer_types",
+                        "",
+                        known,
+                    )?;
+                }
+                types.iter().map(|name| name == SLIDING).collect()
+            }
+            Some(types) => {
+                return Err(format!(
+                    "`text_config.layer_types` has {} entries, expected {n_layers}",
+                    types.len()
+                ));
+            }
+        };
+        let rope = rope.unwrap_or_default();
+        rope.check_type(&["default"])?;
+        let rope_theta = self.rope_local_base_freq.or(rope.rope_theta);
+        let rope_theta = rope_theta.unwrap_or(10_000.0);
+        positive("text_config.rope_local_base_freq", rope_theta)?;
+        Ok(blocks.contains(&true).then_some(Window {
+            length,
+            rope_theta,
+            blocks,
+        }))
+    }
+}
+
+/// Of transformers' Gemma 3 and of llama.cpp's.
+const DEFAULT_WINDOW_PATTERN: usize = 6;
+
+/// Which blocks have a window, where every `pattern`th has none.
+fn window_blocks(pattern: usize, n_layers: usize) -> Vec<bool> {
+    (1..=n_layers).map(|n| !n.is_multiple_of(pattern)).collect()
+}
+
+impl Window {
+    /// Whether its blocks are those that llama.cpp expects of a file that says nothing about them.
+    pub(crate) fn is_default(&self) -> bool {
+        self.blocks == window_blocks(DEFAULT_WINDOW_PATTERN, self.blocks.len())
+    }
+}
+
+impl TextConfig {
+    fn check_sizes(&self) -> std::result::Result<(), String> {
         for (key, size, max) in [
-            ("vocab_size", text.vocab_size, MAX_VOCAB_SIZE),
-            ("hidden_size", text.d_model, MAX_SIZE),
-            ("intermediate_size", text.d_ffn, MAX_SIZE),
-            ("num_hidden_layers", text.n_layers, MAX_LAYERS),
-            ("num_attention_heads", text.n_heads, MAX_SIZE),
-            ("num_key_value_heads", text.n_kv_heads, text.n_heads),
-            ("head_dim", text.d_head, MAX_SIZE),
-            ("max_position_embeddings", text.context_length, MAX_SIZE),
+            ("vocab_size", self.vocab_size, MAX_VOCAB_SIZE),
+            ("intermediate_size", self.d_ffn, MAX_SIZE),
+            ("num_hidden_layers", self.n_layers, MAX_LAYERS),
+            ("num_key_value_heads", self.n_kv_heads, self.n_heads),
+            ("head_dim", self.d_head, MAX_SIZE),
+            ("max_position_embeddings", self.context_length, MAX_SIZE),
         ] {
             in_range(&format!("text_config.{key}"), size, max)?;
         }
-        positive("text_config.rms_norm_eps", text.rms_norm_eps)?;
-        positive("text_config.rope_theta", text.rope_theta)?;
+        positive("text_config.rms_norm_eps", self.rms_norm_eps)?;
+        if !self.d_head.is_multiple_of(2) {
+            return Err(format!(
+                "`text_config.head_dim` is {}, expected an even number",
+                self.d_head
+            ));
+        }
         multiple(
             "text_config.num_attention_heads",
-            text.n_heads,
+            self.n_heads,
             "num_key_value_heads",
-            text.n_kv_heads,
-        )?;
-        Ok(text)
+            self.n_kv_heads,
+        )
     }
 }

@@ -1,17 +1,16 @@
-//! CLIP's part of `config.json`.
+//! The vision tower's part of `config.json`.
 
 use serde::Deserialize;
 
 use super::checks::{MAX_LAYERS, MAX_SIZE, OneOrSeveral, expect, in_range, multiple, positive};
 
-/// A CLIP vision transformer.
+/// A vision transformer.
 #[derive(Debug)]
 pub(crate) struct VisionConfig {
+    pub(crate) tower: Tower,
     pub(crate) d_model: usize,
     pub(crate) d_ffn: usize,
     pub(crate) n_layers: usize,
-    /// As the config has it: counted from the end if negative.
-    pub(crate) feature_layer: i64,
     /// Layers that run before the projector reads: `hidden_states[n_feature_layers]`.
     pub(crate) n_feature_layers: usize,
     pub(crate) n_heads: usize,
@@ -26,12 +25,64 @@ pub(crate) struct VisionConfig {
     pub(crate) image_std: [f32; 3],
 }
 
-/// The activation of CLIP's feed-forward layers.
+/// Which vision transformer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tower {
+    /// With a class row, a norm in front, and none behind.
+    Clip {
+        /// As the config has it: counted from the end if negative.
+        feature_layer: i64,
+    },
+    /// With biases of patches, no class row, and a norm behind all blocks.
+    Siglip,
+}
+
+impl Tower {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Clip { .. } => "CLIP",
+            Self::Siglip => "SigLIP",
+        }
+    }
+}
+
+/// The activation of feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VisionActivation {
     QuickGelu,
+    /// By `erf` or by `tanh`, as the tower has it.
     Gelu,
 }
+
+/// What transformers' config class has for defaults.
+struct Defaults {
+    model_type: &'static str,
+    patch_size: usize,
+    layer_norm_eps: f32,
+    activations: &'static [&'static str], // the default in front
+    image_mean: [f32; 3],
+    image_std: [f32; 3],
+}
+
+/// `CLIPVisionConfig`, with the mean and deviation of `CLIPImageProcessor`.
+const CLIP: Defaults = Defaults {
+    model_type: "clip_vision_model",
+    patch_size: 32,
+    layer_norm_eps: 1e-5,
+    activations: &["quick_gelu", "gelu"],
+    image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+    image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+};
+
+/// `SiglipVisionConfig`, with the mean and deviation of `Gemma3ImageProcessor`.
+const SIGLIP: Defaults = Defaults {
+    model_type: "siglip_vision_model",
+    patch_size: 16,
+    layer_norm_eps: 1e-6,
+    activations: &["gelu_pytorch_tanh"],
+    image_mean: [0.5; 3],
+    image_std: [0.5; 3],
+};
 
 #[derive(Default, Deserialize)]
 pub(super) struct RawVision {
@@ -61,46 +112,59 @@ impl RawVision {
         }
     }
 
-    pub(super) fn check(
+    /// A CLIP that is read after one of its layers.
+    pub(super) fn check_clip(
         self,
         feature_layer: OneOrSeveral,
     ) -> std::result::Result<VisionConfig, String> {
-        expect(
-            &self.model_type,
-            "vision_config.model_type",
-            "clip_vision_model",
-            &["clip_vision_model"],
-        )?;
-        expect(
-            &self.hidden_act,
-            "vision_config.hidden_act",
-            "quick_gelu",
-            &["quick_gelu", "gelu"],
-        )?;
-        let n_layers = self.num_hidden_layers.unwrap_or(12);
-        in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
         let &[feature_layer] = feature_layer.as_slice() else {
             return Err(format!(
                 "`vision_feature_layer` is {:?}, only one layer is supported",
                 feature_layer.as_slice()
             ));
         };
+        let mut vision = self.check(Tower::Clip { feature_layer }, &CLIP)?;
+        vision.n_feature_layers = n_feature_layers(feature_layer, vision.n_layers)?;
+        Ok(vision)
+    }
+
+    /// A SigLIP that is read behind all of its layers.
+    pub(super) fn check_siglip(self) -> std::result::Result<VisionConfig, String> {
+        self.check(Tower::Siglip, &SIGLIP)
+    }
+
+    fn check(self, tower: Tower, defaults: &Defaults) -> std::result::Result<VisionConfig, String> {
+        expect(
+            &self.model_type,
+            "vision_config.model_type",
+            defaults.model_type,
+            &[defaults.model_type],
+        )?;
+        expect(
+            &self.hidden_act,
+            "vision_config.hidden_act",
+            defaults.activations[0],
+            defaults.activations,
+        )?;
+        let n_layers = self.num_hidden_layers.unwrap_or(12);
+        in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
+        let activation = self.hidden_act.as_deref();
         let vision = VisionConfig {
+            tower,
             d_model: self.hidden_size.unwrap_or(768),
             d_ffn: self.intermediate_size.unwrap_or(3072),
             n_layers,
-            feature_layer,
-            n_feature_layers: n_feature_layers(feature_layer, n_layers)?,
+            n_feature_layers: n_layers,
             n_heads: self.num_attention_heads.unwrap_or(12),
             image_size: self.image_size.unwrap_or(224),
-            patch_size: self.patch_size.unwrap_or(32),
-            layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-5),
-            activation: match self.hidden_act.as_deref() {
-                None | Some("quick_gelu") => VisionActivation::QuickGelu,
-                Some(_) => VisionActivation::Gelu,
+            patch_size: self.patch_size.unwrap_or(defaults.patch_size),
+            layer_norm_eps: self.layer_norm_eps.unwrap_or(defaults.layer_norm_eps),
+            activation: match activation.unwrap_or(defaults.activations[0]) {
+                "quick_gelu" => VisionActivation::QuickGelu,
+                _ => VisionActivation::Gelu,
             },
-            image_mean: CLIP_MEAN,
-            image_std: CLIP_STD,
+            image_mean: defaults.image_mean,
+            image_std: defaults.image_std,
         };
         for (key, size, max) in [
             ("hidden_size", vision.d_model, MAX_SIZE),
@@ -141,6 +205,13 @@ impl RawVision {
     }
 }
 
+impl VisionConfig {
+    /// Patches on a side of the image.
+    pub(crate) fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+}
+
 const MAX_IMAGE_SIZE: usize = 1 << 14;
 
 /// transformers indexes `hidden_states`, which has the embeddings at 0 and the output of layer
@@ -159,7 +230,3 @@ fn n_feature_layers(layer: i64, n_layers: usize) -> std::result::Result<usize, S
         "`vision_feature_layer` is {layer}, expected 1 to {n_layers} or -{n_layers} to -1"
     ))
 }
-
-/// CLIP's own mean and deviation (`OPENAI_CLIP_MEAN`, `OPENAI_CLIP_STD` in transformers).
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];

@@ -1,20 +1,24 @@
-//! `tokenizer.json`: a byte-pair encoding with byte fallback, as the `tokenizers` library has it.
+//! `tokenizer.json`: a byte-pair encoding, as the `tokenizers` library has it.
 //!
-//! llama.cpp's tokenizer joins the two neighbours whose join is the token with the best score. A
-//! BPE model joins the pair with the lowest rank in its list of merges. With a token's score set
-//! to minus the lowest rank of a merge that makes it, both come to the same joins: the list was made
-//! of a SentencePiece model, where all merges that make a token stand together.
+//! With byte fallback it was made of a SentencePiece model. llama.cpp's tokenizer for those joins the two
+//! neighbours whose join is the token with the best score. A BPE model joins the pair with the lowest
+//! rank in its list of merges. With a token's score set to minus the lowest rank of a merge that makes
+//! it, both come to the same joins, since all merges that make a token stand together.
+//!
+//! Without, it is one of bytes that are written as letters (GPT-2's kind), such as Llama 3's, and its
+//! merges are llama.cpp's.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use super::cut::PreTokenizer;
+use super::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::json_file::{for_each, for_each_pair, malformed, parse, read_text};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The score of what no merge makes: single characters, bytes and markers.
 const NO_MERGE_SCORE: f32 = -1e9;
@@ -24,6 +28,7 @@ struct File<'a> {
     #[serde(borrow)]
     model: Model<'a>,
     normalizer: Option<&'a RawValue>,
+    pre_tokenizer: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -38,9 +43,9 @@ struct Model<'a> {
     merges: Option<&'a RawValue>,
 }
 
-/// What a merge makes. A file has both parts in an array, or with a space between, as `tokenizers`
+/// Two parts that are joined. A file has them in an array, or with a space between, as `tokenizers`
 /// wrote them before 0.20.
-struct Merge(String);
+struct Merge([String; 2]);
 
 impl<'de> Deserialize<'de> for Merge {
     fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
@@ -55,7 +60,7 @@ impl<'de> Deserialize<'de> for Merge {
             fn visit_str<E: serde::de::Error>(self, pair: &str) -> std::result::Result<Merge, E> {
                 match pair.split_once(' ') {
                     Some((left, right)) if !right.contains(' ') => {
-                        Ok(Merge([left, right].concat()))
+                        Ok(Merge([left, right].map(str::to_owned)))
                     }
                     _ => Err(E::invalid_value(Unexpected::Str(pair), &self)),
                 }
@@ -65,12 +70,12 @@ impl<'de> Deserialize<'de> for Merge {
                 self,
                 mut parts: A,
             ) -> std::result::Result<Merge, A::Error> {
-                let mut made = String::new();
-                for part_idx in 0..2 {
+                let mut merge = Merge(Default::default());
+                for (part_idx, place) in merge.0.iter_mut().enumerate() {
                     let part: Option<String> = parts.next_element()?;
-                    made += &part.ok_or_else(|| A::Error::invalid_length(part_idx, &self))?;
+                    *place = part.ok_or_else(|| A::Error::invalid_length(part_idx, &self))?;
                 }
-                Ok(Merge(made))
+                Ok(merge)
             }
         }
         json.deserialize_any(Parts)
@@ -101,17 +106,33 @@ impl Normalizer {
 /// Reads the vocabulary, of at most `max_tokens`; the added tokens are read elsewhere.
 ///
 /// # Errors
-/// A malformed file, a model other than BPE with byte fallback, an id out of range.
+/// A malformed file, an id out of range; of the kind [`ErrorKind::Unsupported`], a model other than BPE, and a way to
+/// cut text that is not known.
 pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
     let bytes = read_text(path, MAX_FILE_BYTES)?;
-    let File { model, normalizer } = serde_json::from_slice(&bytes).map_err(malformed(path))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(malformed(path))?;
+    let model = file.model;
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
+    let normalizer: Option<Normalizer> = parse_part(file.normalizer).map_err(malformed(path))?;
+    let pre_tokenizer: Option<PreTokenizer> =
+        parse_part(file.pre_tokenizer).map_err(malformed(path))?;
     // The field is missing in files of `tokenizers` before 0.10.
-    if model.model_type.as_deref().unwrap_or("BPE") != "BPE" || !model.byte_fallback {
-        return Err(refuse(
-            "the tokenizer is not BPE with byte fallback, as Gemma's is".to_owned(),
-        ));
-    }
+    let is_bpe = model.model_type.as_deref().unwrap_or("BPE") == "BPE";
+    let cut = pre_tokenizer.as_ref().and_then(PreTokenizer::known_cut);
+    let mut joins = match cut.filter(|_| normalizer.is_none()) {
+        _ if is_bpe && model.byte_fallback => Joins::Scores {
+            add_space_prefix: normalizer.is_some_and(|normalizer| normalizer.prepends())
+                || pre_tokenizer.is_some_and(|pre_tokenizer| pre_tokenizer.prepends()),
+        },
+        Some(cut) if is_bpe => Joins::Merges {
+            cut,
+            merges: Vec::new(),
+        },
+        _ => {
+            let what = "the tokenizer is neither BPE with byte fallback, as Gemma's and Llama 2's are, nor Llama 3's";
+            return Err(refuse(what.to_owned()).of_kind(ErrorKind::Unsupported));
+        }
+    };
 
     let mut vocab: HashMap<String, Entry> = HashMap::new();
     for_each_pair(model.vocab, malformed(path), |piece, id: usize| {
@@ -130,9 +151,11 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
     })?;
     if let Some(merges) = model.merges {
         let mut ranks = 0..;
-        for_each(merges, malformed(path), |Merge(made)| {
+        for_each(merges, malformed(path), |Merge(parts)| {
             let rank = ranks.next().expect("a file has fewer than 2^32 bytes");
-            if let Some(entry) = vocab.get_mut(&made) {
+            if let Joins::Merges { merges, .. } = &mut joins {
+                merges.push(parts.join(" "));
+            } else if let Some(entry) = vocab.get_mut(&parts.concat()) {
                 entry.rank.get_or_insert(rank);
             }
             Ok(())
@@ -141,15 +164,18 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
 
     let mut tokens: Vec<Option<Token>> = Vec::new();
     for (piece, &Entry { id, rank }) in &vocab {
+        let is_byte_fallback = matches!(joins, Joins::Scores { .. });
         // Gemma's file calls the byte token of the tab by the tab itself.
         let byte_piece = match piece.as_bytes() {
-            [byte] => Some(format!("<0x{byte:02X}>")).filter(|name| !vocab.contains_key(name)),
+            [byte] if is_byte_fallback => {
+                Some(format!("<0x{byte:02X}>")).filter(|name| !vocab.contains_key(name))
+            }
             _ => None,
         };
         let piece = byte_piece.as_ref().unwrap_or(piece);
         let kind = if Some(piece) == model.unk_token.as_ref() {
             TokenKind::Unknown
-        } else if is_byte(piece) {
+        } else if is_byte_fallback && is_byte(piece) {
             TokenKind::Byte
         } else {
             TokenKind::Normal
@@ -169,14 +195,12 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
             )));
         }
     }
-    let normalizer: Option<Normalizer> = normalizer
-        .map(|normalizer| parse(normalizer.get().as_bytes()))
-        .transpose()
-        .map_err(malformed(path))?;
-    Ok(Pieces {
-        tokens,
-        add_space_prefix: normalizer.is_some_and(|normalizer| normalizer.prepends()),
-    })
+    Ok(Pieces { tokens, joins })
+}
+
+/// A part of the file that has few values, if it is there.
+fn parse_part<T: DeserializeOwned>(part: Option<&RawValue>) -> serde_json::Result<Option<T>> {
+    part.map(|part| parse(part.get().as_bytes())).transpose()
 }
 
 /// Whether a piece stands for one byte: `<0x0A>`.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::json_file::read_optional_json;
+use crate::llava::config::Architecture;
 use crate::{Error, Result, input_file};
 
 /// Gemma's own, for a checkpoint that comes without one.
@@ -34,29 +35,30 @@ struct Named {
     template: String,
 }
 
-/// The template of `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json`, or
-/// Gemma's.
+/// The template of `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json`; without one,
+/// a Gemma has its own.
 ///
 /// # Errors
 /// A malformed file.
-pub(super) fn read(dir: &Path) -> Result<String> {
+pub(super) fn read(dir: &Path, architecture: Architecture) -> Result<Option<String>> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.exists() {
         let text = input_file::read(&jinja, MAX_TEMPLATE_BYTES)?;
         return String::from_utf8(text)
+            .map(Some)
             .map_err(|_| Error::invalid(format!("`{}` is not valid UTF-8", jinja.display())));
     }
     for file in ["tokenizer_config.json", "chat_template.json"] {
         let holder: Option<Holder> = read_optional_json(&dir.join(file))?;
         match holder.and_then(|holder| holder.chat_template) {
-            Some(Template::One(template)) => return Ok(template),
+            Some(Template::One(template)) => return Ok(Some(template)),
             Some(Template::Several(templates)) => {
                 if let Some(named) = templates.into_iter().find(|named| named.name == "default") {
-                    return Ok(named.template);
+                    return Ok(Some(named.template));
                 }
             }
             None => {}
         }
     }
-    Ok(GEMMA.to_owned())
+    Ok(architecture.is_gemma().then(|| GEMMA.to_owned()))
 }

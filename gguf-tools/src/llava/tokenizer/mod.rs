@@ -1,8 +1,9 @@
-//! The tokenizer of a checkpoint as llama.cpp's SentencePiece-like one (`tokenizer.ggml.model =
-//! "llama"`) needs it: a piece, a score and a kind for every row of the embedding.
+//! The tokenizer of a checkpoint as llama.cpp needs it: a piece and a kind for every row of the
+//! embedding, and how pieces are joined.
 
 mod bpe;
 mod chat_template;
+mod cut;
 mod pieces;
 mod sentence_piece;
 
@@ -13,8 +14,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use self::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
-use super::config::{Config, OneOrSeveral};
+use self::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use super::config::{OneOrSeveral, TextConfig};
 use crate::gguf::Writer;
 use crate::json_file::{for_each, malformed, read_optional_json, read_text};
 use crate::{Error, Result};
@@ -29,10 +30,9 @@ pub(super) struct Tokenizer {
     /// Ends a turn, as `eos_id` does.
     eot_id: Option<usize>,
     unk_id: Option<usize>,
-    pad_id: usize,
-    /// Whether a text is tokenized as if it began with a space.
-    add_space_prefix: bool,
-    chat_template: String,
+    pad_id: Option<usize>,
+    joins: Joins,
+    chat_template: Option<String>,
     /// The file that the pieces are from.
     pub(super) source: &'static str,
 }
@@ -41,28 +41,25 @@ pub(super) struct Tokenizer {
 const MARKER_SCORE: f32 = -1000.0;
 
 /// Gemma's markers of a turn: control tokens even where a file calls them plain text.
-const END_OF_TURN: &str = "<end_of_turn>";
-const MARKERS: [&str; 2] = ["<start_of_turn>", END_OF_TURN];
+const MARKERS: [&str; 2] = ["<start_of_turn>", "<end_of_turn>"];
+
+/// What ends a turn of Gemma and of Llama 3, where no generation settings say it.
+const ENDS_OF_TURN: [&str; 2] = ["<end_of_turn>", "<|eot_id|>"];
 
 impl Tokenizer {
     /// Reads `tokenizer.model` or, without it, `tokenizer.json`, and the tokens added to it.
     ///
     /// # Errors
     /// Missing or malformed files, more tokens than the embedding has rows, a piece that stands
-    /// twice, a missing byte token.
-    pub(super) fn read(dir: &Path, config: &Config) -> Result<Self> {
+    /// twice, a missing byte token; of the kind [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported), a
+    /// tokenizer that is not converted.
+    pub(super) fn read(dir: &Path, config: &TextConfig, image_token_id: usize) -> Result<Self> {
         let refuse =
             |what: String| Error::invalid(format!("the tokenizer in `{}`: {what}", dir.display()));
-        let n_rows = config.text.vocab_size;
+        let n_rows = config.vocab_size;
         let settings: Settings =
             read_optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let (
-            source,
-            Pieces {
-                mut tokens,
-                add_space_prefix,
-            },
-        ) = read_pieces(dir, n_rows)?;
+        let (source, Pieces { mut tokens, joins }) = read_pieces(dir, n_rows)?;
         for (id, added) in added_tokens(dir, &settings, n_rows)? {
             if id >= tokens.len() {
                 tokens.resize(id + 1, None);
@@ -78,46 +75,48 @@ impl Tokenizer {
             .enumerate()
             .map(|(id, token)| {
                 let token = token.unwrap_or_else(|| Token::filler(id));
-                let is_special =
-                    special.contains(token.piece.as_str()) || id == config.image_token_id;
-                token.classified(is_special)
+                let is_special = special.contains(token.piece.as_str()) || id == image_token_id;
+                token.classified(is_special, &joins)
             })
             .collect();
-        let ids = ids(&tokens).map_err(refuse)?;
+        let ids = ids(&tokens, &joins).map_err(refuse)?;
 
-        let named = |name: &str, default: usize| {
-            let id = settings
-                .named(name)
-                .and_then(|piece| ids.get(piece).copied())
-                .unwrap_or(default);
-            if id < n_rows {
-                return Ok(id);
+        let named = |name: &str, default: Option<usize>| {
+            let piece = settings.named(name);
+            let id = piece.and_then(|piece| ids.get(piece).copied()).or(default);
+            match id {
+                Some(id) if id >= n_rows => Err(refuse(format!(
+                    "`{name}` is {id}, but the embedding has only {n_rows} rows"
+                ))),
+                id => Ok(id),
             }
-            Err(refuse(format!(
-                "`{name}` is {id}, but the embedding has only {n_rows} rows"
-            )))
         };
-        let eos_id = named("eos_token", config.text.eos_token_id)?;
+        let id_of = |name: &str, default: usize| {
+            named(name, Some(default)).map(|id| id.expect("it has a default"))
+        };
+        let eos_id = id_of("eos_token", config.eos_token_id)?;
         let generation: Option<Generation> =
             read_optional_json(&dir.join("generation_config.json"))?;
         let end_ids = generation.and_then(|generation| generation.eos_token_id);
         Ok(Self {
-            bos_id: named("bos_token", config.text.bos_token_id)?,
+            bos_id: id_of("bos_token", config.bos_token_id)?,
             eos_id,
             eot_id: end_ids
                 .iter()
                 .flat_map(OneOrSeveral::as_slice)
                 .filter_map(|&id| usize::try_from(id).ok())
                 .find(|&id| id != eos_id && id < n_rows)
-                .or(ids.get(END_OF_TURN).copied()),
+                .or(ENDS_OF_TURN
+                    .iter()
+                    .find_map(|piece| ids.get(piece).copied())),
             unk_id: tokens
                 .iter()
                 .position(|token| token.kind == TokenKind::Unknown),
-            pad_id: named("pad_token", config.text.pad_token_id)?,
-            add_space_prefix,
-            chat_template: chat_template::read(dir)?,
+            pad_id: named("pad_token", config.pad_token_id)?,
+            chat_template: chat_template::read(dir, config.architecture)?,
             source,
             tokens,
+            joins,
         })
     }
 
@@ -131,15 +130,23 @@ impl Tokenizer {
             .filter(|(_, token)| token.kind == TokenKind::Unused)
             .map(|(id, _)| id)
             .collect();
-        writer.set("tokenizer.ggml.model", "llama");
-        writer.set("tokenizer.ggml.pre", "default");
+        let (model, cut) = match &self.joins {
+            Joins::Scores { .. } => ("llama", "default"),
+            Joins::Merges { cut, .. } => ("gpt2", *cut),
+        };
+        writer.set("tokenizer.ggml.model", model);
+        writer.set("tokenizer.ggml.pre", cut);
         let pieces: Vec<String> = self.tokens.into_iter().map(|token| token.piece).collect();
         writer.set("tokenizer.ggml.tokens", pieces);
-        writer.set("tokenizer.ggml.scores", scores);
+        if let Joins::Scores { .. } = self.joins {
+            writer.set("tokenizer.ggml.scores", scores);
+        }
         writer.set("tokenizer.ggml.token_type", kinds);
         writer.set("tokenizer.ggml.bos_token_id", id(self.bos_id));
         writer.set("tokenizer.ggml.eos_token_id", id(self.eos_id));
-        writer.set("tokenizer.ggml.padding_token_id", id(self.pad_id));
+        if let Some(pad_id) = self.pad_id {
+            writer.set("tokenizer.ggml.padding_token_id", id(pad_id));
+        }
         if let Some(eot_id) = self.eot_id {
             writer.set("tokenizer.ggml.eot_token_id", id(eot_id));
         }
@@ -152,8 +159,15 @@ impl Tokenizer {
         }
         writer.set("tokenizer.ggml.add_bos_token", true);
         writer.set("tokenizer.ggml.add_eos_token", false);
-        writer.set("tokenizer.ggml.add_space_prefix", self.add_space_prefix);
-        writer.set("tokenizer.chat_template", self.chat_template);
+        match self.joins {
+            Joins::Scores { add_space_prefix } => {
+                writer.set("tokenizer.ggml.add_space_prefix", add_space_prefix);
+            }
+            Joins::Merges { merges, .. } => writer.set("tokenizer.ggml.merges", merges),
+        }
+        if let Some(chat_template) = self.chat_template {
+            writer.set("tokenizer.chat_template", chat_template);
+        }
     }
 }
 
@@ -168,11 +182,11 @@ impl Token {
     }
 
     /// The token with the kind by which llama.cpp treats it as transformers does.
-    fn classified(mut self, is_special: bool) -> Self {
+    fn classified(mut self, is_special: bool, joins: &Joins) -> Self {
         let is_text = matches!(self.kind, TokenKind::Normal | TokenKind::UserDefined);
         if is_text && is_special {
             self.kind = TokenKind::Control;
-        } else if self.kind == TokenKind::UserDefined {
+        } else if self.kind == TokenKind::UserDefined && matches!(joins, Joins::Scores { .. }) {
             if self.piece.chars().all(|c| c == '▁') {
                 // Runs of spaces have scores that join them before anything else.
                 self.kind = TokenKind::Normal;
@@ -202,17 +216,30 @@ fn read_pieces(dir: &Path, max_tokens: usize) -> Result<(&'static str, Pieces)> 
     )))
 }
 
-/// The ids by piece; llama.cpp aborts if a piece stands twice, and throws on a character without a
-/// token if its bytes have none.
-fn ids(tokens: &[Token]) -> std::result::Result<HashMap<&str, usize>, String> {
+/// The ids by piece; llama.cpp aborts if a piece stands twice, and where a character without a token
+/// has no tokens of bytes either, it throws or leaves it out.
+fn ids<'a>(
+    tokens: &'a [Token],
+    joins: &Joins,
+) -> std::result::Result<HashMap<&'a str, usize>, String> {
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if let Some(twin) = ids.insert(token.piece.as_str(), id) {
             return Err(format!("tokens {twin} and {id} are both `{}`", token.piece));
         }
     }
+    let mut others = 0x100..;
     for byte in 0..=u8::MAX {
-        let piece = format!("<0x{byte:02X}>");
+        let piece = match joins {
+            Joins::Scores { .. } => format!("<0x{byte:02X}>"),
+            // Bytes that are no visible letters are written as ones beyond (`bytes_to_unicode` in GPT-2).
+            Joins::Merges { .. } => match byte {
+                b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte).to_string(),
+                _ => char::from_u32(others.next().expect("endless"))
+                    .expect("a letter")
+                    .to_string(),
+            },
+        };
         if !ids.contains_key(piece.as_str()) {
             return Err(format!("the byte token `{piece}` is missing"));
         }

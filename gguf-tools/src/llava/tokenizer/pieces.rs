@@ -1,4 +1,4 @@
-//! What both formats of tokenizers give.
+//! What all formats of tokenizers give.
 
 #[derive(Clone, Debug)]
 pub(super) struct Token {
@@ -18,10 +18,28 @@ pub(super) enum TokenKind {
     Byte = 6,
 }
 
-/// What the two tokenizer formats have in common; ids without a piece are `None`.
+/// What a tokenizer's file has; ids without a piece are `None`.
 pub(super) struct Pieces {
     pub(super) tokens: Vec<Option<Token>>,
-    pub(super) add_space_prefix: bool,
+    pub(super) joins: Joins,
+}
+
+/// How pieces are joined.
+#[derive(Debug)]
+pub(super) enum Joins {
+    /// By the best score, in texts whose spaces are `▁` (`tokenizer.ggml.model = "llama"`).
+    Scores {
+        /// Whether a text is tokenized as if it began with a space.
+        add_space_prefix: bool,
+    },
+    /// By a list of pairs, in pieces of text whose bytes are written as letters
+    /// (`tokenizer.ggml.model = "gpt2"`).
+    Merges {
+        /// llama.cpp's name for the way in which text is cut first.
+        cut: &'static str,
+        /// Both parts of each, with a space between.
+        merges: Vec<String>,
+    },
 }
 
 /// Largest `tokenizer.model` and `tokenizer.json`; those of Gemma have up to 34 MB.

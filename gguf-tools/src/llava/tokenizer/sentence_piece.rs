@@ -6,7 +6,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::pieces::{MAX_FILE_BYTES, Pieces, Token, TokenKind};
+use super::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::{Error, Result, input_file};
 
 #[derive(Clone, PartialEq, Message)]
@@ -106,9 +106,11 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
         .collect::<Result<_>>()?;
     Ok(Pieces {
         tokens,
-        add_space_prefix: model
-            .normalizer_spec
-            .and_then(|spec| spec.add_dummy_prefix)
-            .unwrap_or(true),
+        joins: Joins::Scores {
+            add_space_prefix: model
+                .normalizer_spec
+                .and_then(|spec| spec.add_dummy_prefix)
+                .unwrap_or(true),
+        },
     })
 }
