@@ -111,7 +111,7 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
     let mut seen = Vec::new();
     for path in paths {
         let image = session.encode_image(&Picture::open(&path)?)?;
-        let prompt = session.prompt(PROMPT, PromptForm::Chat, Some(&image))?;
+        let prompt = session.prompt(PROMPT, PromptForm::Chat, &[&image])?;
         let options = RunOptions {
             steering: None,
             keep: Keep {

@@ -165,7 +165,7 @@ impl Bench {
     fn tokens(&mut self) -> Outcome<()> {
         let prompt = self
             .usual
-            .prompt("Tell a long story.", PromptForm::Chat, None)?;
+            .prompt("Tell a long story.", PromptForm::Chat, &[])?;
         let prompt = &prompt;
         let everywhere = steering(&mut self.usual, Change::steer(1.0), Positions::ALL)?;
         let generated = Kinds {
@@ -339,7 +339,7 @@ impl Bench {
     /// The encoder alone, on one row.
     fn encoder(&mut self, files: &ModelFiles, q8_0: &ModelFiles) -> Outcome<()> {
         let d_in = self.usual.sae().meta().d_in;
-        let prompt = self.usual.prompt(PROMPT, PromptForm::Chat, None)?;
+        let prompt = self.usual.prompt(PROMPT, PromptForm::Chat, &[])?;
         let keep = Keep {
             residuals: true,
             ..Keep::default()
@@ -448,7 +448,7 @@ impl Bench {
 
 fn prompt(session: &mut Session, picture: &Picture) -> Outcome<Prompt> {
     let image = session.encode_image(picture)?;
-    Ok(session.prompt(PROMPT, PromptForm::Chat, Some(&image))?)
+    Ok(session.prompt(PROMPT, PromptForm::Chat, &[&image])?)
 }
 
 fn options(keep: Keep, steering: Option<Arc<Steering>>, max_tokens: usize) -> RunOptions {

@@ -16,7 +16,7 @@
 //!
 //! let mut session = Session::open(&demo::files()?, SessionOptions::default())?;
 //! let image = session.encode_image(&Picture::open("dog.png".as_ref())?)?;
-//! let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image))?;
+//! let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[&image])?;
 //! let options = RunOptions {
 //!     max_tokens: 48,
 //!     ..RunOptions::default()

@@ -80,6 +80,7 @@ impl fmt::Display for Over {
             Place::Range(from, to) if from == to => format!("position {from}"),
             Place::Range(from, to) => format!("positions {from} to {to}"),
             Place::Token { text, .. } => format!("the tokens `{text}`"),
+            Place::Image(number) => format!("the tokens of image {number}"),
             Place::Patches { .. } => place.to_string(),
         }));
         f.write_str(&phrases.join(", "))

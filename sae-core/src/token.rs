@@ -22,6 +22,8 @@ pub struct Token {
     pub is_special: bool,
     /// The row and the column of an image row's patch, counted from 0 at the top left, where they are known.
     pub patch: Option<[usize; 2]>,
+    /// Which of the prompt's images an image row belongs to, counted from 0.
+    pub image: Option<usize>,
 }
 
 impl Token {
@@ -32,6 +34,7 @@ impl Token {
             id: Some(id),
             is_special: false,
             patch: None,
+            image: None,
         }
     }
 
@@ -43,7 +46,7 @@ impl Token {
         }
     }
 
-    /// An image row of a patch in this row and column.
+    /// A row of the prompt's first image, of a patch in this row and column.
     pub const fn patch(row: usize, column: usize) -> Self {
         Self {
             patch: Some([row, column]),
@@ -51,13 +54,23 @@ impl Token {
         }
     }
 
-    /// An image row.
+    /// A row of the prompt's first image.
     pub const fn image() -> Self {
         Self {
             kind: TokenKind::Image,
             id: None,
             is_special: false,
             patch: None,
+            image: Some(0),
+        }
+    }
+
+    /// The same row of another of the prompt's images, counted from 0.
+    #[must_use]
+    pub const fn of_image(self, image: usize) -> Self {
+        Self {
+            image: Some(image),
+            ..self
         }
     }
 
@@ -68,6 +81,7 @@ impl Token {
             id: Some(id),
             is_special: false,
             patch: None,
+            image: None,
         }
     }
 

@@ -326,11 +326,11 @@ impl PromptArgs {
     pub(super) fn build(
         &self,
         session: &Session,
-        image: Option<&ImageEmbeddings>,
+        images: &[&ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Prompt> {
         let model = session.model();
-        model.prompt(self.text(), self.form(), image, cancel)
+        model.prompt(self.text(), self.form(), images, cancel)
     }
 
     /// The prompt for many pictures.

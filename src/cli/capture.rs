@@ -63,7 +63,9 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let mut session = args.model.open(verbosity, &cancel)?;
     let steering = interventions.steering(session.model())?;
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
+    let prompt = args
+        .prompt
+        .build(&session, image.as_ref().as_slice(), &cancel)?;
     let options = RunOptions {
         steering: steering.clone(),
         keep: Keep {

@@ -84,7 +84,9 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let steering = interventions.steering(session.model())?;
     let load_time = start.elapsed();
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
+    let prompt = args
+        .prompt
+        .build(&session, image.as_ref().as_slice(), &cancel)?;
     let over = if image.is_some() {
         Over::IMAGE
     } else {

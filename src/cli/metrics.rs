@@ -161,7 +161,7 @@ fn measure(
         None => Vec::new(),
     };
     if args.image.is_empty() && text.is_none() {
-        texts.push(args.prompt.build(session, None, cancel)?);
+        texts.push(args.prompt.build(session, &[], cancel)?);
     }
     let counter = Counter::start("prompts", texts.len() + args.image.len(), verbosity);
     for prompt in &texts {
@@ -182,7 +182,7 @@ fn measure(
             }
             Err(error) => return Err(error),
         };
-        let prompt = args.prompt.build(session, Some(&image), cancel)?;
+        let prompt = args.prompt.build(session, &[&image], cancel)?;
         for metrics in &mut *all {
             match text {
                 Some(_) => metrics.add_image(session, &prompt, cancel)?,

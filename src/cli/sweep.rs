@@ -153,7 +153,9 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
         .map(steering)
         .collect::<Result<_, _>>()?;
     let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args.prompt.build(&session, image.as_ref(), &cancel)?;
+    let prompt = args
+        .prompt
+        .build(&session, image.as_ref().as_slice(), &cancel)?;
     let spinner = Spinner::start("running all strengths", verbosity);
     let options = RunOptions {
         max_tokens: args.generate.max_tokens,

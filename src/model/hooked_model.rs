@@ -219,19 +219,19 @@ impl HookedModel {
             .map_or(Ok(()), ImageEncoder::load)
     }
 
-    /// Builds a prompt of a text and at most one image. `cancel` stops it, where the text is long.
+    /// Builds a prompt of a text and images. `cancel` stops it, where the text is long.
     ///
     /// # Errors
-    /// A raw prompt whose `<image>` marks do not match the image, a chat prompt that holds one, a
+    /// A raw prompt with more or fewer `<image>` marks than images, a chat prompt that holds one, a
     /// model without a chat template, characters that the vocabulary has no token for.
     pub fn prompt(
         &self,
         text: &str,
         form: PromptForm,
-        image: Option<&ImageEmbeddings>,
+        images: &[&ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> Result<Prompt> {
-        Prompt::new(&self.language_model, text, form, image, cancel)
+        Prompt::new(&self.language_model, text, form, images, cancel)
     }
 
     /// A prompt of these pieces, as they stand.

@@ -70,9 +70,10 @@ impl Session {
         &self,
         text: &str,
         form: PromptForm,
-        image: Option<&ImageEmbeddings>,
+        images: &[&ImageEmbeddings],
     ) -> Result<Prompt> {
-        self.model.prompt(text, form, image, &CancelFlag::default())
+        self.model
+            .prompt(text, form, images, &CancelFlag::default())
     }
 
     /// As [`HookedModel::token_text`].

@@ -118,6 +118,7 @@ impl ImageEncoder {
                 ProjectorType::Mlp => ImageAttention::Causal,
                 ProjectorType::Gemma3 => ImageAttention::Bidirectional,
             },
+            image: 0,
         };
         Ok(ImageEmbeddings {
             markers: self.shape.projector.markers(),

@@ -136,7 +136,7 @@ fn run(job: &Job) -> Result<()> {
     let mut session = Session::open(&files, options)?;
     let text = step(&files, Stage::ReadText, || {
         // Not every vocabulary has all characters; any model has a first token.
-        let text = session.prompt(TEXT, PromptForm::Raw, None);
+        let text = session.prompt(TEXT, PromptForm::Raw, &[]);
         let first = session.language_model().special_tokens().first().copied();
         text.or_else(|_| Prompt::of_text(session.language_model(), vec![first.unwrap_or(0)]))
     })?;
@@ -172,9 +172,9 @@ fn run(job: &Job) -> Result<()> {
         })
     })?;
     step(&files, Stage::RunImage, || {
-        let prompt = session.prompt(TEXT, PromptForm::Chat, Some(&image));
+        let prompt = session.prompt(TEXT, PromptForm::Chat, &[&image]);
         let raw = format!("<image>{TEXT}");
-        match prompt.or_else(|_| session.prompt(&raw, PromptForm::Raw, Some(&image))) {
+        match prompt.or_else(|_| session.prompt(&raw, PromptForm::Raw, &[&image])) {
             Ok(prompt) => run_prompt(&mut session, &prompt).map(|_| ()),
             // As above: it may not have the characters.
             Err(_) => Ok(()),

@@ -21,6 +21,8 @@ pub struct ImageChunk {
     pub positions: RowPositions,
     /// What its rows see of one another.
     pub attention: ImageAttention,
+    /// Which of the prompt's images it belongs to, counted from 0.
+    pub image: usize,
 }
 
 /// How a chunk's rows lie in its part of the picture.
@@ -120,9 +122,12 @@ impl ImageChunk {
 
     /// What its rows are.
     pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
-        self.patches().map(|patch| match patch {
-            Some([row, column]) => Token::patch(row, column),
-            None => Token::image(),
+        self.patches().map(|patch| {
+            let row = match patch {
+                Some([row, column]) => Token::patch(row, column),
+                None => Token::image(),
+            };
+            row.of_image(self.image)
         })
     }
 

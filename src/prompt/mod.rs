@@ -50,6 +50,17 @@ impl ImageEmbeddings {
         self.chunks().map(ImageChunk::n_rows).sum()
     }
 
+    /// Its segments as those of a prompt's image number `image`, counted from 0.
+    fn segments_as(&self, image: usize) -> impl Iterator<Item = Segment> {
+        self.segments
+            .iter()
+            .cloned()
+            .map(move |segment| match segment {
+                Segment::Text(ids) => Segment::Text(ids),
+                Segment::Image(chunk) => Segment::Image(ImageChunk { image, ..chunk }),
+            })
+    }
+
     /// The chunk of an image that has one.
     pub fn only_chunk(&self) -> Option<&ImageChunk> {
         let mut chunks = self.chunks();
@@ -60,9 +71,9 @@ impl ImageEmbeddings {
 /// How a prompt's text is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptForm {
-    /// The user's turn of the model's chat template: the image, a newline, the text.
+    /// The user's turn of the model's chat template: the images, a newline behind each, the text.
     Chat,
-    /// The text as it stands, `<image>` where the image goes. The vocabulary's beginning-of-sequence
+    /// The text as it stands, `<image>` where an image goes. The vocabulary's beginning-of-sequence
     /// token is added, if it asks for one, unless the text starts with that token's text.
     Raw,
 }
@@ -94,12 +105,12 @@ impl Segment {
 }
 
 impl Prompt {
-    /// Builds a prompt of a text and at most one image.
+    /// Builds a prompt of a text and images.
     pub(crate) fn new(
         model: &Model,
         text: &str,
         form: PromptForm,
-        image: Option<&ImageEmbeddings>,
+        images: &[&ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> Result<Self> {
         let n_marks = text.matches(IMAGE_TOKEN).count();
@@ -107,49 +118,48 @@ impl Prompt {
             PromptForm::Chat if n_marks > 0 => {
                 let what = format!("the prompt holds `{IMAGE_TOKEN}`");
                 return Err(Error::new(ErrorKind::ChatTemplate, what)
-                    .with_hint("leave it out: the image goes first; or use a raw prompt"));
+                    .with_hint("leave it out: images go first; or use a raw prompt"));
             }
             PromptForm::Chat => {
-                let mark = match image.map(|image| image.markers) {
-                    Some(None) => format!("{IMAGE_MARK}\n"),
-                    Some(Some(_)) => IMAGE_MARK.to_string(),
-                    None => String::new(),
+                let mark = |image: &&ImageEmbeddings| match image.markers {
+                    None => format!("{IMAGE_MARK}\n"),
+                    Some(_) => IMAGE_MARK.to_string(),
                 };
-                let full_text = model.apply_chat_template(&format!("{mark}{text}"))?;
+                let marks: String = images.iter().map(mark).collect();
+                let full_text = model.apply_chat_template(&format!("{marks}{text}"))?;
                 (full_text, IMAGE_MARK.to_string())
             }
-            PromptForm::Raw if n_marks != usize::from(image.is_some()) => {
-                let expected = if image.is_some() { "one" } else { "none" };
+            PromptForm::Raw if n_marks != images.len() => {
+                let n_images = images.len();
                 return Err(Error::invalid(format!(
-                    "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and {expected} was expected"
+                    "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and there are {n_images} images"
                 ))
-                .with_hint(format!("put `{IMAGE_TOKEN}` where the image goes, once for an image")));
+                .with_hint(format!("put `{IMAGE_TOKEN}` where each image goes")));
             }
             PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
         };
+        // A user may write the mark too, behind the images.
+        let texts = full_text.splitn(images.len() + 1, &mark);
+        let mut texts: Vec<String> = texts.map(str::to_owned).collect();
+        if texts.len() != images.len() + 1 {
+            return Err(no_template("the model's chat template drops the image"));
+        }
         // Behind the template, which may trim what the user says.
-        let full_text = match image.and_then(|image| image.markers) {
-            Some([before, after]) => {
-                full_text.replacen(&mark, &format!("{before}{mark}{after}"), 1)
+        for (i, image) in images.iter().enumerate() {
+            if let Some([before, after]) = image.markers {
+                texts[i].push_str(before);
+                texts[i + 1].insert_str(0, after);
             }
-            None => full_text,
-        };
-        let add_bos = match model.begins_with_bos(&full_text) {
-            true => AddBos::No,
-            false => AddBos::Yes,
-        };
-        let tokenize = |text: &str, add_bos| model.tokenize_until(text, add_bos, cancel);
+        }
         let mut segments = Vec::new();
-        match (image, full_text.split_once(&mark)) {
-            (Some(image), Some((before, after))) => {
-                segments.push(Segment::Text(tokenize(before, add_bos)?));
-                segments.extend_from_slice(&image.segments);
-                segments.push(Segment::Text(tokenize(after, AddBos::No)?));
-            }
-            (Some(_), None) => {
-                return Err(no_template("the model's chat template drops the image"));
-            }
-            (None, _) => segments.push(Segment::Text(tokenize(&full_text, add_bos)?)),
+        for (i, text) in texts.iter().enumerate() {
+            let add_bos = match i > 0 || model.begins_with_bos(text) {
+                true => AddBos::No,
+                false => AddBos::Yes,
+            };
+            segments.push(Segment::Text(model.tokenize_until(text, add_bos, cancel)?));
+            let image = images.get(i);
+            segments.extend(image.into_iter().flat_map(|image| image.segments_as(i)));
         }
         Self::of_segments(model, segments)
     }
@@ -232,6 +242,19 @@ impl Prompt {
     /// Its pieces, in order.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// Its chunks of image rows, each with the position of its first row.
+    pub fn chunks(&self) -> impl Iterator<Item = (usize, &ImageChunk)> {
+        let mut n_before = 0;
+        self.segments.iter().filter_map(move |segment| {
+            let first = n_before;
+            n_before += segment.rows().n_rows();
+            match segment {
+                Segment::Image(chunk) => Some((first, chunk)),
+                Segment::Text(_) => None,
+            }
+        })
     }
 
     /// Its rows up to the end of the last piece with rows of these kinds.

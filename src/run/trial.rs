@@ -192,7 +192,7 @@ mod tests {
 
     /// What a session does with shortcuts of every kind.
     fn runs(session: &mut Session) -> Vec<Run> {
-        let prompt = session.prompt("Describe the image.", PromptForm::Chat, None);
+        let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[]);
         let prompt = prompt.expect("known characters");
         let plain = RunOptions {
             keep: Keep {

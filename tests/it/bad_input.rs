@@ -246,7 +246,7 @@ fn a_refused_context_can_be_asked_for_again() {
     };
     let mut session = Fixture::Demo.session(TensorType::F32, options);
     let prompt = session
-        .prompt("Describe the image.", PromptForm::Chat, None)
+        .prompt("Describe the image.", PromptForm::Chat, &[])
         .expect("a text");
     for _ in 0..2 {
         let run = RunOptions {

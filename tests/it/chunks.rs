@@ -55,6 +55,7 @@ fn segments(oracle: &Oracle, architecture: &str) -> Vec<Segment> {
                 Some(true) => ImageAttention::Bidirectional,
                 _ => ImageAttention::Causal,
             },
+            image: i,
         };
         [text(i), Segment::Image(chunk)]
     };
@@ -285,6 +286,7 @@ fn a_grid_may_have_newlines() {
         place: [0.0, 0.0, 1.0, 1.0],
         positions: RowPositions::InOrder,
         attention: ImageAttention::Causal,
+        image: 0,
     };
     let expected = [
         Some([0, 0]),
@@ -315,6 +317,7 @@ fn what_a_model_cannot_read_is_refused() {
         place: [0.0, 0.0, 1.0, 1.0],
         positions: RowPositions::InOrder,
         attention: ImageAttention::Causal,
+        image: 0,
     };
     let check = |session: &Session, chunk: ImageChunk, words: &str| {
         let segments = vec![Segment::Image(chunk), text.clone()];

@@ -497,7 +497,7 @@ fn files(architecture: &str, saes: Vec<PathBuf>) -> ModelFiles {
 
 fn text(model: &Arc<HookedModel>) -> Prompt {
     let never = CancelFlag::default();
-    let prompt = model.prompt("a cat sits on the mat", PromptForm::Raw, None, &never);
+    let prompt = model.prompt("a cat sits on the mat", PromptForm::Raw, &[], &never);
     prompt.expect("known words")
 }
 

@@ -76,7 +76,7 @@ fn check(family: &str) {
         let ours = serde_json::json!(ours.expect("it is tokenised"));
         assert_eq!(ours, *ids, "{family}: {text:?}");
     }
-    let prompt = session.prompt(text("text"), PromptForm::Raw, None);
+    let prompt = session.prompt(text("text"), PromptForm::Raw, &[]);
     let ours = run(&mut session, &prompt.expect("it is tokenised"), 0);
     let error = relative_error(&ours.logits, &oracle.f32("text/logits"));
     assert!(error < F32, "{family}: logits of a text {error:.2e}");
@@ -91,7 +91,7 @@ fn check(family: &str) {
         let error = relative_error(image_rows(&image), &theirs);
         assert!(error < IMAGE_EMBEDDINGS, "{shown}: image rows {error:.2e}");
 
-        let prompt = session.prompt(text("prompt"), PromptForm::Raw, Some(&image));
+        let prompt = session.prompt(text("prompt"), PromptForm::Raw, &[&image]);
         let prompt = prompt.expect("it is tokenised");
         let ids: Vec<i32> = prompt
             .tokens()

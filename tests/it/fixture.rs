@@ -240,7 +240,7 @@ pub(crate) fn prompt(session: &mut Session, fixture: Fixture, picture: &str) -> 
         .encode_image(&picture)
         .expect("the picture is encoded");
     session
-        .prompt("Describe the image.", PromptForm::Chat, Some(&image))
+        .prompt("Describe the image.", PromptForm::Chat, &[&image])
         .expect("the prompt is tokenised")
 }
 

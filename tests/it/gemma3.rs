@@ -134,7 +134,8 @@ impl Set {
         let images: Vec<ImageEmbeddings> = pictures
             .map(|name| image(session, name.as_str().expect("a name")))
             .collect();
-        let prompt = session.prompt(text, form, images.first());
+        let images: Vec<&ImageEmbeddings> = images.iter().collect();
+        let prompt = session.prompt(text, form, &images);
         prompt.expect("it is tokenised")
     }
 

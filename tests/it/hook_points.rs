@@ -91,7 +91,7 @@ pub(crate) fn open(
 fn run(session: &mut Session, oracle: &Oracle, options: RunOptions) -> Run {
     let text = oracle.json["prompt"].as_str().expect("a text");
     let prompt = session
-        .prompt(text, PromptForm::Raw, None)
+        .prompt(text, PromptForm::Raw, &[])
         .expect("the prompt is tokenised");
     session.run(&prompt, options).expect("the run succeeds")
 }
@@ -249,7 +249,7 @@ fn steering_is_that_of_transformers() {
 #[test]
 fn control_vectors_are_of_the_residual_stream() {
     let mut session = open("llama", "blocks.1.hook_mlp_out", 32, exact_options()).expect("fits");
-    let prompt = session.prompt("a cat", PromptForm::Raw, None);
+    let prompt = session.prompt("a cat", PromptForm::Raw, &[]);
     let prompt = prompt.expect("tokenised");
     let error = session.set_control_vector(&prompt, 1, &[1.0; 32]);
     let error = error.expect_err("another place").to_string();

@@ -59,6 +59,7 @@ mod scan_resume;
 mod scan_several;
 mod scan_top;
 mod screen;
+mod several_images;
 mod several_saes;
 mod split_models;
 mod sweep;

@@ -115,7 +115,7 @@ fn losses_are_those_of_transformers() {
         let mut session = Session::open(&files, exact_options()).expect(architecture);
         let text = oracle.json["prompt"].as_str().expect("a text");
         let prompt = session
-            .prompt(text, PromptForm::Raw, None)
+            .prompt(text, PromptForm::Raw, &[])
             .expect("it is tokenised");
         let mut metrics = Metrics::new(&session, 0);
         metrics

@@ -265,7 +265,7 @@ fn prompts_share_blocks_in_every_architecture() {
                 session.expect("the fixture loads")
             };
             let prompt = |session: &mut Session| {
-                let prompt = session.prompt("a cat sits on the mat", PromptForm::Raw, None);
+                let prompt = session.prompt("a cat sits on the mat", PromptForm::Raw, &[]);
                 prompt.expect("tokenised")
             };
             // The others have no GELU, whose table rounds to f16.

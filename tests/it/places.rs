@@ -58,7 +58,7 @@ fn each_form_touches_the_rows_that_it_names() {
         let image = session.encode_image(&picture).expect("it is encoded");
         let grid = image.only_chunk().and_then(|chunk| chunk.grid);
         let grid = grid.expect("a square picture is a grid");
-        let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image));
+        let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[&image]);
         let prompt = prompt.expect("it is tokenised");
         let n_prompt = prompt.tokens().len();
         let is_image = |kind| kind == TokenKind::Image;
@@ -224,7 +224,7 @@ fn conditions_of_a_lower_hook_are_of_the_same_row() {
         };
         let mut session = Session::open(&files, with_ubatch(n_ubatch)).expect("they fit");
         let text = "a cat on the grass and a dog in the house";
-        let prompt = session.prompt(text, PromptForm::Raw, None).expect("a text");
+        let prompt = session.prompt(text, PromptForm::Raw, &[]).expect("a text");
         let plain = run(&mut session, &prompt, Vec::new());
         let of = |run: &Run, feature: usize| -> Vec<f32> {
             let seen = &run.trace.saes[0].activations;

@@ -27,7 +27,7 @@ fn rows_and_caption(fixture: Fixture, path: &Path) -> (Vec<f32>, String) {
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let image = session.encode_image(&fixture.open_picture("01.png"));
     let image = image.expect("the picture is encoded");
-    let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image));
+    let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[&image]);
     let options = RunOptions {
         steering: None,
         keep: Keep::default(),

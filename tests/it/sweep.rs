@@ -140,7 +140,7 @@ fn kl_is_the_mean_along_the_originals_tokens() {
         <start_of_turn>model\n";
     let prompt_of = |session: &mut Session, text: &str| {
         let text = format!("{start}{text}");
-        let prompt = session.prompt(&text, PromptForm::Raw, Some(&image));
+        let prompt = session.prompt(&text, PromptForm::Raw, &[&image]);
         prompt.expect("a valid prompt")
     };
     let prompt = prompt_of(&mut session, "");

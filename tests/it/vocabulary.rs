@@ -115,7 +115,7 @@ fn session_of(model: PathBuf) -> Session {
 }
 
 fn raw_prompt(session: &Session, text: &str) -> llava_sae_cpp::Result<Prompt> {
-    session.prompt(text, PromptForm::Raw, None)
+    session.prompt(text, PromptForm::Raw, &[])
 }
 
 fn ids(prompt: &Prompt) -> Vec<i32> {
@@ -129,7 +129,7 @@ fn characters_without_a_token_are_named() {
     for architecture in ARCHITECTURES {
         let session = open(architecture, HOOK, 32, exact_options()).expect("the fixture loads");
         for form in [PromptForm::Raw, PromptForm::Chat] {
-            let error = session.prompt("a t5 é", form, None).err();
+            let error = session.prompt("a t5 é", form, &[]).err();
             let error = error.expect("the vocabulary has neither");
             let said = error.to_string();
             for word in ["`5` (U+0035, in `", "a t5 é", "`é` (U+00E9"] {

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut files = demo::files()?;
     let mut session = Session::open(&files, SessionOptions::default())?;
     let image = session.encode_image(&Picture::open(picture.as_ref())?)?;
-    let prompt = session.prompt("Describe the image.", PromptForm::Chat, Some(&image))?;
+    let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[&image])?;
     let (model, sae) = (session.model().clone(), session.sae().clone());
 
     // A feature is subtracted, and another's direction added as a vector, at some positions.

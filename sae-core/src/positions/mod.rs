@@ -42,6 +42,7 @@ impl Positions {
     /// - `last`, the prompt's last row; an index of a row of the prompt, such as `5` or `-1`, or a range,
     ///   such as `5..9`, both ends included; negative ones count from the prompt's end;
     /// - `token:TEXT`, every token, in the prompt or generated, whose text is TEXT apart from the space around it;
+    /// - `image:N`, the rows of the prompt's N-th image, counted from 1;
     /// - `patch:ROW,COL` and `patch:R0..R1,C0..C1`, image rows by the patches they show, counted from 0 at the
     ///   top left.
     ///
@@ -51,7 +52,7 @@ impl Positions {
         let words = Words::parse(list, Kinds::ALL, |word| {
             Error::invalid(format!("`{word}` is not a position")).with_hint(
                 "use `all`, `image`, `prompt`, `special`, `generated`, `last`, an index such as -1, a \
-                 range such as 5..9, `token:TEXT`, `patch:ROW,COL`, or a list such as `image,generated` \
+                 range such as 5..9, `token:TEXT`, `image:N`, `patch:ROW,COL`, or a list such as `image,generated` \
                  or `all,no-special`",
             )
         })?;
@@ -79,7 +80,7 @@ impl Positions {
         let words = Words::parse(list, all, |word| {
             Error::invalid(format!("`{word}` is not a set of positions")).with_hint(
                 "use `image`, `prompt`, `special`, `generated`, `all`, `last`, a position such as 586 \
-                 or -3, a range such as 5..9, `token:TEXT`, `patch:ROW,COL`, or a list of them",
+                 or -3, a range such as 5..9, `token:TEXT`, `image:N`, `patch:ROW,COL`, or a list of them",
             )
         })?;
         let positions = words.positions(false);

@@ -19,6 +19,8 @@ pub enum Place {
         /// ([`Positions::find_tokens`](crate::Positions::find_tokens)).
         ids: Option<Vec<i32>>,
     },
+    /// The rows of one of the prompt's images, counted from 1.
+    Image(usize),
     /// Image rows, by their patches' rows and columns: the first and the last of each, both included.
     Patches {
         /// The rows, counted from 0 at the top.
@@ -40,6 +42,10 @@ impl Place {
                 text: text.to_owned(),
                 ids: None,
             });
+        }
+        if let Some(number) = word.strip_prefix("image:") {
+            let number = number.trim().parse().ok();
+            return number.filter(|&number| number > 0).map(Self::Image);
         }
         if let Some(patch) = word.strip_prefix("patch:") {
             let (rows, columns) = patch.split_once(',')?;
@@ -65,7 +71,7 @@ impl Place {
                 image: false,
                 ..Kinds::ALL
             },
-            Self::Patches { .. } => Kinds::IMAGE,
+            Self::Image(_) | Self::Patches { .. } => Kinds::IMAGE,
         }
     }
 }
@@ -81,6 +87,7 @@ impl fmt::Display for Place {
             Self::Range(from, to) if from == to => write!(f, "{from}"),
             Self::Range(from, to) => write!(f, "{from}..{to}"),
             Self::Token { text, .. } => write!(f, "token:{text}"),
+            Self::Image(number) => write!(f, "image:{number}"),
             Self::Patches { rows, columns } => {
                 write!(f, "patch:{},{}", range(*rows), range(*columns))
             }

@@ -49,6 +49,12 @@ impl RowSet {
                     }
                     set.ids.extend(ids);
                 }
+                Place::Image(number) => {
+                    let image = image_index(*number, prompt)?;
+                    for (is_in, token) in set.prompt.iter_mut().zip(prompt) {
+                        *is_in |= token.image == Some(image);
+                    }
+                }
                 Place::Patches { rows, columns } => {
                     let is_meant = |token: &Token| {
                         let [row, column] = token.patch?;
@@ -108,6 +114,22 @@ fn prompt_index(position: i64, n_rows: usize) -> Result<usize> {
             "no position {position}: the prompt has {n_rows} rows"
         ))
         .with_hint(format!("use {} to {}", -length, length - 1))
+    })
+}
+
+/// An image of a prompt, counted from 0.
+fn image_index(number: usize, prompt: &[Token]) -> Result<usize> {
+    let last = prompt.iter().filter_map(|token| token.image).max();
+    let n_images = last.map_or(0, |last| last + 1);
+    if (1..=n_images).contains(&number) {
+        return Ok(number - 1);
+    }
+    let what = format!("no image {number} in the prompt");
+    Err(match n_images {
+        0 => Error::invalid(format!("{what}: it has none")).with_hint("give an image"),
+        1 => Error::invalid(format!("{what}: it has one")).with_hint("use `image:1`"),
+        _ => Error::invalid(format!("{what}: it has {n_images}"))
+            .with_hint(format!("use `image:1` to `image:{n_images}`")),
     })
 }
 

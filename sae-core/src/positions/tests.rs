@@ -56,6 +56,10 @@ fn positions_are_sets_of_kinds() {
         "1.5",
         "token:",
         "token: ",
+        "image:",
+        "image:0",
+        "image:-1",
+        "image:1..2",
         "patch:1",
         "patch:1,",
         "patch:-1,2",
@@ -141,6 +145,7 @@ fn places_are_rows_of_the_prompt() {
     check("patch:0..1,1", &[2, 5], &[]);
     check("patch:1,0..2", &[4, 5, 6], &[]);
     check("patch:0..1,1..2", &[2, 3, 5, 6], &[]);
+    check("image:1", &[1, 2, 3, 4, 5, 6], &[]);
     check("generated,patch:0,0,last", &[1, 9], &[2, 7, 8, 70]);
     check("image,0,token:cat", &[0, 1, 2, 3, 4, 5, 6, 8], &[8]);
     check(
@@ -148,6 +153,30 @@ fn places_are_rows_of_the_prompt() {
         &[1, 3, 7, 8, 9],
         &[],
     );
+}
+
+#[test]
+fn images_are_counted_from_one() {
+    let mut prompt = prompt();
+    let second = [Token::patch(0, 0).of_image(1), Token::image().of_image(1)];
+    prompt.splice(8..8, second);
+    let rows = |words: &str| {
+        let rows = parse(words).rows(&prompt).expect(words);
+        let is_in = |&i: &usize| rows.contain(i, prompt[i]);
+        (0..prompt.len()).filter(is_in).collect::<Vec<_>>()
+    };
+    assert_eq!(rows("image:1"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(rows("image:2"), [8, 9]);
+    assert_eq!(rows("image:2,0"), [0, 8, 9]);
+    assert_eq!(rows("image"), [1, 2, 3, 4, 5, 6, 8, 9]);
+    assert_eq!(rows("patch:0,0"), [1, 8], "of every image");
+    let error = parse("image:3").rows(&prompt).expect_err("there are two");
+    assert!(
+        error
+            .to_string()
+            .contains("no image 3 in the prompt: it has 2")
+    );
+    assert_eq!(error.hint(), Some("use `image:1` to `image:2`"));
 }
 
 #[test]
@@ -167,6 +196,8 @@ fn what_the_prompt_does_not_have_is_refused() {
     check("patch:2,0", &whole, "no patch 2,0");
     check("patch:0..1,1..3", &whole, "no patch 1,3");
     check("all,patch:0,0", &whole[7..], "no image");
+    check("image:2", &whole, "no image 2 in the prompt: it has one");
+    check("image:1", &whole[7..], "it has none");
     assert!(looked_up("token:dogs").is_err(), "no token is that");
     assert!(parse("token:dog").rows(&whole).is_err(), "not looked up");
 }
@@ -206,6 +237,7 @@ pub(crate) fn a_word() -> impl Strategy<Value = String> {
         Just("last".to_owned()),
         (-20_i64..20).prop_map(|i| i.to_string()),
         (-20_i64..20, -20_i64..20).prop_map(|(a, b)| format!("{a}..{b}")),
+        (1_usize..9).prop_map(|number| format!("image:{number}")),
         "[a-z<>. ]{0,3}[a-z:]".prop_map(|text| format!("token:{}", text.trim())),
         (0_usize..9, 0_usize..9, 0_usize..9, 0_usize..9).prop_map(move |(a, b, c, d)| format!(
             "patch:{},{}",

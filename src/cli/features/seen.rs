@@ -89,7 +89,9 @@ pub(super) fn look(
         .as_ref()
         .map(|picture| args::encode_picture(session, picture, verbosity))
         .transpose()?;
-    let prompt = args.prompt.build(session, image.as_ref(), cancel)?;
+    let prompt = args
+        .prompt
+        .build(session, image.as_ref().as_slice(), cancel)?;
     let mut over = args.over();
     over.find_tokens(|text| session.model().tokens_of(text))?;
     // What is wrong with positions is said before the runs.

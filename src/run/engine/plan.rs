@@ -182,7 +182,7 @@ mod tests {
                     steering: Some(session.model().steering(vec![add]).expect("it fits")),
                     ..plain.clone()
                 };
-                let prompt = session.prompt("Describe the image.", PromptForm::Chat, None);
+                let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[]);
                 let prompt = prompt.expect("known characters");
                 let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
                 let runs = session.run_side_by_side(&prompt, vec![plain, steered], go_on);

@@ -242,7 +242,7 @@ impl Experiment<'_> {
         image: &ImageEmbeddings,
     ) -> Result<Prompt> {
         let model = session.model();
-        model.prompt(&prompt.text, PromptForm::Raw, Some(image), self.cancel)
+        model.prompt(&prompt.text, PromptForm::Raw, &[image], self.cancel)
     }
 
     /// The features of a picture, and the text tokens that are read, where they are few.

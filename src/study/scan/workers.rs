@@ -44,7 +44,7 @@ fn read_image(
     prompt: ScanPrompt<'_>,
     cancel: &CancelFlag,
 ) -> Result<Trace> {
-    let prompt = session.prompt(prompt.text, prompt.form, Some(image))?;
+    let prompt = session.prompt(prompt.text, prompt.form, &[image])?;
     let options = RunOptions {
         keep: Keep {
             features: Kinds::IMAGE,
