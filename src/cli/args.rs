@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use image::RgbImage;
 use llava_sae_cpp::probe::{ProbeOptions, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
@@ -236,15 +235,6 @@ impl ModelArgs {
             .collect()
     }
 
-    /// The square that the model sees of a picture.
-    pub(super) fn square(&self, picture: &Picture) -> llava_sae_cpp::Result<RgbImage> {
-        let files = self.files(SaeIs::Optional)?;
-        let size = files.image_size()?;
-        let image_prep = files.image_prep(self.image_prep.map(Into::into))?;
-        let pixels = picture.prepare(size, image_prep)?;
-        Ok(RgbImage::from_raw(size, size, pixels).expect("as many pixels as `prepare` promises"))
-    }
-
     fn is_demo(&self) -> bool {
         let given = [&self.model_dir, &self.model, &self.mmproj];
         #[cfg(feature = "pull")]
@@ -326,11 +316,12 @@ impl PromptArgs {
     pub(super) fn build(
         &self,
         session: &Session,
-        images: &[&ImageEmbeddings],
+        images: &[ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Prompt> {
         let model = session.model();
-        model.prompt(self.text(), self.form(), images, cancel)
+        let images: Vec<&ImageEmbeddings> = images.iter().collect();
+        model.prompt(self.text(), self.form(), &images, cancel)
     }
 
     /// The prompt for many pictures.
@@ -358,33 +349,26 @@ pub(super) fn encode_quietly(
     session.encode_image(&Picture::open(path)?)
 }
 
-/// Reads and encodes a picture, with a spinner.
-pub(super) fn encode_image(
+/// Encodes pictures, with a spinner.
+pub(super) fn encode_pictures(
     session: &Session,
-    path: &Path,
+    pictures: &[Picture],
     verbosity: Verbosity,
-) -> llava_sae_cpp::Result<ImageEmbeddings> {
-    encode_picture(session, &Picture::open(path)?, verbosity)
-}
-
-/// Encodes a picture, with a spinner.
-pub(super) fn encode_picture(
-    session: &Session,
-    picture: &Picture,
-    verbosity: Verbosity,
-) -> llava_sae_cpp::Result<ImageEmbeddings> {
+) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
     let _spinner = Spinner::start("encoding the image", verbosity);
-    session.encode_image(picture)
+    let images = pictures.iter().map(|picture| session.encode_image(picture));
+    images.collect()
 }
 
-/// As [`encode_image`], where there is a picture.
-pub(super) fn encode_optional_image(
+/// Reads and encodes pictures, with a spinner.
+pub(super) fn encode_images(
     session: &Session,
-    path: Option<&Path>,
+    paths: &[PathBuf],
     verbosity: Verbosity,
-) -> llava_sae_cpp::Result<Option<ImageEmbeddings>> {
-    path.map(|path| encode_image(session, path, verbosity))
-        .transpose()
+) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
+    let pictures = paths.iter().map(|path| Picture::open(path));
+    let pictures: Vec<_> = pictures.collect::<Result<_, _>>()?;
+    encode_pictures(session, &pictures, verbosity)
 }
 
 /// How text is generated.

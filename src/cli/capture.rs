@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
+use llava_sae_cpp::report::json;
 use llava_sae_cpp::{
-    CancelFlag, Error, Keep, Kinds, Run, RunOptions, SaeSet, SaeTrace, Stop, TokenKind, saved_set,
+    CancelFlag, Error, ImageChunk, ImageEmbeddings, Keep, Kinds, Prompt, Run, RunOptions, SaeSet,
+    SaeTrace, Stop, TokenKind, saved_set,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -19,9 +21,9 @@ use super::progress::{Spinner, Verbosity};
 #[derive(Args)]
 #[command(after_long_help = TENSORS)]
 pub(super) struct CaptureArgs {
-    /// The picture; without one, `--prompt` is text only
+    /// The picture; several make one prompt, and without any, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
-    image: Option<PathBuf>,
+    image: Vec<PathBuf>,
     /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -46,6 +48,9 @@ Tensors (n rows: the prompt's and the generated tokens', except for the last tok
 never reads; `-n 0` stops after the prompt):
   token_ids         I32 [n]           -1 for image rows
   kinds             U8  [n]           0 text, 1 image, 2 generated
+  positions         I32 [n, 1 or 4]   what RoPE turns each row by; with M-RoPE time, row, column and 0
+  images            I32 [n]           which of the prompt's images, from 0; -1 for text
+  chunks            I32 [n]           which piece of image rows (a picture or a tile), from 0; -1 for text
   resid             F32 [n, d_in]     at the SAE's hook, before interventions
   resid_steered     F32 [n, d_in]     after interventions, where there are any
   feature_offsets   I64 [n+1]         where each row's active features start
@@ -62,10 +67,8 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let interventions = args.interventions.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let steering = interventions.steering(session.model())?;
-    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args
-        .prompt
-        .build(&session, image.as_ref().as_slice(), &cancel)?;
+    let images = args::encode_images(&session, &args.image, verbosity)?;
+    let prompt = args.prompt.build(&session, &images, &cancel)?;
     let options = RunOptions {
         steering: steering.clone(),
         keep: Keep {
@@ -85,12 +88,11 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
     }
 
     let mut tensors = Tensors::of_run(&run, session.model().saes());
-    if let Some(image) = &image {
-        let rows: Vec<f32> = image
-            .chunks()
-            .flat_map(|chunk| chunk.rows.to_vec())
-            .collect();
-        let n_rows = image.n_rows();
+    tensors.add_places(&prompt, run.trace.tokens.len());
+    let chunks = || images.iter().flat_map(ImageEmbeddings::chunks);
+    let n_rows = chunks().map(ImageChunk::n_rows).sum();
+    if n_rows > 0 {
+        let rows: Vec<f32> = chunks().flat_map(|chunk| chunk.rows.to_vec()).collect();
         let shape = vec![n_rows, rows.len() / n_rows];
         tensors.add_f32("image_embeddings", shape, &rows);
     }
@@ -104,12 +106,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
         ("sae", args.model.shown_sae()),
         ("hook", hooks.join(", ")),
         ("prompt", args.prompt.text().to_owned()),
-        (
-            "image",
-            args.image
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-        ),
+        ("image", json::paths(&args.image).join(", ")),
         ("interventions", interventions),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
@@ -158,6 +155,26 @@ impl Tensors {
             tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
         }
         tensors
+    }
+
+    /// The positions of a run's rows, and the images and chunks that they belong to.
+    fn add_places(&mut self, prompt: &Prompt, n_rows: usize) {
+        let width = if prompt.has_mrope() { 4 } else { 1 };
+        let positions = prompt.positions().take(n_rows);
+        let positions = positions.flat_map(|position| position[..width].to_vec());
+        let bytes = positions.flat_map(i32::to_le_bytes).collect();
+        self.add("positions", Dtype::I32, vec![n_rows, width], bytes);
+        let [mut images, mut chunks] = [(); 2].map(|()| vec![-1_i32; n_rows]);
+        for (chunk_idx, (first, chunk)) in (0..).zip(prompt.chunks()) {
+            // A run without logits stops behind the last row that is looked at.
+            let rows = first.min(n_rows)..(first + chunk.n_rows()).min(n_rows);
+            chunks[rows.clone()].fill(chunk_idx);
+            images[rows].fill(chunk.image as i32);
+        }
+        for (name, values) in [("images", images), ("chunks", chunks)] {
+            let bytes = values.into_iter().flat_map(i32::to_le_bytes).collect();
+            self.add(name, Dtype::I32, vec![n_rows], bytes);
+        }
     }
 
     /// What was seen where an SAE reads.

@@ -13,8 +13,8 @@ use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::table::{self, Score};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace, Session, Stop,
-    saved_set,
+    CancelFlag, ImageEmbeddings, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace,
+    Session, Stop, saved_set,
 };
 use serde::Serialize;
 
@@ -26,9 +26,9 @@ use super::progress::{Spinner, Verbosity};
 /// The main command's arguments.
 #[derive(Args)]
 pub(super) struct DescribeArgs {
-    /// The picture to describe; without one, `--prompt` is text only
+    /// The picture to describe; several make one prompt, and without any, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
-    image: Option<PathBuf>,
+    image: Vec<PathBuf>,
     #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
@@ -55,6 +55,7 @@ struct Report {
     sae: Option<String>,
     prompt: String,
     image: Option<String>,
+    images: Vec<String>,
     interventions: Vec<saved_set::Entry>,
     original: Option<json::Output>,
     steered: Option<json::Output>,
@@ -83,14 +84,11 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     };
     let steering = interventions.steering(session.model())?;
     let load_time = start.elapsed();
-    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args
-        .prompt
-        .build(&session, image.as_ref().as_slice(), &cancel)?;
-    let over = if image.is_some() {
-        Over::IMAGE
-    } else {
-        Over::PROMPT
+    let images = args::encode_images(&session, &args.image, verbosity)?;
+    let prompt = args.prompt.build(&session, &images, &cancel)?;
+    let over = match images.is_empty() {
+        false => Over::IMAGE,
+        true => Over::PROMPT,
     };
 
     let runs = describe(
@@ -120,7 +118,8 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
             model: args.model.shown_model(),
             sae: (!saes.is_empty()).then(|| args.model.shown_sae()),
             prompt: args.prompt.text().to_owned(),
-            image: args.image.as_ref().map(|path| path.display().to_string()),
+            image: json::paths(&args.image).into_iter().next(),
+            images: json::paths(&args.image),
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),
             original: original.map(json::Output::new),
             steered: steered.map(json::Output::new),
@@ -128,10 +127,10 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
                 .flat_map(|(sae, scores)| json::features(scores, saes, sae))
                 .collect(),
             n_prompt_tokens: prompt.tokens().len(),
-            n_image_tokens: image.as_ref().map_or(0, |image| image.n_rows()),
+            n_image_tokens: images.iter().map(ImageEmbeddings::n_rows).sum(),
             timings: Timings {
                 load_ms: milliseconds(load_time),
-                image_ms: image.as_ref().map_or(0.0, |image| milliseconds(image.time)),
+                image_ms: milliseconds(images.iter().map(|image| image.time).sum()),
                 prompt_ms: milliseconds(runs.iter().map(|run| run.prompt_time).sum()),
                 generate_ms: milliseconds(runs[0].generate_time),
                 generated_tokens: runs.iter().map(|run| run.token_ids.len()).sum(),

@@ -25,12 +25,13 @@ pub(super) struct InterventionArgs {
     changes: ChangeArgs,
     /// The positions that these change: all, image, prompt (the text before generation, without the
     /// image), special (its special tokens, such as `<bos>`), generated, last (the prompt's last token), an
-    /// index such as -1 or a range such as 5..9, token:TEXT, patch:ROW,COL, or a list of them; no-special
+    /// index such as -1 or a range such as 5..9, token:TEXT, image:N, patch:ROW,COL, or a list of them; no-special
     /// leaves the special tokens out, as in all,no-special
     ///
     /// Indices and ranges refer to the prompt; both ends are included, and negative numbers count from its
     /// end. token:TEXT is every token, in the prompt or generated, whose text is TEXT apart from the space
-    /// around it; TEXT cannot contain a comma. patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the
+    /// around it; TEXT cannot contain a comma. image:N is the
+    /// prompt's N-th image, counted from 1; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the
     /// patches they show, counted from 0 at the top left.
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true, requires = CHANGES, help_heading = "Interventions")]
     at: Positions,

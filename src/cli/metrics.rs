@@ -182,7 +182,7 @@ fn measure(
             }
             Err(error) => return Err(error),
         };
-        let prompt = args.prompt.build(session, &[&image], cancel)?;
+        let prompt = args.prompt.build(session, &[image], cancel)?;
         for metrics in &mut *all {
             match text {
                 Some(_) => metrics.add_image(session, &prompt, cancel)?,

@@ -24,14 +24,14 @@ use super::progress::{Spinner, Verbosity};
 /// of strengths is from minus twice the feature's `max`, as `features` shows it, to 0.
 #[derive(Args)]
 pub(super) struct SweepArgs {
-    /// The picture; without one, `--prompt` is text only
+    /// The picture; several make one prompt, and without any, `--prompt` is text only
     #[arg(required_unless_present = "prompt")]
-    image: Option<PathBuf>,
+    image: Vec<PathBuf>,
     /// The feature and its strengths, both ends included, such as `4501:-8..0:2`
     #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
     steer: Range,
     /// The positions to steer, as for `--at` of the main command: all, image, prompt,
-    /// special, generated, last, an index or a range, token:TEXT, patch:ROW,COL, or a list of them; no-special
+    /// special, generated, last, an index or a range, token:TEXT, image:N, patch:ROW,COL, or a list of them; no-special
     /// leaves the special tokens out
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true)]
     at: Positions,
@@ -107,6 +107,7 @@ struct Report {
     sae: String,
     prompt: String,
     image: Option<String>,
+    images: Vec<String>,
     feature: FeatureName,
     label: Option<String>,
     units: Units,
@@ -152,10 +153,8 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
         .iter()
         .map(steering)
         .collect::<Result<_, _>>()?;
-    let image = args::encode_optional_image(&session, args.image.as_deref(), verbosity)?;
-    let prompt = args
-        .prompt
-        .build(&session, image.as_ref().as_slice(), &cancel)?;
+    let images = args::encode_images(&session, &args.image, verbosity)?;
+    let prompt = args.prompt.build(&session, &images, &cancel)?;
     let spinner = Spinner::start("running all strengths", verbosity);
     let options = RunOptions {
         max_tokens: args.generate.max_tokens,
@@ -193,7 +192,8 @@ fn report(args: &SweepArgs, feature: FeatureName, label: Option<String>, sweep: 
         model: args.model.shown_model(),
         sae: args.model.shown_sae(),
         prompt: args.prompt.text().to_owned(),
-        image: args.image.as_ref().map(|path| path.display().to_string()),
+        image: json::paths(&args.image).into_iter().next(),
+        images: json::paths(&args.image),
         feature,
         label,
         units: args.units.into(),

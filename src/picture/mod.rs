@@ -15,6 +15,7 @@ use std::path::Path;
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{
     AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    imageops,
 };
 
 use self::resample::{Filter, along_columns, along_rows};
@@ -169,12 +170,14 @@ impl Picture {
         &self.rgb
     }
 
-    /// The part that [`Picture::prepare`] keeps: left, top, width and height as shares of the whole.
+    /// The part that [`Picture::prepare`] shows: left, top, width and height as shares of the whole. With
+    /// padding it reaches beyond the picture.
     pub fn kept(&self, prep: ImagePrep) -> [f32; 4] {
         let (width, height) = self.rgb.dimensions();
         let side = match prep {
             ImagePrep::Crop => width.min(height) as f32,
-            ImagePrep::Pad | ImagePrep::Stretch => return [0.0, 0.0, 1.0, 1.0],
+            ImagePrep::Pad => width.max(height) as f32,
+            ImagePrep::Stretch => return [0.0, 0.0, 1.0, 1.0],
         };
         let [width, height] = [width, height].map(|length| side / length as f32);
         [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]
@@ -209,12 +212,35 @@ impl Picture {
                 let resized = resize(&self.rgb, to, Filter::Bicubic);
                 let left = (resized.width() - size) / 2;
                 let top = (resized.height() - size) / 2;
-                let crop = image::imageops::crop_imm(&resized, left, top, size, size);
+                let crop = imageops::crop_imm(&resized, left, top, size, size);
                 Ok(crop.to_image().into_raw())
             }
             ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
             ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], Filter::Bilinear).into_raw()),
         }
+    }
+
+    /// The part of it at `place`, left, top, width and height as shares of the whole, with `side` pixels along
+    /// its longest side at most. What lies outside of the picture has the colour that it is padded with.
+    pub fn part(&self, place: [f32; 4], side: u32) -> RgbImage {
+        let (width, height) = self.rgb.dimensions();
+        let lengths = [width, height, width, height].map(|length| length as f32);
+        let [left, top, part_width, part_height]: [f32; 4] =
+            std::array::from_fn(|i| place[i] * lengths[i]);
+        let scale = (side as f32 / part_width.max(part_height)).min(1.0);
+        let scaled = |length: f32| ((length * scale).round() as u32).max(1);
+        let whole = match scale < 1.0 {
+            true => {
+                let [width, height] = [width, height].map(|length| scaled(length as f32));
+                &imageops::thumbnail(&self.rgb, width, height)
+            }
+            false => &self.rgb,
+        };
+        let colour = image::Rgb(PAD_COLOUR);
+        let mut part = RgbImage::from_pixel(scaled(part_width), scaled(part_height), colour);
+        let [x, y] = [left, top].map(|start| -(start * scale).round() as i64);
+        imageops::replace(&mut part, whole, x, y);
+        part
     }
 
     /// The share of the picture that the model sees, of its area.

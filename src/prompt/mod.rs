@@ -5,7 +5,7 @@ mod chunk;
 
 use std::time::Duration;
 
-use crate::llama::{AddBos, Extent, Model, Rows, no_template};
+use crate::llama::{AddBos, Extent, Model, MropePosition, Rows, no_template};
 use crate::{CancelFlag, Error, ErrorKind, Kinds, Result, Token, TokenKind};
 
 pub use chunk::{Grid, ImageAttention, ImageChunk, RowPositions};
@@ -255,6 +255,34 @@ impl Prompt {
                 Segment::Text(_) => None,
             }
         })
+    }
+
+    /// The positions of its rows, and of the tokens behind it: time, row, column and a fourth that is 0; where the
+    /// model has one position a row, the first is that.
+    pub fn positions(&self) -> impl Iterator<Item = MropePosition> {
+        let number = |position: usize| i32::try_from(position).expect("prompts are short");
+        let text = move |position| [number(position), number(position), number(position), 0];
+        let mut start = 0;
+        let mut positions = Vec::with_capacity(self.tokens.len());
+        for segment in &self.segments {
+            let rows = segment.rows();
+            match rows {
+                Rows::Embeddings(rows) if !rows.positions.is_empty() => {
+                    let behind = |offset: &i32| offset + number(start);
+                    let row = |of_row: &MropePosition| of_row.each_ref().map(behind);
+                    positions.extend(rows.positions.iter().map(row));
+                }
+                _ => positions.extend((start..start + rows.n_rows()).map(text)),
+            }
+            start += rows.extent().n_positions;
+        }
+        positions.into_iter().chain((start..).map(text))
+    }
+
+    /// Whether some of its images has four positions a row.
+    pub fn has_mrope(&self) -> bool {
+        let mut chunks = self.chunks();
+        chunks.any(|(_, chunk)| matches!(chunk.positions, RowPositions::Mrope { .. }))
     }
 
     /// Its rows up to the end of the last piece with rows of these kinds.

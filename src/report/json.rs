@@ -1,6 +1,7 @@
 //! Runs, features and tokens as JSON: names here are an interface.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use crate::rank::FeatureScore;
 use crate::{FeatureId, FeatureName, Run, SaeSet, Session, Stop, Token, TokenKind};
@@ -13,6 +14,12 @@ use serde::Serialize;
 pub fn print(out: &mut dyn Write, report: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string(report).expect("a report holds nothing but plain data");
     writeln!(out, "{json}")
+}
+
+/// The names of files.
+pub fn paths(paths: &[PathBuf]) -> Vec<String> {
+    let shown = paths.iter().map(|path| path.display().to_string());
+    shown.collect()
 }
 
 /// One run's output.

@@ -6,3 +6,4 @@ pub mod json;
 pub mod page;
 mod reproduction;
 pub mod table;
+pub mod view;

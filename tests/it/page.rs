@@ -131,9 +131,9 @@ fn data_of_a_page() {
         format!("interventions: {}", data["interventions"]),
         format!("original: {}", picture["original"]),
         format!("steered: {}", picture["steered"]),
-        format!("grid: {}", picture["grid"]),
+        format!("grid: {}", picture["views"][0]["grid"]),
     ];
-    let image = picture["image"].as_str().expect("a text");
+    let image = picture["views"][0]["image"].as_str().expect("a text");
     assert!(image.starts_with("data:image/png;base64,"));
     let features = picture["features"].as_array().expect("a list");
     assert!(features.len() > picture["n_ranked"].as_u64().expect("a number") as usize);
@@ -378,7 +378,7 @@ fn a_text_in_a_browser() {
     let path = write_page("text.html", &["-d", text(&dir)], &text_only);
     let report = data(&std::fs::read_to_string(&path).expect("it was written"));
     let picture = &report["pictures"][0];
-    assert!(picture["image"].is_null() && picture["grid"].is_null());
+    assert_eq!(picture["views"], json!([]));
     let tokens = picture["tokens"].as_array().expect("a list");
     let carrot = tokens.iter().position(|token| token["text"] == " carrot");
     let carrot = carrot.expect("it is a token");
@@ -412,11 +412,11 @@ fn a_crop_is_framed() {
     };
     let cropped = page("crop.html", "crop");
     assert_eq!(
-        cropped["pictures"][0]["whole"]["frame"],
+        cropped["pictures"][0]["views"][0]["whole"]["frame"],
         json!([0.375, 0.0, 0.25, 1.0])
     );
-    assert!(cropped["pictures"][1]["whole"].is_null());
-    assert!(page("pad.html", "pad")["pictures"][0]["whole"].is_null());
+    assert!(cropped["pictures"][1]["views"][0]["whole"].is_null());
+    assert!(page("pad.html", "pad")["pictures"][0]["views"][0]["whole"].is_null());
 }
 
 #[test]

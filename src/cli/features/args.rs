@@ -44,12 +44,12 @@ pub(in crate::cli) struct FeaturesArgs {
     /// The positions to pool: image, prompt (the text before generation, without the image), special
     /// (its special tokens, such as `<bos>`), generated, all (image and prompt), last (the prompt's last
     /// token), a position (negative: from the prompt's end), a range such as 5..9 (both ends included),
-    /// token:TEXT, patch:ROW,COL, or a list of them [default: image, or prompt for text only]
+    /// token:TEXT, image:N, patch:ROW,COL, or a list of them [default: image, or prompt for text only]
     ///
     /// Special tokens, which begin, end or structure a text, are left out of `prompt` and `all`, since their
     /// activations would drown out all others; `prompt,special` includes them, and a position given as a
     /// number is always included. token:TEXT is every token of the prompt whose text is TEXT apart from the
-    /// space around it; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches they show,
+    /// space around it; image:N is the prompt's N-th image, counted from 1; patch:ROW,COL and patch:R0..R1,C0..C1 are image rows by the patches they show,
     /// counted from 0 at the top left.
     #[arg(long, value_name = "WHERE", value_parser = parse_over, allow_hyphen_values = true)]
     pub(super) over: Option<Over>,

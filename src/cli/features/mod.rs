@@ -25,11 +25,11 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let mut group = Vec::new();
     for (i, name) in args.names().iter().enumerate() {
         let path = args.image.get(i);
-        let picture = path.map(|path| Picture::open(path)).transpose()?;
+        let pictures = path.map(|path| Picture::open(path)).transpose()?;
         let steering = steering.as_ref();
         let seen = seen::look(
             &mut session,
-            picture,
+            pictures.into_iter().collect(),
             steering,
             &args,
             &hidden,
@@ -45,12 +45,11 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
         }
         let shown = path.map_or("text".to_owned(), |path| path.display().to_string());
         seen.print(&shown, &args, &session)?;
-        let square = seen.square(&args)?;
-        if let (Some(dir), Some(square)) = (&args.heatmap, &square) {
-            seen.draw(square, dir, name, &args, &session)?;
+        if let Some(dir) = &args.heatmap {
+            seen.draw(dir, name, &args, &session)?;
         }
         if args.html.is_some() {
-            page.add(&seen.shown(name, square.as_ref()), &session);
+            page.add(&seen.shown(name), &session);
         }
     }
     if args.group {

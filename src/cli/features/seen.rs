@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use gguf_tools::new_file::NewFile;
 use gguf_tools::terminal::one_line;
-use image::RgbImage;
 use llava_sae_cpp::rank::{self, FeatureScore};
 use llava_sae_cpp::report::heatmap::{self, HeatMap};
 use llava_sae_cpp::report::page::Shown;
 use llava_sae_cpp::report::table::Score;
+use llava_sae_cpp::report::view::View;
 use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Error, FeatureId, ImageChunk, Keep, Picture, Run, RunOptions, SaeSet, Session,
-    Stop, Token,
+    CancelFlag, Error, FeatureId, Keep, Picture, Run, RunOptions, SaeSet, Session, Stop, Token,
+    TokenKind,
 };
 use serde::Serialize;
 
@@ -30,7 +30,8 @@ use crate::cli::progress::{Spinner, Verbosity};
 struct Report {
     image: Option<String>,
     n_image_tokens: usize,
-    grid: Option<[usize; 2]>,
+    grid: Option<[usize; 2]>, // of a picture that is seen in one view
+    views: Vec<ViewReport>,
     tokens: Vec<json::TokenEntry>,
     features: Vec<FeatureReport>,
 }
@@ -50,6 +51,16 @@ struct GroupFeatureReport {
     n_images: usize,
 }
 
+/// What a part of the image tokens shows.
+#[derive(Serialize)]
+struct ViewReport {
+    image: usize, // of the prompt, counted from 1
+    place: [f32; 4],
+    grid: [usize; 2],
+    first_position: usize,
+    stride: usize,
+}
+
 #[derive(Serialize)]
 struct FeatureReport {
     #[serde(flatten)]
@@ -57,13 +68,13 @@ struct FeatureReport {
     lift: Option<f32>,
     argmax_position: usize,
     active: Vec<(usize, f32)>, // position and activation, of the pooled positions
-    patches: Vec<f32>,         // [rows · columns] of the grid
+    patches: Vec<f32>,         // of each view [rows · columns], one after another
 }
 
-/// What a picture, or a text alone, gave.
+/// What a prompt with its pictures, or a text alone, gave.
 pub(super) struct Seen {
-    picture: Option<Picture>,
-    chunk: Option<ImageChunk>, // its rows
+    pictures: Vec<Picture>,
+    views: Vec<View>,
     /// The prompt's, and those that were generated.
     tokens: Vec<Token>,
     /// The pooled ones, rising.
@@ -74,24 +85,19 @@ pub(super) struct Seen {
     steered: Option<Run>,
 }
 
-/// Runs the model on the prompt, with a picture or without, and ranks the features without the
+/// Runs the model on the prompt, with pictures or without, and ranks the features without the
 /// `hidden` ones.
 pub(super) fn look(
     session: &mut Session,
-    picture: Option<Picture>,
+    pictures: Vec<Picture>,
     steering: Option<&Arc<Steering>>,
     args: &FeaturesArgs,
     hidden: &HashSet<FeatureId>,
     verbosity: Verbosity,
     cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<Seen> {
-    let image = picture
-        .as_ref()
-        .map(|picture| args::encode_picture(session, picture, verbosity))
-        .transpose()?;
-    let prompt = args
-        .prompt
-        .build(session, image.as_ref().as_slice(), cancel)?;
+    let images = args::encode_pictures(session, &pictures, verbosity)?;
+    let prompt = args.prompt.build(session, &images, cancel)?;
     let mut over = args.over();
     over.find_tokens(|text| session.model().tokens_of(text))?;
     // What is wrong with positions is said before the runs.
@@ -148,8 +154,8 @@ pub(super) fn look(
         scores.push(ranked);
     }
     Ok(Seen {
-        picture,
-        chunk: image.and_then(|image| image.only_chunk().cloned()),
+        pictures,
+        views: View::of_prompt(&prompt),
         tokens,
         positions,
         scores,
@@ -183,27 +189,32 @@ impl Seen {
                     lift: score.lift,
                     argmax_position: score.argmax_position,
                     active: self.active(feature),
-                    patches: self.patches(feature),
+                    patches: (self.views.iter())
+                        .flat_map(|view| self.patches(view, feature))
+                        .collect(),
                 }
             })
         };
+        let is_image = |token: &&Token| token.kind == TokenKind::Image;
+        let view = |view: &View| ViewReport {
+            image: view.image + 1,
+            place: view.place,
+            grid: view.grid,
+            first_position: view.first_position,
+            stride: view.stride,
+        };
         let report = Report {
-            image: self.picture.as_ref().map(|_| shown.to_owned()),
-            n_image_tokens: self.chunk.as_ref().map_or(0, ImageChunk::n_rows),
-            grid: self.grid(),
+            image: (!self.pictures.is_empty()).then(|| shown.to_owned()),
+            n_image_tokens: self.tokens.iter().filter(is_image).count(),
+            grid: match &self.views[..] {
+                [only] => Some(only.grid),
+                _ => None,
+            },
+            views: self.views.iter().map(view).collect(),
             tokens: json::tokens(&self.tokens, session),
             features: (0..saes.len()).flat_map(of_sae).collect(),
         };
         json::print(&mut io::stdout(), &report).map_err(Failure::Output)
-    }
-
-    /// The picture as the model sees it, where `args` ask for something to be drawn.
-    pub(super) fn square(&self, args: &FeaturesArgs) -> llava_sae_cpp::Result<Option<RgbImage>> {
-        let is_wanted = args.heatmap.is_some() || args.html.is_some();
-        let picture = self.picture.as_ref().filter(|_| is_wanted);
-        picture
-            .map(|picture| args.model.square(picture))
-            .transpose()
     }
 
     /// The features alone.
@@ -211,11 +222,9 @@ impl Seen {
         self.scores
     }
 
-    /// Draws the listed features over `square`, the picture as the model sees it, except for those
-    /// that no patch activates.
+    /// Draws the listed features over what each view shows, except for those that none of its patches activates.
     pub(super) fn draw(
         &self,
-        square: &RgbImage,
         dir: &Path,
         stem: &str,
         args: &FeaturesArgs,
@@ -223,68 +232,68 @@ impl Seen {
     ) -> llava_sae_cpp::Result<()> {
         let saes = session.model().saes();
         let mut maps = Vec::new();
-        for sae_idx in 0..saes.len() {
-            let stem = match saes.shown_id(sae_idx) {
-                None => stem.to_owned(),
-                Some(id) => format!("{stem}-{}", heatmap::in_file_names(id)),
+        for (i, view) in self.views.iter().enumerate() {
+            let stem = match self.views.len() {
+                1 => stem.to_owned(),
+                _ => format!("{stem}-view{}", i + 1),
             };
-            let scores = self.top(args, sae_idx);
-            for (i, score) in scores.iter().enumerate() {
-                let path = heatmap::path(dir, &stem, i + 1, scores.len(), score.feature);
-                let feature = FeatureId {
-                    sae: sae_idx,
-                    index: score.feature,
+            for sae in 0..saes.len() {
+                let stem = match saes.shown_id(sae) {
+                    None => stem.clone(),
+                    Some(id) => format!("{stem}-{}", heatmap::in_file_names(id)),
                 };
-                maps.push((path, feature));
+                let scores = self.top(args, sae);
+                for (i, score) in scores.iter().enumerate() {
+                    let index = score.feature;
+                    let path = heatmap::path(dir, &stem, i + 1, scores.len(), index);
+                    maps.push((view, path, FeatureId { sae, index }));
+                }
             }
         }
         // All are checked first, so that a picture's heat maps are written together or not at all.
-        for (path, _) in &maps {
+        for (_, path, _) in &maps {
             args.overwrite().check(path)?;
         }
-        let mut unseen = Vec::new();
-        for (path, feature) in maps {
-            let patches = self.patches(feature);
-            let shown = saes.shown(feature);
+        let mut unseen: Vec<FeatureId> = maps.iter().map(|(.., feature)| *feature).collect();
+        for (view, path, feature) in maps {
+            let patches: Vec<f32> = self.patches(view, feature).collect();
             if patches.iter().all(|&value| value == 0.0) {
-                unseen.push(shown.to_string());
                 continue;
             }
+            unseen.retain(|one| *one != feature);
+            let shown = saes.shown(feature);
             let label = saes.label(feature);
             let label = label.map(|label| format!(" · {}", one_line(label)));
             let map = HeatMap {
-                picture: square,
+                picture: &view.part(&self.pictures[view.image]),
                 patches: &patches,
-                grid: self.grid().expect("what is drawn has a picture"),
+                grid: view.grid,
                 title: &format!("feature {shown}{}", label.unwrap_or_default()),
             };
             NewFile::create(&path, args.overwrite())?.finish_with(&map.png())?;
         }
         if !unseen.is_empty() {
-            let features = unseen.join(", ");
+            unseen.dedup();
+            let shown: Vec<_> = unseen
+                .iter()
+                .map(|one| saes.shown(*one).to_string())
+                .collect();
+            let features = shown.join(", ");
             log::warn!("no heat map for features that no patch of `{stem}` activates: {features}");
         }
         Ok(())
     }
 
-    /// What a page shows, `square` being the picture as the model sees it, if there is one.
-    pub(super) fn shown<'a>(&'a self, name: &str, square: Option<&'a RgbImage>) -> Shown<'a> {
-        let seen = self.picture.as_ref().zip(self.chunk.as_ref());
+    /// What a page shows.
+    pub(super) fn shown<'a>(&'a self, name: &str) -> Shown<'a> {
         Shown {
             name: name.to_owned(),
-            picture: square,
-            whole: seen.map(|(picture, chunk)| (picture.rgb(), chunk.place)),
-            grid: self.grid(),
+            pictures: &self.pictures,
+            views: &self.views,
             scores: &self.scores,
             original: &self.run,
             steered: self.steered.as_ref(),
         }
-    }
-
-    /// The grid of a picture's patches.
-    fn grid(&self) -> Option<[usize; 2]> {
-        let grid = self.chunk.as_ref()?.grid?;
-        Some([grid.n_rows, grid.n_columns])
     }
 
     /// The listed features of an SAE.
@@ -299,13 +308,10 @@ impl Seen {
         activations.get(position, feature.index)
     }
 
-    /// A feature's activation at each patch, in reading order.
-    fn patches(&self, feature: FeatureId) -> Vec<f32> {
-        let is_patch = |&i: &usize| self.tokens[i].patch.is_some();
-        (0..self.tokens.len())
-            .filter(is_patch)
-            .map(|position| self.activation(position, feature))
-            .collect()
+    /// A feature's activation at each patch of a view, in reading order.
+    fn patches(&self, view: &View, feature: FeatureId) -> impl Iterator<Item = f32> {
+        let positions = view.positions();
+        positions.map(move |position| self.activation(position, feature))
     }
 
     /// The pooled positions where a feature is active, and its activations there.

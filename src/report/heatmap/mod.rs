@@ -14,8 +14,10 @@ pub(super) use overlay::colour;
 use overlay::{Between, blended, overlay};
 use text::Text;
 
-/// A panel's side, at least; each patch takes a whole number of pixels.
+/// A panel's longest side, at least; each patch takes a whole number of pixels.
 const PANEL: u32 = 288;
+/// The room for a panel's caption.
+const CAPTION: u32 = 72;
 const MARGIN: u32 = 16;
 const BAR_WIDTH: u32 = 18;
 /// From a tick to its number.
@@ -34,7 +36,7 @@ const BAR_LIGHTNESS: f32 = 0.5;
 
 /// What a heat map shows.
 pub struct HeatMap<'a> {
-    /// The picture as the model sees it.
+    /// What the patches show.
     pub picture: &'a RgbImage,
     /// The activations, `[rows · columns]`, one of them above 0.
     pub patches: &'a [f32],
@@ -51,10 +53,8 @@ impl HeatMap<'_> {
     }
 
     fn draw(&self) -> RgbImage {
-        let [height, width] = self.grid.map(|n_patches| {
-            let n_patches = n_patches as u32;
-            n_patches * PANEL.div_ceil(n_patches)
-        });
+        let [width, height] = self.panel();
+        let pitch = width.max(CAPTION) + MARGIN;
         let largest = self.patches.iter().copied().fold(0.0, f32::max);
         let shares: Vec<f32> = self.patches.iter().map(|value| value / largest).collect();
         let picture = imageops::resize(self.picture, width, height, FilterType::CatmullRom);
@@ -64,7 +64,7 @@ impl HeatMap<'_> {
         let (title, text) = (Text::new(TITLE_PIXELS), Text::new(TEXT_PIXELS));
         let captions_y = MARGIN + (TITLE_PIXELS * LEADING) as u32;
         let panels_y = captions_y + (TEXT_PIXELS * LEADING) as u32;
-        let bar_x = MARGIN + 3 * (width + MARGIN);
+        let bar_x = MARGIN + 3 * pitch;
         let mut canvas = RgbImage::from_pixel(
             bar_x + BAR_WIDTH + TICK + NUMBERS + MARGIN,
             panels_y + height + MARGIN,
@@ -79,7 +79,7 @@ impl HeatMap<'_> {
             (&steps, "patches"),
         ];
         for (i, (panel, caption)) in (0..).zip(panels) {
-            let x = MARGIN + i * (width + MARGIN);
+            let x = MARGIN + i * pitch;
             text.draw(&mut canvas, caption, x as f32, captions_y as f32, INK);
             imageops::replace(&mut canvas, panel, x.into(), panels_y.into());
         }
@@ -92,6 +92,22 @@ impl HeatMap<'_> {
         );
         draw_bar(&mut canvas, &text, bar_x, panels_y, height, largest);
         canvas
+    }
+
+    /// A panel's width and height: the picture's shape, but for the whole pixels of each patch.
+    fn panel(&self) -> [u32; 2] {
+        let [n_rows, n_columns] = self.grid.map(|n_patches| n_patches as u32);
+        let (width, height) = self.picture.dimensions();
+        let longest = match width >= height {
+            true => PANEL.next_multiple_of(n_columns),
+            false => PANEL.next_multiple_of(n_rows),
+        };
+        let side = |length: u32, n_patches: u32| {
+            let pixels = f64::from(longest) * f64::from(length) / f64::from(width.max(height));
+            let of_patch = (pixels / f64::from(n_patches)).round() as u32;
+            n_patches * of_patch.max(1)
+        };
+        [side(width, n_columns), side(height, n_rows)]
     }
 }
 
@@ -201,7 +217,26 @@ pub fn path(dir: &Path, stem: &str, rank: usize, n_ranks: usize, feature: usize)
 
 #[cfg(test)]
 mod tests {
-    use super::{number, stems, ticks};
+    use super::{HeatMap, RgbImage, number, stems, ticks};
+
+    /// Patches have whole pixels, and a panel the picture's shape as far as that allows.
+    #[test]
+    fn panels_have_the_shape_of_what_they_show() {
+        let panel = |[width, height]: [u32; 2], grid| {
+            let map = HeatMap {
+                picture: &RgbImage::new(width, height),
+                patches: &[],
+                grid,
+                title: "",
+            };
+            map.panel()
+        };
+        assert_eq!(panel([336, 336], [24, 24]), [288, 288]);
+        assert_eq!(panel([64, 64], [7, 7]), [294, 294]);
+        assert_eq!(panel([400, 100], [16, 16]), [288, 80]);
+        assert_eq!(panel([100, 200], [48, 24]), [144, 288]);
+        assert_eq!(panel([6400, 100], [16, 16]), [288, 16]);
+    }
 
     #[test]
     fn names_differ() {

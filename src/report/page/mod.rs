@@ -7,7 +7,7 @@ pub(super) mod document;
 use std::collections::BTreeMap;
 
 use crate::rank::{self, FeatureScore, Pool};
-use crate::{FeatureId, Run, Session, Token, TokenKind, saved_set};
+use crate::{FeatureId, Picture, Run, Session, Token, TokenKind, saved_set};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
@@ -15,6 +15,7 @@ use image::{RgbImage, imageops};
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
+use super::view::View;
 use super::{heatmap, json};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -65,13 +66,10 @@ pub struct About {
 pub struct Shown<'a> {
     /// What it is called.
     pub name: String,
-    /// As the model sees it; a text has none.
-    pub picture: Option<&'a RgbImage>,
-    /// The whole picture, and the part of it that the model sees: left, top, width and height as
-    /// shares of it.
-    pub whole: Option<(&'a RgbImage, [f32; 4])>,
-    /// Rows and columns of its patches.
-    pub grid: Option<[usize; 2]>,
+    /// The prompt's pictures.
+    pub pictures: &'a [Picture],
+    /// What its chunks show of them.
+    pub views: &'a [View],
     /// Ranked features of each SAE, best first.
     pub scores: &'a [Vec<FeatureScore>],
     /// The run without interventions, with its features.
@@ -83,9 +81,7 @@ pub struct Shown<'a> {
 #[derive(Serialize)]
 struct PictureData {
     name: String,
-    image: Option<String>, // a data URL
-    whole: Option<Whole>,  // where the model sees a part only
-    grid: Option<[usize; 2]>,
+    views: Vec<ViewData>,
     tokens: Vec<TokenData>, // [n_positions]
     /// Feature, activation, feature, activation … of each position.
     activations: Vec<Vec<Number>>, // [n_positions]
@@ -94,6 +90,16 @@ struct PictureData {
     n_ranked: usize,
     original: Option<Caption>,
     steered: Option<Caption>,
+}
+
+/// What patches show of a picture.
+#[derive(Serialize)]
+struct ViewData {
+    image: String,        // a data URL
+    whole: Option<Whole>, // where that is a part only
+    grid: [usize; 2],
+    first: usize,  // the first patch's position
+    stride: usize, // positions from one row of patches to the next
 }
 
 /// A whole picture, small, and the part of it that the model sees.
@@ -208,11 +214,11 @@ impl Page {
         let (original, steered) = captions(shown.original, shown.steered);
         self.pictures.push(PictureData {
             name: shown.name.clone(),
-            image: shown.picture.map(data_url),
-            whole: shown
-                .whole
-                .and_then(|(picture, frame)| whole(picture, frame)),
-            grid: shown.grid,
+            views: shown
+                .views
+                .iter()
+                .map(|view| view_data(view, shown.pictures))
+                .collect(),
             tokens: tokens(&trace.tokens, session),
             activations: everywhere.iter().copied().map(row).collect(),
             features: ranked.into_iter().chain(unranked).collect(),
@@ -233,9 +239,21 @@ fn data_url(picture: &RgbImage) -> String {
     format!("data:image/png;base64,{png}")
 }
 
+fn view_data(view: &View, pictures: &[Picture]) -> ViewData {
+    let picture = &pictures[view.image];
+    ViewData {
+        image: data_url(&view.part(picture)),
+        whole: whole(picture.rgb(), view.place),
+        grid: view.grid,
+        first: view.first_position,
+        stride: view.stride,
+    }
+}
+
 /// The picture in small with the frame of what the model sees; none where that is all of it.
 fn whole(picture: &RgbImage, frame: [f32; 4]) -> Option<Whole> {
-    if frame == [0.0, 0.0, 1.0, 1.0] {
+    let [left, top, width, height] = frame;
+    if left <= 0.0 && top <= 0.0 && left + width >= 1.0 && top + height >= 1.0 {
         return None;
     }
     let (width, height) = picture.dimensions();

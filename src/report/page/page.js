@@ -7,6 +7,7 @@ const N_AT_POSITION = 14;
 
 const state = {
   picture: data.pictures[0],
+  view: null, // one of `picture.views`; a text has none
   feature: null, // an entry of `picture.features`
   position: 0,
   held: false, // whether the position stays when the pointer moves on
@@ -28,7 +29,18 @@ function labelElement(feature) {
 }
 const isPatch = (position) => state.picture.tokens[position].kind === "image";
 
-// Each picture, once: its features by index, activations by position, the first patch's position.
+// The position of a view's patch, and the patch at a position.
+const positionOfPatch = (view, row, column) => view.first + row * view.stride + column;
+function patchAt(position) {
+  for (const view of state.picture.views) {
+    const place = position - view.first;
+    const [row, column] = [Math.floor(place / view.stride), place % view.stride];
+    if (row >= 0 && row < view.grid[0] && column < view.grid[1]) return { view, row, column };
+  }
+  return null; // a row that shows nothing
+}
+
+// Each picture, once: its features by index, activations by position.
 for (const picture of data.pictures) {
   picture.activations = picture.activations.map((row) => {
     const pairs = [];
@@ -39,7 +51,6 @@ for (const picture of data.pictures) {
     feature, score, lift, max, nTokens, argmax, rank: i < picture.n_ranked ? i + 1 : null,
   }));
   picture.byIndex = new Map(picture.features.map((entry) => [entry.feature, entry]));
-  picture.firstPatch = picture.tokens.findIndex((token) => token.kind === "image");
 }
 
 // The chosen feature's activation at each position.
@@ -54,10 +65,11 @@ function activations() {
 
 // ---- drawing
 function drawHeat() {
-  if (!state.picture.grid) return;
-  const [nRows, nColumns] = state.picture.grid;
-  const first = state.picture.firstPatch;
-  const values = activations().subarray(first, first + nRows * nColumns);
+  if (!state.view) return;
+  const [nRows, nColumns] = state.view.grid;
+  const everywhere = activations();
+  const values = Float32Array.from({ length: nRows * nColumns }, (_, i) =>
+    everywhere[positionOfPatch(state.view, Math.floor(i / nColumns), i % nColumns)]);
   const largest = Math.max(...values);
   const between = find("input[name=between]:checked").value;
   const isSmooth = between === "smooth";
@@ -104,14 +116,16 @@ function shadeTokens() {
 function drawPosition() {
   const { picture, position, held } = state;
   for (const marked of document.querySelectorAll(".at, .held")) marked.classList.remove("at", "held");
+  const patch = isPatch(position) ? patchAt(position) : null;
   const at = document.getElementById(`position-${position}`);
-  at.classList.add(held ? "held" : "at");
-  if (isPatch(position)) stage.patches.setAttribute("aria-activedescendant", at.id);
-  const nColumns = picture.grid?.[1];
-  const place = position - picture.firstPatch;
+  at?.classList.add(held ? "held" : "at");
+  if (patch?.view === state.view && at) stage.patches.setAttribute("aria-activedescendant", at.id);
   const title = find("#position-title");
-  if (isPatch(position)) {
-    title.textContent = `Patch in row ${Math.floor(place / nColumns) + 1}, column ${(place % nColumns) + 1}`;
+  if (patch) {
+    const of = picture.views.length > 1 ? ` of view ${picture.views.indexOf(patch.view) + 1}` : "";
+    title.textContent = `Patch in row ${patch.row + 1}, column ${patch.column + 1}${of}`;
+  } else if (isPatch(position)) {
+    title.textContent = "A row of the image that shows no patch";
   } else {
     title.replaceChildren("Token ", element("bdi", { textContent: `“${picture.tokens[position].text}”` }));
   }
@@ -195,7 +209,11 @@ function choose(feature) {
     find("#chosen-numbers").textContent = rank === null
       ? `Active outside of ${data.positions} only, up to ${number(max)}.`
       : `Rank ${rank}, up to ${number(max)}, active at ${nTokens} of ${data.positions}.`;
-    if (!state.held) state.position = state.feature.argmax;
+    if (!state.held) {
+      state.position = state.feature.argmax;
+      const view = patchAt(state.position)?.view;
+      if (view && view !== state.view) drawView(view);
+    }
   } else {
     find("#chosen").textContent = "No feature is active";
   }
@@ -243,19 +261,20 @@ function watch(parent) {
 }
 
 stage.patches.addEventListener("keydown", (event) => {
-  const { grid: [nRows, nColumns], firstPatch } = state.picture;
-  let place = isPatch(state.position) ? state.position - firstPatch : 0;
-  const [row, column] = [Math.floor(place / nColumns), place % nColumns];
-  if (event.key === "ArrowLeft" && column > 0) place -= 1;
-  else if (event.key === "ArrowRight" && column < nColumns - 1) place += 1;
-  else if (event.key === "ArrowUp" && row > 0) place -= nColumns;
-  else if (event.key === "ArrowDown" && row < nRows - 1) place += nColumns;
-  else if (event.key === "Home") place = row * nColumns;
-  else if (event.key === "End") place = (row + 1) * nColumns - 1;
-  else if (event.key === "Enter" || event.key === " ") { event.preventDefault(); hold(firstPatch + place); return; }
+  const { view } = state;
+  const [nRows, nColumns] = view.grid;
+  const patch = patchAt(state.position);
+  let [row, column] = patch?.view === view ? [patch.row, patch.column] : [0, 0];
+  if (event.key === "ArrowLeft" && column > 0) column -= 1;
+  else if (event.key === "ArrowRight" && column < nColumns - 1) column += 1;
+  else if (event.key === "ArrowUp" && row > 0) row -= 1;
+  else if (event.key === "ArrowDown" && row < nRows - 1) row += 1;
+  else if (event.key === "Home") column = 0;
+  else if (event.key === "End") column = nColumns - 1;
+  else if (event.key === "Enter" || event.key === " ") { event.preventDefault(); hold(positionOfPatch(view, row, column)); return; }
   else return;
   event.preventDefault();
-  show(firstPatch + place);
+  show(positionOfPatch(view, row, column));
 });
 
 find("#tokens").addEventListener("keydown", (event) => {
@@ -316,6 +335,11 @@ window.addEventListener("hashchange", () => {
 });
 
 for (const input of document.querySelectorAll("#controls input")) input.addEventListener("input", drawHeat);
+find("#view-choice select").addEventListener("change", (event) => {
+  drawView(state.picture.views[event.target.value]);
+  drawHeat();
+  drawPosition();
+});
 watch(stage.patches);
 watch(find("#tokens"));
 
@@ -348,8 +372,9 @@ function drawTokens() {
   const chips = (wanted) => {
     const made = element("div", { className: "chips" });
     state.picture.tokens.forEach((token, position) => {
-      if (token.kind === "image" && wanted === "text" && position === state.picture.firstPatch) {
-        const nPatches = state.picture.grid[0] * state.picture.grid[1];
+      const view = wanted === "text" && state.picture.views.find(({ first }) => first === position);
+      if (view) {
+        const nPatches = view.grid[0] * view.grid[1];
         made.append(element("span", { className: "image", textContent: `${nPatches} patches` }));
       }
       if (token.kind !== wanted) return;
@@ -368,24 +393,34 @@ function drawTokens() {
   if (first) first.tabIndex = 0;
 }
 
-function drawPatches() {
-  for (const id of ["stage", "scale", "controls", "whole"]) find(`#${id}`).hidden = !state.picture.grid;
-  if (!state.picture.grid) return;
-  stage.image.src = state.picture.image;
-  const { whole } = state.picture;
+function drawViews() {
+  const { views } = state.picture;
+  for (const id of ["stage", "scale", "controls", "whole"]) find(`#${id}`).hidden = views.length === 0;
+  find("#view-choice").hidden = views.length < 2;
+  const options = views.map(({ grid }, i) => element("option", { value: i, textContent: `${i + 1}: ${grid.join(" × ")} patches` }));
+  find("#view-choice select").replaceChildren(...options);
+  state.view = null;
+  if (views.length > 0) drawView(views[0]);
+}
+
+function drawView(view) {
+  state.view = view;
+  find("#view-choice select").value = state.picture.views.indexOf(view);
+  stage.image.src = view.image;
+  const { whole } = view;
   find("#whole").hidden = !whole;
   if (whole) {
     find("#whole img").src = whole.image;
     const frame = find("#whole span").style;
     ["left", "top", "width", "height"].forEach((side, i) => { frame[side] = `${100 * whole.frame[i]}%`; });
   }
-  const [nRows, nColumns] = state.picture.grid;
+  const [nRows, nColumns] = view.grid;
   stage.patches.style.gridTemplate = `repeat(${nRows}, 1fr) / repeat(${nColumns}, 1fr)`;
   const rows = Array.from({ length: nRows }, (_, row) => {
     const made = element("div");
     made.setAttribute("role", "row");
     for (let column = 0; column < nColumns; column += 1) {
-      const position = state.picture.firstPatch + row * nColumns + column;
+      const position = positionOfPatch(view, row, column);
       const cell = element("span", { id: `position-${position}` });
       cell.setAttribute("role", "gridcell");
       cell.dataset.position = position;
@@ -403,7 +438,7 @@ function open(picture) {
   find("#picture-name").textContent = picture.name;
   document.title = `${picture.name}: features`;
   drawCaptions();
-  drawPatches();
+  drawViews();
   drawTokens();
   drawList();
   const stays = picture.byIndex.has(state.feature?.feature);
