@@ -80,6 +80,9 @@ pub struct ModelAddress {
     pub revision: String,
     /// The GGUF file; of one in shards, any of them.
     pub file: Option<String>,
+    /// The GGUF file of its projector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmproj: Option<String>,
 }
 
 impl FromStr for ModelAddress {
@@ -101,6 +104,7 @@ impl FromStr for ModelAddress {
             repo,
             revision,
             file,
+            mmproj: None,
         })
     }
 }

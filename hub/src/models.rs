@@ -5,7 +5,8 @@
 //!
 //! No machine that this was made on could reach the hub. A revision is pinned where several independent public
 //! projects name the same one; elsewhere it is `main`, and the commit that a model was made from stands in
-//! `sources.json` beside it. What arrives is checked against the hashes that the hub gives for that commit.
+//! `sources.json` beside it. Names of files of `gemma-3-4b` and `llava-next-llama3-8b` are from public listings and
+//! programs that use them, and nobody has seen them arrive here. What arrives is checked against the hashes that the hub gives for that commit.
 
 use crate::address::{LabelsAddress, ModelAddress, SaeAddress};
 use crate::releases;
@@ -23,22 +24,34 @@ pub struct Pair {
     pub model_revision: &'static str,
     /// The GGUF file that is taken as it is; nothing for a checkpoint that is converted.
     pub model_file: Option<&'static str>,
+    /// The GGUF file of the projector beside it, if that model sees.
+    pub mmproj_file: Option<&'static str>,
     /// Under which terms the model is published.
     pub model_licence: &'static str,
     /// What is downloaded of the model, in megabytes, about.
     pub model_megabytes: u32,
-    /// SAELens' release of the SAE.
-    pub sae_release: &'static str,
-    /// SAELens' id of it in there.
-    pub sae_id: &'static str,
+    /// The SAE.
+    pub sae: PairSae,
     /// Under which terms the SAE is published.
     pub sae_licence: &'static str,
     /// What is downloaded of the SAE, in megabytes, about.
     pub sae_megabytes: u32,
-    /// Neuronpedia's labels, `MODEL/SOURCE`.
-    pub labels: &'static str,
-    /// Whether it takes pictures.
-    pub sees: bool,
+    /// Neuronpedia's labels, `MODEL/SOURCE`, where it has some.
+    pub labels: Option<&'static str>,
+}
+
+/// Where the SAE of a pair is.
+#[derive(Clone, Copy, Debug)]
+pub enum PairSae {
+    /// In SAELens' list.
+    Listed {
+        /// The release.
+        release: &'static str,
+        /// The id of the SAE in there.
+        id: &'static str,
+    },
+    /// `ORG/REPO/FOLDER` on the hub.
+    At(&'static str),
 }
 
 /// The published pairs.
@@ -49,15 +62,17 @@ pub const PAIRS: &[Pair] = &[
         model_repo: "Intel/llava-gemma-2b",
         model_revision: "main",
         model_file: None,
+        mmproj_file: None,
         model_licence: "gemma",
         // 2.5 and 0.3 billion weights of 16 bits.
         model_megabytes: 5_700,
-        sae_release: "gemma-2b-res-jb",
-        sae_id: "blocks.12.hook_resid_post",
+        sae: PairSae::Listed {
+            release: "gemma-2b-res-jb",
+            id: "blocks.12.hook_resid_post",
+        },
         sae_licence: "see the repository",
         sae_megabytes: 270,
-        labels: "gemma-2b/12-res-jb",
-        sees: true,
+        labels: Some("gemma-2b/12-res-jb"),
     },
     Pair {
         name: "gemma-2-2b",
@@ -65,14 +80,16 @@ pub const PAIRS: &[Pair] = &[
         model_repo: "bartowski/gemma-2-2b-it-GGUF",
         model_revision: "855f67caed130e1befc571b52bd181be2e858883",
         model_file: Some("gemma-2-2b-it-Q8_0.gguf"),
+        mmproj_file: None,
         model_licence: "gemma",
         model_megabytes: 2_784,
-        sae_release: "gemma-scope-2b-pt-res-canonical",
-        sae_id: "layer_20/width_16k/canonical",
+        sae: PairSae::Listed {
+            release: "gemma-scope-2b-pt-res-canonical",
+            id: "layer_20/width_16k/canonical",
+        },
         sae_licence: "cc-by-4.0",
         sae_megabytes: 302,
-        labels: "gemma-2-2b/20-gemmascope-res-16k",
-        sees: false,
+        labels: Some("gemma-2-2b/20-gemmascope-res-16k"),
     },
     Pair {
         name: "llama-3.1-8b",
@@ -80,15 +97,52 @@ pub const PAIRS: &[Pair] = &[
         model_repo: "QuantFactory/Meta-Llama-3.1-8B-GGUF",
         model_revision: "main",
         model_file: Some("Meta-Llama-3.1-8B.Q8_0.gguf"),
+        mmproj_file: None,
         model_licence: "llama3.1",
         model_megabytes: 8_540,
-        sae_release: "llama_scope_lxr_8x",
-        sae_id: "l15r_8x",
+        sae: PairSae::Listed {
+            release: "llama_scope_lxr_8x",
+            id: "l15r_8x",
+        },
         sae_licence: "see the repository",
         // 2 matrices of 4096 by 32768, 16 bits.
         sae_megabytes: 540,
-        labels: "llama3.1-8b/15-llamascope-res-32k",
-        sees: false,
+        labels: Some("llama3.1-8b/15-llamascope-res-32k"),
+    },
+    Pair {
+        name: "gemma-3-4b",
+        about: "Gemma 3 4B, tuned for instructions, which sees, with Gemma Scope 2, block 17",
+        model_repo: "ggml-org/gemma-3-4b-it-GGUF",
+        model_revision: "main",
+        model_file: Some("gemma-3-4b-it-Q8_0.gguf"),
+        mmproj_file: Some("mmproj-model-f16.gguf"),
+        model_licence: "gemma",
+        // As listed: 4.13 and 0.85 GB.
+        model_megabytes: 4_981,
+        sae: PairSae::Listed {
+            release: "gemma-scope-2-4b-it-res",
+            id: "layer_17_width_16k_l0_medium",
+        },
+        sae_licence: "see the repository",
+        // 2 matrices of 2560 by 16384, 32 bits.
+        sae_megabytes: 336,
+        labels: Some("gemma-3-4b-it/17-gemmascope-2-res-16k"),
+    },
+    Pair {
+        name: "llava-next-llama3-8b",
+        about: "LLaVA-NeXT with Llama 3 8B, which sees, with LMMs-Lab's SAE, block 24, trained on pictures too",
+        model_repo: "llava-hf/llama3-llava-next-8b-hf",
+        model_revision: "main",
+        model_file: None,
+        mmproj_file: None,
+        model_licence: "llama3",
+        // 8.4 billion weights of 16 bits.
+        model_megabytes: 16_720,
+        sae: PairSae::At("lmms-lab/llama3-llava-next-8b-hf-sae-131k/model.layers.24"),
+        sae_licence: "see the repository",
+        // 2 matrices of 4096 by 131072, 32 bits.
+        sae_megabytes: 4_300,
+        labels: None,
     },
 ];
 
@@ -112,15 +166,30 @@ const fn check(pairs: &[Pair]) {
             count(pair.model_repo, b'/') == 1,
             "a repository is `ORG/REPO`"
         );
-        assert!(count(pair.labels, b'/') == 1, "labels are `MODEL/SOURCE`");
+        if let Some(labels) = pair.labels {
+            assert!(count(labels, b'/') == 1, "labels are `MODEL/SOURCE`");
+        }
         assert!(
             is_revision(pair.model_revision),
             "a revision is `main` or a whole commit"
         );
-        assert!(!pair.sae_release.is_empty() && !pair.sae_id.is_empty());
+        match pair.sae {
+            PairSae::Listed { release, id } => assert!(!release.is_empty() && !id.is_empty()),
+            PairSae::At(address) => {
+                assert!(count(address, b'/') >= 2, "an SAE is at `ORG/REPO/FOLDER`");
+            }
+        }
         assert!(pair.model_megabytes > 0 && pair.sae_megabytes > 0);
         if let Some(file) = pair.model_file {
             assert!(ends_with(file, ".gguf"), "a file is one in GGUF");
+        }
+        if let Some(file) = pair.mmproj_file {
+            assert!(
+                pair.model_file.is_some()
+                    && starts_with(file, "mmproj")
+                    && ends_with(file, ".gguf"),
+                "a projector is a file `mmproj….gguf` beside a model's"
+            );
         }
         let mut j = 0;
         while j < i {
@@ -175,6 +244,10 @@ const fn ends_with(text: &str, ending: &str) -> bool {
     }
 }
 
+const fn starts_with(text: &str, start: &str) -> bool {
+    text.len() >= start.len() && is_equal(text.split_at(start.len()).0, start)
+}
+
 const fn is_equal(text: &str, other: &str) -> bool {
     let (text, other) = (text.as_bytes(), other.as_bytes());
     if text.len() != other.len() {
@@ -202,19 +275,31 @@ impl Pair {
             repo: self.model_repo.parse().expect("the table is checked"),
             revision: self.model_revision.to_owned(),
             file: self.model_file.map(str::to_owned),
+            mmproj: self.mmproj_file.map(str::to_owned),
         }
     }
 
     /// Where its SAE is.
     pub fn sae(&self) -> SaeAddress {
-        let listed = releases::find(self.sae_release, self.sae_id);
-        listed.expect("a test looks up each").address
+        match self.sae {
+            PairSae::Listed { release, id } => {
+                releases::find(release, id).map(|listed| listed.address)
+            }
+            PairSae::At(address) => address.parse(),
+        }
+        .expect("a test looks up each")
     }
 
-    /// Where its labels are.
-    pub fn labels(&self) -> LabelsAddress {
-        let address = format!("neuronpedia:{}", self.labels).parse();
-        address.expect("the table is checked")
+    /// Where its labels are, if it has some.
+    pub fn labels(&self) -> Option<LabelsAddress> {
+        let address = |labels| format!("neuronpedia:{labels}").parse();
+        self.labels
+            .map(|labels| address(labels).expect("the table is checked"))
+    }
+
+    /// Whether it takes pictures: checkpoints do, and GGUF files with a projector beside them.
+    pub fn sees(&self) -> bool {
+        self.model_file.is_none() || self.mmproj_file.is_some()
     }
 
     /// What is downloaded in all, in megabytes, about.
@@ -230,14 +315,13 @@ mod tests {
     #[test]
     fn saelens_knows_each_sae_and_its_labels() {
         for pair in PAIRS {
-            let listed = releases::find(pair.sae_release, pair.sae_id).expect(pair.name);
-            assert_eq!(
-                listed.labels.as_ref(),
-                Some(&pair.labels()),
-                "{}",
-                pair.name
-            );
-            assert_eq!(listed.address, pair.sae());
+            if let PairSae::Listed { release, id } = pair.sae {
+                let listed = releases::find(release, id).expect(pair.name);
+                assert_eq!(listed.labels, pair.labels(), "{}", pair.name);
+                assert_eq!(listed.address, pair.sae());
+            } else {
+                assert_eq!(pair.sae().published, None);
+            }
             assert_eq!(pair.model().file.as_deref(), pair.model_file);
         }
     }
@@ -246,7 +330,7 @@ mod tests {
     #[test]
     fn wrong_entries_are_found() {
         let refuses = |wrong: Pair| std::panic::catch_unwind(|| check(&[wrong])).is_err();
-        let right = PAIRS[1];
+        let right = *Pair::find("gemma-3-4b").expect("it is in the table");
         assert!(!refuses(right));
         assert!(refuses(Pair {
             name: "Gemma 2",
@@ -265,7 +349,19 @@ mod tests {
             ..right
         }));
         assert!(refuses(Pair {
-            labels: "gemma",
+            labels: Some("gemma"),
+            ..right
+        }));
+        assert!(refuses(Pair {
+            mmproj_file: Some("projector.gguf"),
+            ..right
+        }));
+        assert!(refuses(Pair {
+            model_file: None,
+            ..right
+        }));
+        assert!(refuses(Pair {
+            sae: PairSae::At("lmms-lab/sae"),
             ..right
         }));
         assert!(std::panic::catch_unwind(|| check(&[right, right])).is_err());

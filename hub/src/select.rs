@@ -26,7 +26,7 @@ pub struct ModelParts {
     pub format: ModelFormat,
     /// The files that say what the model is: small, and there already.
     pub small: Vec<RepoFile>,
-    /// The weights.
+    /// The weights; of a GGUF file with a projector, that one's last.
     pub weights: Vec<RepoFile>,
 }
 
@@ -62,10 +62,14 @@ impl Hub {
             Some(file) => snapshot.file(file)?,
             None => only_gguf(snapshot)?,
         };
+        let mut weights = with_shards(snapshot, named)?;
+        if let Some(mmproj) = &address.mmproj {
+            weights.push(snapshot.file(mmproj)?.clone());
+        }
         Ok(ModelParts {
             format: ModelFormat::Gguf,
             small: Vec::new(),
-            weights: with_shards(snapshot, named)?,
+            weights,
         })
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn dir(family: &str) -> PathBuf {
     families.join(family)
 }
 
-fn converted(family: &str) -> LlavaFiles {
+pub(crate) fn converted(family: &str) -> LlavaFiles {
     let options = LlavaOptions {
         model_type: TensorType::F32,
         mmproj_type: TensorType::F32,

@@ -46,6 +46,8 @@ mod pull;
 mod pull_addresses;
 #[cfg(all(feature = "pull", unix))]
 mod pull_ended;
+#[cfg(feature = "pull")]
+mod pull_gguf;
 mod random_sae;
 mod reproduce;
 mod reproduce_report;

@@ -302,7 +302,11 @@ fn convert(
 /// be; a link would lead nowhere once the cache is emptied.
 fn link(file: &Path, dir: &Path) -> Result<String> {
     let name = file.file_name().expect("a file").to_string_lossy();
-    let name = match name.starts_with("model") {
+    // By such names the two are told apart in a model's folder.
+    let name = match ["model", "mmproj"]
+        .iter()
+        .any(|role| name.starts_with(role))
+    {
         true => name.into_owned(),
         false => format!("model-{name}"),
     };

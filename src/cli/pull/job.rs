@@ -26,7 +26,7 @@ impl Recipe {
         Some(Self {
             model: Some(pair.model()),
             sae: Some(pair.sae()),
-            labels: Some(pair.labels()),
+            labels: pair.labels(),
             norm_factor: None,
             hook_name: None,
         })
@@ -80,7 +80,7 @@ impl Job {
     pub(super) fn next_command(&self) -> String {
         let name = &self.name;
         match (&self.recipe.model, &self.recipe.sae) {
-            (Some(model), Some(_)) if model.file.is_some() => {
+            (Some(model), Some(_)) if model.file.is_some() && model.mmproj.is_none() => {
                 format!("llava-sae-cpp -d {name} --prompt TEXT")
             }
             (Some(_), Some(_)) => format!("llava-sae-cpp -d {name} IMAGE"),

@@ -1,7 +1,7 @@
 //! `pull --list`: the published models by name.
 
 use llava_sae_cpp::report::json;
-use llava_sae_hub::models::{PAIRS, Pair};
+use llava_sae_hub::models::{PAIRS, Pair, PairSae};
 use serde::Serialize;
 
 use super::super::outcome::{CommandResult, print};
@@ -17,7 +17,7 @@ struct Entry {
     model_licence: &'static str,
     sae: String,
     sae_licence: &'static str,
-    labels: String,
+    labels: Option<String>,
     megabytes: u32,
     /// Where it is, if it was pulled.
     folder: Option<String>,
@@ -30,12 +30,15 @@ impl Entry {
         Self {
             name: pair.name,
             about: pair.about,
-            sees: pair.sees,
+            sees: pair.sees(),
             model: pair.model().to_string(),
             model_licence: pair.model_licence,
-            sae: format!("{} {}", pair.sae_release, pair.sae_id),
+            sae: match pair.sae {
+                PairSae::Listed { release, id } => format!("{release} {id}"),
+                PairSae::At(address) => address.to_owned(),
+            },
             sae_licence: pair.sae_licence,
-            labels: pair.labels().to_string(),
+            labels: pair.labels().map(|labels| labels.to_string()),
             megabytes: pair.megabytes(),
             folder: folder.map(|folder| folder.path().display().to_string()),
         }
@@ -63,7 +66,11 @@ pub(super) fn print_pairs(as_json: bool) -> CommandResult {
                 "  SAE     {} (licence: {})",
                 entry.sae, entry.sae_licence
             )?;
-            writeln!(out, "  labels  {}", entry.labels)?;
+            writeln!(
+                out,
+                "  labels  {}",
+                entry.labels.as_deref().unwrap_or("none")
+            )?;
             let gigabytes = f64::from(entry.megabytes) / 1000.0;
             match &entry.folder {
                 Some(folder) => writeln!(out, "  is in   {folder}")?,
