@@ -1,6 +1,7 @@
 //! Gemma 3 with pictures beside transformers, in two sets of shapes: pixels, image rows, prompts of one picture
 //! and of two, rows, features of Gemma Scope 2, logits, texts (`tests/fixtures/make_gemma3.py`).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{TensorType, Value};
@@ -262,6 +263,10 @@ fn check_runs(
         let error = set.row_error(&run, case, &resid_post(layer));
         println!("{shown}: {error:.1e}");
         assert!(error < F32, "{shown}: rows {error:.2e}");
+        let acts = set
+            .oracle
+            .f32(&format!("{case}/{}/acts", resid_post(layer)));
+        check_activations(plain.sae(), &run, &acts, &shown);
         check(&run, "logits", "greedy_ids");
         let strength = set.case(case)["strength"].as_f64().expect("a number") as f32;
         let feature = set.number("feature");
@@ -269,8 +274,14 @@ fn check_runs(
             steering: Some(steering(&mut steered, feature, strength, Positions::IMAGE)),
             ..everything(max_tokens)
         };
-        let run = steered.run(&prompt, options).expect("it runs");
+        let run = steered.run(&prompt, options.clone()).expect("it runs");
         check(&run, "steered_logits", "steered_ids");
+        // The second shares what the first computes below the hook.
+        let both = vec![everything(max_tokens), options];
+        let both = steered.run_side_by_side(&prompt, both, &mut |_, _| ControlFlow::Continue(()));
+        let both = both.expect("they run");
+        check(&both[0], "logits", "greedy_ids");
+        check(&both[1], "steered_logits", "steered_ids");
     }
 }
 
@@ -480,6 +491,14 @@ fn what_is_no_gemma_3_projector_is_refused() {
         "does not belong to a Gemma 3 projector",
     );
     refused(&set("clip.projector_type", "gemma9".into()), "`gemma9`");
+    let as_f16 = |tensor: &Tensor| {
+        let is_position = tensor.name == "v.position_embd.weight";
+        is_position.then_some(TensorType::F16)
+    };
+    refused(
+        &|parts| parts.convert(&as_f16),
+        "`v.position_embd.weight` must be of type f32",
+    );
     for name in [
         "v.patch_embd.bias",
         "v.post_ln.weight",
