@@ -4,7 +4,7 @@
 //! used: it has no way to set `cb_eval` and gives out no raw pointer, so a context with a hook has
 //! to be made here.
 //!
-//! Each C function is wrapped once. An owner frees in `Drop`; [`Context`] and [`Vision`] keep the
+//! Each C function is wrapped once. An owner frees in `Drop`; [`Context`] and [`Mtmd`] keep the
 //! [`Model`] they were made from alive.
 
 #![allow(unsafe_code)]
@@ -21,6 +21,7 @@ mod log_router;
 mod mapped_file;
 mod matrix_product;
 mod model;
+mod mtmd;
 mod node;
 mod norm_epsilon;
 mod patch_embedding;
@@ -55,6 +56,7 @@ pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
 pub use matrix_product::{Matrix, MatrixProduct};
 pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
+pub use mtmd::{EncodedImage, Mtmd, Piece};
 pub use projector_type::ProjectorType;
 pub use quantize::{Quant, quantize};
 pub use recording::RecordedGraphs;

@@ -14,23 +14,20 @@
 
 use std::ffi::{CStr, c_void};
 use std::path::Path;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use gguf_tools::gguf::{Edits, Gguf};
+use gguf_tools::gguf::Edits;
 use llama_cpp_sys_2 as sys;
 
-use super::backend;
 use super::callback_state::CallbackState;
 use super::context_options::FlashAttention;
 use super::eval_hook::catch_panic;
 use super::exact_gelu::ExactGelu;
-use super::guard::{self, guarded};
-use super::model::Model;
+use super::model::{AddBos, Model};
+use super::mtmd::{Bitmap, EvalCallback, MARKER, Mtmd};
 use super::node::{n_rows, read_rows, write_rows};
 use super::patch_embedding::PatchEmbedding;
 use super::projector_type::ProjectorType;
-use super::waiting;
 use crate::{Error, Result};
 
 /// What the encoder's graph computes.
@@ -67,13 +64,12 @@ pub struct VisionOptions {
 
 /// A vision encoder with its projector, bound to a language model.
 pub struct Vision {
-    ptr: VisionPtr, // freed first: it keeps pointers to the state and the model
+    mtmd: Mtmd, // freed first: it keeps a pointer to the state
     state: CallbackState<Corrections>,
     patch_embedding: PatchEmbedding,
-    model: Arc<Model>,
 }
 
-// SAFETY: mtmd's contexts are bound to no thread, and only the owner reaches this one.
+// SAFETY: the state is reached by callbacks of mtmd, in calls that its owner makes, and by the owner.
 unsafe impl Send for Vision {}
 
 impl Vision {
@@ -88,12 +84,6 @@ impl Vision {
         model: Arc<Model>,
         options: VisionOptions,
     ) -> Result<Self> {
-        // mtmd reads nothing but paths, and has read all of the file when it returns.
-        let copy = match edits.is_empty() {
-            true => None,
-            false => Some(Gguf::open(path)?.edited_copy(edits)?),
-        };
-        let c_path = backend::c_path(copy.as_deref().unwrap_or(path))?;
         let state = CallbackState::new(Corrections {
             vision_graph: options.vision_graph,
             projector,
@@ -102,27 +92,15 @@ impl Vision {
             rows: Vec::new(),
             fault: None,
         });
+        let callback = EvalCallback {
+            function: on_eval,
+            user_data: state.as_c(),
+        };
         let patch_embedding = PatchEmbedding::load(path, options.use_gpu, options.threads)?;
-        // SAFETY: returns a plain struct by value.
-        let mut params = unsafe { sys::mtmd_context_params_default() };
-        params.use_gpu = options.use_gpu;
-        params.print_timings = false;
-        params.n_threads = i32::try_from(options.threads).unwrap_or(i32::MAX);
-        params.flash_attn_type = options.flash_attention.to_c();
-        params.warmup = false;
-        params.cb_eval = Some(on_eval);
-        params.cb_eval_user_data = state.as_c();
-        let ptr = guarded("mtmd_init_from_file", || {
-            // SAFETY: the path lives for the call, the model and the state as long as the result.
-            unsafe { guard::mtmd_init_from_file(c_path.as_ptr(), model.as_ptr(), params) }
-        })?;
-        let ptr = NonNull::new(ptr)
-            .ok_or_else(|| backend::failure("mtmd_init_from_file", "no reason was given"))?;
         Ok(Self {
-            ptr: VisionPtr(ptr),
+            mtmd: Mtmd::load_with(path, edits, model, options, Some(callback))?,
             state,
             patch_embedding,
-            model,
         })
     }
 
@@ -133,133 +111,15 @@ impl Vision {
     /// # Errors
     /// When llama.cpp fails, or makes several images of the picture.
     pub fn encode(&mut self, rgb: &[u8], size: usize) -> Result<Vec<f32>> {
-        if rgb.len() != size * size * 3 {
-            return Err(Error::invalid(format!(
-                "expected {size} × {size} RGB pixels, got {} bytes",
-                rgb.len()
-            )));
-        }
-        waiting::adapt();
-        let side = u32::try_from(size).map_err(|_| Error::invalid("the picture is too large"))?;
-        // SAFETY: the pixels are copied; their number was checked.
-        let bitmap = unsafe { sys::mtmd_bitmap_init(side, side, rgb.as_ptr()) };
-        let bitmap = Bitmap(NonNull::new(bitmap).expect("mtmd allocates or aborts"));
-        // SAFETY: no arguments.
-        let chunks = unsafe { sys::mtmd_input_chunks_init() };
-        let chunks = Chunks(NonNull::new(chunks).expect("mtmd allocates or aborts"));
-        self.tokenize(&bitmap, &chunks)?;
-        let chunk = chunks.only_image()?;
+        let bitmap = Bitmap::new(rgb, [size, size])?;
+        let chunks = self.mtmd.chunks(MARKER, AddBos::No, &bitmap)?;
         let patches = self.patch_embedding.apply(rgb, size)?;
         patches.clone_into(&mut self.state.get().patches);
-        let code = guarded("mtmd_encode_chunk", || {
-            // SAFETY: context and chunk are alive.
-            unsafe { guard::mtmd_encode_chunk(self.ptr.0.as_ptr(), chunk) }
-        });
-        if let Some(fault) = self.state.get().fault.take() {
-            return Err(fault);
+        let rows = self.mtmd.encode(chunks.only_image()?);
+        match self.state.get().fault.take() {
+            Some(fault) => Err(fault),
+            None => Ok(rows?.to_vec()),
         }
-        match code? {
-            0 => {}
-            code => {
-                return Err(backend::failure(
-                    "mtmd_encode_chunk",
-                    &format!("code {code}"),
-                ));
-            }
-        }
-        // SAFETY: the chunk is alive.
-        let n_tokens = unsafe { sys::mtmd_input_chunk_get_n_tokens(chunk) };
-        // SAFETY: the context is alive and has just encoded a chunk.
-        let rows = unsafe { sys::mtmd_get_output_embd(self.ptr.0.as_ptr()) };
-        if rows.is_null() {
-            return Err(backend::failure("mtmd_get_output_embd", "no output"));
-        }
-        // SAFETY: mtmd keeps `n_tokens` rows of the model's width until the next encoding.
-        let rows = unsafe { std::slice::from_raw_parts(rows, n_tokens * self.model.d_model()) };
-        Ok(rows.to_vec())
-    }
-
-    fn tokenize(&self, bitmap: &Bitmap, chunks: &Chunks) -> Result<()> {
-        // SAFETY: returns a static string.
-        let marker = unsafe { sys::mtmd_default_marker() };
-        // SAFETY: it is NUL-terminated.
-        let marker_len = unsafe { CStr::from_ptr(marker) }.count_bytes();
-        let text = sys::mtmd_input_text {
-            text: marker,
-            text_len: marker_len,
-            add_special: false,
-            parse_special: true,
-        };
-        let mut bitmap = bitmap.0.as_ptr().cast_const();
-        let code = guarded("mtmd_tokenize", || {
-            // SAFETY: all arguments are alive; there is one marker and one bitmap.
-            unsafe {
-                guard::mtmd_tokenize(
-                    self.ptr.0.as_ptr(),
-                    chunks.0.as_ptr(),
-                    &raw const text,
-                    &raw mut bitmap,
-                    1,
-                )
-            }
-        })?;
-        match code {
-            0 => Ok(()),
-            code => Err(backend::failure("mtmd_tokenize", &format!("code {code}"))),
-        }
-    }
-}
-
-/// The C context.
-struct VisionPtr(NonNull<sys::mtmd_context>);
-
-impl Drop for VisionPtr {
-    fn drop(&mut self) {
-        // SAFETY: made by `mtmd_init_from_file` and freed once.
-        unsafe { sys::mtmd_free(self.0.as_ptr()) };
-    }
-}
-
-/// A picture as mtmd takes it.
-struct Bitmap(NonNull<sys::mtmd_bitmap>);
-
-impl Drop for Bitmap {
-    fn drop(&mut self) {
-        // SAFETY: made by `mtmd_bitmap_init` and freed once.
-        unsafe { sys::mtmd_bitmap_free(self.0.as_ptr()) };
-    }
-}
-
-/// What mtmd makes of a prompt.
-struct Chunks(NonNull<sys::mtmd_input_chunks>);
-
-impl Chunks {
-    /// The only image chunk of a prompt; it lives as long as `self`.
-    fn only_image(&self) -> Result<*const sys::mtmd_input_chunk> {
-        // SAFETY: the list is alive.
-        let n_chunks = unsafe { sys::mtmd_input_chunks_size(self.0.as_ptr()) };
-        // SAFETY: as above, and the indices are below its length.
-        let chunk = |i| unsafe { sys::mtmd_input_chunks_get(self.0.as_ptr(), i) };
-        let is_image = |chunk: &*const sys::mtmd_input_chunk| {
-            // SAFETY: the chunk belongs to the list.
-            let kind = unsafe { sys::mtmd_input_chunk_get_type(*chunk) };
-            kind == sys::MTMD_INPUT_CHUNK_TYPE_IMAGE
-        };
-        let images: Vec<_> = (0..n_chunks).map(chunk).filter(is_image).collect();
-        match images[..] {
-            [only] => Ok(only),
-            _ => Err(Error::invalid(format!(
-                "this projector sees a picture in {} parts, and one was expected",
-                images.len()
-            ))),
-        }
-    }
-}
-
-impl Drop for Chunks {
-    fn drop(&mut self) {
-        // SAFETY: made by `mtmd_input_chunks_init` and freed once.
-        unsafe { sys::mtmd_input_chunks_free(self.0.as_ptr()) };
     }
 }
 
