@@ -11,7 +11,7 @@ use super::fingerprint::fingerprint;
 use super::options::SessionOptions;
 use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
 use crate::picture::Picture;
-use crate::picture::encoder::{ImageEncoder, VisionSettings};
+use crate::picture::encoder::{PictureEncoder, VisionSettings};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
 use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering, Target};
@@ -24,7 +24,7 @@ use crate::{
 pub struct HookedModel {
     language_model: Arc<Model>,
     graph: Graph,
-    image_encoder: Option<ImageEncoder>,
+    image_encoder: Option<PictureEncoder>,
     saes: SaeSet,
     encoder_weights: Mutex<Vec<Option<EncoderWeights>>>, // of each SAE; none before its first encoder
     options: SessionOptions,
@@ -65,10 +65,10 @@ impl HookedModel {
         let image_encoder = files
             .mmproj
             .clone()
-            .zip(checked.vision)
-            .map(|(path, shape)| {
+            .zip(checked.projector)
+            .map(|(path, projector)| {
                 let settings = VisionSettings::new(&options);
-                ImageEncoder::new(path, shape, Arc::clone(&language_model), settings)
+                PictureEncoder::new(path, projector, Arc::clone(&language_model), settings)
             })
             .transpose()?;
         let is_tried = match options.try_shortcuts {
@@ -216,7 +216,7 @@ impl HookedModel {
     pub(crate) fn load_projector(&self) -> Result<()> {
         self.image_encoder
             .as_ref()
-            .map_or(Ok(()), ImageEncoder::load)
+            .map_or(Ok(()), PictureEncoder::load)
     }
 
     /// Builds a prompt of a text and images. `cancel` stops it, where the text is long.

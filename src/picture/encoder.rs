@@ -1,6 +1,6 @@
 //! Pictures to image rows: prepared, looked up in the cache, or encoded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -8,12 +8,13 @@ use gguf_tools::gguf::Gguf;
 
 use crate::llama::{self, Model, ProjectorType, Vision, VisionGraph, VisionOptions};
 use crate::model::SessionOptions;
-use crate::model::files::VisionShape;
+use crate::model::files::{CheckedProjector, VisionShape};
 use crate::model::fingerprint::fingerprint;
 use crate::picture::ImagePrep;
 use crate::picture::Picture;
 use crate::picture::cache::ImageCache;
 use crate::picture::cache::Key;
+use crate::picture::plain_encoder::PlainEncoder;
 use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions};
 use crate::run::{TryShortcuts, distance};
 use crate::{Error, ErrorKind, Result};
@@ -28,6 +29,54 @@ const CHECKED: &[u8] = b"checked";
 
 /// The share of a picture that is little enough to be said.
 const LITTLE_SEEN: f64 = 0.5;
+
+/// What makes image rows of pictures.
+pub(crate) enum PictureEncoder {
+    /// What llama.cpp does is put right.
+    Corrected(Box<ImageEncoder>),
+    /// All is as llama.cpp does it.
+    Plain(PlainEncoder),
+}
+
+impl PictureEncoder {
+    /// An encoder of the checked file at `path`, for `model`.
+    ///
+    /// # Errors
+    /// A way to prepare pictures that is not the projector's.
+    pub(crate) fn new(
+        path: PathBuf,
+        projector: CheckedProjector,
+        model: Arc<Model>,
+        settings: VisionSettings,
+    ) -> Result<Self> {
+        Ok(match projector {
+            CheckedProjector::Compared(shape) => {
+                let encoder = ImageEncoder::new(path, shape, model, settings)?;
+                Self::Corrected(Box::new(encoder))
+            }
+            CheckedProjector::Other(edits) => {
+                ImagePrep::of(None, settings.image_prep)?;
+                Self::Plain(PlainEncoder::new(path, edits, model, settings.options))
+            }
+        })
+    }
+
+    /// Gives a picture's embeddings.
+    pub(crate) fn encode(&self, picture: &Picture) -> Result<ImageEmbeddings> {
+        match self {
+            Self::Corrected(encoder) => encoder.encode(picture),
+            Self::Plain(encoder) => encoder.encode(picture),
+        }
+    }
+
+    /// Loads the projector, where that was not done yet.
+    pub(crate) fn load(&self) -> Result<()> {
+        match self {
+            Self::Corrected(encoder) => encoder.load(),
+            Self::Plain(encoder) => encoder.load(),
+        }
+    }
+}
 
 /// How pictures are encoded.
 #[derive(Clone, Debug)]
@@ -84,8 +133,9 @@ impl ImageEncoder {
         model: Arc<Model>,
         settings: VisionSettings,
     ) -> Result<Self> {
+        let image_prep = ImagePrep::of(Some(shape.projector), settings.image_prep)?;
         Ok(Self {
-            image_prep: ImagePrep::of(shape.projector, settings.image_prep)?,
+            image_prep: image_prep.expect("a projector with a type has a way"),
             path,
             shape,
             model,
@@ -112,7 +162,7 @@ impl ImageEncoder {
             rows: rows.into(),
             width: self.model.d_model(),
             grid: Some(Grid::of_patches(self.shape.grid, self.shape.grid)),
-            place: picture.kept(image_prep),
+            place: Some(picture.kept(image_prep)),
             positions: RowPositions::InOrder,
             attention: match self.shape.projector {
                 ProjectorType::Mlp => ImageAttention::Causal,
@@ -183,12 +233,7 @@ impl ImageEncoder {
         if rows.iter().all(|value| value.is_finite()) {
             return Ok(rows);
         }
-        Err(Error::invalid(format!(
-            "the image rows of the projector `{}` are not numbers",
-            self.path.display()
-        ))
-        .of_kind(ErrorKind::Damaged)
-        .with_hint("the file is damaged: download or convert it again"))
+        Err(not_numbers(&self.path))
     }
 
     /// Compares the first picture's `rows`, where due, with what they must be, and gives the right ones.
@@ -256,4 +301,14 @@ impl ImageEncoder {
             options,
         )
     }
+}
+
+/// The error for rows that are not numbers.
+pub(super) fn not_numbers(projector: &Path) -> Error {
+    Error::invalid(format!(
+        "the image rows of the projector `{}` are not numbers",
+        projector.display()
+    ))
+    .of_kind(ErrorKind::Damaged)
+    .with_hint("the file is damaged: download or convert it again")
 }

@@ -4,6 +4,7 @@ pub(crate) mod cache;
 pub(crate) mod content;
 pub(crate) mod encoder;
 mod orientation;
+pub(crate) mod plain_encoder;
 mod resample;
 
 pub use cache::ImageCache;
@@ -54,26 +55,36 @@ impl ImagePrep {
         }
     }
 
-    /// The way for a projector of this type, where `asked` is wanted, if anything is.
+    /// The way for a projector of this type, where `asked` is wanted, if anything is; without a type, llama.cpp
+    /// prepares pictures, and there is none.
     ///
     /// # Errors
     /// A way in which such a model was not trained.
-    pub(crate) fn of(projector: ProjectorType, asked: Option<Self>) -> Result<Self> {
+    pub(crate) fn of(
+        projector: Option<ProjectorType>,
+        asked: Option<Self>,
+    ) -> Result<Option<Self>> {
         let ways: &[Self] = match projector {
-            ProjectorType::Mlp => &[Self::Crop, Self::Pad],
-            ProjectorType::Gemma3 => &[Self::Stretch],
+            Some(ProjectorType::Mlp) => &[Self::Crop, Self::Pad],
+            Some(ProjectorType::Gemma3) => &[Self::Stretch],
+            None => &[],
         };
-        let way = asked.unwrap_or(ways[0]);
+        let Some(way) = asked else {
+            return Ok(ways.first().copied());
+        };
         if ways.contains(&way) {
-            return Ok(way);
+            return Ok(asked);
         }
-        let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
         let what = format!(
             "`{}` is no way to prepare pictures for this model",
             way.name()
         );
-        Err(Error::new(ErrorKind::Unsupported, what)
-            .with_hint(format!("leave it out, or use `{}`", names.join("` or `"))))
+        let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
+        let hint = match names[..] {
+            [] => "leave it out: llama.cpp prepares pictures for it".to_owned(),
+            _ => format!("leave it out, or use `{}`", names.join("` or `")),
+        };
+        Err(Error::new(ErrorKind::Unsupported, what).with_hint(hint))
     }
 }
 
@@ -193,14 +204,8 @@ impl Picture {
         if (width, height) == (size, size) {
             return Ok(self.rgb.as_raw().clone());
         }
-        let (short, long) = (width.min(height), width.max(height));
-        if long > short.saturating_mul(MAX_ASPECT_RATIO) {
-            return Err(Error::invalid(format!(
-                "`{}` is {width} × {height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide",
-                self.path
-            ))
-            .with_hint("cut out the part that matters"));
-        }
+        self.check_shape()?;
+        let short = width.min(height);
         match prep {
             ImagePrep::Crop => {
                 // transformers' `get_resize_output_image_size` and `center_crop`, rounding included.
@@ -241,6 +246,19 @@ impl Picture {
         let [x, y] = [left, top].map(|start| -(start * scale).round() as i64);
         imageops::replace(&mut part, whole, x, y);
         part
+    }
+
+    /// Checks that it is not too long and narrow.
+    pub(crate) fn check_shape(&self) -> Result<()> {
+        let (width, height) = self.rgb.dimensions();
+        if width.max(height) <= width.min(height).saturating_mul(MAX_ASPECT_RATIO) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "`{}` is {width} × {height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide",
+            self.path
+        ))
+        .with_hint("cut out the part that matters"))
     }
 
     /// The share of the picture that the model sees, of its area.

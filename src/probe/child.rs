@@ -14,15 +14,17 @@ use crate::llama::{FlashAttention, KvType};
 use crate::model::Session;
 use crate::model::files::ModelFiles;
 use crate::picture::Picture;
-use crate::prompt::{ImageChunk, ImageEmbeddings, Prompt, PromptForm};
+use crate::prompt::{Prompt, PromptForm, Segment};
 use crate::run::{Keep, Run, RunOptions};
 use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
 
 /// Set in the environment of a probe's child.
 pub(super) const CHILD_VARIABLE: &str = "LLAVA_SAE_CPP_PROBE";
-/// Rows of the image that go through the language model, which does the same with each.
+/// Rows of each part of the image that go through the language model, which does the same with each.
 const IMAGE_ROWS: usize = 16;
 const TEXT: &str = "Describe the image.";
+/// Sides of the parts that projectors cut a picture into, at most; those that cut none may take larger ones.
+const MAX_PART: u32 = 512;
 
 /// What a child is to try.
 #[derive(Debug, Serialize, Deserialize)]
@@ -157,19 +159,14 @@ fn run(job: &Job) -> Result<()> {
         session.model().load_projector()
     })?;
     let image = step(&files, Stage::EncodeImage, || {
-        let image = session.encode_image(&picture(files.image_size()?))?;
-        let chunk = image.only_chunk().expect("a square picture is one view");
-        check_finite(&chunk.rows, "its image embeddings")?;
-        let n_values = IMAGE_ROWS * chunk.width;
-        let beginning = ImageChunk {
-            rows: chunk.rows[..n_values.min(chunk.rows.len())].into(),
-            grid: None,
-            ..chunk.clone()
-        };
-        Ok(ImageEmbeddings {
-            markers: image.markers,
-            ..ImageEmbeddings::of_chunk(beginning, image.time)
-        })
+        let mut image = session.encode_image(&picture(&files)?)?;
+        for segment in &mut image.segments {
+            if let Segment::Image(chunk) = segment {
+                check_finite(&chunk.rows, "its image embeddings")?;
+                *chunk = chunk.beginning(IMAGE_ROWS);
+            }
+        }
+        Ok(image)
     })?;
     step(&files, Stage::RunImage, || {
         let prompt = session.prompt(TEXT, PromptForm::Chat, &[&image]);
@@ -212,9 +209,18 @@ fn check_finite(values: &[f32], what: &str) -> Result<()> {
     }
 }
 
-/// A square picture with something in it.
-fn picture(size: u32) -> Picture {
-    let shade = |at: u32| (at * 255 / size) as u8;
+/// A picture with something in it: a square as the projector takes it, or one that llama.cpp has to prepare.
+fn picture(files: &ModelFiles) -> Result<Picture> {
+    let size = files.image_size()?;
+    let [width, height] = match files.image_prep(None)? {
+        Some(_) => [size; 2],
+        // Larger than one of the parts that llama.cpp may cut it into, and no square.
+        None => {
+            let size = size.min(MAX_PART);
+            [size + 2, size / 2 + 1]
+        }
+    };
+    let shade = |at: u32| (at * 255 / width.max(height)) as u8;
     let pixel = |x, y| Rgb([shade(x), shade(y), shade((x + y) / 2)]);
-    Picture::from_rgb(RgbImage::from_fn(size, size, pixel))
+    Ok(Picture::from_rgb(RgbImage::from_fn(width, height, pixel)))
 }

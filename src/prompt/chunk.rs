@@ -15,8 +15,9 @@ pub struct ImageChunk {
     pub width: usize,
     /// The grid that its rows make up in reading order; none where they make up none.
     pub grid: Option<Grid>,
-    /// The part of the picture that its patches show: left, top, width and height as shares of the whole.
-    pub place: [f32; 4],
+    /// The part of the picture that it shows: left, top, width and height as shares of the whole; none where
+    /// llama.cpp cut the picture, and does not say where.
+    pub place: Option<[f32; 4]>,
     /// The positions of its rows.
     pub positions: RowPositions,
     /// What its rows see of one another.
@@ -69,6 +70,20 @@ impl ImageChunk {
     pub fn patches(&self) -> impl Iterator<Item = Option<[usize; 2]>> {
         let grid = self.grid;
         (0..self.n_rows()).map(move |row_idx| grid?.patch(row_idx))
+    }
+
+    /// Its first rows, as an image of their own.
+    pub(crate) fn beginning(&self, n_rows: usize) -> Self {
+        let n_rows = n_rows.min(self.n_rows());
+        let mut beginning = Self {
+            rows: self.rows[..n_rows * self.width].into(),
+            grid: None,
+            ..self.clone()
+        };
+        if let RowPositions::Mrope { of_rows, .. } = &mut beginning.positions {
+            *of_rows = of_rows[..n_rows].into();
+        }
+        beginning
     }
 
     /// Its rows, as a context decodes them.
@@ -179,6 +194,18 @@ impl fmt::Display for Grid {
 }
 
 impl RowPositions {
+    /// The grid whose positions they are ([`RowPositions::mrope_grid`]), if they are those of one.
+    pub fn grid(&self) -> Option<[usize; 2]> {
+        let Self::Mrope { of_rows, .. } = self else {
+            return None;
+        };
+        let number = |n: i32| usize::try_from(n).ok()?.checked_add(1);
+        let [_, row, column, _] = *of_rows.last()?;
+        let grid = [number(row)?, number(column)?];
+        let n_rows = grid[0].checked_mul(grid[1])?;
+        (n_rows == of_rows.len() && *self == Self::mrope_grid(grid)).then_some(grid)
+    }
+
     /// Those of a grid: its rows are at one time, in rows and columns, and what follows comes behind its longer
     /// side (`get_rope_index` in transformers' `modeling_qwen2_vl.py`).
     pub fn mrope_grid([n_rows, n_columns]: [usize; 2]) -> Self {

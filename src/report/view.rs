@@ -24,13 +24,13 @@ pub struct View {
 }
 
 impl View {
-    /// The views of a prompt, in its order. Image rows that make up no grid have none.
+    /// The views of a prompt, in its order. Image rows that make up no grid, or lie nobody knows where, have none.
     pub fn of_prompt(prompt: &Prompt) -> Vec<Self> {
         let view = |(first_position, chunk): (usize, &crate::ImageChunk)| {
             let grid = chunk.grid?;
             Some(Self {
                 image: chunk.image,
-                place: chunk.place,
+                place: chunk.place?,
                 grid: [grid.n_rows, grid.n_columns],
                 first_position,
                 stride: grid.n_columns + usize::from(grid.has_newlines),

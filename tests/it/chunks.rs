@@ -46,7 +46,7 @@ fn segments(oracle: &Oracle, architecture: &str) -> Vec<Segment> {
             rows: oracle.f32(&format!("{architecture}/image_{i}")).into(),
             width: D_MODEL,
             grid: Some(Grid::of_patches(grid[0], grid[1])),
-            place: [0.0, 0.0, 1.0, 1.0],
+            place: Some([0.0, 0.0, 1.0, 1.0]),
             positions: match architecture {
                 "qwen2vl" => RowPositions::mrope_grid(grid),
                 _ => RowPositions::InOrder,
@@ -283,7 +283,7 @@ fn a_grid_may_have_newlines() {
             n_columns: 2,
             has_newlines: true,
         }),
-        place: [0.0, 0.0, 1.0, 1.0],
+        place: Some([0.0, 0.0, 1.0, 1.0]),
         positions: RowPositions::InOrder,
         attention: ImageAttention::Causal,
         image: 0,
@@ -314,7 +314,7 @@ fn what_a_model_cannot_read_is_refused() {
         rows: vec![0.1; 4 * D_MODEL].into(),
         width: D_MODEL,
         grid: None,
-        place: [0.0, 0.0, 1.0, 1.0],
+        place: Some([0.0, 0.0, 1.0, 1.0]),
         positions: RowPositions::InOrder,
         attention: ImageAttention::Causal,
         image: 0,
@@ -423,7 +423,7 @@ fn keys_know_how_rows_are_read() {
         };
         let original = key(&|_| ());
         assert_eq!(
-            key(&|chunk| chunk.place = [0.5; 4]),
+            key(&|chunk| chunk.place = Some([0.5; 4])),
             original,
             "{architecture}"
         );

@@ -33,6 +33,8 @@ mod metrics;
 #[path = "../../hub/tests/mirror/mod.rs"]
 mod mirror;
 mod oracle;
+mod other_files;
+mod others;
 mod page;
 mod passes;
 mod pictures;

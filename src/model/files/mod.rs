@@ -19,7 +19,7 @@ use crate::picture::ImagePrep;
 use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, Site};
 
 use language_model::LanguageModel;
-pub(crate) use projector::VisionShape;
+pub(crate) use projector::{CheckedProjector, VisionShape};
 
 /// Paths of a language model, its projector and its SAEs.
 #[derive(Clone, Debug)]
@@ -86,7 +86,8 @@ impl ModelFiles {
             .chain(self.saes.iter().map(PathBuf::as_path))
     }
 
-    /// The side of the square picture that the vision encoder takes, in pixels.
+    /// The side of the square picture that the vision encoder takes, in pixels; of the parts that llama.cpp cuts
+    /// a picture into, where it prepares pictures.
     ///
     /// # Errors
     /// Files without a projector, or one that cannot be read.
@@ -94,12 +95,18 @@ impl ModelFiles {
         Gguf::open(self.projector()?)?.require_u32("clip.vision.image_size")
     }
 
-    /// How a picture becomes the square that the vision encoder takes, where `asked` is wanted, if anything is.
+    /// How a picture becomes the square that the vision encoder takes, where `asked` is wanted, if anything is;
+    /// none where llama.cpp prepares pictures.
     ///
     /// # Errors
     /// As [`ModelFiles::image_size`]; a way in which such a model was not trained.
-    pub fn image_prep(&self, asked: Option<ImagePrep>) -> Result<ImagePrep> {
+    pub fn image_prep(&self, asked: Option<ImagePrep>) -> Result<Option<ImagePrep>> {
         ImagePrep::of(projector::type_of(&Gguf::open(self.projector()?)?)?, asked)
+    }
+
+    /// How pictures are prepared, for a report.
+    pub(crate) fn image_prep_name(&self, asked: Option<ImagePrep>) -> Result<&'static str> {
+        Ok(self.image_prep(asked)?.map_or("llama.cpp", ImagePrep::name))
     }
 
     /// The projector's file.
@@ -198,8 +205,7 @@ pub(crate) struct CheckedFiles {
     pub(crate) model: PathBuf,
     pub(crate) graph: Graph,
     pub(crate) saes: Vec<SaeFile>,
-    /// The vision encoder's picture size and grid, where there is a projector.
-    pub(crate) vision: Option<VisionShape>,
+    pub(crate) projector: Option<CheckedProjector>,
 }
 
 /// What a language model's header says of its graph.
@@ -232,7 +238,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         Ok(sae)
     });
     let saes = saes.collect::<Result<_>>()?;
-    let vision = files
+    let projector = files
         .mmproj
         .as_deref()
         .map(|path| projector::check(path, d_model))
@@ -241,7 +247,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         model: model.path().to_owned(),
         graph,
         saes,
-        vision,
+        projector,
     })
 }
 

@@ -4,45 +4,68 @@ mod blocks;
 mod gemma3;
 mod header;
 mod mlp;
+mod other;
 mod tensors;
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use gguf_tools::gguf::{Gguf, Value};
+use gguf_tools::gguf::{Edits, Gguf, Value};
 
 use self::header::{HAS_PROJECTOR, TYPE};
 use super::rules::wrong_role;
+use crate::Result;
 use crate::llama::ProjectorType;
-use crate::{Error, Result};
 
 pub(crate) use self::header::VisionShape;
 
+/// A projector, by how it is run.
+#[derive(Clone, Debug)]
+pub(crate) enum CheckedProjector {
+    /// Its type was compared with its reference.
+    Compared(VisionShape),
+    /// All is as llama.cpp does it of the file, read with these.
+    Other(Edits),
+}
+
 /// Checks a projector's file, for a language model of this width.
-pub(super) fn check(path: &Path, d_model: u64) -> Result<VisionShape> {
+pub(super) fn check(path: &Path, d_model: u64) -> Result<CheckedProjector> {
     let file = Gguf::open(path)?;
     let architecture = file.require_str("general.architecture")?;
     if architecture != "clip" {
         return Err(wrong_role(path, "a projector (mmproj)", architecture));
     }
     match type_of(&file)? {
-        ProjectorType::Mlp => mlp::check(&file, d_model),
-        ProjectorType::Gemma3 => gemma3::check(&file, d_model),
+        Some(ProjectorType::Mlp) => mlp::check(&file, d_model).map(CheckedProjector::Compared),
+        Some(ProjectorType::Gemma3) => {
+            gemma3::check(&file, d_model).map(CheckedProjector::Compared)
+        }
+        None => other::check(&file, d_model).map(CheckedProjector::Other),
     }
 }
 
-/// The type that a file says.
-pub(super) fn type_of(file: &Gguf) -> Result<ProjectorType> {
+/// The type that a file says; none where it was not compared with its reference.
+pub(super) fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
     let has_projector = file.get(HAS_PROJECTOR) == Some(&Value::Bool(true));
     if file.get(TYPE).is_none() && has_projector {
-        return Ok(ProjectorType::Mlp); // the first files, of 2023: there was no other
+        return Ok(Some(ProjectorType::Mlp)); // the first files, of 2023: there was no other
     }
-    match file.require_str(TYPE)? {
-        "mlp" => Ok(ProjectorType::Mlp),
-        "gemma3" => Ok(ProjectorType::Gemma3),
-        other => Err(Error::invalid(format!(
-            "the projector in `{}` is of type `{other}`, and only `mlp` and `gemma3` are supported",
-            file.path().display()
-        ))
-        .with_hint("use the projector of a LLaVA model, made by a conversion, or of Gemma 3")),
+    match other::type_name(file)? {
+        "mlp" => Ok(Some(ProjectorType::Mlp)),
+        "gemma3" => Ok(Some(ProjectorType::Gemma3)),
+        _ => Ok(None),
+    }
+}
+
+/// Logs what was decided about a file, once a process, since sessions side by side check it again.
+fn say_once(path: &Path, decisions: &[String]) {
+    static SAID: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
+    if decisions.is_empty() {
+        return;
+    }
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.get_or_insert_default().insert(path.to_owned()) {
+        log::warn!("`{}`: {}", path.display(), decisions.join("; "));
     }
 }

@@ -123,7 +123,7 @@ impl Experiment<'_> {
             protocol,
             Machine::of(options),
             files,
-            Settings::of(options, self.files.image_prep(options.image_prep)?),
+            Settings::of(options, self.files.image_prep_name(options.image_prep)?),
             seen.folders,
             reports,
         ))

@@ -9,7 +9,7 @@ use super::protocol::Protocol;
 use super::verdict::{Claim, ClassReading, SteeredPicture, Verdict};
 use crate::llama;
 use crate::study::scan::identity;
-use crate::{CancelFlag, ImagePrep, ModelFiles, Result, SessionOptions};
+use crate::{CancelFlag, ModelFiles, Result, SessionOptions};
 
 /// What became of a protocol, and of what it was run with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -154,9 +154,9 @@ impl Machine {
 }
 
 impl Settings {
-    pub(super) fn of(options: &SessionOptions, image_prep: ImagePrep) -> Self {
+    pub(super) fn of(options: &SessionOptions, image_prep: &str) -> Self {
         Self {
-            image_prep: image_prep.name().to_owned(),
+            image_prep: image_prep.to_owned(),
             kv_type: options.kv_type.name().to_owned(),
             flash_attention: options.flash_attention.name().to_owned(),
             gpu_layers: options.gpu_layers,

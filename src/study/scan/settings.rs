@@ -62,8 +62,8 @@ impl Settings {
         set("SAE", identities.collect::<Result<Vec<_>>>()?.join(", "));
         if let Some(mmproj) = &files.mmproj {
             set("projector", identity(mmproj)?);
-            let image_prep = files.image_prep(options.image_prep)?;
-            set("image preparation", image_prep.name().to_owned());
+            let image_prep = files.image_prep_name(options.image_prep)?;
+            set("image preparation", image_prep.to_owned());
         }
         set("prompt", prompt.text.to_owned());
         let form = match prompt.form {

@@ -4,14 +4,11 @@
 //! The tables mirror `clip_model_loader` in `tools/mtmd/clip.cpp` and `clip_graph_llava::build` in
 //! `tools/mtmd/models/llava.cpp`, as llama-cpp-sys-2 0.1.161 carries them.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-
 use gguf_tools::gguf::{Edits, Gguf, Value};
 
 use super::blocks::{Blocks, FEATURE_LAYER};
 use super::header::{KEYS, MERGE_TYPE, PINPOINTS, TYPE, VisionShape};
+use super::say_once;
 use super::tensors::{self, Sizes};
 use crate::llama::ProjectorType;
 use crate::{Error, Result};
@@ -77,18 +74,4 @@ fn check_tiles(file: &Gguf) -> Result<()> {
         file.path().display()
     ))
     .with_hint("use a LLaVA-1.5 model"))
-}
-
-/// Logs what was decided about a file, once a process, since sessions side by side check it again.
-fn say_once(path: &Path, decisions: &[String]) {
-    static SAID: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
-    if decisions.is_empty() {
-        return;
-    }
-    let mut said = SAID
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    if said.get_or_insert_default().insert(path.to_owned()) {
-        log::warn!("`{}`: {}", path.display(), decisions.join("; "));
-    }
 }

@@ -1,0 +1,270 @@
+//! Files of projectors that would run as llama.cpp does it, and cannot: errors, by their headers or in the trial.
+
+use gguf_tools::gguf::{Array, TensorType, Value};
+use llava_sae_cpp::{ModelFiles, Session};
+
+use crate::bad_input::check;
+use crate::fixture::exact_options;
+use crate::others::{args, files, picture, picture_path, root};
+use crate::rewritten::{Parts, Tensor, rewritten};
+
+/// Half a tensor.
+fn halve(parts: &mut Parts, name: &str, dim_idx: usize) {
+    let mut dims = parts.take(name).dims;
+    dims[dim_idx] /= 2;
+    parts.add(Tensor::ones(name, &dims));
+}
+
+/// What `change` makes of a model's projector is refused by its header, with these words and a way out.
+fn refused(model: &str, change: &dyn Fn(&mut Parts), words: &str) {
+    let good = files(model);
+    let mmproj = rewritten(good.mmproj.as_deref().expect("it has one"), change);
+    let files = ModelFiles {
+        mmproj: Some(mmproj),
+        ..good
+    };
+    let error = files.check().expect_err(words);
+    let said = error.to_string();
+    assert!(said.contains(words), "`{said}` should say `{words}`");
+    assert!(said.contains("rewritten.gguf"), "{said}");
+    assert!(error.hint().is_some(), "{said}");
+}
+
+#[test]
+fn what_does_not_see_is_refused() {
+    for kind in ["ultravox", "qwen2a", "gemma4a"] {
+        refused(
+            "qwen2.5vl",
+            &|parts| {
+                parts.set("clip.projector_type", kind);
+                parts.set("clip.has_audio_encoder", true);
+                parts.remove("clip.has_vision_encoder");
+            },
+            "hears and does not see",
+        );
+    }
+    refused(
+        "qwen2.5vl",
+        &|parts| {
+            parts.set("clip.projector_type", "qwen2.5o");
+            parts.set("clip.has_audio_encoder", true);
+            parts.set("clip.has_vision_encoder", false);
+        },
+        "hears and does not see",
+    );
+    refused(
+        "qwen2.5vl",
+        &|parts| parts.set("clip.has_vision_encoder", false),
+        "`clip.has_vision_encoder`",
+    );
+    for kind in ["qwen9vl_merger", "", "unknown"] {
+        let words = match kind {
+            "" => "`clip.projector_type`",
+            _ => "llama.cpp does not know",
+        };
+        refused(
+            "idefics3",
+            &|parts| {
+                parts.remove("clip.projector_type");
+                if !kind.is_empty() {
+                    parts.set("clip.vision.projector_type", kind);
+                }
+            },
+            words,
+        );
+    }
+}
+
+#[test]
+fn projectors_of_other_models_are_refused() {
+    for (model, tensor, dim_idx) in [
+        ("qwen2.5vl", "mm.2.bias", 0),
+        ("idefics3", "mm.model.fc.weight", 1),
+    ] {
+        let words = "makes rows of 16, and the model's rows have 32";
+        refused(model, &|parts| halve(parts, tensor, dim_idx), words);
+        refused(model, &|parts| drop(parts.take(tensor)), tensor);
+    }
+    // Deepstack, as in Qwen3-VL: rows as wide as several blocks take in. What llama.cpp says.
+    let files = ModelFiles {
+        mmproj: Some(rewritten(&root().join("qwen2.5vl/mmproj.gguf"), &|parts| {
+            parts.set("clip.projector_type", "qwen3vl_merger");
+            for part in [
+                "norm.weight",
+                "norm.bias",
+                "fc1.weight",
+                "fc1.bias",
+                "fc2.weight",
+                "fc2.bias",
+            ] {
+                parts.add(Tensor::ones(&format!("v.deepstack.1.{part}"), &[32]));
+            }
+        })),
+        ..files("qwen2.5vl")
+    };
+    let session = Session::open(&files, exact_options()).expect("headers fit");
+    let error = session.encode_image(&picture("odd")).err();
+    let said = error.expect("it is refused").to_string();
+    assert!(
+        said.contains("n_embd = 32") && said.contains("n_embd = 64"),
+        "{said}"
+    );
+    // A token that the model's vocabulary does not have.
+    let files = ModelFiles {
+        model: rewritten(&root().join("idefics3/model.gguf"), &|parts| {
+            let tokens = parts.get("tokenizer.ggml.tokens").clone();
+            let Value::Array(Array::String(mut tokens)) = tokens else {
+                panic!("a list of texts")
+            };
+            let newlines = tokens.iter_mut().find(|token| *token == "\n\n");
+            "zz".clone_into(newlines.expect("the fixture has it"));
+            parts.set("tokenizer.ggml.tokens", tokens);
+        }),
+        ..self::files("idefics3")
+    };
+    let session = Session::open(&files, exact_options()).expect("headers fit");
+    let error = session.encode_image(&picture("odd")).err();
+    let error = error.expect("it is refused");
+    assert!(
+        error.to_string().contains("vocabulary has not all"),
+        "{error}"
+    );
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let cases: &[(&str, Value)] = &[
+        ("clip.vision.image_size", 0_u32.into()),
+        ("clip.vision.image_size", 8193_u32.into()),
+        ("clip.vision.image_size", 32_i32.into()),
+        ("clip.vision.image_size", 3_u32.into()),
+        ("clip.vision.patch_size", 0_u32.into()),
+        ("clip.vision.patch_size", 4096_u32.into()),
+        ("clip.vision.embedding_length", 0_u32.into()),
+        ("clip.vision.embedding_length", (1_u32 << 20).into()),
+        ("clip.vision.embedding_length", 25_u32.into()),
+        ("clip.vision.attention.head_count", 0_u32.into()),
+        ("clip.vision.attention.head_count_kv", 0_u32.into()),
+        ("clip.vision.block_count", 0_u32.into()),
+        ("clip.vision.block_count", u32::MAX.into()),
+        ("clip.vision.block_count", "3".into()),
+        ("clip.vision.projection_dim", u32::MAX.into()),
+        ("clip.vision.attention.layer_norm_epsilon", f32::NAN.into()),
+        ("clip.vision.image_std", vec![0.5_f32, 0.0, 0.5].into()),
+        ("clip.vision.image_mean", vec![0.5_f32; 2].into()),
+        ("clip.vision.projector.scale_factor", 0_u32.into()),
+        ("clip.vision.projector.scale_factor", 70_000_u32.into()),
+        ("clip.vision.spatial_merge_size", 0_u32.into()),
+        ("clip.vision.preproc_image_size", u32::MAX.into()),
+        ("clip.vision.preproc_image_size", 1024_u32.into()), // 32 × 32 tiles
+        ("clip.vision.preproc_max_tiles", 100_000_u32.into()),
+        ("clip.vision.image_max_pixels", u32::MAX.into()),
+        ("clip.vision.image_grid_pinpoints", vec![64_i32].into()),
+        ("clip.vision.image_grid_pinpoints", vec![-1_i32, 64].into()),
+        ("clip.vision.feature_layer", vec![-1_i32].into()),
+        ("clip.vision.wa_layer_indexes", 1_u32.into()),
+        ("clip.use_gelu", 1_u32.into()),
+        ("general.name", 1_u32.into()),
+    ];
+    for (key, value) in cases {
+        let words = match *key {
+            "clip.vision.embedding_length" if *value == 25_u32.into() => "a width of 25",
+            key => key,
+        };
+        refused("idefics3", &|parts| parts.set(key, value.clone()), words);
+    }
+    for key in [
+        "clip.vision.image_size",
+        "clip.vision.image_mean",
+        "clip.vision.block_count",
+    ] {
+        refused("idefics3", &|parts| parts.remove(key), key);
+    }
+    let retype = |name: &'static str, tensor_type| {
+        move |parts: &mut Parts| parts.tensor(name).tensor_type = tensor_type
+    };
+    for (name, tensor_type) in [
+        ("v.blk.0.attn_q.weight", TensorType::Other(24)),
+        ("v.blk.0.ln1.weight", TensorType::F16),
+        ("v.patch_embd.weight", TensorType::Bf16),
+    ] {
+        refused("idefics3", &retype(name, tensor_type), name);
+    }
+    let shorter = |parts: &mut Parts| {
+        parts.take("v.blk.1.ffn_up.bias");
+        parts.add(Tensor::ones("v.blk.1.ffn_up.bias", &[7]));
+    };
+    refused("idefics3", &shorter, "v.blk.1.ffn_up.bias");
+    // llama.cpp would repeat them.
+    for name in [
+        "v.blk.0.ln1.weight",
+        "v.blk.2.ln2.bias",
+        "v.position_embd.weight",
+    ] {
+        refused("idefics3", &|parts| halve(parts, name, 0), name);
+    }
+}
+
+/// Files that are cut short, or lack what llama.cpp asks for: errors, with the trial and without.
+#[test]
+fn missing_tensors_and_ends_are_errors() {
+    let files = files("idefics3");
+    let original = files.mmproj.clone().expect("it has one");
+    let bytes = std::fs::read(&original).expect("a committed file");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let cut = dir.path().join("cut.gguf");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).expect("a file of our own");
+    let take =
+        |name: &'static str| rewritten(&original, &move |parts: &mut Parts| drop(parts.take(name)));
+    let odd = picture_path("odd");
+    let more = [
+        "--raw-prompt",
+        "-p",
+        "a<image>b",
+        odd.to_str().expect("a plain path"),
+    ];
+    for (mmproj, words) in [
+        (cut, "cut.gguf"),
+        (take("v.blk.1.attn_out.weight"), "v.blk.1.attn_out.weight"),
+        (take("v.blk.2.ffn_down.weight"), "v.blk.2.ffn_down.weight"),
+    ] {
+        let files = ModelFiles {
+            mmproj: Some(mmproj),
+            ..files.clone()
+        };
+        for probe in [&[][..], &["--no-probe"]] {
+            check(&[&args(&files, &more)[..], probe].concat(), 1, &[words]);
+        }
+    }
+}
+
+/// Shapes that do not fit one another end the process in llama.cpp: that is found in the child.
+#[test]
+fn what_ends_the_process_is_found_by_the_trial() {
+    let half = |model: &'static str, name: &'static str, dim_idx: usize| {
+        let path = root().join(model).join("mmproj.gguf");
+        let change = move |parts: &mut Parts| halve(parts, name, dim_idx);
+        ModelFiles {
+            mmproj: Some(rewritten(&path, &change)),
+            ..files(model)
+        }
+    };
+    let odd = picture_path("odd");
+    let more = [
+        "--raw-prompt",
+        "-p",
+        "a<image>b",
+        odd.to_str().expect("a plain path"),
+    ];
+    for files in [
+        half("idefics3", "v.blk.0.ffn_down.weight", 0),
+        half("qwen2.5vl", "mm.0.weight", 0),
+        half("qwen2.5vl", "v.blk.2.attn_out.weight", 0),
+    ] {
+        check(
+            &args(&files, &more),
+            1,
+            &["crashes llama.cpp", "rewritten.gguf"],
+        );
+    }
+}

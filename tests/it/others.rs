@@ -1,0 +1,227 @@
+//! Projectors that run as llama.cpp does it, beside transformers where llama.cpp prepares pictures as it does
+//! (`tests/fixtures/make_others.py`).
+
+use std::path::{Path, PathBuf};
+
+use llava_sae_cpp::{
+    Grid, ImageAttention, ImagePrep, Keep, Kinds, ModelFiles, Picture, PromptForm, RowPositions,
+    RunOptions, Session, SessionOptions,
+};
+
+use crate::command_line::{json, run};
+use crate::fixture::{F32, Oracle, exact_options, relative_error};
+use crate::hook_points::{sae_at, with_ubatch, worst_row};
+use crate::rewritten::{Tensor, rewritten};
+
+const MODELS: [&str; 2] = ["qwen2.5vl", "idefics3"];
+const HOOK: &str = "blocks.1.hook_resid_post";
+
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/others")
+}
+
+pub(crate) fn files(model: &str) -> ModelFiles {
+    let file = |name: &str| root().join(model).join(name);
+    ModelFiles {
+        model: file("model.gguf"),
+        mmproj: Some(file("mmproj.gguf")),
+        saes: vec![sae_at(HOOK, 32)],
+    }
+}
+
+pub(crate) fn picture_path(name: &str) -> PathBuf {
+    root().join("pictures").join(format!("{name}.png"))
+}
+
+pub(crate) fn picture(name: &str) -> Picture {
+    Picture::open(&picture_path(name)).expect("a committed file")
+}
+
+fn prompt_text(oracle: &Oracle) -> &str {
+    oracle.json["prompt"].as_str().expect("a text")
+}
+
+/// llama.cpp rounds pixels and GELUs of the encoder to f16: all rows together are within 1e-3 of transformers', a single
+/// one within twice that.
+const SINGLE_ROW: f64 = 2.0 * F32;
+
+#[test]
+fn numbers_are_those_of_transformers_where_pictures_need_no_scaling() {
+    let oracle = Oracle::read(&root());
+    for (model, picture_name) in MODELS.iter().flat_map(|m| [(m, "square"), (m, "wide")]) {
+        let name = format!("{model}/{picture_name}");
+        for n_ubatch in [512, 7] {
+            let session = Session::open(&files(model), with_ubatch(n_ubatch));
+            let mut session = session.expect("it loads");
+            let image = session.encode_image(&picture(&format!("{model}-{picture_name}")));
+            let image = image.expect("the picture is encoded");
+            for (i, chunk) in image.chunks().enumerate() {
+                let theirs = oracle.f32(&format!("{name}/image_{i}"));
+                let error = relative_error(&chunk.rows, &theirs);
+                println!("{name}, image {i}: {error:.1e}");
+                assert!(error < F32, "{name}, image {i}: {error:.2e}");
+                assert_eq!(chunk.attention, ImageAttention::Causal);
+            }
+            let prompt = session.prompt(prompt_text(&oracle), PromptForm::Raw, &[&image]);
+            let prompt = prompt.expect("it is tokenised");
+            let ids = prompt.tokens().iter().filter_map(|token| token.id);
+            let n_texts = image.chunks().count() + 1;
+            let theirs = (0..n_texts).flat_map(|i| oracle.ids(&format!("{name}/text_{i}")));
+            assert!(ids.eq(theirs), "{name}: {:?}", prompt.tokens());
+            let options = RunOptions {
+                keep: Keep {
+                    features: Kinds::ALL,
+                    residuals: true,
+                    logits: true,
+                },
+                max_tokens: oracle.json["max_tokens"].as_u64().expect("a number") as usize,
+                ..RunOptions::default()
+            };
+            let run = session.run(&prompt, options).expect("it runs");
+            let theirs = oracle.f32(&format!("{name}/{HOOK}/rows"));
+            let ours = &run.trace.saes[0].residuals[..theirs.len()];
+            let rows = relative_error(ours, &theirs);
+            let worst = worst_row(ours, &theirs, 32);
+            let logits = relative_error(&run.logits, &oracle.f32(&format!("{name}/logits")));
+            println!(
+                "{name}, ubatches of {n_ubatch}: rows {rows:.1e} ({worst:.1e}), logits {logits:.1e}"
+            );
+            assert!(
+                rows < F32 && worst < SINGLE_ROW,
+                "{name}: rows {rows:.2e}, {worst:.2e}"
+            );
+            assert!(logits < F32, "{name}: logits {logits:.2e}");
+            assert_eq!(
+                run.token_ids,
+                oracle.ids(&format!("{name}/greedy_ids")),
+                "{name}"
+            );
+        }
+    }
+}
+
+/// Where llama.cpp says where rows are, we do.
+#[test]
+fn grids_and_places_are_known_where_llama_cpp_says_them() {
+    let oracle = Oracle::read(&root());
+    let image = |model: &str, name: &str| {
+        let session = Session::open(&files(model), exact_options()).expect("it loads");
+        let image = session.encode_image(&picture(name));
+        image.expect("the picture is encoded")
+    };
+    let wide = image("qwen2.5vl", "qwen2.5vl-wide");
+    let chunk = wide.only_chunk().expect("one image");
+    let [n_rows, n_columns]: [usize; 2] =
+        serde_json::from_value(oracle.json["grids"]["qwen2.5vl/wide"].clone()).expect("a grid");
+    assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
+    assert_eq!(
+        chunk.positions,
+        RowPositions::mrope_grid([n_rows, n_columns])
+    );
+    assert_eq!(chunk.place, Some([0.0, 0.0, 1.0, 1.0]));
+    for chunk in image("idefics3", "idefics3-wide").chunks() {
+        assert_eq!((chunk.grid, chunk.place), (None, None));
+        assert_eq!(chunk.positions, RowPositions::InOrder);
+    }
+}
+
+pub(crate) fn args<'a>(files: &'a ModelFiles, more: &[&'a str]) -> Vec<&'a str> {
+    let text = |path: &'a Path| path.to_str().expect("a plain path");
+    let mmproj = files.mmproj.as_deref().expect("it has one");
+    let files = [
+        "-m",
+        text(&files.model),
+        "--mmproj",
+        text(mmproj),
+        "--sae",
+        text(&files.saes[0]),
+    ];
+    [&files[..], more].concat()
+}
+
+#[test]
+fn the_command_line_says_once_that_nothing_was_compared() {
+    let oracle = Oracle::read(&root());
+    let odd = picture_path("odd");
+    for model in MODELS {
+        let files = files(model);
+        let more = [
+            "--raw-prompt",
+            "-p",
+            prompt_text(&oracle),
+            "-n",
+            "2",
+            odd.to_str().expect("a plain path"),
+        ];
+        for probe in [&[][..], &["--no-probe"]] {
+            let output = run(&[&args(&files, &more)[..], probe].concat());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{model}: {stderr}");
+            assert_eq!(stderr.matches("not compared").count(), 1, "{stderr}");
+            assert!(stderr.contains("as llama.cpp does it"), "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn the_chat_template_has_the_image_in_front() {
+    let odd = picture_path("odd");
+    let odd = odd.to_str().expect("a plain path");
+    let files = files("idefics3");
+    let mut features = vec!["features"];
+    features.extend(args(
+        &files,
+        &["-p", "what", "--over", "all", "--json", odd],
+    ));
+    let seen = json(&features);
+    let text = |token: &serde_json::Value| token["text"].as_str().map(str::to_owned);
+    let tokens = seen["tokens"].as_array().expect("a list");
+    let texts: Vec<String> = tokens.iter().filter_map(text).collect();
+    let texts = texts.concat();
+    // llama.cpp's own programs put nothing between the image and the text.
+    let [start, end] = [
+        "user\n<fake_token_around_image><row_1_col_1>",
+        "<global-img><fake_token_around_image>what<end_of_turn>",
+    ];
+    assert!(texts.contains(start) && texts.contains(end), "{texts}");
+}
+
+#[test]
+fn ways_to_prepare_pictures_are_refused() {
+    let options = SessionOptions {
+        image_prep: Some(ImagePrep::Pad),
+        ..exact_options()
+    };
+    let error = Session::open(&files("idefics3"), options).err();
+    let error = error.expect("llama.cpp prepares pictures");
+    assert!(error.to_string().contains("`pad`"), "{error}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("leave it out"))
+    );
+}
+
+/// A file that sees and hears: it is run without what hears.
+#[test]
+fn of_a_projector_that_hears_too_the_rest_is_run() {
+    let of = |mmproj: PathBuf| {
+        let files = ModelFiles {
+            mmproj: Some(mmproj),
+            ..files("qwen2.5vl")
+        };
+        let session = Session::open(&files, exact_options()).expect("it loads");
+        let image = session
+            .encode_image(&picture("odd"))
+            .expect("it is encoded");
+        image.only_chunk().expect("one image").rows.clone()
+    };
+    let original = root().join("qwen2.5vl/mmproj.gguf");
+    let omni = rewritten(&original, &|parts| {
+        parts.set("clip.projector_type", "qwen2.5o");
+        parts.set("clip.has_audio_encoder", true);
+        parts.add(Tensor::ones("a.conv1d.1.weight", &[3, 8, 16]));
+        parts.add(Tensor::ones("a.conv1d.1.bias", &[1, 16])); // as converters write it
+    });
+    assert_eq!(of(omni), of(original));
+}
