@@ -261,6 +261,15 @@ fn roles(dir: &Path) -> Result<Vec<Role>> {
 
     let sae = dir.join("sae-32.gguf");
     convert_sae(&random_sae(&fixtures, dir)?, &sae, None)?;
+    // Projectors that run as llama.cpp does it.
+    let picture = text(&fixtures.join("others/pictures/odd.png"));
+    for name in ["qwen2.5vl", "idefics3"] {
+        let [model, mmproj] =
+            ["model.gguf", "mmproj.gguf"].map(|file| fixtures.join("others").join(name).join(file));
+        let files = [Some(&*model), Some(&*mmproj), Some(&*sae)];
+        let last = ["--raw-prompt", "-p", "a<image>b", &picture];
+        add(name, files, 1, &last);
+    }
     let prompt = ["--raw-prompt", "-p", "a cat"];
     for architecture in ["gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3"] {
         let model = fixtures
