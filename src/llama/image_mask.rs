@@ -38,7 +38,8 @@ pub(super) fn put_in(node: Node, window: usize) -> Result<()> {
     }
     let mut bytes = vec![0; n_bytes];
     read_bytes(mask.get(), &mut bytes);
-    // The window of this row ends where the image begins, and it sees all that comes behind: it sees the image alone.
+    // The window of the row before `behind` ends where the image begins, and it sees all that comes behind: it sees the
+    // image alone. In a block without windows, the rows behind it see all that it sees already.
     let (head, behind) = bytes.split_at_mut(n_bytes / n_rows * window);
     let sees_image = &head[n_bytes / n_rows * (window - 1)..];
     for row in behind.chunks_exact_mut(sees_image.len()) {

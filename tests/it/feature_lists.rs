@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
 use crate::fixture::{Fixture, temporary_root};
-use crate::gemma3;
+use crate::gemma3_set;
 use gguf_tools::gguf::TensorType;
 
 const PICTURES: [&str; 3] = [
@@ -244,9 +244,9 @@ fn tables_show_a_number_once() {
 /// A picture that Gemma 3 sees, with a grid of pooled patches.
 #[test]
 fn features_of_gemma_3() {
-    let files = gemma3::Set::small().files();
+    let files = gemma3_set::Set::small().files();
     let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
-    let picture = text(&gemma3::root().join("pictures/wide.png"));
+    let picture = text(&gemma3_set::root().join("pictures/wide.png"));
     let (model, mmproj) = (
         text(&files.model),
         text(files.mmproj.as_deref().expect("given")),

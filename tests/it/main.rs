@@ -19,6 +19,7 @@ mod families;
 mod feature_lists;
 mod fixture;
 mod gemma3;
+mod gemma3_set;
 mod heatmap;
 mod hook;
 mod hook_points;
