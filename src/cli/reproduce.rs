@@ -24,8 +24,8 @@ const STDOUT: &str = "-";
 ///
 /// A protocol names classes of pictures and the features that were published for each, a feature that is
 /// subtracted and the words that must go from the captions, and from when on each claim holds: `reading`,
-/// `steering` and `control`. The program has one for `llava-gemma-2b`, the original experiment, and one for
-/// the embedded `demo`.
+/// `steering` and `control`. The program has one for `llava-gemma-2b`, the original experiment, one for
+/// `gemma-3-4b`, whose features are found by their labels, and one for the embedded `demo`.
 ///
 /// A claim that could not be tested counts as one that fails, unless `--allow-missing` is given. The report
 /// names versions, the files' hashes and the machine, and of your files nothing but their names; it holds no
@@ -36,7 +36,7 @@ pub(super) struct ReproduceArgs {
     /// The pictures: a folder with one for each class, named as the class
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
-    /// The protocol: `llava-gemma-2b`, `demo`, or a file [default: the one that fits the SAE]
+    /// The protocol: `llava-gemma-2b`, `gemma-3-4b`, `demo`, or a file [default: the one that fits the SAE]
     #[arg(long, value_name = "NAME|FILE", alias = "expect")]
     protocol: Option<String>,
     /// Write the report as one self-contained page

@@ -337,7 +337,7 @@ fn bad_input() {
         &["-d", text(&tiny)],
         &[
             "no protocol of the program's own fits this SAE",
-            "`llava-gemma-2b` and `demo`",
+            "`llava-gemma-2b`, `demo`, `gemma-3-4b`",
         ],
     );
 
@@ -422,4 +422,86 @@ fn it_can_be_stopped() {
     let error = stopped.expect_err("it was stopped");
     assert!(error.is_interrupted(), "{error}");
     assert_eq!(n_steps, 7);
+}
+
+/// Features that are found by words in their labels: the demo's are labelled with what they stand for.
+#[test]
+fn features_are_found_by_their_labels() {
+    let by_labels = protocol("by-labels", |protocol| {
+        small(protocol);
+        for class in protocol["reading"]["classes"]
+            .as_array_mut()
+            .expect("a list")
+        {
+            let name = class["name"].as_str().expect("a name").to_owned();
+            let words = match &*name {
+                "frog" => json!(["no such word"]),
+                name => json!([name.to_uppercase()]),
+            };
+            *class = json!({ "name": name, "labels": words });
+        }
+        let steering = protocol["steering"].as_object_mut().expect("an object");
+        steering.remove("feature");
+        steering.insert("labels".to_owned(), json!(["carrot", "carrots"]));
+        // Labels of several things are among those that are found.
+        protocol["reading"]["share_in_top"] = json!(0.01);
+    });
+    let images = pictures("by-labels", &CLASSES);
+    let args = [
+        "reproduce",
+        "-q",
+        "--images",
+        text(&images),
+        "--protocol",
+        text(&by_labels),
+        "--json",
+    ];
+    let (code, stdout, stderr) = outcome(&run(&args));
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((code, &*stderr), (Some(0), ""), "{}", report["claims"]);
+    let labels = read(&Fixture::Demo.dir().join("sae/labels.json"));
+    let labels: Vec<Value> = serde_json::from_str(&labels).expect("JSON");
+    let hidden = report["protocol"]["reading"]["hidden"]
+        .as_array()
+        .expect("a list");
+    for class in report["protocol"]["reading"]["classes"]
+        .as_array()
+        .expect("a list")
+    {
+        let name = class["name"].as_str().expect("a name");
+        let has_word = |label: &&Value| {
+            let text = label["description"].as_str().expect("a text");
+            text.split(", ").any(|part| part == name)
+        };
+        let index = |label: &Value| label["index"].as_str().and_then(|index| index.parse().ok());
+        let expected = labels.iter().filter(has_word).filter_map(index);
+        let mut expected: Vec<u64> = expected
+            .filter(|index| !hidden.contains(&json!(index)))
+            .collect();
+        expected.sort_unstable();
+        if name == "frog" {
+            expected.clear();
+        }
+        assert_eq!(class["features"], json!(expected), "{name}");
+    }
+    // Several labels have the word; this one is nothing else.
+    assert_eq!(report["protocol"]["steering"]["feature"], 430);
+    let frog = report["prompts"][0]["reading"].as_array().expect("a list");
+    let frog = frog.iter().find(|class| class["class"] == "frog");
+    assert_eq!(frog.expect("a class")["verdict"], "not tested");
+
+    let nothing = protocol("by-no-label", |protocol| {
+        small(protocol);
+        let steering = protocol["steering"].as_object_mut().expect("an object");
+        steering.remove("feature");
+        steering.insert("labels".to_owned(), json!(["no such word"]));
+    });
+    let args = [
+        "reproduce",
+        "--images",
+        text(&images),
+        "--protocol",
+        text(&nothing),
+    ];
+    check(&args, 1, &["no feature to steer", "`no such word`"]);
 }

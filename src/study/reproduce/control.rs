@@ -15,7 +15,7 @@ pub(super) fn random_features(protocol: &Protocol, sae: &Sae) -> Result<Vec<Vec<
     let classes = protocol.reading.classes.iter();
     let named = classes.flat_map(|class| &class.features);
     let named = named.chain(&protocol.reading.hidden);
-    let named: HashSet<_> = named.chain([&protocol.steering.feature]).collect();
+    let named: HashSet<_> = named.chain(&protocol.steering.feature).collect();
     let norms = sae.decoder_norm().iter().enumerate();
     let candidates: Vec<_> = norms
         .filter(|(feature, norm)| **norm > 0.0 && !named.contains(feature))

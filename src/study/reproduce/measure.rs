@@ -76,7 +76,7 @@ impl Experiment<'_> {
     /// encoder's part, then some are described. `on_event` is told what happens.
     ///
     /// # Errors
-    /// An SAE that the protocol is not about, files that cannot be read, positions that the prompts do not
+    /// An SAE that the protocol is not about, or without the labels by which it finds features; files that cannot be read, positions that the prompts do not
     /// have, a cancellation, a failure of llama.cpp.
     ///
     /// # Panics
@@ -86,10 +86,25 @@ impl Experiment<'_> {
         session: &mut Session,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Report> {
-        let protocol = self.protocol;
-        let classes = protocol.reading.classes.iter().map(|class| &class.name);
+        let classes = self.protocol.reading.classes.iter();
+        let classes = classes.map(|class| &class.name);
         assert!(classes.eq(self.pictures.iter().map(|class| &class.name)));
-        protocol.check_sae(&only_sae(self.files)?)?;
+        self.protocol.check_sae(&only_sae(self.files)?)?;
+        let protocol = self.protocol.with_found_features(session.sae())?;
+        let found = Experiment {
+            protocol: &protocol,
+            ..*self
+        };
+        found.run_with_features(session, on_event)
+    }
+
+    /// Runs a protocol that names all of its features.
+    fn run_with_features(
+        &self,
+        session: &mut Session,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Report> {
+        let protocol = self.protocol;
         let sae = Arc::clone(session.sae());
         // Whatever can be refused is, before hours of work.
         let plans = self.plans(session.model(), &sae)?;
@@ -154,9 +169,10 @@ impl Experiment<'_> {
                 ..Intervention::new(FeatureId::of_only(feature), change)
             }])
         };
-        let norm = sae.decoder_norm()[steered.feature];
+        let feature = steered.feature.expect("it is named, or was found");
+        let norm = sae.decoder_norm()[feature];
         let strengths = steered.strengths.iter();
-        let of_feature = strengths.map(|&strength| add(steered.feature, strength, Units::Raw));
+        let of_feature = strengths.map(|&strength| add(feature, strength, Units::Raw));
         let of_feature: Vec<_> = of_feature.collect::<Result<_>>()?;
         let plan = |features: Vec<usize>| {
             let mut plan = Plan {

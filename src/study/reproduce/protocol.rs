@@ -1,5 +1,7 @@
 //! What a protocol's file says, and that it makes sense.
 
+mod found;
+
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::path::{Component, Path};
@@ -12,9 +14,10 @@ use crate::rank::{Over, Pool};
 use crate::{Error, HookPoint, ModelFiles, Positions, Result};
 
 /// The protocols that are part of the program, by name.
-const BUILT_IN: [&str; 2] = [
+const BUILT_IN: [&str; 3] = [
     include_str!("../../../reproduce/llava-gemma-2b.json"),
     include_str!("../../../reproduce/demo.json"),
+    include_str!("../../../reproduce/gemma-3-4b.json"),
 ];
 
 /// An experiment: what is done, and from when on its claims hold.
@@ -99,7 +102,11 @@ pub struct Class {
     /// Its name, and its folder's.
     pub name: String,
     /// Its published features.
+    #[serde(default)]
     pub features: Vec<usize>,
+    /// Words by which others are found: those whose labels have one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// What is added to the residual stream, and when a picture passes.
@@ -107,7 +114,12 @@ pub struct Class {
 #[serde(deny_unknown_fields)]
 pub struct SteeredFeature {
     /// The feature, of which `strength · W_dec[feature]` is added.
-    pub feature: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<usize>,
+    /// Words by which it is found where there is none: of those whose labels have one of them, the one with
+    /// the shortest label.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// The class whose first pictures are described.
     pub class: String,
     /// Words for what the feature stands for: a caption has the word if it has one of them, and it is gone
@@ -181,7 +193,7 @@ impl Protocol {
             ))
             .with_hint(format!(
                 "there are {}; give a protocol of your own",
-                shown.join(" and ")
+                shown.join(", ")
             ))
         })
     }
@@ -290,7 +302,10 @@ impl Protocol {
             let what = format!("the class `{}` is no name of a folder", class.name);
             require(is_plain_name(&class.name), &what)?;
             let what = format!("the class `{}` has no features", class.name);
-            require(!class.features.is_empty(), &what)?;
+            require(
+                !class.features.is_empty() || !class.labels.is_empty(),
+                &what,
+            )?;
             let what = format!("the class `{}` has a feature twice", class.name);
             require(no_two_alike(&class.features, |&feature| feature), &what)?;
         }
@@ -298,12 +313,19 @@ impl Protocol {
             names.contains(&*steering.class),
             "`steering.class` is no class",
         )?;
+        require(
+            steering.feature.is_some() || !steering.labels.is_empty(),
+            "`steering` has a `feature`, or `labels` by which it is found",
+        )?;
+        let labels = classes.clone().flat_map(|class| &class.labels);
+        let mut labels = labels.chain(&steering.labels);
+        require(labels.all(|word| has_letter(word)), "`labels` holds words")?;
         let published = classes.flat_map(|class| &class.features);
-        for &feature in published.clone().chain([&steering.feature]) {
+        for &feature in published.clone().chain(&steering.feature) {
             let what = format!("feature `{feature}` is hidden");
             require(!reading.hidden.contains(&feature), &what)?;
         }
-        for &feature in published.chain(&reading.hidden).chain([&steering.feature]) {
+        for &feature in published.chain(&reading.hidden).chain(&steering.feature) {
             let last = self.sae.d_sae.saturating_sub(1);
             let what = format!("there is no feature `{feature}`: valid ones are 0 to {last}");
             require(feature < self.sae.d_sae, &what)?;

@@ -88,7 +88,7 @@ pub struct ClassReading {
     pub n_pictures: usize,
     /// Whether it passes.
     pub verdict: Verdict,
-    /// Its published features, as the protocol lists them.
+    /// Its published features, as the protocol lists them, and those that were found by their labels.
     pub published: Vec<PublishedFeature>,
     /// The features that rank first.
     pub top: Vec<TopFeature>,
@@ -204,7 +204,9 @@ pub(super) fn read_classes(
             }
         });
         let published: Vec<_> = published.collect();
-        let is_enough = pictures.len() >= protocol.pictures_per_class && !outside.is_empty();
+        let is_enough = pictures.len() >= protocol.pictures_per_class
+            && !outside.is_empty()
+            && !published.is_empty();
         ClassReading {
             class: class.name.clone(),
             n_pictures: pictures.len(),
@@ -370,7 +372,7 @@ fn steering_claim(protocol: &SteeredFeature, pictures: &[SteeredPicture]) -> Cla
             protocol.pictures,
             protocol.class,
             protocol.words.join(", "),
-            protocol.feature,
+            protocol.feature.expect("it is named, or was found"),
             protocol.judged_strengths_needed,
             strengths.join(", "),
             protocol.max_log_prob_loss,

@@ -8,7 +8,7 @@ fn the_programs_own_protocols_are_read() {
         .into_iter()
         .map(|one| one.name)
         .collect();
-    assert_eq!(names, ["llava-gemma-2b", "demo"]);
+    assert_eq!(names, ["llava-gemma-2b", "demo", "gemma-3-4b"]);
     for protocol in Protocol::built_in() {
         let json = serde_json::to_string(&protocol).expect("plain data");
         assert_eq!(Protocol::parse(&json).expect("its own JSON"), protocol);
@@ -101,6 +101,16 @@ fn what_makes_no_sense_is_refused() {
             "`steering.class` is no class",
         ),
         ("/steering/words", json!(["!"]), "`words` holds words"),
+        (
+            "/reading/classes/0",
+            json!({"name": "pizza", "labels": ["pizza", "-"]}),
+            "`labels` holds words",
+        ),
+        (
+            "/steering/feature",
+            Value::Null,
+            "`steering` has a `feature`, or `labels` by which it is found",
+        ),
         (
             "/steering/strengths/0",
             json!(0),
