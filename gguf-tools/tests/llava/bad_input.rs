@@ -67,6 +67,7 @@ fn settings_that_llama_cpp_cannot_compute() {
             "config.json",
             "`model_type` is `paligemma`",
             "`llava`, `llava_next`, `gemma3`",
+            "`convert_hf_to_gguf.py`",
         ],
     );
     // Without a type it is a Llama, which has another activation.

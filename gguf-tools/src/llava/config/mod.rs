@@ -112,7 +112,11 @@ impl Config {
                 "use the model's Hugging Face conversion, whose name often ends in `-hf`",
             )
         })?;
-        let family = raw.family().map_err(refuse)?;
+        let family = raw.family().map_err(|what| {
+            refuse(what).with_hint(
+                "llama.cpp's `convert_hf_to_gguf.py` converts other models, and their projectors",
+            )
+        })?;
         let text = raw.text(family).map_err(|what| {
             refuse(what).with_hint(
                 "if the setting is right, take a published GGUF file of the language model, \
