@@ -1,7 +1,9 @@
 //! Checkpoints of other families than LLaVA-Gemma, converted, beside transformers: token ids, image rows, rows
 //! inside, logits, texts (`tests/fixtures/make_families.py`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaFiles, LlavaOptions};
@@ -20,15 +22,21 @@ pub(crate) fn dir(family: &str) -> PathBuf {
     families.join(family)
 }
 
-pub(crate) fn converted(family: &str) -> LlavaFiles {
-    let options = LlavaOptions {
-        model_type: TensorType::F32,
-        mmproj_type: TensorType::F32,
-        overwrite: Overwrite::Replace,
+/// The files of a family, converted once a test run.
+pub(crate) fn converted(family: &'static str) -> LlavaFiles {
+    static CONVERTED: Mutex<BTreeMap<&str, LlavaFiles>> = Mutex::new(BTreeMap::new());
+    let convert = || {
+        let options = LlavaOptions {
+            model_type: TensorType::F32,
+            mmproj_type: TensorType::F32,
+            overwrite: Overwrite::Replace,
+        };
+        let out_dir = temporary_root().join("families").join(family);
+        let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+        llava::convert(&dir(family), &out_dir, &options, go_on).expect("it is converted")
     };
-    let out_dir = temporary_root().join("families").join(family);
-    let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
-    llava::convert(&dir(family), &out_dir, &options, go_on).expect("it is converted")
+    let mut converted = CONVERTED.lock().expect("no conversion panicked");
+    converted.entry(family).or_insert_with(convert).clone()
 }
 
 /// What a run keeps of a prompt and the tokens behind it.
@@ -56,7 +64,7 @@ fn run(session: &mut Session, prompt: &Prompt, max_tokens: usize) -> Compared {
     }
 }
 
-fn check(family: &str) {
+fn check(family: &'static str) {
     let oracle = Oracle::read(&dir(family));
     let text = |key: &str| oracle.json[key].as_str().expect("a text");
     let number = |key: &str| oracle.json[key].as_u64().expect("a number") as usize;
