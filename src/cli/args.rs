@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use llava_sae_cpp::chat::{Chat, ChatTemplate};
 use llava_sae_cpp::probe::{ProbeOptions, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
@@ -36,6 +37,9 @@ pub(super) struct ModelArgs {
     #[cfg(feature = "pull")]
     #[command(flatten)]
     hub: HubArgs,
+    /// The chat template, a Jinja file, instead of the one in the model's file
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    chat_template: Option<PathBuf>,
     /// The context's length in tokens; 0 means as long as the run needs
     #[arg(
         short,
@@ -124,7 +128,7 @@ impl ModelArgs {
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Session> {
         let files = self.announced_files(verbosity, cancel)?;
-        self.open_files(&files, self.options(), verbosity, cancel)
+        self.open_files(&files, self.options()?, verbosity, cancel)
     }
 
     /// As [`ModelArgs::open`], for what needs no SAE.
@@ -135,7 +139,7 @@ impl ModelArgs {
     ) -> llava_sae_cpp::Result<Session> {
         self.announce(verbosity, cancel)?;
         let files = self.files(SaeIs::Optional)?;
-        self.open_files(&files, self.options(), verbosity, cancel)
+        self.open_files(&files, self.options()?, verbosity, cancel)
     }
 
     /// Opens a session on files that these arguments gave.
@@ -181,9 +185,14 @@ impl ModelArgs {
     }
 
     /// How the session computes.
-    pub(super) fn options(&self) -> SessionOptions {
+    ///
+    /// # Errors
+    /// A chat template that cannot be read.
+    pub(super) fn options(&self) -> llava_sae_cpp::Result<SessionOptions> {
         let defaults = SessionOptions::default();
-        SessionOptions {
+        let chat_template = self.chat_template.as_deref();
+        Ok(SessionOptions {
+            chat_template: chat_template.map(ChatTemplate::read_file).transpose()?,
             threads: self.threads.map_or(defaults.threads, usize::from),
             gpu_layers: self.gpu_layers,
             repack: self.repack,
@@ -196,7 +205,7 @@ impl ModelArgs {
                 megabytes => ImageCache::of_user(u64::from(megabytes) * 1_000_000),
             },
             ..defaults
-        }
+        })
     }
 
     /// The model as reports name it.
@@ -296,57 +305,107 @@ impl ModelArgs {
 
 /// The text that goes with the image.
 #[derive(Args)]
-pub(super) struct PromptArgs {
-    /// The user's turn: the image, a newline, this text, in the model's chat template [default:
-    /// `Describe the image.`]
+pub(super) struct TextArgs {
+    /// The user's turn: the images, then this text, in the model's chat template [default: `Describe the image.`]
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Use the prompt as it is, without the chat template; `<image>` marks the image, and `<bos>` is put in
+    /// Use the prompt as it is, without the chat template; `<image>` marks an image, and `<bos>` is put in
     /// front if it is missing
     #[arg(long)]
     raw_prompt: bool,
 }
 
+impl TextArgs {
+    /// The prompt for many pictures.
+    pub(super) fn scanned(&self) -> ScanPrompt<'_> {
+        ScanPrompt {
+            text: self.prompt.as_deref().unwrap_or("Describe the image."),
+            form: match self.raw_prompt {
+                true => PromptForm::Raw,
+                false => PromptForm::Chat,
+            },
+        }
+    }
+}
+
+/// What goes with the image: a text, or a chat.
+#[derive(Args)]
+pub(super) struct PromptArgs {
+    #[command(flatten)]
+    text: TextArgs,
+    /// A chat instead: a JSON file with OpenAI's `messages`, images in any of them; a part {"type": "image"}
+    /// takes the next IMAGE of the command line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "raw_prompt"])]
+    chat: Option<PathBuf>,
+}
+
 impl PromptArgs {
-    /// The prompt's text.
-    pub(super) fn text(&self) -> &str {
-        self.prompt.as_deref().unwrap_or("Describe the image.")
+    /// What is asked.
+    pub(super) fn read(&self) -> llava_sae_cpp::Result<Asked<'_>> {
+        Ok(match &self.chat {
+            Some(path) => Asked::Chat(Chat::open(path)?),
+            None => Asked::Text(self.text.scanned()),
+        })
     }
 
+    /// The chat's file.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.chat.as_ref()
+    }
+}
+
+/// What is asked of the model.
+pub(super) enum Asked<'a> {
+    /// A text, with all images before it or where it says.
+    Text(ScanPrompt<'a>),
+    /// A chat, with images of its own or places for them.
+    Chat(Chat),
+}
+
+impl Asked<'_> {
+    /// The pictures in it; `given` are the command line's.
+    pub(super) fn pictures(&self, given: Vec<Picture>) -> llava_sae_cpp::Result<Vec<Picture>> {
+        match self {
+            Self::Text(_) => Ok(given),
+            Self::Chat(chat) => chat.pictures(given),
+        }
+    }
+
+    /// Reads and encodes the pictures in it, with a spinner; `given` are the command line's.
+    pub(super) fn encode<'a>(
+        &self,
+        session: &Session,
+        given: impl IntoIterator<Item = &'a PathBuf>,
+        verbosity: Verbosity,
+    ) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
+        let given = given.into_iter().map(|path| Picture::open(path));
+        let pictures = self.pictures(given.collect::<Result<_, _>>()?)?;
+        encode_pictures(session, &pictures, verbosity)
+    }
+
+    /// The prompt, with these images.
     pub(super) fn build(
         &self,
         session: &Session,
         images: &[ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> llava_sae_cpp::Result<Prompt> {
-        let model = session.model();
-        let images: Vec<&ImageEmbeddings> = images.iter().collect();
-        model.prompt(self.text(), self.form(), &images, cancel)
-    }
-
-    /// The prompt for many pictures.
-    pub(super) fn scanned(&self) -> ScanPrompt<'_> {
-        ScanPrompt {
-            text: self.text(),
-            form: self.form(),
+        let images: Vec<_> = images.iter().collect();
+        match self {
+            Self::Text(prompt) => session
+                .model()
+                .prompt(prompt.text, prompt.form, &images, cancel),
+            Self::Chat(chat) => session.model().chat_prompt(&chat.messages, &images, cancel),
         }
     }
 
-    fn form(&self) -> PromptForm {
-        if self.raw_prompt {
-            PromptForm::Raw
-        } else {
-            PromptForm::Chat
+    /// The prompt as reports show it: the text, or what the chat template makes of the chat.
+    pub(super) fn shown(&self, session: &Session) -> llava_sae_cpp::Result<String> {
+        match self {
+            Self::Text(prompt) => Ok(prompt.text.to_owned()),
+            Self::Chat(chat) => session.model().chat_text(&chat.messages),
         }
     }
-}
-
-/// Reads and encodes a picture.
-pub(super) fn encode_quietly(
-    session: &Session,
-    path: &Path,
-) -> llava_sae_cpp::Result<ImageEmbeddings> {
-    session.encode_image(&Picture::open(path)?)
 }
 
 /// Encodes pictures, with a spinner.
@@ -358,17 +417,6 @@ pub(super) fn encode_pictures(
     let _spinner = Spinner::start("encoding the image", verbosity);
     let images = pictures.iter().map(|picture| session.encode_image(picture));
     images.collect()
-}
-
-/// Reads and encodes pictures, with a spinner.
-pub(super) fn encode_images(
-    session: &Session,
-    paths: &[PathBuf],
-    verbosity: Verbosity,
-) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
-    let pictures = paths.iter().map(|path| Picture::open(path));
-    let pictures: Vec<_> = pictures.collect::<Result<_, _>>()?;
-    encode_pictures(session, &pictures, verbosity)
 }
 
 /// How text is generated.

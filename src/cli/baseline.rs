@@ -9,7 +9,7 @@ use llava_sae_cpp::baseline::measure;
 use llava_sae_cpp::scan::Scan;
 use llava_sae_cpp::{CancelFlag, Error};
 
-use super::args::{ModelArgs, PromptArgs};
+use super::args::{ModelArgs, TextArgs};
 use super::folder::{pictures_in, warn_of_gap};
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Verbosity};
@@ -28,7 +28,7 @@ pub(super) struct BaselineArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    prompt: PromptArgs,
+    prompt: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -48,7 +48,7 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let pictures = pictures_in(&args.dir, verbosity)?;
     let saes = files.open_saes()?;
     files.projector()?;
-    let options = args.model.options();
+    let options = args.model.options()?;
     args.model.probe(&files, &options, verbosity, &cancel)?;
     let counter = Counter::start("pictures", pictures.len(), verbosity);
     let mut n_skipped = 0;

@@ -12,7 +12,7 @@ use llava_sae_cpp::{
 };
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
+use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::InterventionArgs;
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Spinner, Verbosity};
@@ -21,8 +21,8 @@ use super::progress::{Spinner, Verbosity};
 #[derive(Args)]
 #[command(after_long_help = TENSORS)]
 pub(super) struct CaptureArgs {
-    /// The picture; several make one prompt, and without any, `--prompt` is text only
-    #[arg(required_unless_present = "prompt")]
+    /// The picture; several make one prompt, and without any, `--prompt` is text only, and `--chat` has its own
+    #[arg(required_unless_present_any = ["prompt", "chat"])]
     image: Vec<PathBuf>,
     /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
@@ -65,10 +65,11 @@ is at that SAE's hook; an SAE above an intervention sees the changed stream.";
 pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let file = start_file(&args)?;
     let interventions = args.interventions.read()?;
+    let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let steering = interventions.steering(session.model())?;
-    let images = args::encode_images(&session, &args.image, verbosity)?;
-    let prompt = args.prompt.build(&session, &images, &cancel)?;
+    let images = asked.encode(&session, &args.image, verbosity)?;
+    let prompt = asked.build(&session, &images, &cancel)?;
     let options = RunOptions {
         steering: steering.clone(),
         keep: Keep {
@@ -105,7 +106,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
         ("model", args.model.shown_model()),
         ("sae", args.model.shown_sae()),
         ("hook", hooks.join(", ")),
-        ("prompt", args.prompt.text().to_owned()),
+        ("prompt", asked.shown(&session)?),
         ("image", json::paths(&args.image).join(", ")),
         ("interventions", interventions),
     ];
@@ -118,6 +119,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
 /// its file.
 fn start_file(args: &CaptureArgs) -> llava_sae_cpp::Result<NewFile> {
     let others = args.image.iter().chain(args.interventions.file());
+    let others = others.chain(args.prompt.file());
     let inputs = args.model.given_files().into_iter();
     check_is_no_input(&args.output, inputs.chain(others.cloned()))?;
     NewFile::create(&args.output, Overwrite::if_forced(args.force))

@@ -18,7 +18,7 @@ use llava_sae_cpp::{
 };
 use serde::Serialize;
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
+use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{ANY, InterventionArgs};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
@@ -26,8 +26,8 @@ use super::progress::{Spinner, Verbosity};
 /// The main command's arguments.
 #[derive(Args)]
 pub(super) struct DescribeArgs {
-    /// The picture to describe; several make one prompt, and without any, `--prompt` is text only
-    #[arg(required_unless_present = "prompt")]
+    /// The picture to describe; several make one prompt, and without any, `--prompt` is text only, and `--chat` has its own
+    #[arg(required_unless_present_any = ["prompt", "chat"])]
     image: Vec<PathBuf>,
     #[command(flatten)]
     prompt: PromptArgs,
@@ -78,17 +78,18 @@ struct Timings {
 pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let start = Instant::now();
     let interventions = args.interventions.read()?;
+    let asked = args.prompt.read()?;
     let mut session = match args.top == 0 && interventions.are_vectors() {
         true => args.model.open_sae_or_none(verbosity, &cancel)?,
         false => args.model.open(verbosity, &cancel)?,
     };
     let steering = interventions.steering(session.model())?;
     let load_time = start.elapsed();
-    let images = args::encode_images(&session, &args.image, verbosity)?;
-    let prompt = args.prompt.build(&session, &images, &cancel)?;
+    let images = asked.encode(&session, &args.image, verbosity)?;
+    let prompt = asked.build(&session, &images, &cancel)?;
     let over = match images.is_empty() {
-        false => Over::IMAGE,
         true => Over::PROMPT,
+        false => Over::IMAGE,
     };
 
     let runs = describe(
@@ -117,7 +118,7 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         let report = Report {
             model: args.model.shown_model(),
             sae: (!saes.is_empty()).then(|| args.model.shown_sae()),
-            prompt: args.prompt.text().to_owned(),
+            prompt: asked.shown(&session)?,
             image: json::paths(&args.image).into_iter().next(),
             images: json::paths(&args.image),
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),

@@ -9,7 +9,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             "`--model`, `--mmproj`, `--sae`, or `-d` for a folder that `convert` or `pull` wrote"
         }
         ErrorKind::NoProjector => "`--mmproj`",
-        ErrorKind::ChatTemplate => "`--raw-prompt`",
+        ErrorKind::ChatTemplate => "`--raw-prompt`, `--chat-template`",
         ErrorKind::ContextTooSmall => "`--ctx-size`",
         ErrorKind::OutOfMemory => "`--ctx-size`, `--kv-type q8_0`, `-n`",
         ErrorKind::KvType => "`--kv-type f16`, `-fa on`",

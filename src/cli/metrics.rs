@@ -7,10 +7,12 @@ use clap::Args;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::report::json;
-use llava_sae_cpp::{CancelFlag, Error, ImageCache, Sae, SaeSet, Session};
+use llava_sae_cpp::{
+    CancelFlag, Error, ImageCache, ImageEmbeddings, Picture, Sae, SaeSet, Session,
+};
 use serde::Serialize;
 
-use super::args::{self, ModelArgs, PromptArgs};
+use super::args::{Asked, ModelArgs, PromptArgs};
 use super::folder::warn_of_gap;
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Counter, Verbosity};
@@ -29,7 +31,7 @@ use super::progress::{Counter, Verbosity};
 #[command(verbatim_doc_comment)]
 pub(super) struct MetricsArgs {
     /// The pictures; without any, `--text` or `--prompt` is text only
-    #[arg(required_unless_present_any = ["text", "prompt"])]
+    #[arg(required_unless_present_any = ["text", "prompt", "chat"])]
     image: Vec<PathBuf>,
     /// A text file for the text rows and the loss, which otherwise come from the prompt; it is read in
     /// contexts of 128 tokens
@@ -76,11 +78,12 @@ struct LossReport {
 
 pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let text = args.text.as_deref().map(read_text).transpose()?;
+    let asked = args.prompt.read()?;
     let files = args.model.announced_files(verbosity, &cancel)?;
     if !args.image.is_empty() {
         files.projector()?;
     }
-    let mut options = args.model.options();
+    let mut options = args.model.options()?;
     if args.image.len() > 1 {
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }
@@ -90,6 +93,7 @@ pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let mut all: Vec<Metrics> = all.collect();
     measure(
         &args,
+        &asked,
         text.as_deref(),
         &mut session,
         &mut all,
@@ -148,8 +152,20 @@ fn read_text(path: &Path) -> llava_sae_cpp::Result<String> {
     Ok(text)
 }
 
+/// Encodes the pictures in what is asked.
+fn encode(
+    session: &Session,
+    asked: &Asked,
+    given: Vec<Picture>,
+) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
+    let pictures = asked.pictures(given)?;
+    let encode = |picture| session.encode_image(picture);
+    pictures.iter().map(encode).collect()
+}
+
 fn measure(
     args: &MetricsArgs,
+    asked: &Asked,
     text: Option<&str>,
     session: &mut Session,
     all: &mut [Metrics],
@@ -161,7 +177,7 @@ fn measure(
         None => Vec::new(),
     };
     if args.image.is_empty() && text.is_none() {
-        texts.push(args.prompt.build(session, &[], cancel)?);
+        texts.push(asked.build(session, &encode(session, asked, Vec::new())?, cancel)?);
     }
     let counter = Counter::start("prompts", texts.len() + args.image.len(), verbosity);
     for prompt in &texts {
@@ -172,17 +188,18 @@ fn measure(
     }
     let mut n_skipped = 0;
     for path in &args.image {
-        let image = match args::encode_quietly(session, path) {
-            Ok(image) => image,
-            Err(error) if error.is_of_input() && args.image.len() > 1 => {
-                n_skipped += 1;
-                counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
-                counter.advance();
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let prompt = args.prompt.build(session, &[image], cancel)?;
+        let images =
+            match Picture::open(path).and_then(|picture| encode(session, asked, vec![picture])) {
+                Ok(images) => images,
+                Err(error) if error.is_of_input() && args.image.len() > 1 => {
+                    n_skipped += 1;
+                    counter.suspend(|| warn_of_gap(&format!("skipped: {error}")));
+                    counter.advance();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+        let prompt = asked.build(session, &images, cancel)?;
         for metrics in &mut *all {
             match text {
                 Some(_) => metrics.add_image(session, &prompt, cancel)?,

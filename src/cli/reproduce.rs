@@ -76,7 +76,7 @@ pub(super) fn run(args: ReproduceArgs, verbosity: Verbosity, cancel: CancelFlag)
     };
     protocol.check_sae(&sae)?;
     let pictures = pictures_of_classes(&args.images, &protocol, verbosity)?;
-    let options = args.model.options();
+    let options = args.model.options()?;
     let mut session = args.model.open_files(&files, options, verbosity, &cancel)?;
     let experiment = Experiment {
         protocol: &protocol,

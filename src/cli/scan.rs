@@ -8,7 +8,7 @@ use gguf_tools::new_file::{Overwrite, check_is_no_input};
 use llava_sae_cpp::CancelFlag;
 use llava_sae_cpp::scan::{Scan, ScanEvent, check_output, jobs_at_once, scan_folder};
 
-use super::args::{ModelArgs, PromptArgs};
+use super::args::{ModelArgs, TextArgs};
 use super::folder::{pictures_in, warn_of_gap};
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Spinner, Verbosity};
@@ -29,7 +29,7 @@ pub(super) struct ScanArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    prompt: PromptArgs,
+    prompt: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -72,7 +72,7 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
     let files = args.model.announced_files(verbosity, &cancel)?;
     files.check()?;
     files.projector()?;
-    let options = args.model.options();
+    let options = args.model.options()?;
     args.model.probe(&files, &options, verbosity, &cancel)?;
     let jobs = jobs_at_once(&options, args.jobs.get());
     if jobs < args.jobs.get() && !verbosity.is_quiet() {

@@ -11,7 +11,7 @@ use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word};
 use serde::Serialize;
 
-use super::args::{self, GenerateArgs, ModelArgs, PromptArgs};
+use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{UnitsName, parse_positions};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
@@ -24,8 +24,8 @@ use super::progress::{Spinner, Verbosity};
 /// of strengths is from minus twice the feature's `max`, as `features` shows it, to 0.
 #[derive(Args)]
 pub(super) struct SweepArgs {
-    /// The picture; several make one prompt, and without any, `--prompt` is text only
-    #[arg(required_unless_present = "prompt")]
+    /// The picture; several make one prompt, and without any, `--prompt` is text only, and `--chat` has its own
+    #[arg(required_unless_present_any = ["prompt", "chat"])]
     image: Vec<PathBuf>,
     /// The feature and its strengths, both ends included, such as `4501:-8..0:2`
     #[arg(long, value_name = "FEATURE:FROM..TO:STEP", value_parser = parse_range, allow_hyphen_values = true)]
@@ -137,6 +137,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
                 .into(),
         );
     }
+    let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let model = session.model().clone();
     let feature = model.find_feature(&args.steer.feature)?;
@@ -153,8 +154,8 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
         .iter()
         .map(steering)
         .collect::<Result<_, _>>()?;
-    let images = args::encode_images(&session, &args.image, verbosity)?;
-    let prompt = args.prompt.build(&session, &images, &cancel)?;
+    let images = asked.encode(&session, &args.image, verbosity)?;
+    let prompt = asked.build(&session, &images, &cancel)?;
     let spinner = Spinner::start("running all strengths", verbosity);
     let options = RunOptions {
         max_tokens: args.generate.max_tokens,
@@ -168,7 +169,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let feature = model.saes().shown(feature);
     let mut out = io::stdout().lock();
     if args.json {
-        let report = report(&args, feature, label, &sweep);
+        let report = report(&args, asked.shown(&session)?, feature, label, &sweep);
         json::print(&mut out, &report).map_err(Failure::Output)?;
     } else {
         print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
@@ -179,7 +180,13 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     Ok(Outcome::Done)
 }
 
-fn report(args: &SweepArgs, feature: FeatureName, label: Option<String>, sweep: &Sweep) -> Report {
+fn report(
+    args: &SweepArgs,
+    prompt: String,
+    feature: FeatureName,
+    label: Option<String>,
+    sweep: &Sweep,
+) -> Report {
     let point = |(&strength, scored): (&f32, &ScoredRun)| Point {
         strength,
         output: json::Output::new(&scored.run),
@@ -191,7 +198,7 @@ fn report(args: &SweepArgs, feature: FeatureName, label: Option<String>, sweep: 
     Report {
         model: args.model.shown_model(),
         sae: args.model.shown_sae(),
-        prompt: args.prompt.text().to_owned(),
+        prompt,
         image: json::paths(&args.image).into_iter().next(),
         images: json::paths(&args.image),
         feature,

@@ -101,11 +101,6 @@ pub(super) fn c_path(path: &Path) -> Result<CString> {
         .map_err(|_| Error::invalid(format!("the path `{}` holds a NUL byte", path.display())))
 }
 
-/// Text as C takes it.
-pub(super) fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| Error::invalid("the text holds a NUL character"))
-}
-
 /// A failure of `function`, with the last error that llama.cpp logged as its reason.
 pub(super) fn failure(function: &'static str, otherwise: &str) -> Error {
     let reason = log_router::take_last_error();

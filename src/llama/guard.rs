@@ -93,14 +93,6 @@ throwing! {
         lstrip: i32,
         special: bool,
     ) -> i32;
-    fn llama_chat_apply_template(
-        template: *const c_char,
-        messages: *const sys::llama_chat_message,
-        n_messages: usize,
-        add_assistant: bool,
-        buf: *mut c_char,
-        length: i32,
-    ) -> i32;
     fn llama_model_load_from_file(
         path: *const c_char,
         params: sys::llama_model_params,

@@ -54,7 +54,6 @@ pub use context_options::{ContextOptions, FlashAttention, KvType, MAX_SEQUENCES}
 pub(crate) use eval_hook::SPOILED;
 pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
 pub use matrix_product::{Matrix, MatrixProduct};
-pub(crate) use model::no_template;
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use mtmd::{EncodedImage, Mtmd, Piece};
 pub use projector_type::ProjectorType;

@@ -1,6 +1,6 @@
 //! A language model and its vocabulary.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -10,7 +10,7 @@ use super::backend;
 use super::guard::{self, guarded};
 use super::norm_epsilon;
 use super::vocabulary::Vocabulary;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -292,33 +292,38 @@ impl Model {
         })
     }
 
-    /// The user's turn in the model's chat template, ready for the model's answer; without the
-    /// beginning-of-sequence token, which [`Model::tokenize`] adds.
-    ///
-    /// # Errors
-    /// When the model has no chat template, or one that llama.cpp does not know.
-    pub fn apply_chat_template(&self, user_text: &str) -> Result<String> {
+    /// The chat template in the file, a Jinja text.
+    pub fn chat_template(&self) -> Option<String> {
         // SAFETY: the model is alive; a null name asks for the default template.
         let template = unsafe { sys::llama_model_chat_template(self.as_ptr(), std::ptr::null()) };
-        if template.is_null() {
-            return Err(no_template("the model has no chat template"));
-        }
-        let content = backend::c_string(user_text)?;
-        let message = sys::llama_chat_message {
-            role: c"user".as_ptr(),
-            content: content.as_ptr(),
+        // SAFETY: if it is not null, it is NUL-terminated and lives as long as the model.
+        let template = (!template.is_null()).then(|| unsafe { CStr::from_ptr(template) });
+        template.map(|template| template.to_string_lossy().into_owned())
+    }
+
+    /// The texts of special tokens by the names that chat templates have for them.
+    pub(crate) fn named_tokens(&self) -> Vec<(&'static str, String)> {
+        let named = [
+            (
+                "bos_token",
+                sys::llama_vocab_bos as unsafe extern "C" fn(_) -> _,
+            ),
+            ("eos_token", sys::llama_vocab_eos),
+            ("sep_token", sys::llama_vocab_sep),
+            ("pad_token", sys::llama_vocab_pad),
+        ];
+        let text = |(name, token): (&'static str, unsafe extern "C" fn(_) -> _)| {
+            // SAFETY: the vocabulary is alive; a missing token is -1.
+            let id = unsafe { token(self.vocab()) };
+            let is_known = self.token_ids().contains(&id);
+            is_known.then(|| {
+                (
+                    name,
+                    String::from_utf8_lossy(self.token_bytes(id)).into_owned(),
+                )
+            })
         };
-        let mut buffer = vec![0_u8; 2 * user_text.len() + 256];
-        let mut n_bytes = apply_template(template, &message, &mut buffer)?;
-        if usize::try_from(n_bytes).is_ok_and(|n| n > buffer.len()) {
-            buffer.resize(n_bytes.unsigned_abs() as usize, 0);
-            n_bytes = apply_template(template, &message, &mut buffer)?;
-        }
-        let n_bytes = usize::try_from(n_bytes)
-            .map_err(|_| no_template("llama.cpp does not know the model's chat template"))?;
-        buffer.truncate(n_bytes);
-        String::from_utf8(buffer)
-            .map_err(|_| Error::invalid("the model's chat template is not UTF-8"))
+        named.into_iter().filter_map(text).collect()
     }
 
     /// A metadata value of the GGUF file as text.
@@ -356,33 +361,6 @@ impl Model {
 fn has_amx() -> bool {
     // SAFETY: no arguments; it tells what the compiler was told.
     unsafe { sys::ggml_cpu_has_amx_int8() != 0 }
-}
-
-/// The error of a chat template that cannot be used.
-pub(crate) fn no_template(what: &str) -> Error {
-    Error::new(ErrorKind::ChatTemplate, what)
-        .with_hint("use a raw prompt, with `<image>` where the image goes")
-}
-
-fn apply_template(
-    template: *const c_char,
-    message: &sys::llama_chat_message,
-    buffer: &mut [u8],
-) -> Result<i32> {
-    let capacity = i32::try_from(buffer.len()).unwrap_or(i32::MAX);
-    guarded("llama_chat_apply_template", || {
-        // SAFETY: template and message are NUL-terminated and live for the call, as does the buffer.
-        unsafe {
-            guard::llama_chat_apply_template(
-                template,
-                message,
-                1,
-                true,
-                buffer.as_mut_ptr().cast(),
-                capacity,
-            )
-        }
-    })
 }
 
 impl Drop for Model {

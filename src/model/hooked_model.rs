@@ -9,6 +9,7 @@ use super::encoders::{EncoderOptions, EncoderWeights};
 use super::files::{self, CheckedFiles, Graph, ModelFiles};
 use super::fingerprint::fingerprint;
 use super::options::SessionOptions;
+use crate::chat::{self, ChatTemplate, ImageToken, Message};
 use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
 use crate::picture::Picture;
 use crate::picture::encoder::{PictureEncoder, VisionSettings};
@@ -222,8 +223,8 @@ impl HookedModel {
     /// Builds a prompt of a text and images. `cancel` stops it, where the text is long.
     ///
     /// # Errors
-    /// A raw prompt with more or fewer `<image>` marks than images, a chat prompt that holds one, a
-    /// model without a chat template, characters that the vocabulary has no token for.
+    /// A raw prompt with more or fewer `<image>` marks than images, characters that the vocabulary has no token
+    /// for; as [`HookedModel::chat_prompt`].
     pub fn prompt(
         &self,
         text: &str,
@@ -231,7 +232,60 @@ impl HookedModel {
         images: &[&ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> Result<Prompt> {
-        Prompt::new(&self.language_model, text, form, images, cancel)
+        match form {
+            PromptForm::Raw => Prompt::of_raw(&self.language_model, text, images, cancel),
+            PromptForm::Chat => {
+                let turn = Message::of_user(images.len(), text);
+                self.chat_prompt(&[turn], images, cancel)
+            }
+        }
+    }
+
+    /// Builds a prompt of a chat by the model's chat template. The model's answer comes next, or where the
+    /// last message is the assistant's, what continues that. `images` are those in the messages, in order.
+    ///
+    /// # Errors
+    /// More or fewer images than the messages have; a model without a chat template, or one that refuses these
+    /// messages or leaves out some of them ([`ChatTemplate::render`]); characters that the vocabulary has no token
+    /// for.
+    pub fn chat_prompt(
+        &self,
+        messages: &[Message],
+        images: &[&ImageEmbeddings],
+        cancel: &CancelFlag,
+    ) -> Result<Prompt> {
+        let n_places: usize = messages.iter().map(Message::n_images).sum();
+        if n_places != images.len() {
+            let n_images = images.len();
+            return Err(Error::invalid(format!(
+                "the messages have {n_places} images, and {n_images} were given"
+            )));
+        }
+        let (texts, _) = self.chat_texts(messages)?;
+        Prompt::of_texts(&self.language_model, texts, images, cancel)
+    }
+
+    /// What the model's chat template makes of a chat, with its token for each image.
+    ///
+    /// # Errors
+    /// As [`HookedModel::chat_prompt`].
+    pub fn chat_text(&self, messages: &[Message]) -> Result<String> {
+        let (texts, token) = self.chat_texts(messages)?;
+        Ok(texts.join(token.text))
+    }
+
+    /// The texts around a chat's images, and what the template wrote for each of those.
+    fn chat_texts(&self, messages: &[Message]) -> Result<(Vec<String>, ImageToken)> {
+        let source = self.options.chat_template.clone();
+        let source = source.or_else(|| self.language_model.chat_template());
+        let source = source.ok_or_else(|| chat::refused("the model has no chat template"))?;
+        let token = match &self.image_encoder {
+            Some(encoder) => encoder.image_token(),
+            None => Some(ImageToken::LLAVA),
+        };
+        let token = token.unwrap_or_else(|| ImageToken::in_template(&source));
+        let template = ChatTemplate::new(&source, self.language_model.named_tokens())?;
+        Ok((template.render(messages, token)?, token))
     }
 
     /// A prompt of these pieces, as they stand.

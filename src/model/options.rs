@@ -38,6 +38,8 @@ pub struct SessionOptions {
     pub image_prep: Option<ImagePrep>,
     /// Whether llama.cpp's graph of the vision encoder is put right.
     pub vision_graph: VisionGraph,
+    /// The chat template, a Jinja text, instead of the one in the model's file.
+    pub chat_template: Option<String>,
     /// Where image embeddings are kept for other models loaded from the same files.
     pub image_cache: Option<ImageCache>,
 }
@@ -58,6 +60,7 @@ impl Default for SessionOptions {
             try_shortcuts: TryShortcuts::OnDevices,
             image_prep: None,
             vision_graph: VisionGraph::Corrected,
+            chat_template: None,
             image_cache: None,
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 
+use crate::chat::ImageToken;
 use crate::llama::{self, Model, ProjectorType, Vision, VisionGraph, VisionOptions};
 use crate::model::SessionOptions;
 use crate::model::files::{CheckedProjector, VisionShape};
@@ -59,6 +60,14 @@ impl PictureEncoder {
                 Self::Plain(PlainEncoder::new(path, edits, model, settings.options))
             }
         })
+    }
+
+    /// What the model's chat templates write for an image, where that is known.
+    pub(crate) fn image_token(&self) -> Option<ImageToken> {
+        match self {
+            Self::Corrected(encoder) => Some(encoder.image_token()),
+            Self::Plain(_) => None,
+        }
     }
 
     /// Gives a picture's embeddings.
@@ -142,6 +151,11 @@ impl ImageEncoder {
             settings,
             state: Mutex::default(),
         })
+    }
+
+    /// What the model's chat templates write for an image.
+    pub(crate) fn image_token(&self) -> ImageToken {
+        self.shape.projector.image_token()
     }
 
     /// Prepares a picture and gives its embeddings.

@@ -138,6 +138,8 @@ fn run(job: &Job) -> Result<()> {
     let mut session = Session::open(&files, options)?;
     let text = step(&files, Stage::ReadText, || {
         // Not every vocabulary has all characters; any model has a first token.
+        // A chat template that takes memory without end does so in here.
+        let _ = session.prompt(TEXT, PromptForm::Chat, &[]);
         let text = session.prompt(TEXT, PromptForm::Raw, &[]);
         let first = session.language_model().special_tokens().first().copied();
         text.or_else(|_| Prompt::of_text(session.language_model(), vec![first.unwrap_or(0)]))

@@ -5,14 +5,11 @@ mod chunk;
 
 use std::time::Duration;
 
-use crate::llama::{AddBos, Extent, Model, MropePosition, Rows, no_template};
-use crate::{CancelFlag, Error, ErrorKind, Kinds, Result, Token, TokenKind};
+use crate::llama::{AddBos, Extent, Model, MropePosition, Rows};
+use crate::{CancelFlag, Error, Kinds, Result, Token, TokenKind};
 
 pub use chunk::{Grid, ImageAttention, ImageChunk, RowPositions};
 
-/// Stands for the image in a prompt's text until it is cut there: Unicode's object replacement
-/// character.
-const IMAGE_MARK: char = '\u{fffc}';
 /// How a raw prompt says where the image goes, as in transformers.
 const IMAGE_TOKEN: &str = "<image>";
 
@@ -71,7 +68,7 @@ impl ImageEmbeddings {
 /// How a prompt's text is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptForm {
-    /// The user's turn of the model's chat template: the images, a newline behind each, the text.
+    /// The user's turn of the model's chat template: the images, then the text.
     Chat,
     /// The text as it stands, `<image>` where an image goes. The vocabulary's beginning-of-sequence
     /// token is added, if it asks for one, unless the text starts with that token's text.
@@ -105,46 +102,31 @@ impl Segment {
 }
 
 impl Prompt {
-    /// Builds a prompt of a text and images.
-    pub(crate) fn new(
+    /// Builds a prompt of a text as it stands, with `<image>` for each image.
+    pub(crate) fn of_raw(
         model: &Model,
         text: &str,
-        form: PromptForm,
         images: &[&ImageEmbeddings],
         cancel: &CancelFlag,
     ) -> Result<Self> {
-        let n_marks = text.matches(IMAGE_TOKEN).count();
-        let (full_text, mark) = match form {
-            PromptForm::Chat if n_marks > 0 => {
-                let what = format!("the prompt holds `{IMAGE_TOKEN}`");
-                return Err(Error::new(ErrorKind::ChatTemplate, what)
-                    .with_hint("leave it out: images go first; or use a raw prompt"));
-            }
-            PromptForm::Chat => {
-                let mark = |image: &&ImageEmbeddings| match image.markers {
-                    None => format!("{IMAGE_MARK}\n"),
-                    Some(_) => IMAGE_MARK.to_string(),
-                };
-                let marks: String = images.iter().map(mark).collect();
-                let full_text = model.apply_chat_template(&format!("{marks}{text}"))?;
-                (full_text, IMAGE_MARK.to_string())
-            }
-            PromptForm::Raw if n_marks != images.len() => {
-                let n_images = images.len();
-                return Err(Error::invalid(format!(
-                    "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and there are {n_images} images"
-                ))
-                .with_hint(format!("put `{IMAGE_TOKEN}` where each image goes")));
-            }
-            PromptForm::Raw => (text.to_owned(), IMAGE_TOKEN.to_owned()),
-        };
-        // A user may write the mark too, behind the images.
-        let texts = full_text.splitn(images.len() + 1, &mark);
-        let mut texts: Vec<String> = texts.map(str::to_owned).collect();
-        if texts.len() != images.len() + 1 {
-            return Err(no_template("the model's chat template drops the image"));
+        let texts: Vec<_> = text.split(IMAGE_TOKEN).map(str::to_owned).collect();
+        let (n_marks, n_images) = (texts.len() - 1, images.len());
+        if n_marks != n_images {
+            return Err(Error::invalid(format!(
+                "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, and there are {n_images} images"
+            ))
+            .with_hint(format!("put `{IMAGE_TOKEN}` where each image goes")));
         }
-        // Behind the template, which may trim what the user says.
+        Self::of_texts(model, texts, images, cancel)
+    }
+
+    /// Builds a prompt of images and the texts around them, one more.
+    pub(crate) fn of_texts(
+        model: &Model,
+        mut texts: Vec<String>,
+        images: &[&ImageEmbeddings],
+        cancel: &CancelFlag,
+    ) -> Result<Self> {
         for (i, image) in images.iter().enumerate() {
             if let Some([before, after]) = image.markers {
                 texts[i].push_str(before);

@@ -8,6 +8,7 @@ mod allocations;
 mod bad_input;
 mod baseline;
 mod browser;
+mod chat;
 mod chunks;
 mod command_line;
 mod context;

@@ -13,7 +13,7 @@ use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{Error, FeatureId, Kinds, Sae, SaeSet, Session, saved_set};
 
-use crate::cli::args::{GenerateArgs, ModelArgs, PromptArgs};
+use crate::cli::args::{Asked, GenerateArgs, ModelArgs, PromptArgs};
 use crate::cli::hints;
 use crate::cli::interventions::{self, InterventionArgs};
 
@@ -35,8 +35,8 @@ use crate::cli::interventions::{self, InterventionArgs};
 #[command(group(ArgGroup::new("generating").multiple(true).args(["html", "over"])))]
 #[command(group(ArgGroup::new("outputs").multiple(true).args(["heatmap", "html"])))]
 pub(in crate::cli) struct FeaturesArgs {
-    /// The pictures; without any, `--prompt` is text only
-    #[arg(required_unless_present = "prompt")]
+    /// The pictures; without any, `--prompt` is text only, and `--chat` has its own
+    #[arg(required_unless_present_any = ["prompt", "chat"])]
     pub(super) image: Vec<PathBuf>,
     /// How many features to list
     #[arg(long, value_name = "N", default_value = "10")]
@@ -219,6 +219,7 @@ impl FeaturesArgs {
     /// What a page says about its pictures.
     pub(super) fn about(
         &self,
+        asked: &Asked,
         steering: Option<&Steering>,
         session: &Session,
     ) -> llava_sae_cpp::Result<About> {
@@ -236,7 +237,7 @@ impl FeaturesArgs {
             model: self.model.shown_model(),
             sae: self.model.shown_sae(),
             hook: hooks.join(", "),
-            prompt: self.prompt.text().to_owned(),
+            prompt: asked.shown(session)?,
             ranked_by,
             positions,
             has_lift,

@@ -18,18 +18,20 @@ pub(super) use self::args::FeaturesArgs;
 pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     let outputs = start_outputs(&args)?;
     let interventions = args.interventions.read()?;
+    let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let steering = interventions.steering(session.model())?;
-    let mut page = Page::new(args.about(steering.as_deref(), &session)?);
+    let mut page = Page::new(args.about(&asked, steering.as_deref(), &session)?);
     let hidden = args.hidden(session.model().saes())?;
     let mut group = Vec::new();
     for (i, name) in args.names().iter().enumerate() {
         let path = args.image.get(i);
-        let pictures = path.map(|path| Picture::open(path)).transpose()?;
+        let picture = path.map(|path| Picture::open(path)).transpose()?;
+        let subject = seen::Subject::new(&session, &asked, picture, verbosity, &cancel)?;
         let steering = steering.as_ref();
         let seen = seen::look(
             &mut session,
-            pictures.into_iter().collect(),
+            subject,
             steering,
             &args,
             &hidden,
@@ -74,6 +76,7 @@ fn start_outputs(args: &FeaturesArgs) -> llava_sae_cpp::Result<Outputs> {
     let maps = args.heatmap.as_deref().map(OutputDir::create).transpose()?;
     let page = args.html.as_deref().map(|path| {
         let others = args.image.iter().chain(args.interventions.file());
+        let others = others.chain(args.prompt.file());
         let inputs = args.model.given_files().into_iter();
         check_is_no_input(path, inputs.chain(others.cloned()))?;
         NewFile::create(path, args.overwrite())

@@ -15,13 +15,13 @@ use llava_sae_cpp::report::view::View;
 use llava_sae_cpp::report::{json, table};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
-    CancelFlag, Error, FeatureId, Keep, Picture, Run, RunOptions, SaeSet, Session, Stop, Token,
-    TokenKind,
+    CancelFlag, Error, FeatureId, Keep, Picture, Prompt, Run, RunOptions, SaeSet, Session, Stop,
+    Token, TokenKind,
 };
 use serde::Serialize;
 
 use super::args::{ALWAYS_ON, FeaturesArgs};
-use crate::cli::args;
+use crate::cli::args::{self, Asked};
 use crate::cli::outcome::Failure;
 use crate::cli::progress::{Spinner, Verbosity};
 
@@ -85,19 +85,42 @@ pub(super) struct Seen {
     steered: Option<Run>,
 }
 
-/// Runs the model on the prompt, with pictures or without, and ranks the features without the
+/// What is looked at: a prompt, and the pictures in it.
+pub(super) struct Subject {
+    pictures: Vec<Picture>,
+    prompt: Prompt,
+}
+
+impl Subject {
+    /// What is asked, of a picture or of none.
+    pub(super) fn new(
+        session: &Session,
+        asked: &Asked,
+        picture: Option<Picture>,
+        verbosity: Verbosity,
+        cancel: &CancelFlag,
+    ) -> llava_sae_cpp::Result<Self> {
+        let pictures = asked.pictures(picture.into_iter().collect())?;
+        let images = args::encode_pictures(session, &pictures, verbosity)?;
+        Ok(Self {
+            prompt: asked.build(session, &images, cancel)?,
+            pictures,
+        })
+    }
+}
+
+/// Runs the model on the subject, and ranks the features without the
 /// `hidden` ones.
 pub(super) fn look(
     session: &mut Session,
-    pictures: Vec<Picture>,
+    subject: Subject,
     steering: Option<&Arc<Steering>>,
     args: &FeaturesArgs,
     hidden: &HashSet<FeatureId>,
     verbosity: Verbosity,
     cancel: &CancelFlag,
 ) -> llava_sae_cpp::Result<Seen> {
-    let images = args::encode_pictures(session, &pictures, verbosity)?;
-    let prompt = args.prompt.build(session, &images, cancel)?;
+    let Subject { pictures, prompt } = subject;
     let mut over = args.over();
     over.find_tokens(|text| session.model().tokens_of(text))?;
     // What is wrong with positions is said before the runs.

@@ -11,6 +11,7 @@ mod template;
 
 pub use openai::{Chat, ImageSource, LocalFiles};
 pub use template::ChatTemplate;
+pub(crate) use template::refused;
 
 /// What one of the parties says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,30 @@ pub struct ImageToken {
     pub text: &'static str,
     /// What stands behind it where a template takes one text for a message, so that the token is part of that.
     pub behind: &'static str,
+}
+
+impl ImageToken {
+    /// LLaVA's, with a line end behind it, as its own code has it.
+    pub const LLAVA: Self = Self {
+        text: "<image>",
+        behind: "\n",
+    };
+
+    /// The one that a template writes, of those that published ones do; `<image>` if it is none of the others.
+    pub(crate) fn in_template(source: &str) -> Self {
+        let others = [
+            "<|vision_start|><|image_pad|><|vision_end|>",
+            "<start_of_image>",
+            "<IMG_CONTEXT>",
+            "<|image|>",
+            "[IMG]",
+        ];
+        let written = others.into_iter().find(|token| source.contains(token));
+        Self {
+            text: written.unwrap_or("<image>"),
+            behind: "",
+        }
+    }
 }
 
 impl Message {

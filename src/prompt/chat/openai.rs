@@ -137,7 +137,7 @@ impl Chat {
         let picture = |(i, source): (usize, &ImageSource)| match source {
             ImageSource::Given => Ok(given.next().expect("they were counted")),
             ImageSource::Bytes(bytes) => {
-                Picture::from_bytes(bytes, &format!("image {i} of the chat"))
+                Picture::from_bytes(bytes, &format!("image {} of the chat", i + 1))
             }
             ImageSource::File(path) => Picture::open(path),
         };

@@ -1,6 +1,9 @@
 //! A model's chat template, a Jinja text: what it makes of messages.
 
 use std::error::Error as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use minijinja::{Environment, Value, context};
 
@@ -53,6 +56,21 @@ impl ChatTemplate {
             environment,
             special_tokens,
         })
+    }
+
+    /// Reads a template's file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is too large, or is no text.
+    pub fn read_file(path: &Path) -> Result<String> {
+        let mut source = String::new();
+        File::open(path)
+            .and_then(|file| {
+                file.take(MAX_TEMPLATE_BYTES as u64 + 1)
+                    .read_to_string(&mut source)
+            })
+            .map_err(Error::io("read the chat template", path))?;
+        Ok(source)
     }
 
     /// The texts around the images of these messages. The model's answer comes next, or where the last message is

@@ -71,6 +71,13 @@ impl Settings {
             PromptForm::Raw => "raw",
         };
         set("prompt form", form.to_owned());
+        if let Some(template) = &options.chat_template {
+            let hash = blake3::hash(template.as_bytes()).to_hex();
+            set(
+                "chat template",
+                format!("{} bytes, blake3 {hash}", template.len()),
+            );
+        }
         set("KV cache", options.kv_type.name().to_owned());
         set("flash attention", options.flash_attention.name().to_owned());
         // llama.cpp multiplies with other kernels then, which round in other ways.
