@@ -114,10 +114,16 @@ impl Config {
     }
 }
 
-/// The hook point that a folder is called by: `layers.10`, `model.layers.10`, `layers.10.mlp`.
+/// The hook point that a folder is called by: `layers.10`, `model.layers.10`, `layers.10.mlp`. In front of the
+/// layers are modules that hold language models, since vision towers have `layers` too.
 fn hook_of_folder(dir: &Path) -> Result<String> {
+    const HOLDERS: [&str; 4] = ["model", "language_model", "text_model", "gpt_neox"];
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let place = name.split_once("layers.").and_then(|(_, rest)| {
+    let place = name.split_once("layers.").and_then(|(holders, rest)| {
+        let mut holders = holders.split_terminator('.');
+        if !holders.all(|holder| HOLDERS.contains(&holder)) {
+            return None;
+        }
         let (layer, site) = rest.split_once('.').unwrap_or((rest, ""));
         let site = match site {
             "" => "hook_resid_post",

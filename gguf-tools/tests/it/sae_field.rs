@@ -48,6 +48,32 @@ fn the_hook_point_that_is_given_has_the_last_word() {
     }
 }
 
+/// sparsify calls folders as modules of its model are called; LMMs-Lab's SAE is in `model.layers.24`.
+#[test]
+fn folders_that_are_called_as_modules() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let sparsify = copy("sparsify/layers.1", dir.path());
+    for (name, hook_name) in [
+        ("layers.24", "blocks.24.hook_resid_post"),
+        ("model.layers.24", "blocks.24.hook_resid_post"),
+        (
+            "language_model.model.layers.24",
+            "blocks.24.hook_resid_post",
+        ),
+        (
+            "model.language_model.layers.24",
+            "blocks.24.hook_resid_post",
+        ),
+        ("model.layers.24.mlp", "blocks.24.hook_mlp_out"),
+    ] {
+        let renamed = sparsify.with_file_name(name);
+        std::fs::rename(&sparsify, &renamed).expect("writable");
+        let converted = convert_source(&renamed, &options());
+        assert_eq!(converted.meta.hook_name, hook_name, "{name}");
+        std::fs::rename(&renamed, &sparsify).expect("writable");
+    }
+}
+
 #[test]
 fn a_configuration_without_a_hook_point() {
     let told = SaeOptions {

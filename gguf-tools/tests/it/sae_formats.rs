@@ -141,7 +141,12 @@ fn places_that_folders_do_not_tell() {
         &["an SAE of the embeddings"],
     );
     let sparsify = copy(SPARSIFY, dir.path());
-    for name in ["embed_tokens", "layers.x", "layers.1.norm"] {
+    for name in [
+        "embed_tokens",
+        "layers.x",
+        "layers.1.norm",
+        "vision_tower.vision_model.encoder.layers.3",
+    ] {
         let renamed = sparsify.with_file_name(name);
         std::fs::rename(&sparsify, &renamed).expect("writable");
         check_source(&renamed, &options(), &[name, "name the hook point"]);
