@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gguf_tools::gguf::Gguf;
 
@@ -16,7 +16,8 @@ use crate::picture::Picture;
 use crate::picture::cache::ImageCache;
 use crate::picture::cache::Key;
 use crate::picture::plain_encoder::PlainEncoder;
-use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions};
+use crate::picture::tiles::{Part, Tiling, Views};
+use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions, Segment};
 use crate::run::{TryShortcuts, distance};
 use crate::{Error, ErrorKind, Result};
 
@@ -56,7 +57,7 @@ impl PictureEncoder {
                 Self::Corrected(Box::new(encoder))
             }
             CheckedProjector::Other(edits) => {
-                ImagePrep::of(None, settings.image_prep)?;
+                ImagePrep::of(&[], settings.image_prep)?;
                 Self::Plain(PlainEncoder::new(path, edits, model, settings.options))
             }
         })
@@ -142,9 +143,9 @@ impl ImageEncoder {
         model: Arc<Model>,
         settings: VisionSettings,
     ) -> Result<Self> {
-        let image_prep = ImagePrep::of(Some(shape.projector), settings.image_prep)?;
+        let image_prep = ImagePrep::of(shape.image_preps, settings.image_prep)?;
         Ok(Self {
-            image_prep: image_prep.expect("a projector with a type has a way"),
+            image_prep: image_prep.expect("it has ways"),
             path,
             shape,
             model,
@@ -160,9 +161,15 @@ impl ImageEncoder {
 
     /// Prepares a picture and gives its embeddings.
     pub(crate) fn encode(&self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let image_prep = self.image_prep;
-        let pixels = picture.prepare(self.shape.image_size, image_prep)?;
-        let seen = picture.seen_share(image_prep);
+        let size = self.shape.image_size;
+        match &self.shape.tiling {
+            Some(tiling) => self.encode_tiles(&tiling.views(picture, size)?, tiling),
+            None => self.encode_square(picture, &picture.prepare(size, self.image_prep)?),
+        }
+    }
+
+    fn encode_square(&self, picture: &Picture, pixels: &[u8]) -> Result<ImageEmbeddings> {
+        let seen = picture.seen_share(self.image_prep);
         if seen < LITTLE_SEEN {
             log::warn!(
                 "the model sees the middle {:.0} % of `{}`; padded to a square, it would see all of it, smaller",
@@ -171,23 +178,42 @@ impl ImageEncoder {
             );
         }
         let start = Instant::now();
-        let rows = self.rows(&pixels)?;
-        let chunk = ImageChunk {
-            rows: rows.into(),
-            width: self.model.d_model(),
-            grid: Some(Grid::of_patches(self.shape.grid, self.shape.grid)),
-            place: Some(picture.kept(image_prep)),
-            positions: RowPositions::InOrder,
-            attention: match self.shape.projector {
-                ProjectorType::Mlp => ImageAttention::Causal,
-                ProjectorType::Gemma3 => ImageAttention::Bidirectional,
-            },
-            image: 0,
+        let whole = Part {
+            rows: self.rows(pixels)?,
+            grid: Grid::of_patches(self.shape.grid, self.shape.grid),
+            place: picture.kept(self.image_prep),
         };
-        Ok(ImageEmbeddings {
+        Ok(self.image(vec![whole], start.elapsed()))
+    }
+
+    fn encode_tiles(&self, views: &Views, tiling: &Tiling) -> Result<ImageEmbeddings> {
+        let start = Instant::now();
+        let rows = views.pixels.iter().map(|pixels| self.rows(pixels));
+        let parts = tiling.parts(views, rows.collect::<Result<_>>()?, self.shape.grid);
+        Ok(self.image(parts, start.elapsed()))
+    }
+
+    /// An image of parts that are read one after another.
+    fn image(&self, parts: Vec<Part>, time: Duration) -> ImageEmbeddings {
+        let chunk = |part: Part| {
+            Segment::Image(ImageChunk {
+                rows: part.rows.into(),
+                width: self.model.d_model(),
+                grid: Some(part.grid),
+                place: Some(part.place),
+                positions: RowPositions::InOrder,
+                attention: match self.shape.projector {
+                    ProjectorType::Mlp => ImageAttention::Causal,
+                    ProjectorType::Gemma3 => ImageAttention::Bidirectional,
+                },
+                image: 0,
+            })
+        };
+        ImageEmbeddings {
+            segments: parts.into_iter().map(chunk).collect(),
             markers: self.shape.projector.markers(),
-            ..ImageEmbeddings::of_chunk(chunk, start.elapsed())
-        })
+            time,
+        }
     }
 
     /// Loads it, where that was not done yet.

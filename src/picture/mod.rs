@@ -6,8 +6,10 @@ pub(crate) mod encoder;
 mod orientation;
 pub(crate) mod plain_encoder;
 mod resample;
+mod tiles;
 
 pub use cache::ImageCache;
+pub(crate) use tiles::{Merge, Tiling};
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -20,7 +22,6 @@ use image::{
 };
 
 use self::resample::{Filter, along_columns, along_rows};
-use crate::llama::ProjectorType;
 use crate::{Error, ErrorKind, Result};
 
 /// Pixels of the largest picture that is read: 100 megapixels take 300 MB as RGB.
@@ -43,6 +44,8 @@ pub enum ImagePrep {
     Pad,
     /// Scaled to a square, whatever its sides: transformers' `Gemma3ImageProcessor`.
     Stretch,
+    /// As `Stretch`, and in tiles besides: transformers' `LlavaNextImageProcessor`.
+    Tiles,
 }
 
 impl ImagePrep {
@@ -52,23 +55,16 @@ impl ImagePrep {
             Self::Crop => "crop",
             Self::Pad => "pad",
             Self::Stretch => "stretch",
+            Self::Tiles => "tiles",
         }
     }
 
-    /// The way for a projector of this type, where `asked` is wanted, if anything is; without a type, llama.cpp
-    /// prepares pictures, and there is none.
+    /// The one of a model's `ways` that is `asked` for, or else the first; none where there are none, since llama.cpp
+    /// prepares pictures.
     ///
     /// # Errors
     /// A way in which such a model was not trained.
-    pub(crate) fn of(
-        projector: Option<ProjectorType>,
-        asked: Option<Self>,
-    ) -> Result<Option<Self>> {
-        let ways: &[Self] = match projector {
-            Some(ProjectorType::Mlp) => &[Self::Crop, Self::Pad],
-            Some(ProjectorType::Gemma3) => &[Self::Stretch],
-            None => &[],
-        };
+    pub(crate) fn of(ways: &[Self], asked: Option<Self>) -> Result<Option<Self>> {
         let Some(way) = asked else {
             return Ok(ways.first().copied());
         };
@@ -188,14 +184,15 @@ impl Picture {
         let side = match prep {
             ImagePrep::Crop => width.min(height) as f32,
             ImagePrep::Pad => width.max(height) as f32,
-            ImagePrep::Stretch => return [0.0, 0.0, 1.0, 1.0],
+            ImagePrep::Stretch | ImagePrep::Tiles => return [0.0, 0.0, 1.0, 1.0],
         };
         let [width, height] = [width, height].map(|length| side / length as f32);
         [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]
     }
 
-    /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`. Scaling is Pillow's bicubic
-    /// filter, and its bilinear one to stretch, as in transformers; a picture of that size stays as it is.
+    /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`; of tiles, the overview that comes with them.
+    /// Scaling is Pillow's bicubic filter, and its bilinear one to stretch, as in transformers; a picture of that
+    /// size stays as it is.
     ///
     /// # Errors
     /// A picture that is too long and narrow.
@@ -222,6 +219,7 @@ impl Picture {
             }
             ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
             ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], Filter::Bilinear).into_raw()),
+            ImagePrep::Tiles => Ok(resize(&self.rgb, [size; 2], Filter::Bicubic).into_raw()),
         }
     }
 
@@ -266,7 +264,7 @@ impl Picture {
         let (width, height) = self.rgb.dimensions();
         match prep {
             ImagePrep::Crop => f64::from(width.min(height)) / f64::from(width.max(height)),
-            ImagePrep::Pad | ImagePrep::Stretch => 1.0,
+            ImagePrep::Pad | ImagePrep::Stretch | ImagePrep::Tiles => 1.0,
         }
     }
 

@@ -34,6 +34,7 @@ mod metrics;
 #[cfg(feature = "pull")]
 #[path = "../../hub/tests/mirror/mod.rs"]
 mod mirror;
+mod next;
 mod oracle;
 mod other_files;
 mod others;

@@ -200,17 +200,10 @@ fn retype(file: &mut Parts, name: &str, tensor_type: TensorType) {
     file.tensor(name).tensor_type = tensor_type;
 }
 
-/// Seen as one square before, without a word.
+/// Seen as one square before, without a word; `next` tests what is not refused.
 #[test]
-fn projectors_of_tiles_are_refused() {
+fn signs_of_tiles_without_their_sizes_are_refused() {
     check_refused(&[
-        ("LLaVA-1.6", |file| {
-            file.set("clip.vision.image_grid_pinpoints", vec![336_i32, 672]);
-            file.add(zeros("v.image_newline", &[192]));
-        }),
-        ("clip.vision.image_grid_pinpoints", |file| {
-            file.set("clip.vision.image_grid_pinpoints", vec![336_i32, 672]);
-        }),
         ("v.image_newline", |file| {
             file.add(zeros("v.image_newline", &[192]));
         }),

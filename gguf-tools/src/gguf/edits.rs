@@ -14,6 +14,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Edits {
     keys: Vec<(String, Value)>,
+    removed_keys: Vec<String>,
     left_out: Vec<String>,
 }
 
@@ -23,6 +24,11 @@ impl Edits {
         self.keys.push((key.to_owned(), value.into()));
     }
 
+    /// Leaves a key out.
+    pub fn remove(&mut self, key: &str) {
+        self.removed_keys.push(key.to_owned());
+    }
+
     /// Leaves a tensor out.
     pub fn leave_out(&mut self, tensor: &str) {
         self.left_out.push(tensor.to_owned());
@@ -30,7 +36,7 @@ impl Edits {
 
     /// Whether a copy would say the same as its original.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.left_out.is_empty()
+        *self == Self::default()
     }
 }
 
@@ -48,7 +54,14 @@ impl Gguf {
             .tempfile()
             .map_err(Error::io("create a file in", &dir))?
             .into_parts();
-        let is_edited = |key: &str| edits.keys.iter().any(|(edited, _)| edited == key);
+        let is_edited = |key: &str| {
+            let mut set = edits.keys.iter().map(|(edited, _)| edited);
+            edits
+                .removed_keys
+                .iter()
+                .chain(&mut set)
+                .any(|edited| edited == key)
+        };
         // The writer's alignment is the default one.
         let is_kept = |key: &str| key != "general.alignment" && !is_edited(key);
         let kept = self.metadata().iter().filter(|(key, _)| is_kept(key));

@@ -53,7 +53,7 @@ pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
     if let Some(tiles) = tiles {
         writer.set(
             "clip.vision.image_grid_pinpoints",
-            tiles.widths_and_heights(),
+            tiles.heights_and_widths(),
         );
         writer.set("clip.vision.mm_patch_merge_type", "spatial_unpad");
     }

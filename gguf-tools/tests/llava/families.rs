@@ -108,10 +108,10 @@ fn usual_windows_are_not_listed() {
 fn llava_next_metadata() {
     let dir = fixture("families").join(NEXT);
     let files = converted(&dir, TensorType::F32);
-    // The config has heights in front, llama.cpp widths.
+    // As the config has them.
     assert_eq!(
         numbers(&files.mmproj, "clip.vision.image_grid_pinpoints"),
-        [56, 28, 28, 56, 56, 56]
+        [28, 56, 56, 28, 56, 56]
     );
     let merge = files.mmproj.require_str("clip.vision.mm_patch_merge_type");
     assert_eq!(merge.unwrap(), "spatial_unpad");

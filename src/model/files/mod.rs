@@ -101,7 +101,7 @@ impl ModelFiles {
     /// # Errors
     /// As [`ModelFiles::image_size`]; a way in which such a model was not trained.
     pub fn image_prep(&self, asked: Option<ImagePrep>) -> Result<Option<ImagePrep>> {
-        ImagePrep::of(projector::type_of(&Gguf::open(self.projector()?)?)?, asked)
+        ImagePrep::of(projector::image_preps(self.projector()?)?, asked)
     }
 
     /// How pictures are prepared, for a report.

@@ -6,6 +6,7 @@ mod header;
 mod mlp;
 mod other;
 mod tensors;
+mod tiles;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use self::header::{HAS_PROJECTOR, TYPE};
 use super::rules::wrong_role;
 use crate::Result;
 use crate::llama::ProjectorType;
+use crate::picture::ImagePrep;
 
 pub(crate) use self::header::VisionShape;
 
@@ -45,8 +47,19 @@ pub(super) fn check(path: &Path, d_model: u64) -> Result<CheckedProjector> {
     }
 }
 
+/// The ways in which pictures may be prepared for the projector of a file, the usual one first; none
+/// where llama.cpp prepares them.
+pub(super) fn image_preps(path: &Path) -> Result<&'static [ImagePrep]> {
+    let file = Gguf::open(path)?;
+    Ok(match type_of(&file)? {
+        Some(ProjectorType::Mlp) => mlp::image_preps(&file),
+        Some(ProjectorType::Gemma3) => gemma3::IMAGE_PREPS,
+        None => &[],
+    })
+}
+
 /// The type that a file says; none where it was not compared with its reference.
-pub(super) fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
+fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
     let has_projector = file.get(HAS_PROJECTOR) == Some(&Value::Bool(true));
     if file.get(TYPE).is_none() && has_projector {
         return Ok(Some(ProjectorType::Mlp)); // the first files, of 2023: there was no other

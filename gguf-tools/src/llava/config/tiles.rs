@@ -51,12 +51,11 @@ impl Tiles {
         Ok(Self { sizes })
     }
 
-    /// Width and height of each size, one behind the other, as llama.cpp reads them.
-    pub(crate) fn widths_and_heights(&self) -> Vec<i32> {
-        let sizes = self.sizes.iter();
-        sizes
-            .flat_map(|&[height, width]| [width as i32, height as i32])
-            .collect()
+    /// Height and width of each size, one behind the other, as llama.cpp's converter of 2024 wrote a config's numbers
+    /// (llama.cpp itself takes heights for widths, which makes a difference where two sizes fit equally well).
+    pub(crate) fn heights_and_widths(&self) -> Vec<i32> {
+        let lengths = self.sizes.as_flattened().iter();
+        lengths.map(|&length| length as i32).collect()
     }
 
     pub(super) fn sizes(&self) -> &[[usize; 2]] {

@@ -11,6 +11,7 @@ use super::tensors::{POST_NORM, Sizes, Unchecked};
 use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role, broken};
+use crate::picture::ImagePrep;
 
 /// Patches whose rows become one image row, a side.
 const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
@@ -23,6 +24,8 @@ const OWN_KEYS: &[Key] = &[
     Key::optional(SCALE_FACTOR, Kind::Count(1, MAX_GRID)),
     Key::optional(HAS_PROJECTOR, Kind::False),
 ];
+
+pub(super) const IMAGE_PREPS: &[ImagePrep] = &[ImagePrep::Stretch];
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
@@ -67,6 +70,8 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         projector: ProjectorType::Gemma3,
         image_size: sizes.image,
         grid: (sizes.grid / scale_factor) as usize,
+        image_preps: IMAGE_PREPS,
+        tiling: None,
         edits: Edits::default(),
     })
 }

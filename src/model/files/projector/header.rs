@@ -7,6 +7,7 @@ use super::tensors::Sizes;
 use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, broken};
+use crate::picture::{ImagePrep, Tiling};
 
 /// The shape of a vision encoder's input and output.
 #[derive(Clone, Debug)]
@@ -15,8 +16,12 @@ pub(crate) struct VisionShape {
     pub(crate) projector: ProjectorType,
     /// Pixels a side.
     pub(crate) image_size: u32,
-    /// Image rows a side.
+    /// Image rows a side, of one view.
     pub(crate) grid: usize,
+    /// The ways in which pictures may be prepared, the usual one first.
+    pub(crate) image_preps: &'static [ImagePrep],
+    /// How pictures are cut into tiles, if they are.
+    pub(crate) tiling: Option<Tiling>,
     /// What llama.cpp has to read in the file otherwise than it stands there.
     pub(crate) edits: Edits,
 }

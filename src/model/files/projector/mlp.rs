@@ -4,14 +4,16 @@
 //! The tables mirror `clip_model_loader` in `tools/mtmd/clip.cpp` and `clip_graph_llava::build` in
 //! `tools/mtmd/models/llava.cpp`, as llama-cpp-sys-2 0.1.161 carries them.
 
-use gguf_tools::gguf::{Edits, Gguf, Value};
+use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::{Blocks, FEATURE_LAYER};
 use super::header::{KEYS, MERGE_TYPE, PINPOINTS, TYPE, VisionShape};
 use super::say_once;
 use super::tensors::{self, Sizes};
+use super::tiles;
+use crate::Result;
 use crate::llama::ProjectorType;
-use crate::{Error, Result};
+use crate::picture::ImagePrep;
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
@@ -22,7 +24,6 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
     for key in KEYS {
         key.check(file, "clip")?;
     }
-    check_tiles(file)?;
     let sizes = Sizes::read(file)?;
     let blocks = Blocks::read(file, sizes.width)?;
     tensors::check(file, &sizes, blocks.n_held, d_model)?;
@@ -39,39 +40,31 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
             ));
         }
     }
+    let tiling = tiles::read(file, &sizes)?;
+    if file.get(PINPOINTS).is_some() {
+        edits.remove(PINPOINTS); // it gets tiles one by one, and must not cut them again
+    }
+    if let Some(tiling) = tiling.as_ref().filter(|_| file.get(MERGE_TYPE).is_none()) {
+        decisions.push(format!(
+            "there is no key `{MERGE_TYPE}`: tiles are put together as `{}`",
+            tiling.merge.name()
+        ));
+    }
     say_once(file.path(), &decisions);
     Ok(VisionShape {
         projector: ProjectorType::Mlp,
         image_size: sizes.image,
         grid: sizes.grid as usize,
+        image_preps: image_preps(file),
+        tiling,
         edits,
     })
 }
 
-/// Refuses models that see a picture in tiles (`anyres` in LLaVA's `llava/mm_utils.py`).
-fn check_tiles(file: &Gguf) -> Result<()> {
-    const ASPECT_RATIO: &str = "clip.vision.image_aspect_ratio";
-    let starts_with = |key, start| match file.get(key) {
-        Some(Value::String(text)) => text.starts_with(start),
-        _ => false,
-    };
-    let newline = ["v.image_newline", "model.image_newline"]
-        .into_iter()
-        .find(|name| file.tensor(name).is_some());
-    let sign = if file.get(PINPOINTS).is_some() {
-        PINPOINTS
-    } else if starts_with(MERGE_TYPE, "spatial") {
-        MERGE_TYPE
-    } else if starts_with(ASPECT_RATIO, "anyres") {
-        ASPECT_RATIO
-    } else if let Some(newline) = newline {
-        newline
-    } else {
-        return Ok(());
-    };
-    Err(Error::invalid(format!(
-        "`{}` is the projector of a LLaVA-1.6 (LLaVA-NeXT) model, as `{sign}` shows: such a model sees a picture in tiles, which is not supported yet",
-        file.path().display()
-    ))
-    .with_hint("use a LLaVA-1.5 model"))
+/// The ways in which pictures may be prepared for the model of a file.
+pub(super) fn image_preps(file: &Gguf) -> &'static [ImagePrep] {
+    match tiles::sign(file) {
+        Some(_) => &[ImagePrep::Tiles],
+        None => &[ImagePrep::Crop, ImagePrep::Pad],
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use gguf_tools::gguf::{Gguf, TensorInfo};
 
+use super::tiles::NEWLINES;
 use crate::model::files::rules::{Role, broken, check_tensor};
 use crate::{Error, Result};
 
@@ -49,6 +50,11 @@ pub(super) fn check(file: &Gguf, sizes: &Sizes, n_blocks: u32, d_model: u64) -> 
         }
     }
     unchecked.projector(width, d_model)?;
+    for name in NEWLINES {
+        if file.tensor(name).is_some() {
+            unchecked.one(name, Role::Vector, &[d_model])?;
+        }
+    }
     unchecked.finish("a LLaVA projector")
 }
 
