@@ -201,7 +201,6 @@ fn features_and_strengths() {
         &["--top <N>", "after `features`"],
     );
     check(&["features", "--top", "0", picture()], 2, &["--top <N>"]);
-    check(&[picture(), picture()], 2, &[picture()]);
     check(&[], 2, &[]);
     check(&["--temp=-1", picture()], 2, &["--temp"]);
     check(

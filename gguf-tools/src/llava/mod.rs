@@ -87,7 +87,7 @@ struct LanguageModel<'a> {
 /// # Errors
 /// A checkpoint that is incomplete, malformed, or not a LLaVA, LLaVA-NeXT or Gemma 3; settings that llama.cpp does not
 /// compute; an output file that exists; everything that reading and writing can meet;
-/// [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted)
+/// [`ErrorKind::Interrupted`]
 /// where `progress` asks for it. Nothing is left behind then: the files get their names when both are complete,
 /// and the first loses it again where the second cannot have its own. Only then is a file lost that the first
 /// was to replace.
