@@ -78,6 +78,7 @@ impl ImagePrep {
         let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
         let hint = match names[..] {
             [] => "leave it out: llama.cpp prepares pictures for it".to_owned(),
+            [only] => format!("leave it out: there is one way for it, `{only}`"),
             _ => format!("leave it out, or use `{}`", names.join("` or `")),
         };
         Err(Error::new(ErrorKind::Unsupported, what).with_hint(hint))
