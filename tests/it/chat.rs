@@ -282,10 +282,10 @@ fn bad_chats() {
         2,
         &["--chat"],
     );
-    let words = ["0 images without an address, and 1 pictures", "hint: "];
+    let words = ["pictures given: 1, expected 0", "hint: "];
     check(&["--chat", &hello, picture()], 1, &words);
     let place = file(&json!([user(json!([{"type": "image"}, said("Hi")]))]));
-    let words = ["1 images without an address, and 0 pictures", "hint: "];
+    let words = ["pictures given: 0, expected 1", "hint: "];
     check(&["--chat", &place], 1, &words);
     let gone = file(&json!([user(json!([image("gone.png"), said("Hi")]))]));
     check(&["--chat", &gone], 1, &["gone.png"]);

@@ -71,5 +71,6 @@ mod several_saes;
 mod split_models;
 mod sweep;
 mod tokenizer;
+mod views;
 mod vision;
 mod vocabulary;

@@ -129,7 +129,7 @@ impl Chat {
         let (n_places, n_given) = (n_places.count(), given.len());
         if n_places != n_given {
             return Err(Error::invalid(format!(
-                "the chat has {n_places} images without an address, and {n_given} pictures were given"
+                "pictures given: {n_given}, expected {n_places}, as many as the chat has images without an address"
             ))
             .with_hint(r#"a part {"type": "image"} takes the next picture that is given"#));
         }
