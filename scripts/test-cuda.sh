@@ -21,7 +21,7 @@ if ! echo "$said" | grep -o "using device CUDA.*"; then
     echo "error: llama.cpp uses no CUDA device" >&2
     exit 1
 fi
-[ $# -gt 0 ] || set -- chunks:: conversion:: families:: gemma3:: control_vector:: hook:: hook_points:: interventions:: metrics:: next:: oracle:: \
+[ $# -gt 0 ] || set -- chunks:: conversion:: families:: gemma3:: control_vector:: hook:: hook_points:: interventions:: metrics:: next:: oracle:: others:: \
     passes:: projectors:: sae_formats:: screen:: sweep:: vision::
 # shellcheck disable=SC2086
 cargo test $set_up --test it -- "$@"
