@@ -113,7 +113,7 @@ impl Prompt {
         let (n_marks, n_images) = (texts.len() - 1, images.len());
         if n_marks != n_images {
             return Err(Error::invalid(format!(
-                "marks `{IMAGE_TOKEN}` in the raw prompt: {n_marks}, expected {n_images}, one for each image"
+                "the raw prompt holds `{IMAGE_TOKEN}` {n_marks} times, expected {n_images}, for as many images"
             ))
             .with_hint(format!("put `{IMAGE_TOKEN}` where each image goes")));
         }

@@ -57,8 +57,8 @@ fn images_stand_where_their_marks_do() {
     assert_eq!(pieces, [text, image, text, image, text]);
 
     for (text, said) in [
-        ("a <image>", "in the raw prompt: 1, expected 2"),
-        ("<image><image><image>", "in the raw prompt: 3, expected 2"),
+        ("a <image>", "holds `<image>` 1 times, expected 2"),
+        ("<image><image><image>", "3 times, expected 2"),
     ] {
         let error = session.prompt(text, PromptForm::Raw, &[&first, &second]);
         let error = error.err().expect("it is refused");
