@@ -30,6 +30,7 @@ pub struct HookedModel {
     encoder_weights: Mutex<Vec<Option<EncoderWeights>>>, // of each SAE; none before its first encoder
     options: SessionOptions,
     shortcuts: Shortcuts,
+    chat_template: OnceLock<(ChatTemplate, ImageToken)>, // what it writes for an image
     fingerprint: OnceLock<blake3::Hash>,
 }
 
@@ -83,6 +84,7 @@ impl HookedModel {
             encoder_weights: Mutex::new(saes.iter().map(|_| None).collect()),
             saes: SaeSet::new(saes)?,
             shortcuts: Shortcuts::new(is_tried),
+            chat_template: OnceLock::new(),
             fingerprint: OnceLock::new(),
             options,
         };
@@ -276,6 +278,18 @@ impl HookedModel {
 
     /// The texts around a chat's images, and what the template wrote for each of those.
     fn chat_texts(&self, messages: &[Message]) -> Result<(Vec<String>, ImageToken)> {
+        let (template, token) = match self.chat_template.get() {
+            Some(known) => known,
+            None => {
+                let read = self.read_chat_template()?;
+                self.chat_template.get_or_init(|| read)
+            }
+        };
+        Ok((template.render(messages, *token)?, *token))
+    }
+
+    /// The chat template, and what it writes for an image.
+    fn read_chat_template(&self) -> Result<(ChatTemplate, ImageToken)> {
         let source = self.options.chat_template.clone();
         let source = source.or_else(|| self.language_model.chat_template());
         let source = source.ok_or_else(|| chat::refused("the model has no chat template"))?;
@@ -285,7 +299,7 @@ impl HookedModel {
         };
         let token = token.unwrap_or_else(|| ImageToken::in_template(&source));
         let template = ChatTemplate::new(&source, self.language_model.named_tokens())?;
-        Ok((template.render(messages, token)?, token))
+        Ok((template, token))
     }
 
     /// A prompt of these pieces, as they stand.

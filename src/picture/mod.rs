@@ -35,6 +35,9 @@ const MAX_ASPECT_RATIO: u32 = 64;
 /// CLIP's mean colour, with which LLaVA pads (`expand2square` in `llava/mm_utils.py`).
 const PAD_COLOUR: [u8; 3] = [122, 116, 104];
 
+/// The place of the whole picture: left, top, width and height as shares of it.
+const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
+
 /// How a picture that is not square becomes square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePrep {
@@ -185,7 +188,7 @@ impl Picture {
         let side = match prep {
             ImagePrep::Crop => width.min(height) as f32,
             ImagePrep::Pad => width.max(height) as f32,
-            ImagePrep::Stretch | ImagePrep::Tiles => return [0.0, 0.0, 1.0, 1.0],
+            ImagePrep::Stretch | ImagePrep::Tiles => return WHOLE,
         };
         let [width, height] = [width, height].map(|length| side / length as f32);
         [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]

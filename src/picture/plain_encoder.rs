@@ -8,12 +8,9 @@ use std::time::Instant;
 use gguf_tools::gguf::Edits;
 
 use crate::llama::{EncodedImage, Model, Mtmd, Piece, VisionOptions};
-use crate::picture::Picture;
-use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions, Segment};
+use crate::picture::{Picture, WHOLE};
+use crate::prompt::{ImageAttention, ImageChunk, ImageEmbeddings, RowPositions, Segment};
 use crate::{Error, ErrorKind, Result};
-
-/// The whole picture, as shares of it.
-const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
 
 /// A vision encoder with its projector, which is loaded with the first picture. Pictures of several threads are
 /// encoded one after another.
@@ -108,9 +105,7 @@ impl PlainEncoder {
         Ok(Segment::Image(ImageChunk {
             rows: image.rows.into(),
             width: image.width,
-            grid: positions
-                .grid()
-                .map(|[n_rows, n_columns]| Grid::of_patches(n_rows, n_columns)),
+            grid: positions.grid(),
             place,
             positions,
             attention: match image.is_causal {

@@ -6,7 +6,7 @@
 use image::{RgbImage, imageops};
 
 use super::resample::Filter;
-use super::{ImagePrep, Picture, resize};
+use super::{ImagePrep, Picture, WHOLE, resize};
 use crate::Result;
 use crate::prompt::Grid;
 
@@ -60,8 +60,6 @@ pub(crate) struct Part {
     pub(crate) grid: Grid,
     pub(crate) place: [f32; 4], // as a chunk's
 }
-
-const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
 
 impl Tiling {
     /// Scales a picture and cuts it into tiles of `size` pixels a side.

@@ -195,15 +195,16 @@ impl fmt::Display for Grid {
 
 impl RowPositions {
     /// The grid whose positions they are ([`RowPositions::mrope_grid`]), if they are those of one.
-    pub fn grid(&self) -> Option<[usize; 2]> {
+    pub fn grid(&self) -> Option<Grid> {
         let Self::Mrope { of_rows, .. } = self else {
             return None;
         };
         let number = |n: i32| usize::try_from(n).ok()?.checked_add(1);
         let [_, row, column, _] = *of_rows.last()?;
-        let grid = [number(row)?, number(column)?];
-        let n_rows = grid[0].checked_mul(grid[1])?;
-        (n_rows == of_rows.len() && *self == Self::mrope_grid(grid)).then_some(grid)
+        let [n_rows, n_columns] = [number(row)?, number(column)?];
+        let is_grid = n_rows.checked_mul(n_columns) == Some(of_rows.len())
+            && *self == Self::mrope_grid([n_rows, n_columns]);
+        is_grid.then(|| Grid::of_patches(n_rows, n_columns))
     }
 
     /// Those of a grid: its rows are at one time, in rows and columns, and what follows comes behind its longer

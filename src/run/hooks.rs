@@ -19,6 +19,15 @@ pub struct Keep {
     pub logits: bool,
 }
 
+impl Keep {
+    /// All of it.
+    pub const ALL: Self = Self {
+        features: Kinds::ALL,
+        residuals: true,
+        logits: true,
+    };
+}
+
 /// What the hooks saw of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {

@@ -255,10 +255,10 @@ impl Seen {
     ) -> llava_sae_cpp::Result<()> {
         let saes = session.model().saes();
         let mut maps = Vec::new();
-        for (i, view) in self.views.iter().enumerate() {
+        for view_idx in 0..self.views.len() {
             let stem = match self.views.len() {
                 1 => stem.to_owned(),
-                _ => format!("{stem}-view{}", i + 1),
+                _ => format!("{stem}-view{}", view_idx + 1),
             };
             for sae in 0..saes.len() {
                 let stem = match saes.shown_id(sae) {
@@ -269,7 +269,7 @@ impl Seen {
                 for (i, score) in scores.iter().enumerate() {
                     let index = score.feature;
                     let path = heatmap::path(dir, &stem, i + 1, scores.len(), index);
-                    maps.push((view, path, FeatureId { sae, index }));
+                    maps.push((view_idx, path, FeatureId { sae, index }));
                 }
             }
         }
@@ -278,7 +278,11 @@ impl Seen {
             args.overwrite().check(path)?;
         }
         let mut unseen: Vec<FeatureId> = maps.iter().map(|(.., feature)| *feature).collect();
-        for (view, path, feature) in maps {
+        let parts = self.views.iter();
+        let parts = parts.map(|view| view.part(&self.pictures[view.image]));
+        let parts: Vec<_> = parts.collect();
+        for (view_idx, path, feature) in maps {
+            let view = &self.views[view_idx];
             let patches: Vec<f32> = self.patches(view, feature).collect();
             if patches.iter().all(|&value| value == 0.0) {
                 continue;
@@ -288,7 +292,7 @@ impl Seen {
             let label = saes.label(feature);
             let label = label.map(|label| format!(" · {}", one_line(label)));
             let map = HeatMap {
-                picture: &view.part(&self.pictures[view.image]),
+                picture: &parts[view_idx],
                 patches: &patches,
                 grid: view.grid,
                 title: &format!("feature {shown}{}", label.unwrap_or_default()),
