@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    CancelFlag, Engine, EngineSize, Grid, HookPoint, ImageAttention, ImageChunk, Keep, Kinds,
-    ModelFiles, Prompt, Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions,
-    Step,
+    CancelFlag, Engine, EngineSize, Grid, HookPoint, ImageAttention, ImageChunk, Keep, ModelFiles,
+    Prompt, Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions, Step,
 };
 
 use crate::fixture::{
-    F32, ON_DEVICE, Oracle, ROUNDING, exact_options, largest_error, relative_error, steering,
+    F32, ON_DEVICE, Oracle, ROUNDING, everything, exact_options, largest_error, relative_error,
+    steering,
 };
 use crate::hook_points::{self, sae_at, with_ubatch, worst_row};
 
@@ -74,18 +74,6 @@ fn number(oracle: &Oracle, name: &str) -> usize {
     oracle.json[name].as_u64().expect("a number") as usize
 }
 
-fn options(max_tokens: usize) -> RunOptions {
-    RunOptions {
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
-        max_tokens,
-        ..RunOptions::default()
-    }
-}
-
 /// Steered at the image rows alone, as the fixture is.
 fn steered(session: &mut Session, oracle: &Oracle, architecture: &str) -> RunOptions {
     let strength = oracle.json["strengths"][architecture].as_f64();
@@ -93,7 +81,7 @@ fn steered(session: &mut Session, oracle: &Oracle, architecture: &str) -> RunOpt
     let feature = number(oracle, "feature");
     RunOptions {
         steering: Some(steering(session, feature, strength, Positions::IMAGE)),
-        ..options(number(oracle, "max_tokens"))
+        ..everything(number(oracle, "max_tokens"))
     }
 }
 
@@ -119,7 +107,7 @@ fn rows_at_every_hook_are_those_of_transformers() {
                 let shown = format!("{architecture} {hook}, ubatches of {n_ubatch}");
                 let mut session = session(architecture, hook, width, with_ubatch(n_ubatch));
                 let prompt = prompt(&session, &oracle, architecture);
-                let run = session.run(&prompt, options(0)).expect("it runs");
+                let run = session.run(&prompt, everything(0)).expect("it runs");
                 let theirs = oracle.f32(&format!("{architecture}/{hook}/rows"));
                 let error = worst_row(&run.trace.saes[0].residuals, &theirs, width);
                 println!("{shown}: {error:.1e}");
@@ -141,7 +129,7 @@ fn texts_are_those_of_transformers() {
             let prompt = prompt(&session, &oracle, architecture);
             let steered = steered(&mut session, &oracle, architecture);
             for (name, options) in [
-                ("greedy", options(number(&oracle, "max_tokens"))),
+                ("greedy", everything(number(&oracle, "max_tokens"))),
                 ("steered", steered),
             ] {
                 let shown = format!("{architecture}, {name}, ubatches of {n_ubatch}");
@@ -168,7 +156,7 @@ fn what_runs_share_changes_no_bit() {
         let mut session = session(architecture, HOOK, D_MODEL, with_ubatch(3));
         let prompt = prompt(&session, &oracle, architecture);
         let steered = steered(&mut session, &oracle, architecture);
-        let plain = options(number(&oracle, "max_tokens"));
+        let plain = everything(number(&oracle, "max_tokens"));
         let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
         let together =
             session.run_side_by_side(&prompt, vec![plain.clone(), steered.clone()], go_on);
@@ -232,7 +220,7 @@ fn others_go_on_while_a_prompt_is_read() {
     let oracle = Oracle::read(&root());
     let mut session = session("gemma", HOOK, D_MODEL, with_ubatch(3));
     let prompt = Arc::new(prompt(&session, &oracle, "gemma"));
-    let first = options(12);
+    let first = everything(12);
     let second = steered(&mut session, &oracle, "gemma");
     let [alone_first, alone_second] = [&first, &second].map(|options| {
         let run = session.run(&prompt, options.clone());
@@ -396,7 +384,7 @@ fn what_a_model_cannot_read_is_refused() {
             n_together: 5,
         })
         .expect("there is memory");
-    let error = small.admit(Request::new(Arc::clone(&prompt), options(1)));
+    let error = small.admit(Request::new(Arc::clone(&prompt), everything(1)));
     let said = error.expect_err("it is refused").to_string();
     assert!(said.contains("6 rows that see one another"), "{said}");
 }
@@ -500,7 +488,7 @@ fn rows_in_order_take_a_position_each() {
             }
         }
         let prompt = session.model().prompt_of_segments(segments);
-        let run = session.run(&prompt.expect("the model reads it"), options(4));
+        let run = session.run(&prompt.expect("the model reads it"), everything(4));
         run.expect("it runs")
     };
     let in_order = read(RowPositions::InOrder);

@@ -10,28 +10,14 @@ use llava_sae_cpp::llama::Edited;
 use llava_sae_cpp::steering::{Change, Intervention, Positions};
 use llava_sae_cpp::{
     CancelFlag, Editor, EditorAt, Engine, EngineSize, FeatureId, HookPoint, HookedModel, Keep,
-    Kinds, ModelFiles, Prompt, PromptForm, Request, Result, Run, RunId, RunOptions, Session,
+    ModelFiles, Prompt, PromptForm, Request, Result, Run, RunId, RunOptions, Session,
     SessionOptions, Step, Stop, Token,
 };
 
 use crate::fixture::{
-    Fixture, NEIGHBOURS, ROUNDING, exact_options, prompt, relative_error, steering,
+    Fixture, NEIGHBOURS, ROUNDING, everything, exact_options, prompt, relative_error, steering,
 };
 use crate::hook_points::{model, sae_at};
-
-const ALL: Keep = Keep {
-    features: Kinds::ALL,
-    residuals: true,
-    logits: true,
-};
-
-fn options(max_tokens: usize) -> RunOptions {
-    RunOptions {
-        keep: ALL,
-        max_tokens,
-        ..RunOptions::default()
-    }
-}
 
 fn demo() -> Session {
     let options = SessionOptions {
@@ -84,9 +70,9 @@ fn two_runs_in_two_threads_are_those_of_each_alone() {
     let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
     let steered = RunOptions {
         steering: Some(steering(&mut session, feature, strength, Positions::IMAGE)),
-        ..options(16)
+        ..everything(16)
     };
-    let jobs = [("00.png", steered), ("05.png", options(16))]
+    let jobs = [("00.png", steered), ("05.png", everything(16))]
         .map(|(picture, options)| (prompt(&mut session, Fixture::Demo, picture), options));
     let alone = jobs.clone().map(|(prompt, options)| {
         let mut session = Session::new(Arc::clone(&model));
@@ -115,9 +101,9 @@ fn runs_are_admitted_at_any_time() {
         .map(|picture| Arc::new(prompt(&mut session, Fixture::Demo, picture)));
     let steered = RunOptions {
         steering: Some(steering(&mut session, feature, strength, Positions::ALL)),
-        ..options(12)
+        ..everything(12)
     };
-    let all = [options(16), steered, options(8)];
+    let all = [everything(16), steered, everything(8)];
     let alone: Vec<Run> = prompts
         .iter()
         .zip(all.clone())
@@ -138,7 +124,7 @@ fn runs_are_admitted_at_any_time() {
     let second = admit(&mut engine).expect("there is room");
     let full = Request::new(
         Arc::new(prompt(&mut session, Fixture::Demo, "01.png")),
-        options(1),
+        everything(1),
     );
     assert!(engine.admit(full).is_err(), "both sequences are taken");
     finish(&mut engine, &mut done);
@@ -221,7 +207,7 @@ fn a_prompt_is_cancelled_from_another_thread() {
     };
     assert!(error.is_interrupted());
     // What comes next is as if it had never been.
-    let plain = options(4);
+    let plain = everything(4);
     let id = engine.admit(Request::new(Arc::clone(&prompt), plain.clone()));
     finish(&mut engine, &mut done);
     let alone = session.run(&prompt, plain).expect("it runs");
@@ -239,7 +225,7 @@ fn a_cancelled_run_leaves_the_others_as_they_are() {
     let prompt = Arc::new(prompt(&mut session, Fixture::Demo, "00.png"));
     let long = RunOptions {
         max_tokens: 200,
-        ..options(0)
+        ..everything(0)
     };
     // Its text goes on and on.
     let endless = RunOptions {
@@ -282,7 +268,7 @@ fn a_prompt_that_ends_early_leaves_the_others_as_they_are() {
     let model = Arc::clone(session.model());
     let prompt = Arc::new(prompt(&mut session, Fixture::Demo, "00.png"));
     let mut engine = engine(&model, 256, 2);
-    let kept = engine.admit(Request::new(Arc::clone(&prompt), options(16)));
+    let kept = engine.admit(Request::new(Arc::clone(&prompt), everything(16)));
     let kept = kept.expect("there is room");
     let mut done = Vec::new();
     for _ in 0..3 {
@@ -292,20 +278,20 @@ fn a_prompt_that_ends_early_leaves_the_others_as_they_are() {
     let rows = RunOptions {
         keep: Keep {
             logits: false,
-            ..ALL
+            ..Keep::ALL
         },
-        ..options(0)
+        ..everything(0)
     };
     rows.cancel.cancel();
     engine
         .admit(Request::new(Arc::clone(&prompt), rows))
         .expect("there is room");
     finish(&mut engine, &mut done);
-    let alone = session.run(&prompt, options(16)).expect("it runs");
+    let alone = session.run(&prompt, everything(16)).expect("it runs");
     let run = run_of(&done, kept);
     assert_eq!(run.token_ids, alone.token_ids);
     assert_eq!(run.trace.tokens, alone.trace.tokens);
-    let too_many = [1, 2, 3].map(|_| Request::new(Arc::clone(&prompt), options(1)));
+    let too_many = [1, 2, 3].map(|_| Request::new(Arc::clone(&prompt), everything(1)));
     let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
     assert!(engine.run(too_many.into(), go_on).is_err());
 }
@@ -338,10 +324,10 @@ fn a_run_that_fails_leaves_the_others_as_they_are() {
             write: hook_point,
             editor: Box::new(Failing(4)),
         }],
-        ..Request::new(Arc::clone(&prompt), options(16))
+        ..Request::new(Arc::clone(&prompt), everything(16))
     };
     let failing = engine.admit(failing).expect("there is room");
-    let kept = engine.admit(Request::new(Arc::clone(&prompt), options(16)));
+    let kept = engine.admit(Request::new(Arc::clone(&prompt), everything(16)));
     let kept = kept.expect("there is room");
     let mut done = Vec::new();
     finish(&mut engine, &mut done);
@@ -351,7 +337,7 @@ fn a_run_that_fails_leaves_the_others_as_they_are() {
         .expect("it has ended");
     let error = failed.as_ref().expect_err("its editor fails");
     assert!(error.to_string().contains("of the test's"), "{error}");
-    let alone = session.run(&prompt, options(16)).expect("it runs");
+    let alone = session.run(&prompt, everything(16)).expect("it runs");
     assert_eq!(run_of(&done, kept).token_ids, alone.token_ids);
     assert_eq!(run_of(&done, kept).trace.tokens, alone.trace.tokens);
 }
@@ -362,7 +348,7 @@ fn steps_bring_text_and_features_and_can_end_a_run() {
     let prompt = prompt(&mut session, Fixture::Demo, "00.png");
     let (mut text, mut ids, mut n_rows) = (String::new(), Vec::new(), 0);
     let mut seen = Vec::new();
-    let run = session.run_with(&prompt, options(16), &mut |step: Step<'_>| {
+    let run = session.run_with(&prompt, everything(16), &mut |step: Step<'_>| {
         text.push_str(step.text);
         ids.extend(step.id);
         assert_eq!(step.new_rows.start, n_rows, "each row is told once");
@@ -382,7 +368,7 @@ fn steps_bring_text_and_features_and_can_end_a_run() {
         assert_eq!(seen, &activations.row(row_idx).collect::<Vec<_>>());
     }
     let mut n_steps = 0;
-    let stopped = session.run_with(&prompt, options(16), &mut |_| {
+    let stopped = session.run_with(&prompt, everything(16), &mut |_| {
         n_steps += 1;
         match n_steps {
             3 => ControlFlow::Break(()),
@@ -432,7 +418,7 @@ fn an_editor_is_as_good_as_an_intervention() {
     let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
     let steered = RunOptions {
         steering: Some(steering(&mut session, feature, strength, Positions::ALL)),
-        ..options(16)
+        ..everything(16)
     };
     let steered = session.run(&prompt, steered).expect("it runs");
     let mut vector = model.saes()[0].decoder_row(feature).expect("it is there");
@@ -445,7 +431,7 @@ fn an_editor_is_as_good_as_an_intervention() {
             write: hook_point,
             editor: Box::new(Add(vector)),
         }],
-        ..Request::new(Arc::clone(&prompt), options(16))
+        ..Request::new(Arc::clone(&prompt), everything(16))
     };
     let id = engine.admit(request).expect("there is room");
     let mut done = Vec::new();
@@ -473,7 +459,7 @@ fn an_editor_reads_at_one_place_and_writes_at_another() {
             write: hook(1),
             editor: Box::new(Copy::default()),
         }],
-        ..Request::new(Arc::new(prompt), options(0))
+        ..Request::new(Arc::new(prompt), everything(0))
     };
     let edited = engine.admit(request).expect("there is room");
     let mut done = Vec::new();
@@ -481,7 +467,7 @@ fn an_editor_reads_at_one_place_and_writes_at_another() {
     let trace = &run_of(&done, edited).trace;
     // The SAE at the second place reads the row before the edit, as with interventions.
     assert_ne!(trace.saes[0].residuals, trace.saes[1].residuals);
-    let plain = Request::new(Arc::new(text(&model)), options(0));
+    let plain = Request::new(Arc::new(text(&model)), everything(0));
     let plain = engine.admit(plain).expect("there is room");
     finish(&mut engine, &mut done);
     assert_ne!(run_of(&done, plain).logits, run_of(&done, edited).logits);
@@ -523,15 +509,15 @@ fn two_saes_in_one_pass_give_what_each_gives_alone() {
         let mut session = Session::new(Arc::clone(&both));
         for max_tokens in [0, 6] {
             for keep in [
-                ALL,
+                Keep::ALL,
                 Keep {
                     logits: false,
-                    ..ALL
+                    ..Keep::ALL
                 },
             ] {
                 let options = RunOptions {
                     keep,
-                    ..options(max_tokens)
+                    ..everything(max_tokens)
                 };
                 let together = session.run(&prompt, options.clone()).expect("it runs");
                 for (sae, seen) in both.saes().iter().zip(&together.trace.saes) {
@@ -562,7 +548,7 @@ fn saes_above_an_edit_see_the_edited_stream() {
     };
     let runs = [None, Some(steer(0)), Some(steer(1))].map(|steering| RunOptions {
         steering,
-        ..options(6)
+        ..everything(6)
     });
     let mut session = Session::new(Arc::clone(&model));
     // Alone, together with a run that is edited at the same place, and with one edited lower.
@@ -633,7 +619,7 @@ fn a_recorded_prompt_is_a_value() {
     let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
     let steered = RunOptions {
         steering: Some(steering(&mut session, feature, strength, Positions::ALL)),
-        ..options(12)
+        ..everything(12)
     };
     let recorded: Vec<_> = prompts
         .iter()
@@ -649,7 +635,7 @@ fn a_recorded_prompt_is_a_value() {
     let mut engine = engine(&model, 256, 2);
     let mut done = Vec::new();
     let mut admitted = Vec::new();
-    for (i, run) in [(0, options(12)), (1, options(12)), (0, steered)] {
+    for (i, run) in [(0, everything(12)), (1, everything(12)), (0, steered)] {
         let request = Request {
             recorded: Some(Arc::clone(&recorded[i])),
             ..Request::new(Arc::clone(&prompts[i]), run.clone())
@@ -674,7 +660,7 @@ fn a_recorded_prompt_is_a_value() {
     // Another prompt's.
     let foreign = Request {
         recorded: Some(Arc::clone(&recorded[1])),
-        ..Request::new(Arc::clone(&prompts[0]), options(1))
+        ..Request::new(Arc::clone(&prompts[0]), everything(1))
     };
     let error = engine.admit(foreign).expect_err("it is refused");
     assert!(error.to_string().contains("another prompt"), "{error}");

@@ -8,12 +8,10 @@ use std::sync::Mutex;
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::llava::{self, LlavaFiles, LlavaOptions};
 use llava_sae_cpp::llama::AddBos;
-use llava_sae_cpp::{
-    Keep, Kinds, ModelFiles, Picture, Prompt, PromptForm, RunOptions, Session, TokenKind,
-};
+use llava_sae_cpp::{ModelFiles, Picture, Prompt, PromptForm, Session, TokenKind};
 
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, Oracle, exact_options, relative_error, temporary_root,
+    F32, IMAGE_EMBEDDINGS, Oracle, everything, exact_options, relative_error, temporary_root,
 };
 use crate::hook_points::{sae_at, worst_row};
 
@@ -47,16 +45,9 @@ struct Compared {
 }
 
 fn run(session: &mut Session, prompt: &Prompt, max_tokens: usize) -> Compared {
-    let options = RunOptions {
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
-        max_tokens,
-        ..RunOptions::default()
-    };
-    let run = session.run(prompt, options).expect("it runs");
+    let run = session
+        .run(prompt, everything(max_tokens))
+        .expect("it runs");
     Compared {
         rows: run.trace.saes[0].residuals.clone(),
         logits: run.logits,

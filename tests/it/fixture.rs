@@ -10,8 +10,8 @@ use gguf_tools::llava::{self, LlavaOptions};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    FeatureId, FlashAttention, ImageEmbeddings, KvType, ModelFiles, Picture, Prompt, PromptForm,
-    Session, SessionOptions,
+    FeatureId, FlashAttention, ImageEmbeddings, Keep, KvType, ModelFiles, Picture, Prompt,
+    PromptForm, RunOptions, Session, SessionOptions,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -250,6 +250,15 @@ pub(crate) fn image_rows(image: &ImageEmbeddings) -> &[f32] {
         .only_chunk()
         .expect("a square picture is one view")
         .rows
+}
+
+/// A run that generates up to `max_tokens` tokens and keeps all that is seen.
+pub(crate) fn everything(max_tokens: usize) -> RunOptions {
+    RunOptions {
+        keep: Keep::ALL,
+        max_tokens,
+        ..RunOptions::default()
+    }
 }
 
 /// One feature added everywhere.

@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use gguf_tools::gguf::{TensorType, Value};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    FlashAttention, ImagePrep, Keep, Kinds, KvType, ModelFiles, Run, RunOptions, SessionOptions,
+    FlashAttention, ImagePrep, Keep, KvType, ModelFiles, Run, RunOptions, SessionOptions,
     VisionGraph,
 };
 
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, ON_DEVICE, exact_options, image_rows, largest_error, relative_error,
-    steering,
+    F32, IMAGE_EMBEDDINGS, ON_DEVICE, everything, exact_options, image_rows, largest_error,
+    relative_error, steering,
 };
 use crate::gemma3_set::{RESID_POST, Set, image, open, picture, resid_post};
 use crate::hook_points::with_ubatch;
@@ -28,18 +28,6 @@ const SCOPE_SITES: [(&str, &str); 3] = [
     ("mlp_out", "hook_mlp_out"),
     ("attn_out", "attn.hook_z"),
 ];
-
-fn everything(max_tokens: usize) -> RunOptions {
-    RunOptions {
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
-        max_tokens,
-        ..RunOptions::default()
-    }
-}
 
 #[test]
 fn pictures_are_stretched_as_in_transformers() {

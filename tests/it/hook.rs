@@ -40,11 +40,7 @@ fn run(session: &mut Session, options: RunOptions) -> Run {
 fn reading_changes_no_bit() {
     let mut session = Fixture::Demo.exact_session();
     let plain = run(&mut session, options());
-    let keep = Keep {
-        features: Kinds::ALL,
-        residuals: true,
-        logits: true,
-    };
+    let keep = Keep::ALL;
     let hooked = run(&mut session, RunOptions { keep, ..options() });
     assert_eq!(plain.logits, hooked.logits);
     assert_eq!(plain.token_ids, hooked.token_ids);
@@ -117,11 +113,7 @@ fn ubatches_do_not_matter() {
         };
         Fixture::Demo.session(TensorType::F32, options)
     };
-    let keep = Keep {
-        features: Kinds::ALL,
-        residuals: true,
-        logits: true,
-    };
+    let keep = Keep::ALL;
     let mut runs = [512, 3, 1].map(|n_ubatch| {
         let mut session = with_ubatch(n_ubatch);
         let (feature, strength) = subject();

@@ -8,8 +8,8 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    FlashAttention, Keep, Kinds, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling,
-    Session, SessionOptions,
+    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling, Session,
+    SessionOptions,
 };
 
 use crate::bad_input::check;
@@ -99,11 +99,7 @@ fn run(session: &mut Session, oracle: &Oracle, options: RunOptions) -> Run {
 fn options() -> RunOptions {
     RunOptions {
         steering: None,
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
+        keep: Keep::ALL,
         max_tokens: 0,
         sampling: Sampling::Greedy,
         ..RunOptions::default()

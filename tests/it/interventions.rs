@@ -4,7 +4,7 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{
-    FeatureId, Keep, Kinds, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
+    FeatureId, Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
 };
 use serde_json::json;
 
@@ -107,11 +107,7 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
     let steered = !steering.interventions().is_empty();
     let options = RunOptions {
         steering: steered.then(|| steering.clone()),
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
+        keep: Keep::ALL,
         max_tokens: 4,
         sampling: Sampling::Greedy,
         ..RunOptions::default()

@@ -2,7 +2,7 @@
 
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::{
-    CancelFlag, Keep, Kinds, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
+    CancelFlag, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
     TokenKind,
 };
 
@@ -24,11 +24,7 @@ type Reconstructed = (Vec<f64>, Vec<f64>, usize);
 fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstructed> {
     let options = RunOptions {
         steering: None,
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
+        keep: Keep::ALL,
         max_tokens: 0,
         sampling: Sampling::Greedy,
         ..RunOptions::default()

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Grid, ImageCache, ImageEmbeddings, Keep, Kinds, ModelFiles, Picture, PromptForm, Run,
-    RunOptions, Session, SessionOptions,
+    Grid, ImageCache, ImageEmbeddings, ModelFiles, Picture, PromptForm, Run, RunOptions, Session,
+    SessionOptions,
 };
 
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, Oracle, exact_options, largest_error, relative_error, steering,
-    temporary_root,
+    F32, IMAGE_EMBEDDINGS, Oracle, everything, exact_options, largest_error, relative_error,
+    steering, temporary_root,
 };
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Parts, Tensor, rewritten};
@@ -220,18 +220,6 @@ fn tiles_are_one_grid() {
     check(Model::NextOther, "exact", [6, 9], WHOLE);
 }
 
-fn options(max_tokens: usize) -> RunOptions {
-    RunOptions {
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
-        max_tokens,
-        ..RunOptions::default()
-    }
-}
-
 fn check_run(run: &Run, oracle: &Oracle, shown: &str, logits: &str, ids: &str) {
     let error = relative_error(&run.logits, &oracle.f32(logits));
     assert!(error < F32, "{shown}: logits {error:.2e}");
@@ -274,7 +262,7 @@ fn rows_and_texts_are_those_of_transformers() {
                 let images = Vec::from_iter(&images);
                 let prompt = session.prompt(text("prompt"), PromptForm::Chat, &images);
                 let prompt = prompt.expect("it is tokenised");
-                let plain = options(number("max_tokens"));
+                let plain = everything(number("max_tokens"));
                 let run = session.run(&prompt, plain.clone()).expect("it runs");
                 check_ids(&run, &oracle, &shown, &named("prompt_ids"));
                 let theirs = oracle.f32(&named(&format!("blocks.{layer}.hook_resid_post/rows")));
@@ -348,7 +336,7 @@ fn f16_is_near_transformers() {
             let image_error = relative_error(&rows(&image), &theirs);
             let prompt = session.prompt(text, PromptForm::Chat, &[&image]);
             let max_tokens = oracle.json["max_tokens"].as_u64().expect("a number") as usize;
-            let run = session.run(&prompt.expect("it is tokenised"), options(max_tokens));
+            let run = session.run(&prompt.expect("it is tokenised"), everything(max_tokens));
             let run = run.expect("it runs");
             let theirs = oracle.f32(&format!("{key}/logits"));
             let error = relative_error(&run.logits, &theirs);
@@ -505,14 +493,14 @@ fn an_image_that_does_not_fit_the_context_is_refused() {
     let mut session = Model::Next.session(0, options);
     let image = Model::Next.image(&session, "square");
     let prompt = session.prompt("what", PromptForm::Chat, &[&image]);
-    let run = session.run(&prompt.expect("it is tokenised"), self::options(1));
+    let run = session.run(&prompt.expect("it is tokenised"), everything(1));
     let error = run.expect_err("88 rows and a text are too many");
     let said = error.to_string();
     assert!(said.contains("context"), "{said}");
     // Another one fits.
     let image = Model::Next.image(&session, "tiny");
     let prompt = session.prompt("what", PromptForm::Chat, &[&image]);
-    let run = session.run(&prompt.expect("it is tokenised"), self::options(1));
+    let run = session.run(&prompt.expect("it is tokenised"), everything(1));
     run.expect("44 rows and a text fit");
 }
 

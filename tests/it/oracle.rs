@@ -7,8 +7,8 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Activations, EncoderOptions, EncoderWeights, Keep, Kinds, Picture, Run, RunOptions, Sae,
-    Sampling, Session, TokenKind,
+    Activations, EncoderOptions, EncoderWeights, Keep, Picture, Run, RunOptions, Sae, Sampling,
+    Session, TokenKind,
 };
 
 use crate::fixture::{
@@ -46,12 +46,6 @@ fn run(
     session.run(&prompt, options).expect("the run succeeds")
 }
 
-const EVERYTHING: Keep = Keep {
-    features: Kinds::ALL,
-    residuals: true,
-    logits: true,
-};
-
 fn check_fidelity(fixture: Fixture) {
     let oracle = fixture.oracle();
     let mut session = fixture.exact_session();
@@ -69,13 +63,7 @@ fn check_fidelity(fixture: Fixture) {
             "{name}: image embeddings {error:.2e}"
         );
 
-        let run = run(
-            &mut session,
-            fixture,
-            &name,
-            EVERYTHING,
-            max_tokens(fixture),
-        );
+        let run = run(&mut session, fixture, &name, Keep::ALL, max_tokens(fixture));
         check_token_ids(&run, &oracle);
         let n_prompt = oracle.ids("prompt_ids").len();
         let expected = oracle.f32(&format!("{name}/resid"));
@@ -204,7 +192,7 @@ fn check_steering(fixture: Fixture) {
                 logits: true,
                 ..Keep::default()
             };
-            for keep in [in_graph, EVERYTHING] {
+            for keep in [in_graph, Keep::ALL] {
                 let options = RunOptions {
                     steering: Some(steering.clone()),
                     keep,

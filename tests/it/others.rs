@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use llava_sae_cpp::{
-    Grid, ImageAttention, ImagePrep, Keep, Kinds, ModelFiles, Picture, PromptForm, RowPositions,
-    RunOptions, Session, SessionOptions,
+    Grid, ImageAttention, ImagePrep, ModelFiles, Picture, PromptForm, RowPositions, Session,
+    SessionOptions,
 };
 
 use crate::command_line::{json, run};
-use crate::fixture::{F32, Oracle, exact_options, relative_error};
+use crate::fixture::{F32, Oracle, everything, exact_options, relative_error};
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Tensor, rewritten};
 
@@ -68,16 +68,10 @@ fn numbers_are_those_of_transformers_where_pictures_need_no_scaling() {
             let n_texts = image.chunks().count() + 1;
             let theirs = (0..n_texts).flat_map(|i| oracle.ids(&format!("{name}/text_{i}")));
             assert!(ids.eq(theirs), "{name}: {:?}", prompt.tokens());
-            let options = RunOptions {
-                keep: Keep {
-                    features: Kinds::ALL,
-                    residuals: true,
-                    logits: true,
-                },
-                max_tokens: oracle.json["max_tokens"].as_u64().expect("a number") as usize,
-                ..RunOptions::default()
-            };
-            let run = session.run(&prompt, options).expect("it runs");
+            let max_tokens = oracle.json["max_tokens"].as_u64().expect("a number") as usize;
+            let run = session
+                .run(&prompt, everything(max_tokens))
+                .expect("it runs");
             let theirs = oracle.f32(&format!("{name}/{HOOK}/rows"));
             let ours = &run.trace.saes[0].residuals[..theirs.len()];
             let rows = relative_error(ours, &theirs);

@@ -21,12 +21,6 @@ const LOGITS: Keep = Keep {
     logits: true,
 };
 
-const ALL: Keep = Keep {
-    features: Kinds::ALL,
-    residuals: true,
-    logits: true,
-};
-
 fn options(keep: Keep) -> RunOptions {
     RunOptions {
         steering: None,
@@ -62,12 +56,12 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
             &prompt,
             RunOptions {
                 max_tokens: 0,
-                ..options(ALL)
+                ..options(Keep::ALL)
             },
         );
         let keep = Keep {
             logits: false,
-            ..ALL
+            ..Keep::ALL
         };
         let stopped = RunOptions {
             max_tokens: 0,
@@ -117,7 +111,7 @@ fn a_run_that_stops_at_the_hook_sees_the_same() {
 fn rows_that_are_not_asked_for_have_no_features() {
     let mut session = Fixture::Demo.exact_session();
     let prompt = prompt(&mut session, Fixture::Demo, "01.png");
-    let all = run(&mut session, &prompt, options(ALL));
+    let all = run(&mut session, &prompt, options(Keep::ALL));
     let features = Kinds::IMAGE;
     let keep = Keep { features, ..LOGITS };
     let some = run(&mut session, &prompt, options(keep));
@@ -148,7 +142,7 @@ fn an_addition_in_the_graph_is_that_of_the_hook() {
         let plain = run(&mut session, &prompt, options(LOGITS));
         let in_graph = run(&mut session, &prompt, steered(LOGITS));
         assert!(in_graph.trace.tokens.is_empty(), "the hook saw nothing");
-        let hooked = run(&mut session, &prompt, steered(ALL));
+        let hooked = run(&mut session, &prompt, steered(Keep::ALL));
         assert_eq!(in_graph.token_ids, hooked.token_ids);
         assert_eq!(in_graph.logits, hooked.logits);
         assert!(relative_error(&in_graph.logits, &plain.logits) > 1e-3);
@@ -193,7 +187,7 @@ fn check_shared(
             .chain(steerings.iter().map(Some))
             .map(|steering| RunOptions {
                 steering: steering.cloned(),
-                ..self::options(ALL)
+                ..self::options(Keep::ALL)
             })
             .collect();
         let together =

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Change, Condition, Intervention, Positions, Target, Vector};
 use llava_sae_cpp::{
-    FeatureId, HookPoint, Keep, Kinds, ModelFiles, Prompt, PromptForm, Run, RunOptions, Session,
-    TokenKind,
+    FeatureId, HookPoint, Keep, ModelFiles, Prompt, PromptForm, Run, RunOptions, Session, TokenKind,
 };
 use serde_json::json;
 
@@ -17,17 +16,11 @@ use crate::command_line::json as json_of;
 use crate::fixture::{Fixture, exact_options, prompt, temporary_root};
 use crate::hook_points::{model, sae_at, with_ubatch};
 
-const ALL: Keep = Keep {
-    features: Kinds::ALL,
-    residuals: true,
-    logits: true,
-};
-
 fn options(session: &Session, interventions: Vec<Intervention>) -> RunOptions {
     let steering = session.model().steering(interventions).expect("it fits");
     RunOptions {
         steering: (!steering.interventions().is_empty()).then_some(steering),
-        keep: ALL,
+        keep: Keep::ALL,
         max_tokens: 6,
         ..RunOptions::default()
     }

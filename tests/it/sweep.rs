@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, Kinds, PromptForm, RunOptions, Sampling, Session, Token};
+use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, Token};
 
 use crate::bad_input::{check, send};
 use crate::command_line::{json, program, run, stdout};
@@ -63,11 +63,7 @@ fn each_trace_is_that_of_the_run_alone() {
     let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
     let options = RunOptions {
         steering: None,
-        keep: Keep {
-            features: Kinds::ALL,
-            residuals: true,
-            logits: true,
-        },
+        keep: Keep::ALL,
         max_tokens: 6,
         sampling: Sampling::Greedy,
         ..RunOptions::default()
