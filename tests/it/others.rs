@@ -8,12 +8,12 @@ use llava_sae_cpp::{
     SessionOptions,
 };
 
-use crate::command_line::{json, run};
+use crate::command_line::json;
 use crate::fixture::{F32, Oracle, everything, exact_options, relative_error};
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Tensor, rewritten};
 
-const MODELS: [&str; 2] = ["qwen2.5vl", "idefics3"];
+pub(crate) const MODELS: [&str; 2] = ["qwen2.5vl", "idefics3"];
 const HOOK: &str = "blocks.1.hook_resid_post";
 
 pub(crate) fn root() -> PathBuf {
@@ -37,7 +37,7 @@ pub(crate) fn picture(name: &str) -> Picture {
     Picture::open(&picture_path(name)).expect("a committed file")
 }
 
-fn prompt_text(oracle: &Oracle) -> &str {
+pub(crate) fn prompt_text(oracle: &Oracle) -> &str {
     oracle.json["prompt"].as_str().expect("a text")
 }
 
@@ -131,30 +131,6 @@ pub(crate) fn args<'a>(files: &'a ModelFiles, more: &[&'a str]) -> Vec<&'a str> 
         text(&files.saes[0]),
     ];
     [&files[..], more].concat()
-}
-
-#[test]
-fn the_command_line_says_once_that_nothing_was_compared() {
-    let oracle = Oracle::read(&root());
-    let odd = picture_path("odd");
-    for model in MODELS {
-        let files = files(model);
-        let more = [
-            "--raw-prompt",
-            "-p",
-            prompt_text(&oracle),
-            "-n",
-            "2",
-            odd.to_str().expect("a plain path"),
-        ];
-        for probe in [&[][..], &["--no-probe"]] {
-            let output = run(&[&args(&files, &more)[..], probe].concat());
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{model}: {stderr}");
-            assert_eq!(stderr.matches("not compared").count(), 1, "{stderr}");
-            assert!(stderr.contains("as llama.cpp does it"), "{stderr}");
-        }
-    }
 }
 
 #[test]
