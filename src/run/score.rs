@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::engine::Engine;
+use super::forward::Forward;
 use super::hooks::{EditorAt, Keep};
 use crate::llama::{Extent, Output, OutputRow, Pass, Rows};
 use crate::prompt::{Prompt, Segment};
@@ -34,7 +35,8 @@ impl Engine {
         let Some((_, inputs)) = ids.split_last() else {
             return Ok(());
         };
-        for (i, chunk) in inputs.chunks(AT_ONCE).enumerate() {
+        let n_at_once = forward.n_scored_at_once();
+        for (i, chunk) in inputs.chunks(n_at_once).enumerate() {
             for sequence in 0..n_sequences {
                 if sequence == 1 && split.is_some() {
                     let recorded = forward.context.take_recording();
@@ -50,7 +52,7 @@ impl Engine {
                 forward.decode(sequence, tokens, Rows::Tokens(chunk), Output::EveryRow)?;
                 for row_idx in 0..chunk.len() {
                     let logits = forward.context.logits(OutputRow::Index(row_idx));
-                    on_logits(sequence, i * AT_ONCE + row_idx + 1, logits);
+                    on_logits(sequence, i * n_at_once + row_idx + 1, logits);
                 }
             }
         }
@@ -93,7 +95,7 @@ impl Engine {
         for segment in prompt.segments() {
             match segment {
                 Segment::Text(ids) => {
-                    for chunk in ids.chunks(AT_ONCE) {
+                    for chunk in ids.chunks(forward.n_scored_at_once()) {
                         let chunk_tokens = tokens.iter().copied().enumerate();
                         let chunk_tokens = chunk_tokens.skip(position).take(chunk.len());
                         forward.decode(0, chunk_tokens, Rows::Tokens(chunk), Output::EveryRow)?;
@@ -114,5 +116,12 @@ impl Engine {
             }
         }
         Ok(losses)
+    }
+}
+
+impl Forward {
+    /// The rows of a text that are scored in one graph: the context keeps the logits of one.
+    fn n_scored_at_once(&self) -> usize {
+        AT_ONCE.min(self.context.n_ubatch())
     }
 }

@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, Token};
+use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, SessionOptions, Token};
 
 use crate::bad_input::{check, send};
 use crate::command_line::{json, program, run, stdout};
-use crate::fixture::{Fixture, NEIGHBOURS, ROUNDING, bound, prompt, relative_error, steering};
+use crate::fixture::{
+    Fixture, NEIGHBOURS, ROUNDING, bound, exact_options, prompt, relative_error, steering,
+};
 
 const PICTURE: &str = "00.png";
 
@@ -201,6 +203,40 @@ fn kl_is_the_mean_along_the_originals_tokens() {
         );
     }
     assert!(sums[0] > 0.1, "the interventions have an effect: {sums:?}");
+}
+
+/// Texts are scored in graphs of few rows too.
+#[test]
+fn short_graphs_give_the_same_numbers() {
+    let swept = |n_ubatch| {
+        let options = SessionOptions {
+            n_ubatch,
+            ..exact_options()
+        };
+        let mut session = Fixture::Demo.session(TensorType::F32, options);
+        let prompt = prompt(&mut session, Fixture::Demo, PICTURE);
+        let (feature, strength, _) = Fixture::Demo.oracle().steered(PICTURE)[0].clone();
+        let steerings = [steering(&mut session, feature, strength, Positions::ALL)];
+        let sweep = session.sweep(&prompt, &steerings, &tokens(12));
+        sweep.expect("the sweep succeeds")
+    };
+    let (ours, theirs) = (swept(5), swept(512));
+    for (ours, theirs) in [
+        (&ours.original, &theirs.original),
+        (&ours.steered[0], &theirs.steered[0]),
+    ] {
+        assert_eq!(ours.run.token_ids, theirs.run.token_ids);
+        assert!(ours.run.token_ids.len() > 5, "several graphs");
+        for (ours, theirs) in [
+            (ours.kl, theirs.kl),
+            (ours.mean_log_prob, theirs.mean_log_prob),
+        ] {
+            let (ours, theirs) = (ours.expect("a number"), theirs.expect("a number"));
+            // Logits differ as those of runs with neighbours do, and both are means of them.
+            let error = (ours - theirs).abs();
+            assert!(error < 10.0 * NEIGHBOURS, "{ours} and {theirs}");
+        }
+    }
 }
 
 /// What is steered in the text only begins behind the first token.
