@@ -1,40 +1,54 @@
 //! What logits say: log-probabilities, and how far two distributions are apart.
 
-/// `log softmax(logits)[id]`, in nats.
-pub(crate) fn log_prob(logits: &[f32], id: i32) -> f64 {
-    let id = usize::try_from(id).expect("ids are not negative");
-    f64::from(logits[id]) - log_sum_exp(logits)
+/// A distribution over the vocabulary, with its exponentials summed once.
+pub(crate) struct Distribution<L> {
+    logits: L, // [n_vocab]
+    log_sum_exp: f64,
 }
 
-/// `Σ p (log p − log q)` of the distributions with these logits, in nats.
-pub(crate) fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> f64 {
-    let (p_sum, q_sum) = (log_sum_exp(p_logits), log_sum_exp(q_logits));
-    let pairs = p_logits.iter().zip(q_logits);
-    let terms = pairs.map(|(&p, &q)| {
-        let (log_p, log_q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
-        log_p.exp() * (log_p - log_q)
-    });
-    terms.sum::<f64>().max(0.0) // rounding can make it less than nothing
-}
+impl<L: AsRef<[f32]>> Distribution<L> {
+    /// The distribution with these logits, `[n_vocab]`.
+    pub(crate) fn new(logits: L) -> Self {
+        let values = logits.as_ref();
+        let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = values.iter().map(|&x| f64::from(x - max).exp()).sum();
+        Self {
+            log_sum_exp: f64::from(max) + sum.ln(),
+            logits,
+        }
+    }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    f64::from(max) + sum.ln()
+    /// `log softmax(logits)[id]`, in nats.
+    pub(crate) fn log_prob(&self, id: i32) -> f64 {
+        let id = usize::try_from(id).expect("ids are not negative");
+        f64::from(self.logits.as_ref()[id]) - self.log_sum_exp
+    }
+
+    /// `Σ p (log p − log q)` of this distribution `p` and another, `q`, in nats.
+    pub(crate) fn kl_divergence<M: AsRef<[f32]>>(&self, q: &Distribution<M>) -> f64 {
+        let pairs = self.logits.as_ref().iter().zip(q.logits.as_ref());
+        let terms = pairs.map(|(&p_logit, &q_logit)| {
+            let log_p = f64::from(p_logit) - self.log_sum_exp;
+            let log_q = f64::from(q_logit) - q.log_sum_exp;
+            log_p.exp() * (log_p - log_q)
+        });
+        terms.sum::<f64>().max(0.0) // rounding can make it less than nothing
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{kl_divergence, log_prob};
+    use super::Distribution;
 
     #[test]
     fn probabilities_of_logits() {
         // softmax([0, ln 3]) = [1/4, 3/4].
-        let logits = [0.0, 3.0_f32.ln()];
-        assert!((log_prob(&logits, 1) - 0.75_f64.ln()).abs() < 1e-6);
+        let q = Distribution::new([0.0, 3.0_f32.ln()]);
+        assert!((q.log_prob(1) - 0.75_f64.ln()).abs() < 1e-6);
         // KL([1/2, 1/2] ‖ [1/4, 3/4]) = ½ ln 2 + ½ ln ⅔.
         let expected = 0.5 * 2.0_f64.ln() + 0.5 * (2.0_f64 / 3.0).ln();
-        assert!((kl_divergence(&[5.0, 5.0], &logits) - expected).abs() < 1e-6);
-        assert_eq!(kl_divergence(&logits, &logits), 0.0);
+        let p = Distribution::new([5.0, 5.0]);
+        assert!((p.kl_divergence(&q) - expected).abs() < 1e-6);
+        assert_eq!(q.kl_divergence(&q), 0.0);
     }
 }

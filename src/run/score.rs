@@ -7,7 +7,7 @@ use super::forward::Forward;
 use super::hooks::{EditorAt, Keep};
 use crate::llama::{Extent, Output, OutputRow, Pass, Rows};
 use crate::prompt::{Prompt, Segment};
-use crate::run::logits::log_prob;
+use crate::run::logits::Distribution;
 use crate::{CancelFlag, Result, Token};
 
 /// Bounds the memory for logits, of which a large vocabulary has a megabyte a row.
@@ -89,7 +89,7 @@ impl Engine {
             let is_excluded = tokens[position].id.is_some_and(|id| except.contains(&id));
             let next = tokens.get(position + 1).and_then(|token| token.id);
             if let Some(next) = next.filter(|_| !is_excluded) {
-                losses.push(-log_prob(logits, next));
+                losses.push(-Distribution::new(logits).log_prob(next));
             }
         };
         for segment in prompt.segments() {

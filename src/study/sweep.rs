@@ -1,12 +1,12 @@
 //! A sweep: one prompt under several interventions at once, and how far each is from the original.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::model::Session;
 use crate::prompt::Prompt;
-use crate::run::logits::{kl_divergence, log_prob};
+use crate::run::logits::Distribution;
 use crate::run::{Keep, Run, RunOptions, Step};
 use crate::steering::Steering;
 use crate::{CancelFlag, Result};
@@ -64,14 +64,26 @@ impl Session {
         let runs = std::iter::once(original.clone()).chain(steered).collect();
         let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
         let runs = self.run_side_by_side(prompt, runs, go_on)?;
-        let logits = runs[0].logits.clone();
-        let kls = self.kl_along_original(prompt, &runs, &options.cancel)?;
-        let scored = runs.into_iter().enumerate().map(|(i, run)| {
+        let first = Distribution::new(runs[0].logits.clone());
+        let first_kl = |run: &Run| first.kl_divergence(&Distribution::new(&run.logits[..]));
+        let first_kls: Vec<f64> = runs.iter().map(first_kl).collect();
+        let along = self.along_original(prompt, &runs, &first, &first_kls, &options.cancel)?;
+        let mut mean_log_probs = HashMap::new(); // by the text: runs may say the same
+        if let Some(along) = &along {
+            mean_log_probs.insert(runs[0].token_ids.clone(), along.mean_log_prob);
+        }
+        let scored = runs.into_iter().zip(first_kls).enumerate();
+        let scored = scored.map(|(i, (run, first_kl))| {
             let ids = &run.token_ids;
+            let mean_log_prob = match mean_log_probs.get(ids) {
+                Some(known) => *known,
+                None => self.mean_log_prob(prompt, &first, ids, &options.cancel)?,
+            };
+            mean_log_probs.insert(ids.clone(), mean_log_prob);
             Ok(ScoredRun {
-                kl: kls.as_ref().map(|kls| kls[i]),
-                first_kl: kl_divergence(&logits, &run.logits),
-                mean_log_prob: self.mean_log_prob(prompt, &logits, ids, &options.cancel)?,
+                kl: along.as_ref().map(|along| along.kls[i]),
+                first_kl,
+                mean_log_prob,
                 run,
             })
         });
@@ -82,65 +94,80 @@ impl Session {
         })
     }
 
-    /// [`ScoredRun::kl`] of each run, the first of which is the original: its tokens, decoded again in
-    /// each run's sequence under that run's interventions.
-    fn kl_along_original(
+    /// Decodes the original's tokens again in each run's sequence under that run's interventions; the first run
+    /// is the original, whose first token has the distribution `first`, from which the runs' are `first_kls`
+    /// apart. None after an interruption.
+    fn along_original(
         &mut self,
         prompt: &Prompt,
         runs: &[Run],
+        first: &Distribution<Vec<f32>>,
+        first_kls: &[f64],
         cancel: &CancelFlag,
-    ) -> Result<Option<Vec<f64>>> {
-        let first = |run: &Run| kl_divergence(&runs[0].logits, &run.logits);
-        let mut sums: Vec<f64> = runs.iter().map(first).collect();
+    ) -> Result<Option<AlongOriginal>> {
         let ids = &runs[0].token_ids;
-        let mut originals = BTreeMap::new(); // logits, until the last sequence has been compared
-        let engine = self.engine();
-        let replayed = engine.replay(
+        let mut kl_sums = first_kls.to_vec();
+        let mut log_prob_sum = ids.first().map(|&id| first.log_prob(id));
+        let mut originals = BTreeMap::new(); // distributions, until the last sequence has been compared
+        let replayed = self.engine().replay(
             prompt.extent(),
             runs.len(),
             ids,
             cancel,
             &mut |sequence, i, logits| {
                 if sequence == 0 {
-                    originals.insert(i, logits.to_vec());
+                    let original = Distribution::new(logits.to_vec());
+                    log_prob_sum = log_prob_sum.map(|sum| sum + original.log_prob(ids[i]));
+                    originals.insert(i, original);
+                } else {
+                    kl_sums[sequence] += originals[&i].kl_divergence(&Distribution::new(logits));
                 }
-                sums[sequence] += kl_divergence(&originals[&i], logits);
                 if sequence + 1 == runs.len() {
                     originals.remove(&i);
                 }
             },
         );
-        let n_tokens = ids.len().max(1) as f64;
-        let means = || sums.iter().map(|sum| sum / n_tokens).collect();
-        match replayed {
-            Err(error) if error.is_interrupted() => Ok(None),
-            other => other.map(|()| Some(means())),
-        }
+        let n_tokens = ids.len() as f64;
+        let along = || AlongOriginal {
+            kls: kl_sums.iter().map(|sum| sum / n_tokens.max(1.0)).collect(),
+            mean_log_prob: log_prob_sum.map(|sum| sum / n_tokens),
+        };
+        unless_interrupted(replayed.map(|()| along()))
     }
 
-    /// The mean log-probability of `ids` behind the prompt, whose last row has these logits, without
+    /// The mean log-probability of `ids` behind the prompt, whose last row gives the distribution `first`, without
     /// interventions.
     fn mean_log_prob(
         &mut self,
         prompt: &Prompt,
-        logits: &[f32],
+        first: &Distribution<Vec<f32>>,
         ids: &[i32],
         cancel: &CancelFlag,
     ) -> Result<Option<f64>> {
-        let [first, ..] = *ids else {
+        let [first_id, ..] = *ids else {
             return Ok(None);
         };
-        let mut sum = log_prob(logits, first);
+        let mut sum = first.log_prob(first_id);
         let kept = prompt.extent();
         let replayed = self
             .engine()
             .replay(kept, 1, ids, cancel, &mut |_, i, logits| {
-                sum += log_prob(logits, ids[i]);
+                sum += Distribution::new(logits).log_prob(ids[i]);
             });
-        match replayed {
-            Err(error) if error.is_interrupted() => Ok(None),
-            other => other.map(|()| Some(sum / ids.len() as f64)),
-        }
+        unless_interrupted(replayed.map(|()| sum / ids.len() as f64))
+    }
+}
+
+/// What is measured along the original's text.
+struct AlongOriginal {
+    kls: Vec<f64>,              // of each run: `ScoredRun::kl`
+    mean_log_prob: Option<f64>, // the original's
+}
+
+fn unless_interrupted<T>(done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(error) if error.is_interrupted() => Ok(None),
+        other => other.map(Some),
     }
 }
 
