@@ -27,5 +27,6 @@ pub use hooks::{Editor, EditorAt, Keep, SaeTrace, Trace};
 pub(crate) use hooks::{HookedSite, Hooks};
 pub use options::RunOptions;
 pub use recorded::{PromptKey, RecordedPrompt};
+pub(crate) use score::{Scored, is_scored_as_read};
 pub use shortcuts::TryShortcuts;
 pub(crate) use shortcuts::{Shortcuts, distance};

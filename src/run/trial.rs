@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::hooks::Keep;
 use super::reading::Goal;
 use super::shortcuts::{Shortcut, distance};
-use crate::llama::{OutputRow, Pass};
+use crate::llama::{Extent, OutputRow, Pass};
 use crate::prompt::Prompt;
 use crate::steering::Steering;
 use crate::{CancelFlag, Kinds, Result};
@@ -111,14 +111,17 @@ impl Engine {
         Ok(self.forward.context.logits(OutputRow::Last).to_vec())
     }
 
-    /// The logits of a second sequence, of its prompt and of a token behind, which reads the cache.
+    /// The logits of a second sequence, of its prompt and of a token behind, which reads the cache. Where there
+    /// is room for one sequence only, the prompt takes its place a second time.
     fn logits_beside(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<Vec<f32>> {
-        self.start(&[(Keep::default(), None); 2]);
+        let second = 1.min(self.n_sequences() - 1);
+        self.start(&[(Keep::default(), None); 2][..=second]);
         let passes = match split {
             Some(split) => [Pass::Recorded(split), Pass::Replayed(split)],
             None => [Pass::Unhooked; 2],
         };
-        for (sequence, pass) in passes.into_iter().enumerate() {
+        for (sequence, pass) in [0, second].into_iter().zip(passes) {
+            self.forward.context.truncate(sequence, Extent::default())?;
             self.decode_tried(sequence, prompt, Goal::Logits, pass)?;
             if let Pass::Recorded(_) = pass {
                 let recorded = self.forward.context.take_recording();
@@ -129,8 +132,10 @@ impl Engine {
         self.forward.set_pass(Pass::Unhooked);
         let last = prompt.tokens().last().and_then(|token| token.id);
         let last = last.expect("a prompt ends with text");
-        self.forward.decode_generated(&[0, 1], &[last, last], [])?;
-        logits.extend_from_slice(self.forward.context.logits(OutputRow::Index(1)));
+        let sequences: Vec<usize> = (0..=second).collect();
+        let ids = vec![last; sequences.len()];
+        self.forward.decode_generated(&sequences, &ids, [])?;
+        logits.extend_from_slice(self.forward.context.logits(OutputRow::Index(second)));
         Ok(logits)
     }
 

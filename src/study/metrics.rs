@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::llama::{AddBos, Edited};
 use crate::model::Session;
 use crate::prompt::Prompt;
-use crate::run::{Editor, EditorAt, Keep, RunOptions};
+use crate::run::{Editor, EditorAt, Keep, Request, RunOptions, Scored, Trace, is_scored_as_read};
 use crate::{Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Token, TokenKind};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
@@ -55,8 +55,58 @@ impl Metrics {
         prompt: &Prompt,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        self.add_rows(session, prompt, Kinds::ALL, cancel)?;
-        self.add_losses(session, prompt, cancel)
+        let prompt = Arc::new(prompt.clone());
+        let logits = Keep {
+            logits: true,
+            ..Keep::default()
+        };
+        let (keep, read_apart) = match is_scored_as_read(&prompt) {
+            true => (Keep::ALL, None),
+            false => (logits, Some(read(session, &prompt, Kinds::ALL, cancel)?)),
+        };
+        let request = |keep| {
+            let options = RunOptions {
+                keep,
+                cancel: cancel.clone(),
+                ..RunOptions::default()
+            };
+            Request::new(Arc::clone(&prompt), options)
+        };
+        let hook_point = session.model().saes()[self.sae].hook_point();
+        let substituted = |substitution| {
+            let mut request = request(logits);
+            request.editors.push(EditorAt {
+                read: hook_point,
+                write: hook_point,
+                editor: Box::new(Substitute {
+                    substitution,
+                    except: self.special.clone(),
+                }),
+            });
+            request
+        };
+        let reconstruction = Reconstruction {
+            encoder: session.model().encoder(self.sae)?,
+            decoder: Decoder::new(Arc::clone(&session.model().saes()[self.sae])),
+            activations: Activations::default(),
+        };
+        let requests = vec![
+            request(keep),
+            substituted(Substitution::Reconstruction(Box::new(reconstruction))),
+            substituted(Substitution::Zeros),
+        ];
+        let engine = session.engine_for(&prompt, 0, 1)?;
+        let scored = engine.score(requests, &self.special)?;
+        let [original, reconstructed, ablated] = &scored[..] else {
+            unreachable!("each request is scored");
+        };
+        let sum = |scored: &Scored| scored.losses.iter().sum::<f64>();
+        self.loss.n_tokens += original.losses.len();
+        self.loss.original += sum(original);
+        self.loss.reconstructed += sum(reconstructed);
+        self.loss.ablated += sum(ablated);
+        let trace = read_apart.as_ref().unwrap_or(&original.trace);
+        self.add_rows(session, trace, Kinds::ALL)
     }
 
     /// Adds the image rows of a prompt alone.
@@ -69,26 +119,11 @@ impl Metrics {
         prompt: &Prompt,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        self.add_rows(session, prompt, Kinds::IMAGE, cancel)
+        let trace = read(session, prompt, Kinds::IMAGE, cancel)?;
+        self.add_rows(session, &trace, Kinds::IMAGE)
     }
 
-    fn add_rows(
-        &mut self,
-        session: &mut Session,
-        prompt: &Prompt,
-        kinds: Kinds,
-        cancel: &CancelFlag,
-    ) -> Result<()> {
-        let options = RunOptions {
-            keep: Keep {
-                features: kinds,
-                residuals: true,
-                logits: false,
-            },
-            cancel: cancel.clone(),
-            ..RunOptions::default()
-        };
-        let trace = session.run(prompt, options)?.trace;
+    fn add_rows(&mut self, session: &Session, trace: &Trace, kinds: Kinds) -> Result<()> {
         let seen = &trace.saes[self.sae];
         let sae = &session.model().saes()[self.sae];
         let mut decoder = Decoder::new(Arc::clone(sae));
@@ -108,42 +143,25 @@ impl Metrics {
         }
         Ok(())
     }
+}
 
-    fn add_losses(
-        &mut self,
-        session: &mut Session,
-        prompt: &Prompt,
-        cancel: &CancelFlag,
-    ) -> Result<()> {
-        let reconstruction = Reconstruction {
-            encoder: session.model().encoder(self.sae)?,
-            decoder: Decoder::new(Arc::clone(&session.model().saes()[self.sae])),
-            activations: Activations::default(),
-        };
-        let reconstruction = Substitution::Reconstruction(Box::new(reconstruction));
-        let hook_point = session.model().saes()[self.sae].hook_point();
-        let mut mean = |substitution: Option<Substitution>| {
-            let editors = substitution.into_iter().map(|substitution| EditorAt {
-                read: hook_point,
-                write: hook_point,
-                editor: Box::new(Substitute {
-                    substitution,
-                    except: self.special.clone(),
-                }),
-            });
-            let editors = editors.collect();
-            let engine = session.engine_for(prompt, 0, 1)?;
-            engine.cross_entropies(prompt, editors, &self.special, cancel)
-        };
-        let original = mean(None)?;
-        let reconstructed = mean(Some(reconstruction))?;
-        let ablated = mean(Some(Substitution::Zeros))?;
-        self.loss.n_tokens += original.len();
-        self.loss.original += original.iter().sum::<f64>();
-        self.loss.reconstructed += reconstructed.iter().sum::<f64>();
-        self.loss.ablated += ablated.iter().sum::<f64>();
-        Ok(())
-    }
+/// The rows of a prompt, and the features of these kinds of them.
+fn read(
+    session: &mut Session,
+    prompt: &Prompt,
+    kinds: Kinds,
+    cancel: &CancelFlag,
+) -> Result<Trace> {
+    let options = RunOptions {
+        keep: Keep {
+            features: kinds,
+            residuals: true,
+            logits: false,
+        },
+        cancel: cancel.clone(),
+        ..RunOptions::default()
+    };
+    Ok(session.run(prompt, options)?.trace)
 }
 
 /// Puts something in the place of rows, to see how much the model loses.

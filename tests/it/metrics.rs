@@ -1,15 +1,18 @@
 //! `metrics`: fits against their formulas in f64, losses against transformers.
 
+use std::sync::Arc;
+
+use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::{
-    CancelFlag, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token,
-    TokenKind,
+    CancelFlag, Decoder, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session,
+    SessionOptions, Token, TokenKind, TryShortcuts,
 };
 
 use crate::bad_input::check;
 use crate::command_line::{json, run, stdout};
-use crate::fixture::{Fixture, Oracle, exact_options, prompt, temporary_root};
-use crate::hook_points;
+use crate::fixture::{Fixture, Oracle, everything, exact_options, prompt, temporary_root};
+use crate::{hook_points, several_saes};
 
 fn close(ours: Option<f64>, expected: f64, tolerance: f64, what: &str) {
     let ours = ours.unwrap_or_else(|| panic!("{what} is there"));
@@ -138,6 +141,92 @@ fn losses_are_those_of_transformers() {
             (zeros - sae) / (zeros - plain),
             1e-9,
             architecture,
+        );
+    }
+}
+
+/// Blocks below the hook are computed once, and where prompts share nothing each time, to the same numbers.
+#[test]
+fn shared_blocks_change_no_number() {
+    let dir = Fixture::Demo.converted(TensorType::F16);
+    let text = "The cat sits on the mat, and a dog looks at it. ".repeat(20);
+    for hook in [
+        "blocks.3.hook_resid_post",
+        "blocks.2.hook_mlp_out",
+        "blocks.2.attn.hook_z",
+        "blocks.0.hook_attn_out",
+    ] {
+        let sae = temporary_root().join(format!("metrics-{hook}.gguf"));
+        let sae = several_saes::sae_at(hook, &sae);
+        let files = ModelFiles::find(Some(&dir), None, None, vec![sae]).expect("all files");
+        let measured = |share_prompts, try_shortcuts, n_ubatch| {
+            let options = SessionOptions {
+                threads: 1,
+                gpu_layers: 0,
+                share_prompts,
+                try_shortcuts,
+                n_ubatch,
+                ..SessionOptions::default()
+            };
+            let mut session = Session::open(&files, options).expect("it loads");
+            let mut prompts = metrics::text_prompts(&session, &text, &CancelFlag::default());
+            let prompts = prompts.as_mut().expect("a text");
+            assert!(prompts.len() > 1, "the last context is a short one");
+            prompts.push(prompt(&mut session, Fixture::Demo, "00.png"));
+            let mut metrics = Metrics::new(&session, 0);
+            for prompt in prompts {
+                let added = metrics.add(&mut session, prompt, &CancelFlag::default());
+                added.expect("it runs");
+            }
+            assert!(metrics.loss.with_sae() != metrics.loss.with_ablation());
+            assert!(metrics.loss.with_sae() != metrics.loss.without_sae());
+            format!("{metrics:?}") // every number, to the last bit
+        };
+        for (tried, n_ubatch) in [(TryShortcuts::OnDevices, 512), (TryShortcuts::Always, 24)] {
+            let whole = measured(false, TryShortcuts::OnDevices, n_ubatch);
+            let shared = measured(true, tried, n_ubatch);
+            assert!(shared == whole, "{hook}, {tried:?}");
+        }
+    }
+}
+
+/// Rows are those of a run, to the bit, also where a text is scored in pieces of which the last is short.
+#[test]
+fn rows_are_those_of_a_run() {
+    let options = SessionOptions {
+        threads: 1,
+        gpu_layers: 0,
+        ..SessionOptions::default()
+    };
+    let mut session = Fixture::Demo.session(TensorType::F16, options);
+    let sae = Arc::clone(session.sae());
+    for n_words in [20, 80, 127] {
+        let text = " cat".repeat(n_words);
+        let prompts = metrics::text_prompts(&session, &text, &CancelFlag::default());
+        let prompt = prompts.expect("a text").remove(0);
+        let mut metrics = Metrics::new(&session, 0);
+        metrics
+            .add(&mut session, &prompt, &CancelFlag::default())
+            .expect("it runs");
+        let run = session.run(&prompt, everything(0)).expect("it runs");
+        let seen = &run.trace.saes[0];
+        let mut decoder = Decoder::new(Arc::clone(&sae));
+        let mut squares = 0.0;
+        let rows = seen.residuals.chunks_exact(sae.meta().d_in).enumerate();
+        for (row_idx, row) in rows.skip(1) {
+            let mut reconstruction = row.to_vec();
+            decoder
+                .reconstruct(&seen.activations, row_idx, &mut reconstruction)
+                .expect("it fits");
+            for (&x, y) in row.iter().zip(reconstruction) {
+                squares += (f64::from(x) - f64::from(y)).powi(2);
+            }
+        }
+        let n_rows = prompt.tokens().len() - 1; // without `<bos>`
+        assert_eq!(
+            metrics.text.mse(),
+            Some(squares / n_rows as f64),
+            "{n_rows}"
         );
     }
 }

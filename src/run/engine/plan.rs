@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Batch, Engine, Request};
-use crate::run::hooks::EditorAt;
 use crate::run::reading::Goal;
 use crate::run::shortcuts::Shortcut;
 use crate::steering::Steering;
@@ -35,14 +34,19 @@ impl Engine {
         };
         batch.is_whole =
             requests.iter().any(stops) && !self.takes(Shortcut::StopAtHook, &prompt, None, None)?;
-        let split = match self.may_share(requests) {
-            true => self.split(requests),
-            false => None,
-        };
-        if split.is_some() && self.takes(Shortcut::SharedPrompts, &prompt, None, split)? {
-            batch.shared_below = split;
-        }
+        batch.shared_below = self.shared_place(requests)?;
         Ok(batch)
+    }
+
+    /// The hooked place below which these runs' prompts are computed once, if they are.
+    pub(in crate::run) fn shared_place(&mut self, requests: &[Request]) -> Result<Option<usize>> {
+        if !self.may_share(requests) {
+            return Ok(None);
+        }
+        let split = self.split(requests);
+        let holds = split.is_some()
+            && self.takes(Shortcut::SharedPrompts, &requests[0].prompt, None, split)?;
+        Ok(split.filter(|_| holds))
     }
 
     /// Whether these runs' prompts may be computed once up to a place.
@@ -95,16 +99,8 @@ impl Engine {
         self.batch.shared_below
     }
 
-    /// Hooks what editors need, and nothing else.
-    pub(in crate::run) fn hook_editors(&mut self, editors: &[EditorAt]) -> Result<()> {
-        let places = editors
-            .iter()
-            .flat_map(|editor| [editor.read, editor.write]);
-        self.set_sites(places.collect())
-    }
-
     /// Hooks what these runs need, and the place in the residual stream up to which their prompts may be the same.
-    pub(super) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
+    pub(in crate::run) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
         let mut places = self.sites_of(requests);
         if self.may_share(requests) {
             let edits = requests.iter().flat_map(Request::edited_places);

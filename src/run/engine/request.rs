@@ -34,7 +34,7 @@ impl Request {
     }
 
     /// Finds the rows of the prompt that interventions touch, where positions of their own say it.
-    pub(super) fn place(&mut self) -> Result<()> {
+    pub(in crate::run) fn place(&mut self) -> Result<()> {
         let steering = &mut self.options.steering;
         if let Some(unplaced) = steering.as_deref().filter(|one| one.has_places()) {
             *steering = Some(Arc::new(unplaced.placed(self.prompt.tokens())?));
