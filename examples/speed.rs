@@ -1,5 +1,5 @@
 //! Times what `scripts/bench.sh` makes tables of:
-//! `speed MODEL MMPROJ SAE SAE_Q8_0 PICTURE ROUNDS N_TOKENS`.
+//! `speed MODEL MMPROJ SAE SAE_Q8_0 PICTURE ROUNDS N_TOKENS [TABLE...]`.
 //!
 //! Everything that is compared takes turns in one process, on the same weights. A line of JSON for
 //! each row: its table, its name, and one time a round, in milliseconds.
@@ -27,30 +27,55 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const PROMPT: &str = "Describe the image.";
 /// Tokens of a turn, where single tokens are compared.
 const TURN_TOKENS: usize = 25;
+/// The same where steps of several sequences are, which take longer.
+const TURN_STEPS: usize = 9;
 /// Bytes that are copied to see how fast memory is: more than any cache.
 const COPIED_BYTES: usize = 512 << 20;
 /// Rows of the product that shows how fast the processor calculates.
 const PRODUCT_ROWS: usize = 512;
 
+/// A table, and what makes it.
+type Table<'a> = (&'a str, &'a dyn Fn(&mut Bench) -> Outcome<()>);
+
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [model, mmproj, sae, sae_q8_0, picture, rounds, n_tokens] = &args[..] else {
-        return Err("expected seven arguments".into());
+    let [
+        model,
+        mmproj,
+        sae,
+        sae_q8_0,
+        picture,
+        rounds,
+        n_tokens,
+        tables @ ..,
+    ] = &args[..]
+    else {
+        return Err("expected seven arguments, and the tables, which are all by default".into());
     };
     let files = |sae: &String| ModelFiles {
         model: PathBuf::from(model),
         mmproj: Some(PathBuf::from(mmproj)),
         saes: vec![PathBuf::from(sae)],
     };
-    let mut bench = Bench::open(&files(sae), &files(sae_q8_0), rounds.parse()?)?;
+    let n_tokens = n_tokens.parse()?;
+    let [files, q8_0] = &[files(sae), files(sae_q8_0)];
+    let mut bench = Bench::open(files, q8_0, rounds.parse()?)?;
     let picture = Picture::open(Path::new(picture))?;
-    bench.start_up(&files(sae), &picture)?;
-    bench.image(&picture)?;
-    bench.tokens()?;
-    bench.prompts(&picture)?;
-    bench.sweeps(&picture, n_tokens.parse()?)?;
-    bench.encoder(&files(sae), &files(sae_q8_0))?;
-    bench.limits(&files(sae))
+    let is_wanted = |name: &str| tables.is_empty() || tables.iter().any(|table| table == name);
+    let all: [Table; 9] = [
+        ("start", &|bench| bench.start_up(files, &picture)),
+        ("image", &|bench| bench.image(&picture)),
+        ("token", &Bench::tokens),
+        ("prompt", &|bench| bench.prompts(&picture)),
+        ("sweep", &|bench| bench.sweeps(&picture, n_tokens)),
+        ("step", &Bench::steps),
+        ("image_step", &|bench| bench.image_steps(&picture)),
+        ("encoder", &|bench| bench.encoder(files, q8_0)),
+        ("limits", &|bench| bench.limits(files)),
+    ];
+    all.iter()
+        .filter(|(name, _)| is_wanted(name))
+        .try_for_each(|(_, table)| table(&mut bench))
 }
 
 /// Sessions on the same weights, and how often each is timed.
@@ -72,6 +97,9 @@ struct Bench {
 
 /// What is timed: a name, and the work, which tells its own time.
 type Timed<'a> = (&'a str, Box<dyn FnMut(&mut Bench) -> Outcome<f64> + 'a>);
+
+/// Which of the sessions is meant.
+type SessionOf = fn(&mut Bench) -> &mut Session;
 
 impl Bench {
     fn open(files: &ModelFiles, q8_0: &ModelFiles, rounds: usize) -> Outcome<Self> {
@@ -334,6 +362,49 @@ impl Bench {
                 ("a sweep of 8", Box::new(|b| time(&mut b.usual, 8))),
             ],
         )
+    }
+
+    /// A step of several sequences, behind a prompt of a few tokens.
+    fn steps(&mut self) -> Outcome<()> {
+        let prompt = self.usual.prompt("Hi", PromptForm::Raw, &[])?;
+        let usual: SessionOf = |bench| &mut bench.usual;
+        let bare: SessionOf = |bench| &mut bench.bare;
+        let repacked: SessionOf = |bench| &mut bench.repacked;
+        let counts = [1, 2, 4, 8, 9, 16];
+        let rows = [
+            ("", usual),
+            (", no callback", bare),
+            (", weights repacked", repacked),
+        ];
+        let rows = rows.map(|(what, session)| counts.map(|n| (format!("{n}{what}"), session, n)));
+        self.time_steps("step", &prompt, rows.as_flattened())
+    }
+
+    /// The same behind a prompt with an image.
+    fn image_steps(&mut self, picture: &Picture) -> Outcome<()> {
+        let prompt = prompt(&mut self.usual, picture)?;
+        let usual: SessionOf = |bench| &mut bench.usual;
+        let rows = [1, 2, 9].map(|n| (n.to_string(), usual, n));
+        self.time_steps("image_step", &prompt, &rows)
+    }
+
+    fn time_steps(
+        &mut self,
+        table: &str,
+        prompt: &Prompt,
+        rows: &[(String, SessionOf, usize)],
+    ) -> Outcome<()> {
+        let time = |session: &mut Session, n_sequences| {
+            let options = vec![options(Keep::default(), None, TURN_STEPS); n_sequences];
+            let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+            let runs = session.run_side_by_side(prompt, options, go_on)?;
+            let n_decoded = runs[0].token_ids.len() - 1; // the first one comes of the prompt
+            Ok(runs[0].generate_time.as_secs_f64() * 1e3 / n_decoded as f64)
+        };
+        let timed = rows.iter().map(|(name, session, n)| -> Timed<'_> {
+            (name, Box::new(move |bench| time(session(bench), *n)))
+        });
+        self.time(table, timed.collect())
     }
 
     /// The encoder alone, on one row.

@@ -23,13 +23,22 @@ SPEED = ROOT / "target/release/examples/speed"
 N_TOKENS = 48
 MAIN_JOB = ["--steer", "4501:-6", "--top", "10", "-n", str(N_TOKENS), "--image-cache", "0"]
 # What the ratios of a table are to.
-FIRST = {"start": "load", "token": "no callback", "prompt": "no callback", "sweep": "one run"}
+FIRST = {
+    "start": "load",
+    "token": "no callback",
+    "prompt": "no callback",
+    "sweep": "one run",
+    "step": "1",
+    "image_step": "1",
+}
 TITLES = {
     "start": "From the command to the first token",
     "image": "The image encoder",
     "token": "A generated token",
     "prompt": "A prompt",
     "sweep": "Runs side by side",
+    "step": "A step of so many sequences",
+    "image_step": "The same, behind an image",
     "encoder": "The encoder alone, on one row",
     "limits": "The machine",
 }
