@@ -297,6 +297,7 @@ impl<H: RowHook> Context<H> {
         let positions = sequences.iter();
         let positions = positions.map(|&sequence| to_i32(self.held[sequence].n_positions));
         let rows = Rows::Tokens(ids);
+        self.hook.get().few_rows.begin_step();
         self.decode_batch(
             rows,
             sequences.to_vec(),

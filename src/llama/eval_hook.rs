@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as sys;
 
+use super::few_rows::FewRows;
 use super::image_mask;
 use super::node::{Node, n_rows, read_rows, write_rows};
 use super::norm_epsilon;
@@ -104,6 +105,7 @@ pub(super) struct EvalHook<H> {
     fault: Option<Error>,
     norm_epsilon: Option<f32>,              // where llama.cpp misses it
     pub(super) short_window: Option<usize>, // while an image is decoded that is longer
+    pub(super) few_rows: FewRows,
 }
 
 impl<H: RowHook> EvalHook<H> {
@@ -118,6 +120,7 @@ impl<H: RowHook> EvalHook<H> {
             fault: None,
             norm_epsilon,
             short_window: None,
+            few_rows: FewRows::new(),
         }
     }
 
@@ -153,7 +156,8 @@ impl<H: RowHook> EvalHook<H> {
     /// Ends a graph; the error or panic in it, if any.
     pub(super) fn end_graph(&mut self) -> Option<Error> {
         self.recording.restore();
-        self.fault.take()
+        let few_rows = self.few_rows.end_graph();
+        self.fault.take().or(few_rows.err())
     }
 
     /// Which of the hooked nodes it is, if any.
@@ -169,6 +173,7 @@ impl<H: RowHook> EvalHook<H> {
         if let Some(window) = self.short_window {
             image_mask::put_in(node, window)?;
         }
+        self.few_rows.put_in(node);
         if self.pass == Pass::Unhooked || self.fault.is_some() {
             return Ok(false);
         }

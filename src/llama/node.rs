@@ -20,6 +20,13 @@ impl Node {
         unsafe { (*self.0).op = op };
     }
 
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn set_operation(self, op: sys::ggml_op, params: [i32; 16]) {
+        self.set_op(op);
+        // SAFETY: it is alive, and not being computed.
+        unsafe { (*self.0).op_params = params };
+    }
+
     pub(super) fn set_first_parameter(self, value: i32) {
         // SAFETY: it is alive, and not being computed.
         unsafe { (*self.0).op_params[0] = value };

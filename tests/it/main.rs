@@ -69,6 +69,7 @@ mod screen;
 mod several_images;
 mod several_saes;
 mod split_models;
+mod steps;
 mod sweep;
 mod tokenizer;
 mod views;

@@ -90,6 +90,10 @@ impl Parts {
         found.unwrap_or_else(|| panic!("no tensor `{name}`"))
     }
 
+    pub(crate) fn tensors(&mut self) -> &mut [Tensor] {
+        &mut self.tensors
+    }
+
     pub(crate) fn add(&mut self, tensor: Tensor) {
         self.tensors.push(tensor);
     }
