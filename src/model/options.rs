@@ -29,7 +29,8 @@ pub struct SessionOptions {
     pub eval_callback: bool,
     /// Whether features are computed by way of an SAE file's screen, where it has one.
     pub screen: bool,
-    /// Whether the prompts of runs side by side share the blocks below the lowest edit, which changes no bit.
+    /// Whether the prompts of runs side by side, and the passes of [`metrics`](crate::metrics), share the blocks
+    /// below the lowest edit, which changes no bit.
     pub share_prompts: bool,
     /// When what runs leave out is tried against the whole graph, and the vision encoder's graph, which is
     /// changed, against the processor's.

@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::hooks::Keep;
 use super::reading::Goal;
 use super::shortcuts::{Shortcut, distance};
-use crate::llama::{Extent, OutputRow, Pass};
+use crate::llama::{OutputRow, Pass};
 use crate::prompt::Prompt;
 use crate::steering::Steering;
 use crate::{CancelFlag, Kinds, Result};
@@ -112,7 +112,7 @@ impl Engine {
     }
 
     /// The logits of a second sequence, of its prompt and of a token behind, which reads the cache. Where there
-    /// is room for one sequence only, the prompt takes its place a second time.
+    /// is room for one sequence only, the prompt is decoded again in an empty cache.
     fn logits_beside(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<Vec<f32>> {
         let second = 1.min(self.n_sequences() - 1);
         self.start(&[(Keep::default(), None); 2][..=second]);
@@ -121,7 +121,9 @@ impl Engine {
             None => [Pass::Unhooked; 2],
         };
         for (sequence, pass) in [0, second].into_iter().zip(passes) {
-            self.forward.context.truncate(sequence, Extent::default())?;
+            if second == 0 {
+                self.forward.context.clear();
+            }
             self.decode_tried(sequence, prompt, Goal::Logits, pass)?;
             if let Pass::Recorded(_) = pass {
                 let recorded = self.forward.context.take_recording();
@@ -167,9 +169,11 @@ mod tests {
     use std::sync::Arc;
 
     use crate::llama::{Pass, SPOILED};
+    use crate::metrics::Metrics;
     use crate::steering::{Change, Intervention, Steering, Units};
     use crate::{
-        FeatureId, Keep, PromptForm, Run, RunOptions, Session, SessionOptions, TryShortcuts, demo,
+        CancelFlag, FeatureId, Keep, PromptForm, Run, RunOptions, Session, SessionOptions,
+        TryShortcuts, demo,
     };
 
     fn session(try_shortcuts: TryShortcuts, share_prompts: bool) -> Session {
@@ -247,6 +251,26 @@ mod tests {
         let mut untried = session(TryShortcuts::OnDevices, true);
         assert_eq!(holds(&untried), [Some(true); 3]);
         check_same(&runs_tried, &runs(&mut untried));
+    }
+
+    /// Where there is one sequence, as for metrics.
+    #[test]
+    fn one_sequence_is_tried_too() {
+        let measured = |session: &mut Session| {
+            let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[]);
+            let prompt = prompt.expect("known characters");
+            let mut metrics = Metrics::new(session, 0);
+            let added = metrics.add(session, &prompt, &CancelFlag::default());
+            added.expect("it is measured");
+            (format!("{metrics:?}"), holds(session)[0])
+        };
+        let (expected, _) = measured(&mut session(TryShortcuts::OnDevices, false));
+        let well = measured(&mut session(TryShortcuts::Always, true));
+        assert_eq!(well, (expected.clone(), Some(true)));
+        SPOILED.set(Some(Pass::Replayed(0)));
+        let spoiled = measured(&mut session(TryShortcuts::Always, true));
+        SPOILED.set(None);
+        assert_eq!(spoiled, (expected, Some(false)));
     }
 
     #[test]
