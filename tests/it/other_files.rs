@@ -4,7 +4,7 @@ use gguf_tools::gguf::{Array, TensorType, Value};
 use llava_sae_cpp::{ModelFiles, Session};
 
 use crate::bad_input::check;
-use crate::command_line::run;
+use crate::command_line::{json, run};
 use crate::fixture::{Oracle, exact_options};
 use crate::others::{MODELS, args, files, picture, picture_path, prompt_text, root};
 use crate::rewritten::{Parts, Tensor, rewritten};
@@ -292,4 +292,27 @@ fn the_command_line_says_once_that_nothing_was_compared() {
             assert!(stderr.contains("as llama.cpp does it"), "{stderr}");
         }
     }
+}
+
+#[test]
+fn the_chat_template_has_the_image_in_front() {
+    let odd = picture_path("odd");
+    let odd = odd.to_str().expect("a plain path");
+    let files = files("idefics3");
+    let mut features = vec!["features"];
+    features.extend(args(
+        &files,
+        &["-p", "what", "--over", "all", "--json", odd],
+    ));
+    let seen = json(&features);
+    let text = |token: &serde_json::Value| token["text"].as_str().map(str::to_owned);
+    let tokens = seen["tokens"].as_array().expect("a list");
+    let texts: Vec<String> = tokens.iter().filter_map(text).collect();
+    let texts = texts.concat();
+    // llama.cpp's own programs put nothing between the image and the text.
+    let [start, end] = [
+        "user\n<fake_token_around_image><row_1_col_1>",
+        "<global-img><fake_token_around_image>what<end_of_turn>",
+    ];
+    assert!(texts.contains(start) && texts.contains(end), "{texts}");
 }

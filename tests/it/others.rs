@@ -8,7 +8,6 @@ use llava_sae_cpp::{
     SessionOptions,
 };
 
-use crate::command_line::json;
 use crate::fixture::{F32, Oracle, everything, exact_options, relative_error};
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Tensor, rewritten};
@@ -131,29 +130,6 @@ pub(crate) fn args<'a>(files: &'a ModelFiles, more: &[&'a str]) -> Vec<&'a str> 
         text(&files.saes[0]),
     ];
     [&files[..], more].concat()
-}
-
-#[test]
-fn the_chat_template_has_the_image_in_front() {
-    let odd = picture_path("odd");
-    let odd = odd.to_str().expect("a plain path");
-    let files = files("idefics3");
-    let mut features = vec!["features"];
-    features.extend(args(
-        &files,
-        &["-p", "what", "--over", "all", "--json", odd],
-    ));
-    let seen = json(&features);
-    let text = |token: &serde_json::Value| token["text"].as_str().map(str::to_owned);
-    let tokens = seen["tokens"].as_array().expect("a list");
-    let texts: Vec<String> = tokens.iter().filter_map(text).collect();
-    let texts = texts.concat();
-    // llama.cpp's own programs put nothing between the image and the text.
-    let [start, end] = [
-        "user\n<fake_token_around_image><row_1_col_1>",
-        "<global-img><fake_token_around_image>what<end_of_turn>",
-    ];
-    assert!(texts.contains(start) && texts.contains(end), "{texts}");
 }
 
 #[test]
