@@ -29,6 +29,7 @@
 
 pub mod demo;
 mod error;
+mod file_cache;
 pub mod llama;
 mod model;
 mod picture;
