@@ -50,8 +50,8 @@ pub use prompt::{
     Grid, ImageAttention, ImageChunk, ImageEmbeddings, Prompt, PromptForm, RowPositions, Segment,
 };
 pub use run::{
-    CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptKey, RecordedPrompt, Request, Run,
-    RunId, RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
+    CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptStore, Request, Run, RunId,
+    RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
 };
 pub use sae_core::{
     Activations, Decoder, Encoder, FeatureId, FeatureName, GraphNode, HookPoint, Kinds, MatrixRows,

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, ErrorKind, Result};
 
 /// A place in a language model, `blocks.L.SITE` in `TransformerLens`' terms.
@@ -29,7 +31,7 @@ pub enum Site {
 }
 
 /// A node of llama.cpp's graph, by what distinguishes it from the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GraphNode {
     /// It has this name, such as `l_out-12`.
     Named(String),

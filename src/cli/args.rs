@@ -8,7 +8,7 @@ use llava_sae_cpp::probe::{ProbeOptions, probe};
 use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
     CancelFlag, FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles,
-    Picture, Prompt, PromptForm, Sampling, Session, SessionOptions, demo,
+    Picture, Prompt, PromptForm, PromptStore, Sampling, Session, SessionOptions, demo,
 };
 
 use super::one_of::one_of;
@@ -92,6 +92,15 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     image_cache: u32,
+    /// Megabytes of prompts that were read to keep on disk, and as many in memory: another run of the same prompt
+    /// computes only what its interventions change; 0 keeps none
+    #[arg(
+        long,
+        value_name = "MB",
+        default_value_t = 1000,
+        help_heading = "Computation"
+    )]
+    prompt_cache: u32,
     /// Load files that are new to this machine without first trying them in a separate process
     #[arg(long, help_heading = "Computation")]
     no_probe: bool,
@@ -204,6 +213,10 @@ impl ModelArgs {
             image_cache: match self.image_cache {
                 0 => None,
                 megabytes => ImageCache::of_user(u64::from(megabytes) * 1_000_000),
+            },
+            prompt_store: match self.prompt_cache {
+                0 => None,
+                megabytes => Some(PromptStore::of_user(megabytes as usize * 1_000_000)),
             },
             ..defaults
         })

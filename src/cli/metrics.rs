@@ -84,6 +84,7 @@ pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -
         files.projector()?;
     }
     let mut options = args.model.options()?;
+    options.prompt_store = None; // no prompt is read twice
     if args.image.len() > 1 {
         options.image_cache = options.image_cache.map(ImageCache::read_only);
     }

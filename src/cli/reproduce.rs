@@ -76,7 +76,9 @@ pub(super) fn run(args: ReproduceArgs, verbosity: Verbosity, cancel: CancelFlag)
     };
     protocol.check_sae(&sae)?;
     let pictures = pictures_of_classes(&args.images, &protocol, verbosity)?;
-    let options = args.model.options()?;
+    let mut options = args.model.options()?;
+    // Each picture is read several times, and not again later.
+    options.prompt_store = options.prompt_store.map(|store| store.without_disk());
     let mut session = args.model.open_files(&files, options, verbosity, &cancel)?;
     let experiment = Experiment {
         protocol: &protocol,

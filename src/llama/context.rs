@@ -12,7 +12,7 @@ use super::context_options::ContextOptions;
 use super::eval_hook::{EvalHook, HookedNode, Pass, RowHook, on_eval};
 use super::guard::{self, guarded};
 use super::model::Model;
-use super::recording::RecordedGraphs;
+use super::recording::RecordedGraph;
 use super::rows::{Embeddings, Extent, Output, OutputRow, Rows};
 use super::waiting;
 use crate::error::runtime;
@@ -83,18 +83,17 @@ impl<H: RowHook> Context<H> {
         self.hook.get().set_nodes(nodes);
     }
 
-    /// What passes of [`Pass::Recorded`] have kept since the last one was set.
-    pub fn take_recording(&mut self) -> RecordedGraphs {
-        self.hook.get().recording().take()
+    /// What the last decode has recorded, of one graph; none where what it wrote to the cache does not lie together.
+    pub fn take_recording(&mut self) -> Option<RecordedGraph> {
+        self.hook.get().take_recording()
     }
 
-    /// What passes of [`Pass::Replayed`] replay from here on.
-    pub fn replay(&mut self, recorded: Arc<RecordedGraphs>) {
-        self.hook.get().recording().set_replayed(recorded);
+    /// What decodes replay from here on, each of them one graph.
+    pub fn replay(&mut self, recorded: Arc<RecordedGraph>) {
+        self.hook.get().set_replayed(recorded);
     }
 
-    /// Says how much is computed of what is decoded from here on. [`Pass::Recorded`] begins a recording, and
-    /// [`Pass::Replayed`] at the start of one.
+    /// Says how much is computed of what is decoded from here on.
     pub fn set_pass(&mut self, pass: Pass) {
         self.hook.get().set_pass(pass);
     }
@@ -341,7 +340,7 @@ impl<H: RowHook> Context<H> {
             logits: wanted.as_mut_ptr(),
         };
         waiting::adapt();
-        self.hook.get().begin_graph();
+        self.hook.get().begin_graph()?;
         let code = guarded("llama_decode", || {
             // SAFETY: all arrays have `n_tokens` entries (embeddings: rows of the model's width, and with
             // M-RoPE four times as many positions: `Model::check_embeddings`), live for the call, and
@@ -419,13 +418,14 @@ impl<H: RowHook> Context<H> {
         ))
     }
 
+    #[cfg(test)]
+    pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
+        self.ptr.0.as_ptr()
+    }
+
     /// Whether there is a control vector.
     pub fn has_control_vector(&self) -> bool {
         self.has_control_vector
-    }
-
-    pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
-        self.ptr.0.as_ptr()
     }
 }
 

@@ -6,16 +6,17 @@
 //! split is skipped and `llama_decode` still returns 0. So errors and panics wait in a slot that
 //! every decode looks at.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
 use super::few_rows::FewRows;
 use super::image_mask;
-use super::node::{Node, n_rows, read_rows, write_rows};
+use super::node::{Node, n_rows, name, read_rows, write_rows};
 use super::norm_epsilon;
-use super::recording::Recording;
+use super::recording::{RecordedGraph, Recording};
 use crate::{Error, GraphNode, Result};
 
 /// Whether a tensor of the graph is this node.
@@ -33,12 +34,6 @@ fn is(node: &GraphNode, tensor: &sys::ggml_tensor) -> bool {
             })
         }),
     }
-}
-
-/// A tensor's name, whole, so that `l_out-1` is not `l_out-12`.
-fn name(tensor: &sys::ggml_tensor) -> &[u8] {
-    // SAFETY: ggml ends names with NUL.
-    unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
 }
 
 /// A node whose rows a hook sees.
@@ -69,23 +64,75 @@ pub enum Edited {
     No,
 }
 
-/// How much of a graph is computed. Hooked nodes are meant by their index.
+/// How far something goes in a graph. Hooked nodes are meant by their index, in the graph's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Not at all.
+    Nothing,
+    /// To this hooked node, its rows included.
+    Node(usize),
+    /// To the graph's end.
+    End,
+}
+
+/// How much of a graph is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// All of it, as if there were no callback but for what puts llama.cpp right: the hook sees nothing.
     Unhooked,
+    /// What lies between two places, and the hook sees all hooked nodes up to there.
+    Hooked {
+        /// What is not computed: it is what [`Context::replay`](super::Context::replay) was given of the same rows. The
+        /// hook sees the rows of the nodes there as they were kept; it may change those of the last one.
+        replayed: Reach,
+        /// What is kept ([`Context::take_recording`](super::Context::take_recording)), together with what is replayed.
+        recorded: Reach,
+        /// What leads to this place is computed. What the context holds of these rows above it is undefined, and
+        /// so are logits. Where a graph is computed in several parts, as with some blocks on a device and
+        /// others not, only the part with the hooked node ends there; the parts behind it cost what they
+        /// cost, and give nothing.
+        computed: Reach,
+    },
+}
+
+impl Pass {
     /// All of it.
-    Whole,
-    /// What leads to this hooked node. What the context holds of these rows above it is undefined, and
-    /// so are logits. Where a graph is computed in several parts, as with some blocks on a device and
-    /// others not, only the part with the hooked node ends there; the parts behind it cost what they
-    /// cost, and give nothing.
-    UpTo(usize),
-    /// All of it, and what stands below this hooked node is kept.
-    Recorded(usize),
-    /// What stands above this hooked node. The rest is what [`Context::replay`](super::Context::replay) was given of the same rows;
-    /// the hook sees the rows of the nodes below as they were kept, and cannot change them.
-    Replayed(usize),
+    pub const WHOLE: Self = Self::up_to(Reach::End);
+
+    /// What leads to a place.
+    pub const fn up_to(computed: Reach) -> Self {
+        Self::Hooked {
+            replayed: Reach::Nothing,
+            recorded: Reach::Nothing,
+            computed,
+        }
+    }
+
+    /// All of it, and what leads to a place is kept.
+    pub const fn recorded(recorded: Reach) -> Self {
+        Self::Hooked {
+            replayed: Reach::Nothing,
+            recorded,
+            computed: Reach::End,
+        }
+    }
+
+    /// How far it goes.
+    pub const fn computed(self) -> Reach {
+        match self {
+            Self::Unhooked => Reach::End,
+            Self::Hooked { computed, .. } => computed,
+        }
+    }
+
+    /// What stands above a place.
+    pub const fn replayed(replayed: Reach) -> Self {
+        Self::Hooked {
+            replayed,
+            recorded: Reach::Nothing,
+            computed: Reach::End,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -131,33 +178,63 @@ impl<H: RowHook> EvalHook<H> {
         self.pass = Pass::Unhooked;
     }
 
-    /// How much is computed of the graphs that follow. A recorded pass begins anew, and each replay begins
-    /// at the first graph.
+    /// How much is computed of the graphs that follow.
     pub(super) fn set_pass(&mut self, pass: Pass) {
-        match pass {
-            Pass::Recorded(_) => self.recording.begin(),
-            Pass::Replayed(_) => self.recording.rewind(),
-            Pass::Unhooked | Pass::Whole | Pass::UpTo(_) => {}
-        }
         self.pass = pass;
     }
 
-    pub(super) fn recording(&mut self) -> &mut Recording {
-        &mut self.recording
+    /// What is replayed of the graphs that follow.
+    pub(super) fn set_replayed(&mut self, graph: Arc<RecordedGraph>) {
+        self.recording.set_replayed(graph);
     }
 
-    pub(super) fn begin_graph(&mut self) {
+    /// What was recorded of the last graph, if that could be.
+    pub(super) fn take_recording(&mut self) -> Option<RecordedGraph> {
+        self.recording.take(self.recorded())
+    }
+
+    pub(super) fn begin_graph(&mut self) -> Result<()> {
         self.is_seen.fill(false);
-        if let Pass::Recorded(_) = self.pass {
-            self.recording.begin_graph();
-        }
+        let below = match self.replayed() {
+            Reach::Node(node_idx) => Some(&self.nodes[node_idx].node),
+            Reach::Nothing | Reach::End => None,
+        };
+        self.recording
+            .begin_graph(below.filter(|_| self.recorded() > Reach::Nothing))
     }
 
     /// Ends a graph; the error or panic in it, if any.
     pub(super) fn end_graph(&mut self) -> Option<Error> {
         self.recording.restore();
         let few_rows = self.few_rows.end_graph();
-        self.fault.take().or(few_rows.err())
+        let fault = self.fault.take().or(few_rows.err());
+        fault.or_else(|| match self.replayed() {
+            Reach::End => self.recording.check_whole().err(),
+            Reach::Nothing | Reach::Node(_) => None,
+        })
+    }
+
+    fn replayed(&self) -> Reach {
+        match self.pass {
+            Pass::Unhooked => Reach::Nothing,
+            Pass::Hooked { replayed, .. } => replayed,
+        }
+    }
+
+    fn recorded(&self) -> Reach {
+        match self.pass {
+            Pass::Unhooked => Reach::Nothing,
+            Pass::Hooked { recorded, .. } => recorded,
+        }
+    }
+
+    /// Whether the graph has not come beyond this place.
+    fn is_within(&self, reach: Reach) -> bool {
+        match reach {
+            Reach::Nothing => false,
+            Reach::Node(node_idx) => !self.is_seen[node_idx],
+            Reach::End => true,
+        }
     }
 
     /// Which of the hooked nodes it is, if any.
@@ -178,19 +255,15 @@ impl<H: RowHook> EvalHook<H> {
             return Ok(false);
         }
         let hooked = self.hooked(node);
-        match self.pass {
-            Pass::Recorded(split) if !self.is_seen[split] => {
-                Ok(hooked.is_some() || Recording::wants(node.get()))
+        if self.is_within(self.replayed()) {
+            let is_last = hooked.is_some_and(|idx| self.replayed() == Reach::Node(idx));
+            if let Some(node_idx) = hooked.filter(|_| !is_last) {
+                self.show_recorded(node_idx, node)?;
             }
-            Pass::Replayed(split) if !self.is_seen[split] => {
-                let is_split = hooked == Some(split);
-                if let Some(node_idx) = hooked.filter(|_| !is_split) {
-                    self.show_recorded(node_idx, node)?;
-                }
-                Ok(self.recording.replay(node)? || is_split)
-            }
-            _ => Ok(hooked.is_some()),
+            return Ok(self.recording.replay(node)? || is_last);
         }
+        let is_kept = self.is_within(self.recorded()) && Recording::wants(node.get());
+        Ok(hooked.is_some() || is_kept)
     }
 
     /// Hands the hook the kept rows of a node that is not computed.
@@ -225,39 +298,35 @@ impl<H: RowHook> EvalHook<H> {
         if self.fault.is_some() {
             return Ok(false);
         }
+        let is_replayed = self.is_within(self.replayed());
+        let is_recorded = self.is_within(self.recorded()) && !is_replayed;
         let Some(node_idx) = self.hooked(node) else {
-            if let Pass::Recorded(_) = self.pass {
+            if is_recorded {
                 self.recording.record_cache_write(node)?;
             }
             return Ok(true);
         };
-        let is_above = |split: usize| self.is_seen[split];
-        let is_recorded = matches!(self.pass, Pass::Recorded(split) if !is_above(split));
         self.note(node_idx)?;
         let width = self.nodes[node_idx].width;
         let n_rows = n_rows(node.get(), width)?;
         self.rows.resize(n_rows * width, 0.0);
-        let is_replayed = self.pass == Pass::Replayed(node_idx);
-        if is_replayed {
-            self.recording
-                .replay_rows(&self.nodes[node_idx].node, &mut self.rows)?;
-            self.recording.end_replayed_graph()?;
-        } else {
-            read_rows(node.get(), &mut self.rows);
+        let place = &self.nodes[node_idx].node;
+        match is_replayed {
+            true => self.recording.replay_rows(place, &mut self.rows)?,
+            false => read_rows(node.get(), &mut self.rows),
         }
         #[cfg(test)]
         if SPOILED.get() == Some(self.pass) {
             self.rows[0] += 100.0;
         }
         if is_recorded {
-            self.recording
-                .record_rows(&self.nodes[node_idx].node, &self.rows);
+            self.recording.record_rows(place, &self.rows);
         }
         let edited = self.hook.on_rows(node_idx, &mut self.rows)? == Edited::Yes;
         if edited || is_replayed {
             write_rows(node.0, &self.rows);
         }
-        Ok(self.pass != Pass::UpTo(node_idx))
+        Ok(self.pass.computed() != Reach::Node(node_idx))
     }
 }
 

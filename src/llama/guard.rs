@@ -109,11 +109,10 @@ throwing! {
         layer_start: i32,
         layer_end: i32,
     ) -> i32;
-    fn llama_sampler_sample(
+    fn llama_sampler_apply(
         sampler: *mut sys::llama_sampler,
-        context: *mut sys::llama_context,
-        row: i32,
-    ) -> i32;
+        candidates: *mut sys::llama_token_data_array,
+    ) -> ();
     fn mtmd_init_from_file(
         path: *const c_char,
         model: *const sys::llama_model,

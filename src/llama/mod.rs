@@ -70,13 +70,14 @@ pub(crate) use context::context_too_small;
 pub use context_options::{ContextOptions, FlashAttention, KvType, MAX_SEQUENCES};
 #[cfg(test)]
 pub(crate) use eval_hook::SPOILED;
-pub use eval_hook::{Edited, HookedNode, Pass, RowHook};
+pub use eval_hook::{Edited, HookedNode, Pass, Reach, RowHook};
 pub use matrix_product::{Matrix, MatrixProduct};
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use mtmd::{EncodedImage, Mtmd, Piece};
 pub use projector_type::ProjectorType;
 pub use quantize::{Quant, quantize};
-pub use recording::RecordedGraphs;
+pub use recording::RecordedGraph;
+pub(crate) use recording::{CacheWrite, NodePlace, RecordedNode};
 pub use rows::{Embeddings, Extent, MropePosition, Output, OutputRow, Rows};
 pub use sampler::{Sampler, Sampling};
 pub use vision::{Vision, VisionGraph, VisionOptions};

@@ -1,5 +1,7 @@
 //! Nodes of a graph, and the values that they hold.
 
+use std::ffi::CStr;
+
 use llama_cpp_sys_2 as sys;
 
 use crate::{Error, Result};
@@ -37,6 +39,12 @@ impl Node {
         let operand = self.get().src[idx];
         (!operand.is_null()).then_some(Self(operand))
     }
+}
+
+/// A tensor's name, whole, so that `l_out-1` is not `l_out-12`.
+pub(super) fn name(tensor: &sys::ggml_tensor) -> &[u8] {
+    // SAFETY: ggml ends names with NUL.
+    unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_bytes()
 }
 
 /// The number of rows of an f32 tensor of rows of `width`.
@@ -82,6 +90,56 @@ pub(super) fn read_bytes(tensor: &sys::ggml_tensor, bytes: &mut [u8]) {
 pub(super) fn write_bytes(node: Node, bytes: &[u8]) {
     // SAFETY: the tensor holds that many bytes, and is not being computed.
     unsafe { sys::ggml_backend_tensor_set(node.0, bytes.as_ptr().cast(), 0, bytes.len()) };
+}
+
+/// A tensor's values without what lies between its rows, which may be another tensor's; none where its rows do not lie
+/// together themselves.
+pub(super) fn read_packed(tensor: &sys::ggml_tensor) -> Option<Vec<u8>> {
+    let (n_bytes, offsets) = runs(tensor)?;
+    let mut packed = vec![0; n_bytes * offsets.len()];
+    for (run, offset) in packed.chunks_exact_mut(n_bytes.max(1)).zip(offsets) {
+        // SAFETY: the backend has been synchronised, and the tensor has `n_bytes` at this offset.
+        unsafe { sys::ggml_backend_tensor_get(tensor, run.as_mut_ptr().cast(), offset, n_bytes) };
+    }
+    Some(packed)
+}
+
+/// Puts back what [`read_packed`] gave; false where that is not of a tensor of this shape.
+pub(super) fn write_packed(node: Node, packed: &[u8]) -> bool {
+    let Some((n_bytes, offsets)) = runs(node.get()) else {
+        return false;
+    };
+    if packed.len() != n_bytes * offsets.len() {
+        return false;
+    }
+    for (run, offset) in packed.chunks_exact(n_bytes.max(1)).zip(offsets) {
+        // SAFETY: the tensor has `n_bytes` at this offset, and is not being computed.
+        unsafe { sys::ggml_backend_tensor_set(node.0, run.as_ptr().cast(), offset, n_bytes) };
+    }
+    true
+}
+
+/// The parts of a tensor that lie together: the bytes of each, and where they begin.
+fn runs(tensor: &sys::ggml_tensor) -> Option<(usize, Vec<usize>)> {
+    // SAFETY: the tensor is alive, here and below.
+    if unsafe { sys::ggml_is_contiguous(tensor) } {
+        // SAFETY: see above.
+        return Some((unsafe { sys::ggml_nbytes(tensor) }, vec![0]));
+    }
+    // SAFETY: a type of ggml's.
+    let n_bytes = unsafe { sys::ggml_row_size(tensor.type_, tensor.ne[0]) };
+    // SAFETY: as above.
+    if tensor.nb[0] != unsafe { sys::ggml_type_size(tensor.type_) } {
+        return None;
+    }
+    let size =
+        |dim: usize| 0..usize::try_from(tensor.ne[dim]).expect("ggml's sizes are not negative");
+    let [_, nb1, nb2, nb3] = tensor.nb;
+    let offsets = size(3).flat_map(|i3| {
+        let of_matrix = move |i2| size(1).map(move |i1| i3 * nb3 + i2 * nb2 + i1 * nb1);
+        size(2).flat_map(of_matrix)
+    });
+    Some((n_bytes, offsets.collect()))
 }
 
 /// Copies `rows` over a tensor in its backend's memory.

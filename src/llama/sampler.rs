@@ -4,11 +4,9 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::context::Context;
-use super::eval_hook::RowHook;
 use super::guard::{self, guarded};
 use super::model::Model;
-use super::rows::OutputRow;
+use crate::error::runtime;
 use crate::{Error, Result};
 
 /// How the next token is chosen.
@@ -29,6 +27,7 @@ pub enum Sampling {
 /// A chain of llama.cpp's samplers. Filler tokens are never chosen.
 pub struct Sampler {
     ptr: NonNull<sys::llama_sampler>,
+    candidates: Vec<sys::llama_token_data>, // [n_vocab], reused
 }
 
 impl Sampler {
@@ -40,6 +39,7 @@ impl Sampler {
         let ptr = unsafe { sys::llama_sampler_chain_init(params) };
         let sampler = Self {
             ptr: NonNull::new(ptr).expect("llama.cpp allocates a sampler chain or aborts"),
+            candidates: Vec::new(),
         };
         let never: Vec<sys::llama_logit_bias> = model
             .unused_tokens()
@@ -82,20 +82,40 @@ impl Sampler {
         unsafe { sys::llama_sampler_chain_add(self.ptr.as_ptr(), link) };
     }
 
-    /// The token that follows a row of the context's last batch.
+    /// The token that follows a row with these logits, `[n_vocab]`.
     ///
     /// # Errors
-    /// A row whose logits were not asked for.
-    pub fn sample<H: RowHook>(&mut self, context: &mut Context<H>, row: OutputRow) -> Result<i32> {
-        if context.logits(row).is_empty() {
-            return Err(Error::invalid(
-                "no logits were computed to choose a token by",
-            ));
+    /// No logits; a failure of llama.cpp.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<i32> {
+        if logits.is_empty() {
+            return Err(Error::invalid("there are no logits to choose a token by"));
         }
-        guarded("llama_sampler_sample", || {
-            // SAFETY: both are alive.
-            unsafe { guard::llama_sampler_sample(self.ptr.as_ptr(), context.as_ptr(), row.to_c()) }
-        })
+        self.candidates.clear();
+        let candidates = logits.iter().zip(0..);
+        let candidates = candidates.map(|(&logit, id)| sys::llama_token_data { id, logit, p: 0.0 });
+        self.candidates.extend(candidates);
+        let mut candidates = sys::llama_token_data_array {
+            data: self.candidates.as_mut_ptr(),
+            size: self.candidates.len(),
+            selected: -1,
+            sorted: false,
+        };
+        guarded("llama_sampler_apply", || {
+            // SAFETY: the chain is alive, and the candidates are as many as is said.
+            unsafe { guard::llama_sampler_apply(self.ptr.as_ptr(), &raw mut candidates) }
+        })?;
+        // The chain may have put another order, or other candidates, in their place.
+        let selected = usize::try_from(candidates.selected).ok();
+        let selected = selected.filter(|&selected| selected < candidates.size);
+        let selected =
+            selected.ok_or_else(|| runtime("llama_sampler_apply", "no token was chosen"))?;
+        // SAFETY: the array holds `size` candidates.
+        let chosen = unsafe { candidates.data.add(selected) };
+        // SAFETY: as above.
+        let id = unsafe { (*chosen).id };
+        // SAFETY: the chain is alive.
+        unsafe { sys::llama_sampler_accept(self.ptr.as_ptr(), id) };
+        Ok(id)
     }
 }
 

@@ -15,7 +15,7 @@ pub struct EngineSize {
     pub n_tokens: usize,
     /// Runs at once.
     pub n_sequences: usize,
-    /// Tokens of the longest prompt that runs share.
+    /// Tokens of the longest prompt that runs share, or that is remembered.
     pub n_shared: usize,
     /// Rows of the largest image whose rows see one another ([`Prompt::n_together`](crate::Prompt::n_together)).
     pub n_together: usize,

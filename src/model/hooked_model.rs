@@ -1,5 +1,6 @@
 //! A language model with its projector and SAEs, loaded once and shared.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,7 +15,7 @@ use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
 use crate::picture::Picture;
 use crate::picture::encoder::{PictureEncoder, VisionSettings};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
-use crate::run::{HookedSite, PromptKey, Shortcuts, TryShortcuts};
+use crate::run::{HookedSite, PieceKey, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering, Target};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
@@ -311,11 +312,11 @@ impl HookedModel {
         Prompt::of_segments(&self.language_model, segments)
     }
 
-    /// The key of a prompt that is recorded below a place.
+    /// The key of the beginning of prompts of which these places' rows are kept.
     ///
     /// # Errors
     /// When the model's file, whose fingerprint is part of it, cannot be read.
-    pub fn prompt_key(&self, prompt: &Prompt, below: HookPoint) -> Result<PromptKey> {
+    pub(crate) fn prompt_key(&self, places: &BTreeSet<HookPoint>) -> Result<PieceKey> {
         let fingerprint = match self.fingerprint.get() {
             Some(known) => *known,
             None => {
@@ -323,7 +324,7 @@ impl HookedModel {
                 *self.fingerprint.get_or_init(|| found)
             }
         };
-        Ok(PromptKey::new(&fingerprint, &self.options, below, prompt))
+        Ok(PieceKey::new(&fingerprint, &self.options, places))
     }
 
     /// Token ids of a text, as [`Model::tokenize`] gives them, until it is cancelled.

@@ -2,7 +2,7 @@
 
 use crate::llama::{FlashAttention, KvType, VisionGraph};
 use crate::picture::{ImageCache, ImagePrep};
-use crate::run::TryShortcuts;
+use crate::run::{PromptStore, TryShortcuts};
 use crate::{Error, Result};
 
 /// How a model computes.
@@ -32,6 +32,8 @@ pub struct SessionOptions {
     /// Whether the prompts of runs side by side, and the passes of [`metrics`](crate::metrics), share the blocks
     /// below the lowest edit, which changes no bit.
     pub share_prompts: bool,
+    /// Where prompts that were read are kept for later runs, if they may share them.
+    pub prompt_store: Option<PromptStore>,
     /// When what runs leave out is tried against the whole graph, and the vision encoder's graph, which is
     /// changed, against the processor's.
     pub try_shortcuts: TryShortcuts,
@@ -58,6 +60,7 @@ impl Default for SessionOptions {
             eval_callback: true,
             screen: true,
             share_prompts: true,
+            prompt_store: None,
             try_shortcuts: TryShortcuts::OnDevices,
             image_prep: None,
             vision_graph: VisionGraph::Corrected,

@@ -181,7 +181,10 @@ impl Session {
             self.engine = Some(self.model.engine(EngineSize {
                 n_tokens: needed,
                 n_sequences,
-                n_shared: if n_sequences > 1 { n_prompt } else { 0 },
+                n_shared: match n_sequences > 1 || self.model.options().prompt_store.is_some() {
+                    true => n_prompt,
+                    false => 0,
+                },
                 n_together,
             })?);
         }

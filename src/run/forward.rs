@@ -3,7 +3,7 @@
 use super::cursor::Row;
 use super::hooks::Hooks;
 use super::reading::{Goal, Reading};
-use crate::llama::{Context, Extent, Output, Pass, Rows};
+use crate::llama::{Context, Extent, Output, Pass, Reach, Rows};
 use crate::prompt::Prompt;
 use crate::{CancelFlag, Result, Token};
 
@@ -35,7 +35,7 @@ impl Forward {
         goal: Goal,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        let mut reading = Reading::new(prompt, goal);
+        let mut reading = Reading::new(prompt, goal, None);
         while !reading.is_done() {
             self.decode_piece(sequence, prompt, &mut reading, cancel)?;
         }
@@ -113,10 +113,10 @@ impl Forward {
 
     fn check_hooks(&mut self) -> Result<()> {
         let hooks = self.context.hook();
-        let n_seen = match self.pass {
-            Pass::Unhooked => 0,
-            Pass::UpTo(site) => site + 1,
-            Pass::Whole | Pass::Recorded(_) | Pass::Replayed(_) => hooks.sites.len(),
+        let n_seen = match (self.pass, self.pass.computed()) {
+            (Pass::Unhooked, _) | (_, Reach::Nothing) => 0,
+            (_, Reach::Node(site)) => site + 1,
+            (_, Reach::End) => hooks.sites.len(),
         };
         for (place, site) in hooks.sites[..n_seen].iter().enumerate() {
             hooks.cursor.finish(place, &site.hooked.node)?;

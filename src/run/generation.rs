@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::hooks::{Hooks, Trace};
+use super::hooks::Trace;
 use super::options::RunOptions;
-use crate::llama::{Context, Model, OutputRow, Sampler, Special};
+use crate::llama::{Model, Sampler, Special};
 use crate::{Error, Result};
 
 /// Why a generation ended.
@@ -33,6 +33,9 @@ pub struct Run {
     pub logits: Vec<f32>,
     /// What the hooks saw.
     pub trace: Trace,
+    /// The rows of the prompt that were remembered, at least up to the lowest place that was edited there
+    /// ([`PromptStore`](crate::PromptStore)).
+    pub n_remembered: usize,
     /// The prompt's time.
     pub prompt_time: Duration,
     /// The generation's time; runs side by side have it in common.
@@ -48,13 +51,19 @@ pub(super) struct Generation {
     token_ids: Vec<i32>,
     pub(super) stop: Option<Stop>,
     logits: Vec<f32>, // [n_vocab], after the prompt; empty where not kept
+    n_remembered: usize,
     prompt_time: Duration,
     started: Instant,
 }
 
 impl Generation {
-    /// Begins behind a prompt that took `prompt_time`.
-    pub(super) fn new(model: &Model, options: &RunOptions, prompt_time: Duration) -> Self {
+    /// Begins behind a prompt that took `prompt_time`, and of which so many rows were remembered.
+    pub(super) fn new(
+        model: &Model,
+        options: &RunOptions,
+        n_remembered: usize,
+        prompt_time: Duration,
+    ) -> Self {
         Self {
             max_tokens: options.max_tokens,
             sampler: Sampler::new(model, options.sampling),
@@ -63,6 +72,7 @@ impl Generation {
             token_ids: Vec::new(),
             stop: (options.max_tokens == 0).then_some(Stop::Length),
             logits: Vec::new(),
+            n_remembered,
             prompt_time,
             started: Instant::now(),
         }
@@ -77,13 +87,13 @@ impl Generation {
         self.started = now;
     }
 
-    /// Looks at the logits of a row, and chooses the token that follows.
-    pub(super) fn sample(&mut self, context: &mut Context<Hooks>, row: OutputRow) -> Result<()> {
-        if has_nan(context.logits(row)) {
+    /// Looks at the logits of a row, `[n_vocab]`, and chooses the token that follows.
+    pub(super) fn sample(&mut self, logits: &[f32]) -> Result<()> {
+        if has_nan(logits) {
             return Err(self.not_numbers());
         }
         if self.stop.is_none() {
-            self.next = Some(self.sampler.sample(context, row)?);
+            self.next = Some(self.sampler.sample(logits)?);
         }
         Ok(())
     }
@@ -124,6 +134,7 @@ impl Generation {
             stop: self.stop.expect("it has stopped"),
             logits: self.logits,
             trace,
+            n_remembered: self.n_remembered,
             prompt_time: self.prompt_time,
             generate_time: self.started.elapsed(),
         }

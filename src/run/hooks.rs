@@ -175,12 +175,6 @@ impl Hooks {
             trace.steered_residuals.truncate(n_rows * d_in);
         }
     }
-
-    /// Which of the hooked places this one is.
-    pub(crate) fn site(&self, hook_point: HookPoint) -> Option<usize> {
-        let mut sites = self.sites.iter();
-        sites.position(|site| site.hook_point == hook_point)
-    }
 }
 
 impl RowHook for Hooks {

@@ -1,5 +1,6 @@
 //! The way through a prompt, in pieces that one graph has room for.
 
+use super::remembered::PieceKey;
 use crate::Kinds;
 use crate::llama::{Output, Rows};
 use crate::prompt::{Prompt, Segment};
@@ -19,11 +20,13 @@ pub(crate) struct Reading {
     pub(super) goal: Goal,
     pub(super) n_rows: usize, // that were read
     n_needed: usize,
+    /// That of all rows before, if what they give is remembered.
+    pub(super) key: Option<PieceKey>,
 }
 
 impl Reading {
-    /// At a prompt's beginning.
-    pub(crate) fn new(prompt: &Prompt, goal: Goal) -> Self {
+    /// At a prompt's beginning, which has this key if it is remembered.
+    pub(crate) fn new(prompt: &Prompt, goal: Goal, key: Option<PieceKey>) -> Self {
         let n_needed = match goal {
             Goal::Logits => prompt.tokens().len(),
             Goal::Rows(kinds) => prompt.n_rows_to(kinds),
@@ -32,6 +35,7 @@ impl Reading {
             goal,
             n_rows: 0,
             n_needed,
+            key,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::engine::{Engine, Request};
 use super::forward::Forward;
 use super::hooks::Trace;
-use crate::llama::{Extent, Output, OutputRow, Pass, Rows};
+use crate::llama::{Extent, Output, OutputRow, Pass, Reach, RecordedGraph, Rows};
 use crate::prompt::{Prompt, Segment};
 use crate::run::logits::Distribution;
 use crate::{CancelFlag, Result, Token};
@@ -55,19 +55,20 @@ impl Engine {
         };
         let n_at_once = forward.n_scored_at_once();
         for (i, chunk) in inputs.chunks(n_at_once).enumerate() {
+            let mut below = None;
             for sequence in 0..n_sequences {
-                if sequence == 1 && split.is_some() {
-                    let recorded = forward.context.take_recording();
-                    forward.context.replay(Arc::new(recorded));
-                }
-                forward.set_pass(match (sequence, split) {
+                let pass = match (sequence, split) {
                     (0, _) if n_sequences == 1 => Pass::Unhooked,
-                    (_, None) => Pass::Whole,
-                    (0, Some(split)) => Pass::Recorded(split),
-                    (_, Some(split)) => Pass::Replayed(split),
-                });
+                    (_, None) => Pass::WHOLE,
+                    (0, Some(split)) => Pass::recorded(Reach::Node(split)),
+                    (_, Some(split)) => forward.pass_above(split, below.clone()),
+                };
+                forward.set_pass(pass);
                 let tokens = chunk.iter().map(|&id| (0, Token::generated(id)));
                 forward.decode(sequence, tokens, Rows::Tokens(chunk), Output::EveryRow)?;
+                if sequence == 0 && split.is_some() {
+                    below = forward.context.take_recording().map(Arc::new);
+                }
                 for row_idx in 0..chunk.len() {
                     let logits = forward.context.logits(OutputRow::Index(row_idx));
                     on_logits(sequence, i * n_at_once + row_idx + 1, logits);
@@ -90,22 +91,12 @@ impl Engine {
         requests.iter_mut().try_for_each(Request::place)?;
         self.hook_all(&requests)?;
         let split = self.shared_place(&requests)?;
-        let mut all = Vec::new();
-        for request in requests {
-            let forward = &mut self.forward;
-            forward.context.clear();
-            forward.set_pass(match (split, all.is_empty()) {
-                (None, _) => Pass::Whole,
-                (Some(split), true) => Pass::Recorded(split),
-                (Some(split), false) => Pass::Replayed(split),
-            });
-            all.push(forward.score(request, except)?);
-            if split.is_some() && all.len() == 1 {
-                let recorded = forward.context.take_recording();
-                forward.context.replay(Arc::new(recorded));
-            }
-        }
-        Ok(all)
+        let mut below = Vec::new();
+        let scored = requests.into_iter().map(|request| {
+            self.forward.context.clear();
+            self.forward.score(request, except, split, &mut below)
+        });
+        scored.collect()
     }
 }
 
@@ -115,7 +106,25 @@ impl Forward {
         AT_ONCE.min(self.context.n_ubatch())
     }
 
-    fn score(&mut self, request: Request, except: &[i32]) -> Result<Scored> {
+    /// The pass above the hooked node `split` of a graph that is known below it, and a whole one where it is not.
+    fn pass_above(&mut self, split: usize, known: Option<Arc<RecordedGraph>>) -> Pass {
+        let Some(graph) = known else {
+            return Pass::WHOLE;
+        };
+        self.context.replay(graph);
+        Pass::replayed(Reach::Node(split))
+    }
+
+    /// Scores the prompt of a request. What the first of several passes gives below the hooked node `split` goes into
+    /// `below`, a graph after the other, and the others begin there.
+    fn score(
+        &mut self,
+        request: Request,
+        except: &[i32],
+        split: Option<usize>,
+        below: &mut Vec<Option<Arc<RecordedGraph>>>,
+    ) -> Result<Scored> {
+        let is_first = below.is_empty();
         let Request {
             prompt,
             options,
@@ -137,27 +146,49 @@ impl Forward {
                 losses.push(-Distribution::new(logits).log_prob(next));
             }
         };
+        let mut graph_idx = 0;
         for segment in prompt.segments() {
-            match segment {
-                Segment::Text(ids) => {
-                    for chunk in ids.chunks(self.n_scored_at_once()) {
-                        let chunk_tokens = tokens.iter().copied().enumerate();
-                        let chunk_tokens = chunk_tokens.skip(position).take(chunk.len());
-                        self.decode(0, chunk_tokens, Rows::Tokens(chunk), Output::EveryRow)?;
-                        for row_idx in 0..chunk.len() {
-                            score(self.context.logits(OutputRow::Index(row_idx)), position);
-                            position += 1;
+            let rows = segment.rows();
+            let n_at_once = match rows {
+                Rows::Tokens(_) => self.n_scored_at_once(),
+                Rows::Embeddings(image) if image.is_causal => self.context.n_ubatch(),
+                Rows::Embeddings(_) => rows.n_rows(),
+            };
+            let mut start = 0;
+            while start < rows.n_rows() {
+                let end = rows.n_rows().min(start + n_at_once);
+                let known = below.get(graph_idx).cloned().flatten();
+                let pass = match split {
+                    None => Pass::WHOLE,
+                    Some(split) if is_first => Pass::recorded(Reach::Node(split)),
+                    Some(split) => self.pass_above(split, known),
+                };
+                self.set_pass(pass);
+                let output = match segment {
+                    Segment::Text(_) => Output::EveryRow,
+                    Segment::Image(_) if end == rows.n_rows() => Output::LastRow,
+                    Segment::Image(_) => Output::None,
+                };
+                let part_tokens = tokens.iter().copied().enumerate();
+                let part_tokens = part_tokens.skip(position).take(end - start);
+                self.decode(0, part_tokens, rows.part(start..end), output)?;
+                if is_first {
+                    below.push(self.context.take_recording().map(Arc::new));
+                }
+                graph_idx += 1;
+                let last = position + end - start - 1;
+                match output {
+                    Output::EveryRow => {
+                        for row_idx in 0..end - start {
+                            let logits = self.context.logits(OutputRow::Index(row_idx));
+                            score(logits, position + row_idx);
                         }
                     }
+                    Output::LastRow => score(self.context.logits(OutputRow::Last), last),
+                    Output::None => {}
                 }
-                Segment::Image(_) => {
-                    let rows = segment.rows();
-                    let tokens = tokens.iter().copied().enumerate();
-                    let tokens = tokens.skip(position).take(rows.n_rows());
-                    self.decode(0, tokens, rows, Output::LastRow)?;
-                    position += rows.n_rows();
-                    score(self.context.logits(OutputRow::Last), position - 1);
-                }
+                position = last + 1;
+                start = end;
             }
         }
         Ok(Scored {
@@ -172,7 +203,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::{Editor, EditorAt};
-    use crate::llama::{Edited, Pass, SPOILED};
+    use crate::llama::{Edited, Pass, Reach, SPOILED};
     use crate::{
         HookPoint, Keep, PromptForm, Request, Result, RunOptions, Session, SessionOptions, Token,
         demo,
@@ -235,7 +266,7 @@ mod tests {
             let [original, edited] = losses(&mut sharing, at);
             assert_eq!([original, edited], losses(&mut whole, at), "{place}");
             assert!(original != edited, "{place}");
-            SPOILED.set(Some(Pass::Replayed(0)));
+            SPOILED.set(Some(Pass::replayed(Reach::Node(0))));
             let [same, spoiled] = losses(&mut sharing, at);
             SPOILED.set(None);
             assert_eq!(same, original, "{place}");

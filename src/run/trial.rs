@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::hooks::Keep;
-use super::reading::Goal;
+use super::reading::{Goal, Reading};
 use super::shortcuts::{Shortcut, distance};
-use crate::llama::{OutputRow, Pass};
+use crate::llama::{OutputRow, Pass, Reach};
 use crate::prompt::Prompt;
 use crate::steering::Steering;
 use crate::{CancelFlag, Kinds, Result};
@@ -42,11 +42,11 @@ impl Engine {
         };
         let (quick, whole) = match shortcut {
             Shortcut::SharedPrompts => {
-                let Some(split) = split else { return Ok(false) };
-                (
-                    self.logits_beside(&prompt, Some(split))?,
-                    self.logits_beside(&prompt, None)?,
-                )
+                let whole = self.logits_beside(&prompt, Reach::Nothing)?;
+                let split = split.map_or(Reach::Nothing, Reach::Node);
+                let mut quick = self.logits_beside(&prompt, split)?;
+                quick.extend(self.logits_beside(&prompt, Reach::End)?);
+                (quick, whole.repeat(2))
             }
             Shortcut::StopAtHook => (
                 self.rows(&prompt, Goal::Rows(Kinds::ALL))?,
@@ -91,8 +91,8 @@ impl Engine {
         };
         let top = self.forward.context.hook().sites.len().checked_sub(1);
         let pass = match goal {
-            Goal::Rows(_) => top.map_or(Pass::Whole, Pass::UpTo),
-            Goal::Logits => Pass::Whole,
+            Goal::Rows(_) => Pass::up_to(top.map_or(Reach::End, Reach::Node)),
+            Goal::Logits => Pass::WHOLE,
         };
         self.start(&[(keep, None)]);
         self.decode_tried(0, prompt, goal, pass)?;
@@ -103,7 +103,7 @@ impl Engine {
 
     fn logits(&mut self, prompt: &Prompt, steering: Option<&Steering>) -> Result<Vec<f32>> {
         let pass = match steering {
-            Some(_) => Pass::Whole,
+            Some(_) => Pass::WHOLE,
             None => Pass::Unhooked,
         };
         self.start(&[(Keep::default(), steering)]);
@@ -111,34 +111,42 @@ impl Engine {
         Ok(self.forward.context.logits(OutputRow::Last).to_vec())
     }
 
-    /// The logits of a second sequence, of its prompt and of a token behind, which reads the cache. Where there
-    /// is room for one sequence only, the prompt is decoded again in an empty cache.
-    fn logits_beside(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<Vec<f32>> {
+    /// The logits of a token behind a prompt in a second sequence, for which it was read by the first one as far
+    /// as `replayed`. Where there is room for one sequence only, the prompt is decoded again in an empty cache.
+    fn logits_beside(&mut self, prompt: &Prompt, replayed: Reach) -> Result<Vec<f32>> {
         let second = 1.min(self.n_sequences() - 1);
         self.start(&[(Keep::default(), None); 2][..=second]);
-        let passes = match split {
-            Some(split) => [Pass::Recorded(split), Pass::Replayed(split)],
-            None => [Pass::Unhooked; 2],
-        };
-        for (sequence, pass) in [0, second].into_iter().zip(passes) {
+        let mut recorded = Vec::new();
+        for sequence in [0, second] {
             if second == 0 {
                 self.forward.context.clear();
             }
-            self.decode_tried(sequence, prompt, Goal::Logits, pass)?;
-            if let Pass::Recorded(_) = pass {
-                let recorded = self.forward.context.take_recording();
-                self.forward.context.replay(Arc::new(recorded));
+            let mut reading = Reading::new(prompt, Goal::Logits, None);
+            let mut known = std::mem::take(&mut recorded).into_iter().flatten();
+            while !reading.is_done() {
+                let pass = match (replayed, known.next()) {
+                    (Reach::Nothing, _) => Pass::Unhooked,
+                    (_, None) => Pass::recorded(Reach::End),
+                    (_, Some(graph)) => {
+                        self.forward.context.replay(Arc::new(graph));
+                        Pass::replayed(replayed)
+                    }
+                };
+                self.forward.set_pass(pass);
+                let never = CancelFlag::default();
+                self.forward
+                    .decode_piece(sequence, prompt, &mut reading, &never)?;
+                recorded.push(self.forward.context.take_recording());
             }
         }
-        let mut logits = self.forward.context.logits(OutputRow::Last).to_vec();
         self.forward.set_pass(Pass::Unhooked);
         let last = prompt.tokens().last().and_then(|token| token.id);
         let last = last.expect("a prompt ends with text");
         let sequences: Vec<usize> = (0..=second).collect();
         let ids = vec![last; sequences.len()];
         self.forward.decode_generated(&sequences, &ids, [])?;
-        logits.extend_from_slice(self.forward.context.logits(OutputRow::Index(second)));
-        Ok(logits)
+        let logits = self.forward.context.logits(OutputRow::Index(second));
+        Ok(logits.to_vec())
     }
 
     /// Begins sequences that do this.
@@ -168,7 +176,7 @@ mod tests {
     use std::ops::ControlFlow;
     use std::sync::Arc;
 
-    use crate::llama::{Pass, SPOILED};
+    use crate::llama::{Pass, Reach, SPOILED};
     use crate::metrics::Metrics;
     use crate::steering::{Change, Intervention, Steering, Units};
     use crate::{
@@ -267,7 +275,7 @@ mod tests {
         let (expected, _) = measured(&mut session(TryShortcuts::OnDevices, false));
         let well = measured(&mut session(TryShortcuts::Always, true));
         assert_eq!(well, (expected.clone(), Some(true)));
-        SPOILED.set(Some(Pass::Replayed(0)));
+        SPOILED.set(Some(Pass::replayed(Reach::Node(0))));
         let spoiled = measured(&mut session(TryShortcuts::Always, true));
         SPOILED.set(None);
         assert_eq!(spoiled, (expected, Some(false)));
@@ -275,12 +283,13 @@ mod tests {
 
     #[test]
     fn what_goes_wrong_is_noticed_and_done_without() {
+        const REPLAYED: Pass = Pass::replayed(Reach::Node(0));
         for (pass, expected) in [
-            (Pass::Replayed(0), [false, true, true]),
-            (Pass::UpTo(0), [true, false, true]),
+            (REPLAYED, [false, true, true]),
+            (Pass::up_to(Reach::Node(0)), [true, false, true]),
             (Pass::Unhooked, [true, true, false]), // the control vector
         ] {
-            let share_prompts = pass != Pass::Replayed(0);
+            let share_prompts = pass != REPLAYED;
             let mut whole = session(TryShortcuts::OnDevices, share_prompts);
             let expected_runs = runs(&mut whole);
             SPOILED.set(Some(pass));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    CancelFlag, Engine, EngineSize, Grid, HookPoint, ImageAttention, ImageChunk, Keep, ModelFiles,
-    Prompt, Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions, Step,
+    Engine, EngineSize, Grid, ImageAttention, ImageChunk, Keep, ModelFiles, Prompt, PromptStore,
+    Request, RowPositions, RunId, RunOptions, Segment, Session, SessionOptions, Step,
 };
 
 use crate::fixture::{
@@ -148,7 +148,7 @@ fn texts_are_those_of_transformers() {
     }
 }
 
-/// Side by side, with the blocks below the hook computed once, and from a recorded prompt.
+/// Side by side, with the blocks below the hook computed once, and from a remembered prompt.
 #[test]
 fn what_runs_share_changes_no_bit() {
     let oracle = Oracle::read(&root());
@@ -168,19 +168,20 @@ fn what_runs_share_changes_no_bit() {
             assert_eq!(run.token_ids, expected, "{architecture}, {name}");
         }
         let alone = session.run(&prompt, steered.clone()).expect("it runs");
-        let prompt = Arc::new(prompt);
-        let mut engine = engine(&session, &prompt, 1);
-        let below = HookPoint::parse(HOOK).expect("a hook point");
-        let recorded = engine.record(&prompt, below, &CancelFlag::default());
-        let request = Request {
-            recorded: Some(Arc::new(recorded.expect("it is read"))),
-            ..Request::new(Arc::clone(&prompt), steered)
+        let store = PromptStore::in_memory(1 << 20);
+        let options = SessionOptions {
+            prompt_store: Some(store),
+            ..with_ubatch(3)
         };
-        let run = engine.run(vec![request], go_on).expect("it runs").remove(0);
-        assert_eq!(run.token_ids, alone.token_ids, "{architecture}");
-        assert_eq!(run.logits, alone.logits, "{architecture}");
-        let [ours, theirs] = [&run, &alone].map(|run| &run.trace.saes[0].residuals);
-        assert_eq!(ours, theirs, "{architecture}");
+        let mut remembering = self::session(architecture, HOOK, D_MODEL, options);
+        for n_remembered in [0, prompt.tokens().len()] {
+            let run = remembering.run(&prompt, steered.clone()).expect("it runs");
+            assert_eq!(run.n_remembered, n_remembered, "{architecture}");
+            assert_eq!(run.token_ids, alone.token_ids, "{architecture}");
+            assert_eq!(run.logits, alone.logits, "{architecture}");
+            let [ours, theirs] = [&run, &alone].map(|run| &run.trace.saes[0].residuals);
+            assert_eq!(ours, theirs, "{architecture}");
+        }
     }
 }
 
@@ -389,14 +390,17 @@ fn what_a_model_cannot_read_is_refused() {
     assert!(said.contains("6 rows that see one another"), "{said}");
 }
 
-/// Whatever changes the numbers changes a recorded prompt's key.
+/// Whatever changes the numbers makes another prompt of it.
 #[test]
-fn keys_know_how_rows_are_read() {
+fn what_is_read_in_another_way_is_not_remembered() {
     let oracle = Oracle::read(&root());
-    let below = HookPoint::parse(HOOK).expect("a hook point");
     for architecture in ARCHITECTURES {
-        let session = session(architecture, HOOK, D_MODEL, exact_options());
-        let key = |change: &dyn Fn(&mut ImageChunk)| {
+        let options = SessionOptions {
+            prompt_store: Some(PromptStore::in_memory(1 << 20)),
+            ..exact_options()
+        };
+        let mut session = session(architecture, HOOK, D_MODEL, options);
+        let mut is_remembered = |change: &dyn Fn(&mut ImageChunk)| {
             let mut segments = segments(&oracle, architecture);
             let Segment::Image(chunk) = &mut segments[1] else {
                 panic!("the second piece is an image");
@@ -404,15 +408,12 @@ fn keys_know_how_rows_are_read() {
             change(chunk);
             let prompt = session.model().prompt_of_segments(segments);
             let prompt = prompt.expect("the model reads it");
-            session
-                .model()
-                .prompt_key(&prompt, below)
-                .expect("its file is there")
+            let run = session.run(&prompt, everything(1)).expect("it runs");
+            run.n_remembered == prompt.tokens().len()
         };
-        let original = key(&|_| ());
-        assert_eq!(
-            key(&|chunk| chunk.place = Some([0.5; 4])),
-            original,
+        assert!(!is_remembered(&|_| ()));
+        assert!(
+            is_remembered(&|chunk| chunk.place = Some([0.5; 4])),
             "{architecture}"
         );
         let others: [&dyn Fn(&mut ImageChunk); 3] = [
@@ -431,7 +432,7 @@ fn keys_know_how_rows_are_read() {
             },
         ];
         for (i, other) in others.into_iter().enumerate() {
-            assert_ne!(key(other), original, "{architecture}, change {i}");
+            assert!(!is_remembered(other), "{architecture}, change {i}");
         }
     }
 }

@@ -77,7 +77,7 @@ fn sequences_and_tokens_that_do_not_exist() {
 #[test]
 fn more_or_less_than_there_is_room_for() {
     let (_, mut context) = context(options()).expect("it is made");
-    context.set_pass(Pass::Whole);
+    context.set_pass(Pass::WHOLE);
     check(
         context.decode(0, Rows::Tokens(&[1; 5]), Output::None),
         "holds 4 tokens",
@@ -115,20 +115,20 @@ fn logits_that_were_not_asked_for() {
     let (model, mut context) = context(options()).expect("it is made");
     let mut sampler = Sampler::new(&model, Sampling::Greedy);
     let last = OutputRow::Last;
-    check(sampler.sample(&mut context, last), "no logits");
+    check(sampler.sample(context.logits(last)), "no logits");
     context
         .decode(0, Rows::Tokens(&[1, 7]), Output::None)
         .expect("there is room");
-    check(sampler.sample(&mut context, last), "no logits");
+    check(sampler.sample(context.logits(last)), "no logits");
     context
         .decode(0, Rows::Tokens(&[8]), Output::LastRow)
         .expect("there is room");
     check(
-        sampler.sample(&mut context, OutputRow::Index(7)),
+        sampler.sample(context.logits(OutputRow::Index(7))),
         "no logits",
     );
     let next = sampler
-        .sample(&mut context, last)
+        .sample(context.logits(last))
         .expect("they were asked for");
     assert!((0..64).contains(&next));
 }

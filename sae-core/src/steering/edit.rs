@@ -257,6 +257,16 @@ impl Edit {
         &self.interventions
     }
 
+    /// Whether [`Edit::apply`] has something to do in the row of `token`, the row `prompt_idx` of the prompt.
+    ///
+    /// # Panics
+    /// As [`Edit::apply`].
+    pub fn touches(&self, prompt_idx: usize, token: Token) -> bool {
+        assert!(self.is_placed, "its positions are known");
+        let mut rows = self.rows.iter();
+        rows.any(|rows| rows.contain(prompt_idx, token))
+    }
+
     /// The vector that is added to every row, `[d_in]`, if that is all that is done.
     pub fn constant(&self) -> Option<&[f32]> {
         let (by_part, _) = self.deltas.split_at(Part::ALL.len());

@@ -110,6 +110,15 @@ impl Steering {
         positions.any(|at| !at.places().is_empty())
     }
 
+    /// The first row of a prompt that it touches, if there is one; `prompt` says what each row is.
+    ///
+    /// # Panics
+    /// When [`Steering::has_places`], and this is not [`Steering::placed`] for the prompt.
+    pub fn first_row(&self, prompt: &[Token]) -> Option<usize> {
+        let mut rows = prompt.iter().enumerate();
+        rows.position(|(i, &token)| self.edits.iter().any(|edit| edit.touches(i, token)))
+    }
+
     /// What was asked for, in order.
     pub fn interventions(&self) -> &[Intervention] {
         &self.interventions

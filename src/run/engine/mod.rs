@@ -1,11 +1,12 @@
 //! Runs on one context: admitted, and computed step by step, all together.
 
+mod pieces;
 mod plan;
 mod prompts;
-mod recording;
 mod request;
 mod tokens;
 
+use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +15,13 @@ use super::forward::Forward;
 use super::generation::{Generation, Run};
 use super::hooks::Trace;
 use super::reading::Reading;
-use crate::llama::{self, Extent, RecordedGraphs};
+use super::remembered::{Piece, PieceKey};
+use crate::llama::{self, Extent};
 use crate::model::HookedModel;
 use crate::prompt::Prompt;
 use crate::{Error, Result};
 
+use self::pieces::PromptEdits;
 pub use self::request::Request;
 
 /// A run that an engine has admitted.
@@ -54,24 +57,39 @@ pub struct Engine {
     n_admitted: u64,
 }
 
-/// How runs that were all admitted before the first step are computed; what others are not.
-#[derive(Clone, Debug, Default)]
+/// How the runs at hand are computed.
+#[derive(Debug, Default)]
 struct Batch {
-    /// Whether a hook has something to do, so that all pass by it.
+    /// Whether a hook has something to do, so that all generated rows pass by it.
     is_hooked: bool,
-    /// The hooked place below which prompts are computed once.
+    /// Whether prompts that were read are remembered.
+    remembers: bool,
+    /// What is remembered until these runs have ended, where they are of one prompt.
+    pieces: Option<HashMap<PieceKey, Arc<Piece>>>,
+    /// The hooked place below which no run edits, where they are of one prompt.
     shared_below: Option<usize>,
-    /// What the first of them has given there.
-    recorded: Option<Arc<RecordedGraphs>>,
-    /// The block to which llama.cpp adds the only run's vector.
-    vector_at: Option<usize>,
+    /// What llama.cpp adds to the only run's rows.
+    vector: Option<ControlVector>,
     /// Whether runs without logits go beyond the highest hook.
     is_whole: bool,
+}
+
+/// llama.cpp's own control vector.
+#[derive(Debug)]
+struct ControlVector {
+    layer: usize,
+    values: Vec<f32>, // [d_model]
+    /// Prompts that are remembered go without it: there, hooks add the same.
+    is_set: bool,
 }
 
 struct Active {
     id: RunId,
     request: Request,
+    prompt_edits: Option<PromptEdits>,
+    /// What is remembered of the prompt's end, if its end was not read.
+    end_of_prompt: Option<Arc<Piece>>,
+    n_remembered: usize, // rows of the prompt
     phase: Phase,
     n_shown: usize, // rows of the trace that a step has told of
 }
@@ -79,10 +97,7 @@ struct Active {
 /// What comes next of a run.
 enum Phase {
     /// More of its prompt.
-    Prompt {
-        reading: Option<Reading>, // none before the first piece
-        time: Duration,
-    },
+    Prompt { reading: Reading, time: Duration },
     /// A token.
     Tokens(Generation),
 }
@@ -139,17 +154,17 @@ impl Engine {
         let Some(sequence) = self.slots.iter().position(Option::is_none) else {
             return Err(self.no_room());
         };
+        self.hook(&request)?;
         if self.is_idle() {
-            self.forward.context.clear();
             self.batch = Batch::default();
+            self.batch.remembers =
+                self.may_remember() && self.takes_shared(&request.prompt, None)?;
+            self.forward.context.clear();
         } else {
             self.forward.context.truncate(sequence, Extent::default())?;
         }
-        self.hook(&request)?;
-        if let Some(recorded) = &request.recorded {
-            self.check_recorded(recorded, &request)?;
-        }
-        self.begin(sequence, request)
+        let key = self.prompt_key(std::slice::from_ref(&request));
+        self.begin(sequence, request, key)
     }
 
     fn no_room(&self) -> Error {
@@ -181,8 +196,9 @@ impl Engine {
         let done = self.plan(&requests).and_then(|batch| {
             self.forward.context.clear();
             self.batch = batch;
+            let key = self.prompt_key(&requests);
             for (sequence, request) in requests.into_iter().enumerate() {
-                self.begin(sequence, request)?;
+                self.begin(sequence, request, key)?;
             }
             let place = |id: RunId| usize::try_from(id.0 - first_id).expect("few runs");
             while !self.is_idle() {
@@ -195,8 +211,9 @@ impl Engine {
             Ok(())
         });
         self.slots.fill_with(|| None);
-        if let Some(layer) = self.batch.vector_at.take() {
-            self.forward.context.set_control_vector(layer, &[])?;
+        self.batch.pieces = None;
+        if let Some(vector) = self.batch.vector.take().filter(|vector| vector.is_set) {
+            self.forward.context.set_control_vector(vector.layer, &[])?;
         }
         done?;
         Ok(runs
@@ -205,23 +222,44 @@ impl Engine {
             .collect())
     }
 
-    /// Puts a run into a free sequence.
-    fn begin(&mut self, sequence: usize, mut request: Request) -> Result<RunId> {
+    /// The key of the beginning of these runs' prompts, if they are remembered.
+    fn prompt_key(&self, requests: &[Request]) -> Option<PieceKey> {
+        if !self.batch.remembers {
+            return None;
+        }
+        let key = self.model.prompt_key(&self.kept_places(requests));
+        let unknown = |error: &Error| log::debug!("prompts are not remembered: {error}");
+        key.inspect_err(unknown).ok()
+    }
+
+    /// Puts a run into a free sequence; `key` is that of its prompt's beginning, if that is remembered.
+    fn begin(
+        &mut self,
+        sequence: usize,
+        mut request: Request,
+        key: Option<PieceKey>,
+    ) -> Result<RunId> {
         let id = RunId(self.n_admitted);
         self.n_admitted += 1;
         let steering = request.options.steering.as_deref();
-        // Else llama.cpp adds its vector.
-        let steering = steering.filter(|_| self.batch.vector_at.is_none());
-        self.batch.is_hooked |= request.is_hooked(steering.is_some());
-        let editors = std::mem::take(&mut request.editors);
+        let is_steered = steering.is_some() && self.batch.vector.is_none();
+        self.batch.is_hooked |= request.is_hooked(is_steered);
+        let prompt_edits = request.prompt_edits();
+        let vector = self.batch.vector.as_ref();
+        let steering = steering.filter(|_| vector.is_none_or(|vector| !vector.is_set));
         let steering = steering.cloned();
+        let reading = Reading::new(&request.prompt, self.goal(&request.options), key);
+        let editors = std::mem::take(&mut request.editors);
         let hooks = self.forward.context.hook();
         hooks.begin(sequence, request.options.keep, steering, editors);
         self.slots[sequence] = Some(Active {
             id,
             request,
+            prompt_edits,
+            end_of_prompt: None,
+            n_remembered: 0,
             phase: Phase::Prompt {
-                reading: None,
+                reading,
                 time: Duration::ZERO,
             },
             n_shown: 0,

@@ -1,9 +1,10 @@
 //! How runs that are all known before the first step are computed, and what is hooked for runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Batch, Engine, Request};
+use super::{Batch, ControlVector, Engine, Request};
+use crate::prompt::Prompt;
 use crate::run::reading::Goal;
 use crate::run::shortcuts::Shortcut;
 use crate::steering::Steering;
@@ -17,16 +18,28 @@ impl Engine {
             return Ok(batch);
         };
         let prompt = Arc::clone(&first.prompt);
+        let shares = self.may_share(requests);
+        let split = self.split(requests);
+        batch.remembers = (shares || self.may_remember()) && self.takes_shared(&prompt, split)?;
+        batch.pieces = (shares && batch.remembers).then(HashMap::new);
+        batch.shared_below = self.shared_place(requests)?;
         if let [only] = requests
-            && let Some((layer, vector)) = only.in_graph()
+            && let Some((layer, values)) = only.in_graph()
             && !self.forward.context.has_control_vector()
         {
-            let vector = vector.to_vec();
+            let values = values.to_vec();
             let steering = only.options.steering.as_deref().expect("it has a vector");
-            let tried = Some((steering, layer, &vector[..]));
+            let tried = Some((steering, layer, &values[..]));
             if self.takes(Shortcut::ControlVector, &prompt, tried, None)? {
-                self.forward.context.set_control_vector(layer, &vector)?;
-                batch.vector_at = Some(layer);
+                let is_set = !batch.remembers;
+                if is_set {
+                    self.forward.context.set_control_vector(layer, &values)?;
+                }
+                batch.vector = Some(ControlVector {
+                    layer,
+                    values,
+                    is_set,
+                });
             }
         }
         let stops = |request: &Request| {
@@ -34,8 +47,16 @@ impl Engine {
         };
         batch.is_whole =
             requests.iter().any(stops) && !self.takes(Shortcut::StopAtHook, &prompt, None, None)?;
-        batch.shared_below = self.shared_place(requests)?;
         Ok(batch)
+    }
+
+    /// Whether prompts may be kept in the model's store, or come from there.
+    pub(super) fn may_remember(&self) -> bool {
+        let options = self.model.options();
+        options.prompt_store.is_some()
+            && options.share_prompts
+            && options.eval_callback
+            && !self.forward.context.has_control_vector()
     }
 
     /// The hooked place below which these runs' prompts are computed once, if they are.
@@ -44,9 +65,13 @@ impl Engine {
             return Ok(None);
         }
         let split = self.split(requests);
-        let holds = split.is_some()
-            && self.takes(Shortcut::SharedPrompts, &requests[0].prompt, None, split)?;
+        let holds = split.is_some() && self.takes_shared(&requests[0].prompt, split)?;
         Ok(split.filter(|_| holds))
+    }
+
+    /// Whether what was read of a prompt gives the same as reading it.
+    pub(super) fn takes_shared(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<bool> {
+        self.takes(Shortcut::SharedPrompts, prompt, None, split)
     }
 
     /// Whether these runs' prompts may be computed once up to a place.
@@ -88,7 +113,6 @@ impl Engine {
             let steering = request.options.steering.as_deref();
             let watched = steering.map_or(&[][..], Steering::watched);
             places.extend(watched.iter().map(|watched| watched.hook_point));
-            places.extend(request.recorded.as_ref().map(|recorded| recorded.below));
             places.extend(request.editors.iter().map(|editor| editor.read));
         }
         places
@@ -99,19 +123,37 @@ impl Engine {
         self.batch.shared_below
     }
 
-    /// Hooks what these runs need, and the place in the residual stream up to which their prompts may be the same.
+    /// The places whose rows are kept of prompts of these runs: those of the SAEs, and what of the residual stream
+    /// leads to them and to the lowest edit.
+    pub(super) fn kept_places(&self, requests: &[Request]) -> BTreeSet<HookPoint> {
+        let saes: Vec<_> = self
+            .model
+            .saes()
+            .iter()
+            .map(|sae| sae.hook_point())
+            .collect();
+        let lowest = requests.iter().flat_map(Request::edited_places).min();
+        let streams = saes.iter().copied().chain(lowest);
+        let streams: Vec<_> = streams.filter_map(HookPoint::stream_below).collect();
+        saes.into_iter().chain(streams).collect()
+    }
+
+    /// Hooks what these runs need, and what is kept of their prompts.
     pub(in crate::run) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
         let mut places = self.sites_of(requests);
-        if self.may_share(requests) {
-            let edits = requests.iter().flat_map(Request::edited_places);
-            places.extend(edits.min().and_then(HookPoint::stream_below));
+        if self.may_share(requests) || self.may_remember() {
+            places.extend(self.kept_places(requests));
         }
         self.set_sites(places)
     }
 
-    /// Hooks what a further run needs.
+    /// Hooks what a further run needs, and what is kept of its prompt.
     pub(super) fn hook(&mut self, request: &Request) -> Result<()> {
-        let mut places = self.sites_of(std::slice::from_ref(request));
+        let requests = std::slice::from_ref(request);
+        let mut places = self.sites_of(requests);
+        if self.may_remember() {
+            places.extend(self.kept_places(requests));
+        }
         if !self.is_idle() {
             let sites = &self.forward.context.hook().sites;
             places.extend(sites.iter().map(|site| site.hook_point));

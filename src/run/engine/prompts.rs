@@ -7,7 +7,9 @@ use super::{Engine, Finished, Phase};
 use crate::Result;
 use crate::llama::{OutputRow, Pass};
 use crate::run::generation::Generation;
-use crate::run::reading::{Goal, Reading};
+use crate::run::hooks::Keep;
+use crate::run::options::RunOptions;
+use crate::run::reading::Goal;
 
 impl Engine {
     /// Reads prompts that were not read, the oldest run's first, up to `n_rows` rows of them, or one graph.
@@ -53,7 +55,7 @@ impl Engine {
     /// The pass of generated tokens, and of prompts that share nothing.
     pub(super) fn pass(&self) -> Pass {
         match self.batch.is_hooked {
-            true => Pass::Whole,
+            true => Pass::WHOLE,
             false => Pass::Unhooked,
         }
     }
@@ -63,36 +65,20 @@ impl Engine {
     fn read_prompt(&mut self, sequence: usize, n_rows: usize) -> Result<usize> {
         let start = Instant::now();
         let active = self.active(sequence);
-        let Phase::Prompt { reading, time } = &mut active.phase else {
+        let Phase::Prompt { reading, time } = &active.phase else {
             unreachable!("its prompt was not read");
         };
-        let (reading, time) = (reading.take(), *time);
+        let (mut reading, time) = (reading.clone(), *time);
         let prompt = Arc::clone(&active.request.prompt);
         let cancel = active.request.options.cancel.clone();
-        let mut reading = match reading {
-            Some(reading) => reading,
-            None => Reading::new(&prompt, self.goal(sequence)),
-        };
-        let pass = self.prompt_pass(sequence, reading.goal);
-        self.forward.set_pass(pass);
-        // What is recorded or replayed is so in one go.
-        let n_rows = match pass {
-            Pass::Recorded(_) | Pass::Replayed(_) => usize::MAX,
-            Pass::Unhooked | Pass::Whole | Pass::UpTo(_) => n_rows,
-        };
         let mut n_read = 0;
         while n_read < n_rows && !reading.is_done() {
-            n_read += self
-                .forward
-                .decode_piece(sequence, &prompt, &mut reading, &cancel)?;
-        }
-        if let Pass::Recorded(_) = pass {
-            self.batch.recorded = Some(Arc::new(self.forward.context.take_recording()));
+            n_read += self.read_piece(sequence, &prompt, &mut reading, &cancel)?;
         }
         let phase = match reading.is_done() {
             true => Phase::Tokens(self.begin_generation(sequence, time + start.elapsed())?),
             false => Phase::Prompt {
-                reading: Some(reading),
+                reading,
                 time: time + start.elapsed(),
             },
         };
@@ -101,49 +87,43 @@ impl Engine {
     }
 
     /// How far a run's prompt is computed.
-    fn goal(&mut self, sequence: usize) -> Goal {
-        let is_whole = self.batch.is_whole;
-        let options = &self.active(sequence).request.options;
+    pub(super) fn goal(&self, options: &RunOptions) -> Goal {
         match options.goal() {
-            Goal::Rows(_) if is_whole && options.reads_rows() => Goal::Logits,
+            Goal::Rows(_) if self.batch.is_whole && options.reads_rows() => Goal::Logits,
             goal => goal,
-        }
-    }
-
-    /// How much is computed of the graphs of a run's prompt.
-    fn prompt_pass(&mut self, sequence: usize, goal: Goal) -> Pass {
-        let recorded = self.active(sequence).request.recorded.clone();
-        let hooks = self.forward.context.hook();
-        let top = hooks.sites.len().checked_sub(1);
-        let split = match &recorded {
-            Some(recorded) => hooks.site(recorded.below),
-            None => self.batch.shared_below,
-        };
-        let replayed = match recorded {
-            Some(recorded) => Some(Arc::clone(&recorded.graphs)),
-            None => self.batch.recorded.clone(),
-        };
-        match (goal, split, replayed) {
-            (Goal::Rows(_), ..) => top.map_or(Pass::Whole, Pass::UpTo),
-            (Goal::Logits, None, _) => self.pass(),
-            (Goal::Logits, Some(split), None) => Pass::Recorded(split),
-            (Goal::Logits, Some(split), Some(graphs)) => {
-                self.forward.context.replay(graphs);
-                Pass::Replayed(split)
-            }
         }
     }
 
     /// Begins a run's text behind its prompt, which took `prompt_time`.
     fn begin_generation(&mut self, sequence: usize, prompt_time: Duration) -> Result<Generation> {
-        let options = self.active(sequence).request.options.clone();
-        let mut generation = Generation::new(self.model.language_model(), &options, prompt_time);
+        let active = self.active(sequence);
+        let options = active.request.options.clone();
+        let end_of_prompt = active.end_of_prompt.take();
+        let n_remembered = active.n_remembered;
+        let model = self.model.language_model();
+        let mut generation = Generation::new(model, &options, n_remembered, prompt_time);
+        let context = &mut self.forward.context;
+        if !self.batch.is_hooked {
+            // The hooks have done their part, and saw nothing that is kept.
+            context
+                .hook()
+                .begin(sequence, Keep::default(), None, Vec::new());
+        }
         if options.goal() == Goal::Logits {
-            let context = &mut self.forward.context;
+            let logits = match &end_of_prompt {
+                Some(piece) => &piece.logits[..],
+                None => context.logits(OutputRow::Last),
+            };
             if options.keep.logits {
-                generation.keep_logits(context.logits(OutputRow::Last));
+                generation.keep_logits(logits);
             }
-            generation.sample(context, OutputRow::Last)?;
+            generation.sample(logits)?;
+        }
+        if let Some(vector) = &mut self.batch.vector
+            && !vector.is_set
+        {
+            context.set_control_vector(vector.layer, &vector.values)?;
+            vector.is_set = true;
         }
         Ok(generation)
     }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use super::pieces::PromptEdits;
 use crate::prompt::Prompt;
 use crate::run::hooks::EditorAt;
 use crate::run::options::RunOptions;
 use crate::run::reading::Goal;
-use crate::run::recorded::RecordedPrompt;
 use crate::steering::{Edit, Steering};
 use crate::{HookPoint, Result, Site};
 
@@ -18,8 +18,6 @@ pub struct Request {
     pub options: RunOptions,
     /// What edits rows besides the options' interventions.
     pub editors: Vec<EditorAt>,
-    /// The prompt as it was read before, if it was ([`Engine::record`](super::Engine::record)).
-    pub recorded: Option<Arc<RecordedPrompt>>,
 }
 
 impl Request {
@@ -29,7 +27,6 @@ impl Request {
             prompt,
             options,
             editors: Vec::new(),
-            recorded: None,
         }
     }
 
@@ -48,6 +45,19 @@ impl Request {
         let edits = steering.map_or(&[][..], Steering::edits);
         let editors = self.editors.iter().map(|editor| editor.write);
         edits.iter().map(Edit::hook_point).chain(editors)
+    }
+
+    /// Where it edits the rows of its prompt, if it does.
+    pub(super) fn prompt_edits(&self) -> Option<PromptEdits> {
+        let steering = self.options.steering.as_deref();
+        let first_row = match self.editors.is_empty() {
+            true => steering.and_then(|steering| steering.first_row(self.prompt.tokens())),
+            false => Some(0),
+        };
+        Some(PromptEdits {
+            first_row: first_row?,
+            lowest: self.edited_places().min()?,
+        })
     }
 
     /// The block and the vector of a run that llama.cpp's control vector does alone: nothing reads rows at a
@@ -69,6 +79,5 @@ impl Request {
             || !self.editors.is_empty()
             || self.options.reads_rows()
             || self.options.goal() != Goal::Logits
-            || self.recorded.is_some()
     }
 }

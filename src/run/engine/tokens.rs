@@ -35,8 +35,8 @@ impl Engine {
             let Phase::Tokens(generation) = &mut active.phase else {
                 unreachable!("its prompt was read");
             };
-            let row = OutputRow::Index(row_idx);
-            if let Err(error) = generation.sample(&mut self.forward.context, row) {
+            let logits = self.forward.context.logits(OutputRow::Index(row_idx));
+            if let Err(error) = generation.sample(logits) {
                 self.fail(sequence, error, finished)?;
             }
         }

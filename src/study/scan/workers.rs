@@ -94,6 +94,7 @@ pub fn read_pictures(
     let options = SessionOptions {
         threads: (scan.options.threads / jobs).max(1),
         image_cache: scan.options.image_cache.clone().map(ImageCache::read_only),
+        prompt_store: None,
         ..scan.options.clone()
     };
     let first = HookedModel::open(scan.files, options.clone())?;
