@@ -17,8 +17,8 @@ use llava_sae_cpp::llama::{Matrix, MatrixProduct};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
     Activations, Encoder, EncoderOptions, EncoderWeights, FeatureId, ImageCache, Keep, Kinds,
-    ModelFiles, Picture, Prompt, PromptForm, RowProduct, Run, RunOptions, Sae, Sampling, Session,
-    SessionOptions, Step,
+    ModelFiles, Picture, Prompt, PromptForm, PromptStore, RowProduct, Run, RunOptions, Sae,
+    Sampling, Session, SessionOptions, Step,
 };
 use serde_json::json;
 
@@ -92,6 +92,8 @@ struct Bench {
     repacked: Session,
     /// With prompts side by side that share nothing.
     apart: Session,
+    /// With prompts that are remembered.
+    remembering: Session,
     rounds: usize,
 }
 
@@ -115,6 +117,10 @@ impl Bench {
             whole: beside(files, with(|options| options.screen = false))?,
             q8_0: beside(q8_0, SessionOptions::default())?,
             apart: beside(files, with(|options| options.share_prompts = false))?,
+            remembering: beside(
+                files,
+                with(|options| options.prompt_store = Some(PromptStore::in_memory(1 << 30))),
+            )?,
             repacked: Session::open(files, with(|options| options.repack = true))?,
             usual,
             rounds,
@@ -153,28 +159,37 @@ impl Bench {
             black_box(Session::open(files, open(repack))?);
             Ok(milliseconds(start))
         };
-        let first = |image_cache: Option<ImageCache>| {
+        let first = |image_cache: Option<ImageCache>, prompt_store: Option<PromptStore>| {
             let start = Instant::now();
             let options_ = SessionOptions {
                 image_cache,
+                prompt_store,
                 ..open(false)
             };
             let mut session = Session::open(files, options_)?;
             let prompt = prompt(&mut session, picture)?;
-            run(&mut session, &prompt, options(Keep::default(), None, 1))?;
+            let everywhere = steering(&mut session, Change::steer(1.0), Positions::ALL)?;
+            let options = options(Keep::default(), Some(everywhere), 1);
+            run(&mut session, &prompt, options)?;
             Ok(milliseconds(start))
         };
         let dir = tempfile::tempdir()?;
-        let cache = ImageCache::new(dir.path().to_owned(), 1 << 30);
+        let cache = ImageCache::new(dir.path().join("images"), 1 << 30);
+        // Another each time, as another process has it: what is there is on the disk.
+        let store = || PromptStore::new(dir.path().join("prompts"), 1 << 30);
         self.time(
             "start",
             vec![
                 ("load", Box::new(|_| load(false))),
                 ("load, weights repacked", Box::new(|_| load(true))),
-                ("first token", Box::new(|_| first(None))),
+                ("first token", Box::new(|_| first(None, None))),
                 (
                     "first token of a picture in the cache",
-                    Box::new(|_| first(Some(cache.clone()))),
+                    Box::new(|_| first(Some(cache.clone()), None)),
+                ),
+                (
+                    "first token of a prompt that is remembered on the disk",
+                    Box::new(|_| first(Some(cache.clone()), Some(store()))),
                 ),
             ],
         )
@@ -271,7 +286,13 @@ impl Bench {
         let prompt = prompt(&mut self.usual, picture)?;
         let prompt = &prompt;
         let added = steering(&mut self.usual, Change::steer(1.0), Positions::IMAGE)?;
-        let added = &added;
+        let everywhere = steering(&mut self.usual, Change::steer(1.0), Positions::ALL)?;
+        let generated = Kinds {
+            generated: true,
+            ..Kinds::NONE
+        };
+        let later = steering(&mut self.usual, Change::steer(1.0), generated.into())?;
+        let (added, everywhere, later) = (&added, &everywhere, &later);
         let logits = Keep {
             logits: true,
             ..Keep::default()
@@ -320,6 +341,18 @@ impl Bench {
                 (
                     "features of all rows, exact by screening",
                     Box::new(|b| time(&mut b.usual, features, None)),
+                ),
+                (
+                    "remembered, steering all rows",
+                    Box::new(|b| time(&mut b.remembering, logits, Some(everywhere.clone()))),
+                ),
+                (
+                    "remembered, steering generated tokens",
+                    Box::new(|b| time(&mut b.remembering, logits, Some(later.clone()))),
+                ),
+                (
+                    "remembered, features of all rows, exact by screening",
+                    Box::new(|b| time(&mut b.remembering, features, None)),
                 ),
                 (
                     "features of image rows alone: the model stops at the hook",
