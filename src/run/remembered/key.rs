@@ -36,6 +36,8 @@ impl PieceKey {
             options.n_ubatch as u64,
             options.gpu_layers as u64,
             u64::from(options.repack),
+            // Flash attention of a single row behind 512 or more is summed by threads (`ops.cpp` in ggml-cpu).
+            options.threads as u64,
         ];
         hasher.add(&numbers.map(u64::to_le_bytes).concat());
         for place in places {
