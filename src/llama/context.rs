@@ -296,7 +296,9 @@ impl<H: RowHook> Context<H> {
         let positions = sequences.iter();
         let positions = positions.map(|&sequence| to_i32(self.held[sequence].n_positions));
         let rows = Rows::Tokens(ids);
-        self.hook.get().few_rows.begin_step();
+        if sequences.len() <= self.max_ubatch() {
+            self.hook.get().few_rows.begin_step(); // in one graph
+        }
         self.decode_batch(
             rows,
             sequences.to_vec(),

@@ -57,11 +57,11 @@ fn wide_model(quant: Quant) -> PathBuf {
     target
 }
 
-fn context(model: &Arc<Model>) -> Context<NoHook> {
+fn context(model: &Arc<Model>, n_ubatch: usize) -> Context<NoHook> {
     let options = ContextOptions {
         n_tokens: 16,
-        n_sequences: 17,
-        n_ubatch: 512,
+        n_sequences: 16,
+        n_ubatch,
         n_together: 0,
         threads: 2,
         kv_type: KvType::F16,
@@ -94,7 +94,8 @@ fn step(context: &mut Context<NoHook>, sequences: &[usize]) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// With K-quantised weights, logits of a sequence beside others are those of the sequence alone, to the bit.
+/// With K-quantised weights, logits of a sequence beside others are those of the sequence alone, to the bit, and where
+/// a step takes several graphs too.
 #[test]
 fn a_sequence_gets_the_logits_that_it_gets_alone() {
     for quant in [Quant::Q4KM, Quant::Q6K] {
@@ -103,17 +104,24 @@ fn a_sequence_gets_the_logits_that_it_gets_alone() {
             repack: false,
         };
         let model = Model::load(&wide_model(quant), loaded).expect("it loads");
-        let mut context = context(&Arc::new(model));
+        let model = Arc::new(model);
+        let mut whole = context(&model, 512);
         let alone: Vec<_> = (0..16)
-            .map(|sequence| step(&mut context, &[sequence]).remove(0))
+            .map(|sequence| step(&mut whole, &[sequence]).remove(0))
             .collect();
         assert!(alone[0] != alone[1], "prompts differ");
-        for n_sequences in [2, 3, 8, 9, 16] {
-            let sequences: Vec<_> = (0..n_sequences).collect();
-            let together = step(&mut context, &sequences);
-            for (sequence, (together, alone)) in together.iter().zip(&alone).enumerate() {
-                let what = format!("{quant:?}, {n_sequences} sequences, sequence {sequence}");
-                assert!(together == alone, "{what}");
+        let mut parted = context(&model, 3);
+        for (context, counts) in [
+            (&mut whole, &[2, 3, 8, 9, 16][..]),
+            (&mut parted, &[3, 5, 6, 3]),
+        ] {
+            for &n_sequences in counts {
+                let sequences: Vec<_> = (0..n_sequences).collect();
+                let together = step(context, &sequences);
+                for (sequence, (together, alone)) in together.iter().zip(&alone).enumerate() {
+                    let what = format!("{quant:?}, {n_sequences} sequences, sequence {sequence}");
+                    assert!(together == alone, "{what}");
+                }
             }
         }
     }

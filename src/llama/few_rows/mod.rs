@@ -47,7 +47,7 @@ impl FewRows {
         }
     }
 
-    /// Says that the next graph is a step.
+    /// Says that the graph until [`Self::end_graph`], and no other, is a step.
     pub(super) fn begin_step(&mut self) {
         self.is_step = true;
     }
