@@ -183,6 +183,36 @@ fn places_have_interventions_of_their_own() {
     assert_eq!(added(0, Token::generated(8)), [0.0, 5.0]);
 }
 
+#[test]
+fn rows_that_are_touched() {
+    let prompt = [
+        Token::text(9),
+        Token::patch(0, 0),
+        Token::patch(0, 1),
+        Token::text(7),
+    ];
+    for (words, expected) in [
+        ("all", [true; 4]),
+        ("generated", [false; 4]),
+        ("image", [false, true, true, false]),
+        ("patch:0,1,last", [false, false, true, true]),
+        ("token:x,generated", [false, false, false, true]),
+    ] {
+        // What changes nothing in a row touches it too.
+        for change in [Change::steer(1.0), Change::clamp(0.0)] {
+            let change = Intervention {
+                at: at_with_ids(words),
+                ..intervention(1, change)
+            };
+            let mut edit = two_features().steering(vec![change]).expect("it is one");
+            edit.place(&prompt).expect("the prompt has these rows");
+            let rows = prompt.iter().enumerate();
+            let touched = rows.map(|(i, &token)| edit.touches(i, token));
+            assert_eq!(touched.collect::<Vec<_>>(), expected, "{words}");
+        }
+    }
+}
+
 /// Positions whose tokens `x` have the id 7.
 fn at_with_ids(words: &str) -> Positions {
     let mut positions = at(words);
