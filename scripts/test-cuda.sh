@@ -22,6 +22,6 @@ if ! echo "$said" | grep -o "using device CUDA.*"; then
     exit 1
 fi
 [ $# -gt 0 ] || set -- chunks:: conversion:: families:: gemma3:: control_vector:: hook:: hook_points:: interventions:: metrics:: next:: oracle:: others:: \
-    passes:: projectors:: sae_formats:: screen:: sweep:: vision::
+    passes:: projectors:: prompt_store:: sae_formats:: screen:: sweep:: vision::
 # shellcheck disable=SC2086
 cargo test $set_up --test it -- "$@"

@@ -8,7 +8,7 @@ browser=wanted
 . "$(dirname "$0")/setup.sh"
 
 # The modules of tests/it whose bounds depend on how a processor rounds.
-numbers="chunks conversion control_vector families gemma3 hook hook_points interventions metrics next oracle others passes projectors sae_formats screen steps sweep vision"
+numbers="chunks conversion control_vector families gemma3 hook hook_points interventions metrics next oracle others passes projectors prompt_store sae_formats screen steps sweep vision"
 
 can_run() {
     case $1 in

@@ -45,6 +45,7 @@ mod places;
 mod preprocessing;
 mod probe;
 mod projectors;
+mod prompt_cache;
 mod prompt_store;
 #[cfg(feature = "pull")]
 mod pull;
