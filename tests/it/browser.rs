@@ -142,6 +142,19 @@ impl Page {
         self.expect(&shown, expected);
     }
 
+    /// Shows the page in a window of this width, in pixels.
+    pub(crate) fn set_width(&mut self, width: u32) {
+        let params =
+            json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false});
+        self.call("Emulation.setDeviceMetricsOverride", params);
+    }
+
+    /// Whether all that is shown fits into the window's width.
+    pub(crate) fn fits(&mut self) -> bool {
+        let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+        self.value(fits) == true
+    }
+
     /// Moves the pointer to the middle of an element.
     pub(crate) fn hover(&mut self, selector: &str) {
         self.point(selector, &["mouseMoved"]);

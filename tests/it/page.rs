@@ -23,7 +23,7 @@ const NASTY: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ 
 const NASTY_SHOWN: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ \
     {{data}}{{script}}  <!--\\u{2028}\\u{202e}日本";
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
@@ -89,7 +89,7 @@ fn nasty_page() -> &'static Path {
 }
 
 /// The data in a page, as a browser finds it: up to the first `</script`.
-fn data(page: &str) -> Value {
+pub(crate) fn data(page: &str) -> Value {
     let (_, rest) = page.split_once("id=\"data\">").expect("the data's tag");
     let (data, _) = rest.split_once("</script").expect("its end");
     serde_json::from_str(data).expect("JSON")
@@ -277,6 +277,12 @@ fn a_page_in_a_browser() {
     let filter = "document.querySelector('#stage img').style.filter";
     page.expect(filter, "grayscale(0) brightness(1)");
 
+    // … or the pointer is on it in the list.
+    page.hover("#feature-766");
+    page.expect(&format!("{filter} !== 'grayscale(0) brightness(1)'"), true);
+    page.hover("#features-title");
+    page.expect(filter, "grayscale(0) brightness(1)");
+
     // A feature is clicked: heat map, title, tokens and the page's address follow.
     page.click("#feature-766");
     page.expect_text("#chosen", "Feature 766 · mushroom");
@@ -331,19 +337,48 @@ fn a_page_in_a_browser() {
     page.enter(" ");
     page.value("location.hash = '#feature=766'");
     page.expect_text("#chosen", "Feature 766 · mushroom");
-    let by_index =
-        "[...document.querySelectorAll('.option')].map(option => Number(option.id.slice(8)))";
-    page.value("(select => { select.value = 'feature'; select.dispatchEvent(new Event('change')); })(document.querySelector('#order'))");
-    page.expect(
-        &format!("{by_index}.every((feature, i, all) => i === 0 || all[i - 1] < feature)"),
-        true,
+    let sorted = |page: &mut browser::Page, order: &str, key: &str| {
+        let order = json!(order);
+        page.value(&format!("(select => {{ select.value = {order}; select.dispatchEvent(new Event('change')); }})(document.querySelector('#order'))"));
+        let keys = format!("[...document.querySelectorAll('.option')].map({key})");
+        let rises = "every((key, i, all) => i === 0 || all[i - 1] <= key)";
+        page.expect(&format!("{keys}.length > 10 && {keys}.{rises}"), true);
+    };
+    sorted(&mut page, "feature", "option => Number(option.id.slice(8))");
+    let label = "option => option.querySelector('bdi:not(.no-label)')?.textContent.toLowerCase() ?? '\u{10ffff}'";
+    sorted(&mut page, "label", label);
+    let column = if data["has_lift"] == true {
+        "lift"
+    } else {
+        "score"
+    };
+    sorted(
+        &mut page,
+        column,
+        "option => -option.children[2].textContent",
     );
+
+    // By the activation at a position, the list follows the pointer.
+    page.value("(select => { select.value = 'activation at this position'; select.dispatchEvent(new Event('change')); })(document.querySelector('#order'))");
+    for position in [position, 4 + 8 * 2 + 5] {
+        page.hover(&format!("#patches [data-position='{position}']"));
+        page.expect(
+            "document.querySelector('.option').id",
+            format!("feature-{}", most_active(position)),
+        );
+    }
 
     // A label has a line of its own.
     let below = "document.querySelectorAll('.option').values().every(option =>
         option.querySelector('bdi').getBoundingClientRect().top >
         option.querySelector('.number').getBoundingClientRect().top)";
     page.expect(below, true);
+    page.set_width(400);
+    page.expect("innerWidth", 400);
+    assert!(page.fits());
+    page.set_width(1300);
+    page.expect("innerWidth", 1300);
+    assert!(page.fits());
 
     // The other picture, and the other heat map.
     page.click("input[value=steps]");
@@ -351,6 +386,26 @@ fn a_page_in_a_browser() {
     page.value("document.querySelector('#picture-choice select').focus()");
     page.press("ArrowDown");
     page.expect_text("#picture-name", "boat");
+
+    // An address whose feature is not active on this picture opens one where it is.
+    let active = |picture: &Value| -> Vec<u64> {
+        let features = picture["features"].as_array().expect("a list").iter();
+        let index = |entry: &Value| entry[0].as_u64().expect("an index");
+        features.map(index).collect()
+    };
+    let [carrot, boat] = [0, 1].map(|i| active(&data["pictures"][i]));
+    let missing = carrot.iter().find(|feature| !boat.contains(feature));
+    let missing = missing.expect("the pictures are not the same");
+    page.value(&format!("location.hash = '#feature={missing}'"));
+    page.expect_text("#picture-name", "carrot-mushroom");
+    page.expect(
+        "document.querySelector('.option[aria-selected=true]').id",
+        format!("feature-{missing}"),
+    );
+    page.expect(
+        "document.querySelector('#picture-choice select').value",
+        "0",
+    );
 
     // No script failed; nothing comes from elsewhere, nor may it.
     assert!(page.errors().is_empty(), "{:?}", page.errors());

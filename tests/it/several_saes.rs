@@ -9,6 +9,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::bad_input::check;
+use crate::browser;
 use crate::command_line::{json, run, stdout};
 use crate::fixture::{Fixture, picture, temporary_root};
 
@@ -210,6 +211,26 @@ fn pages_maps_and_metrics_follow() {
     stdout(&[&args(&["features"], &with, &more)[..], &[picture()]].concat());
     let html = std::fs::read_to_string(&page).expect("it was written");
     assert!(html.contains("\"names\":{") && html.contains("upper/"));
+    if let Some(mut browser) = browser::Page::open(&page) {
+        // The page's address names the SAE too.
+        for sae in ["upper/", "lower/"] {
+            let name = "option.children[1].textContent";
+            let option = format!(
+                "[...document.querySelectorAll('.option')].find(option => {name}.startsWith('{sae}'))"
+            );
+            let shown = browser.value(&format!("(option => {name})({option})"));
+            let shown = shown.as_str().expect("a text");
+            browser.value(&format!("location.hash = '#feature={shown}'"));
+            let chosen = "document.querySelector('.option[aria-selected=true]')";
+            browser.expect(&format!("(option => {name})({chosen})"), shown);
+            browser.value(&format!("{option}.click()"));
+            browser.expect(
+                "decodeURIComponent(location.hash)",
+                format!("#feature={shown}"),
+            );
+        }
+        assert!(browser.errors().is_empty(), "{:?}", browser.errors());
+    }
     let names = crate::command_line::names(&maps);
     let of = |name: &str| names.iter().filter(|file| file.contains(name)).count();
     assert!(of("-lower-") >= 1 && of("-upper-") == 2, "{names:?}");

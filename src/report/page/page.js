@@ -9,6 +9,7 @@ const state = {
   picture: data.pictures[0],
   view: null, // one of `picture.views`; a text has none
   feature: null, // an entry of `picture.features`
+  pointedAt: null, // the index of a feature that the pointer is on in the list
   position: 0,
   held: false, // whether the position stays when the pointer moves on
   query: "",
@@ -53,28 +54,29 @@ for (const picture of data.pictures) {
   picture.byIndex = new Map(picture.features.map((entry) => [entry.feature, entry]));
 }
 
-// The chosen feature's activation at each position.
-function activations() {
-  const values = new Float32Array(state.picture.tokens.length);
-  state.picture.activations.forEach((row, position) => {
-    const pair = row.find(([feature]) => feature === state.feature?.feature);
-    if (pair) values[position] = pair[1];
-  });
-  return values;
+// A feature's activation at a position.
+function activation(feature, position) {
+  const pair = state.picture.activations[position].find(([active]) => active === feature);
+  return pair ? pair[1] : 0;
 }
 
+// A feature's activation at each position.
+const activations = (feature) => Float32Array.from(state.picture.tokens, (_, position) => activation(feature, position));
+
 // ---- drawing
+// What the buttons say, or that of a feature that the pointer is on in the list.
 function drawHeat() {
   if (!state.view) return;
   const [nRows, nColumns] = state.view.grid;
-  const everywhere = activations();
+  const everywhere = activations(state.pointedAt ?? state.feature?.feature);
   const values = Float32Array.from({ length: nRows * nColumns }, (_, i) =>
     everywhere[positionOfPatch(state.view, Math.floor(i / nColumns), i % nColumns)]);
   const largest = Math.max(...values);
   const between = find("input[name=between]:checked").value;
-  const isSmooth = between === "smooth";
+  const isShown = largest > 0 && (between !== "none" || state.pointedAt !== null);
+  const isSmooth = between !== "steps";
   const scale = isSmooth ? Math.ceil(288 / nColumns) : 1;
-  const overlay = between === "none" ? 0 : Number(find("#opacity").value) / 100;
+  const overlay = isShown ? Number(find("#opacity").value) / 100 : 0;
   const shares = values.map((value) => (largest > 0 ? value / largest : 0));
   const pixels = isSmooth ? interpolated(shares, nRows, nColumns, scale) : shares;
   const { canvas, image } = stage;
@@ -97,7 +99,7 @@ function drawHeat() {
 }
 
 function shadeTokens() {
-  const values = activations();
+  const values = activations(state.feature?.feature);
   const largest = Math.max(0, ...values.filter((_, position) => !isPatch(position)));
   for (const chip of document.querySelectorAll(".chips button")) {
     const value = values[chip.dataset.position];
@@ -148,25 +150,31 @@ function drawPosition() {
 }
 
 // ---- the feature list
+const HERE = "activation at this position";
 const columns = ["rank", "feature", data.has_lift ? "lift" : "score", "max", "tokens"];
 
-// By what the list can be sorted: a key for each feature, the smallest first.
+// By what the list can be sorted: a key for each feature, the smallest first; equal ones stay ranked.
 const orders = {
   rank: ({ rank }) => rank ?? Infinity,
+  [columns[2]]: ({ lift, score }) => -(lift ?? score),
   max: ({ max }) => -max,
   tokens: ({ nTokens }) => -nTokens,
   feature: ({ feature }) => feature,
+  label: ({ feature }) => label(feature)?.toLowerCase() ?? "\u{10ffff}", // those without one are last
+  [HERE]: ({ feature }) => -activation(feature, state.position),
 };
 
 function matches() {
   const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
-  const key = orders[state.order];
+  const isFound = ({ feature }) => {
+    const text = `${named(feature)} ${label(feature) ?? ""}`.toLowerCase();
+    return words.every((word) => text.includes(word));
+  };
   return state.picture.features
-    .filter(({ feature }) => {
-      const text = `${named(feature)} ${label(feature) ?? ""}`.toLowerCase();
-      return words.every((word) => text.includes(word));
-    })
-    .sort((a, b) => (key(a) === key(b) ? 0 : key(a) - key(b)));
+    .filter(isFound)
+    .map((entry) => [orders[state.order](entry), entry])
+    .sort(([a], [b]) => (a < b ? -1 : Number(a > b)))
+    .map(([, entry]) => entry);
 }
 
 function drawList() {
@@ -209,7 +217,8 @@ function choose(feature) {
     find("#chosen-numbers").textContent = rank === null
       ? `Active outside of ${data.positions} only, up to ${number(max)}.`
       : `Rank ${rank}, up to ${number(max)}, active at ${nTokens} of ${data.positions}.`;
-    if (!state.held) {
+    // A list that follows the position would be sorted anew beneath the keys.
+    if (!state.held && state.order !== HERE) {
       state.position = state.feature.argmax;
       const view = patchAt(state.position)?.view;
       if (view && view !== state.view) drawView(view);
@@ -228,19 +237,25 @@ function pick(feature) {
   const none = find("input[name=between][value=none]");
   if (none.checked) find("input[name=between][value=smooth]").checked = true;
   choose(feature);
-  history.replaceState(null, "", `#feature=${feature}`);
+  history.replaceState(null, "", `#${new URLSearchParams({ feature: named(feature) })}`);
 }
 
-// The feature that the page's address names, if it is active here.
-function linked() {
-  const [, feature] = /^#feature=(\d+)$/.exec(location.hash) ?? [];
-  return state.picture.byIndex.has(Number(feature ?? NaN)) ? Number(feature) : null;
+// Chooses the feature that the page's address names, on this picture or on the first where it is active.
+function followAddress() {
+  const name = new URLSearchParams(location.hash.slice(1)).get("feature");
+  const isMeant = ({ feature }) => String(named(feature)) === name;
+  const picture = [state.picture, ...data.pictures].find(({ features }) => features.some(isMeant));
+  if (!picture) return;
+  if (picture !== state.picture) open(picture);
+  pick(picture.features.find(isMeant).feature);
+  find(".option[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
 }
 
 // ---- positions under the pointer or the keys
 function show(position) {
   state.position = position;
   drawPosition();
+  if (state.order === HERE) drawList();
 }
 
 function hold(position) {
@@ -308,6 +323,16 @@ find("#list").addEventListener("keydown", (event) => {
   next.scrollIntoView({ block: "nearest" });
 });
 
+// The map of the feature that the pointer is on, as long as it is there.
+function pointAt(option) {
+  const feature = option ? Number(option.id.slice("feature-".length)) : null;
+  if (feature === state.pointedAt) return;
+  state.pointedAt = feature;
+  drawHeat();
+}
+find("#list").addEventListener("pointerover", (event) => pointAt(event.target.closest(".option")));
+find("#list").addEventListener("pointerleave", () => pointAt(null));
+
 find("#more").addEventListener("click", () => {
   state.showsAll = true;
   drawList();
@@ -329,10 +354,7 @@ find("#order").addEventListener("change", (event) => {
   drawList();
 });
 
-window.addEventListener("hashchange", () => {
-  const feature = linked();
-  if (feature !== null) pick(feature);
-});
+window.addEventListener("hashchange", followAddress);
 
 for (const input of document.querySelectorAll("#controls input")) input.addEventListener("input", drawHeat);
 find("#view-choice select").addEventListener("change", (event) => {
@@ -433,9 +455,11 @@ function drawView(view) {
 
 function open(picture) {
   state.picture = picture;
+  state.pointedAt = null;
   state.held = false;
   state.position = 0;
   find("#picture-name").textContent = picture.name;
+  find("#picture-choice select").value = data.pictures.indexOf(picture);
   document.title = `${picture.name}: features`;
   drawCaptions();
   drawViews();
@@ -457,7 +481,4 @@ if (data.pictures.length > 1) {
   find("#picture-choice").hidden = false;
 }
 open(data.pictures[0]);
-if (linked() !== null) {
-  pick(linked());
-  find(".option[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
-}
+followAddress();
