@@ -1,15 +1,17 @@
 //! `sweep`: a feature at several strengths at once.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gguf_tools::gguf::Overwrite;
+use gguf_tools::new_file::{NewFile, check_is_no_input};
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
-use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
+use llava_sae_cpp::report::sweep::{Point, Report};
+use llava_sae_cpp::steering::{Change, Intervention, Positions};
 use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word};
-use serde::Serialize;
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{UnitsName, parse_positions};
@@ -44,6 +46,12 @@ pub(super) struct SweepArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Write a page of the texts, with their differences marked, and of the curves: one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Overwrite the file of `--html`
+    #[arg(long, requires = "html")]
+    force: bool,
     #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
@@ -100,35 +108,6 @@ fn parse_range(text: &str) -> Result<Range, String> {
     })
 }
 
-/// What `--json` prints.
-#[derive(Serialize)]
-struct Report {
-    model: String,
-    sae: String,
-    prompt: String,
-    image: Option<String>,
-    images: Vec<String>,
-    feature: FeatureName,
-    label: Option<String>,
-    units: Units,
-    at: String,
-    word: Option<String>,
-    original: Point,
-    steered: Vec<Point>,
-}
-
-/// A strength and what came of it; the original has strength 0.
-#[derive(Serialize)]
-struct Point {
-    strength: f32,
-    #[serde(flatten)]
-    output: json::Output,
-    kl: Option<f64>,
-    first_kl: f64,
-    mean_log_prob: Option<f64>,
-    has_word: Option<bool>,
-}
-
 pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     if args.generate.max_tokens == 0 {
         return Err(
@@ -137,6 +116,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
                 .into(),
         );
     }
+    let page = start_page(&args)?;
     let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let model = session.model().clone();
@@ -167,15 +147,18 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     spinner.finish();
     let label = model.saes().label(feature).map(str::to_owned);
     let feature = model.saes().shown(feature);
+    let report = report(&args, asked.shown(&session)?, feature, label, &sweep);
     let mut out = io::stdout().lock();
     if args.json {
-        let report = report(&args, asked.shown(&session)?, feature, label, &sweep);
         json::print(&mut out, &report).map_err(Failure::Output)?;
     } else {
-        print_table(&mut out, &args, feature, label, &sweep).map_err(Failure::Output)?;
+        print_table(&mut out, &args, &report, &sweep).map_err(Failure::Output)?;
     }
     if cancel.is_cancelled() {
         return Ok(Outcome::Interrupted);
+    }
+    if let Some(file) = page {
+        file.finish_with(report.html().as_bytes())?;
     }
     Ok(Outcome::Done)
 }
@@ -187,14 +170,8 @@ fn report(
     label: Option<String>,
     sweep: &Sweep,
 ) -> Report {
-    let point = |(&strength, scored): (&f32, &ScoredRun)| Point {
-        strength,
-        output: json::Output::new(&scored.run),
-        kl: scored.kl,
-        first_kl: scored.first_kl,
-        mean_log_prob: scored.mean_log_prob,
-        has_word: has_word(args, scored),
-    };
+    let point = |strength, scored| Point::new(strength, scored, args.word.as_deref());
+    let steered = args.steer.strengths.iter().zip(&sweep.steered);
     Report {
         model: args.model.shown_model(),
         sae: args.model.shown_sae(),
@@ -206,30 +183,38 @@ fn report(
         units: args.units.into(),
         at: args.at.to_string(),
         word: args.word.clone(),
-        original: point((&0.0, &sweep.original)),
-        steered: args
-            .steer
-            .strengths
-            .iter()
-            .zip(&sweep.steered)
-            .map(point)
+        original: point(0.0, &sweep.original),
+        steered: steered
+            .map(|(&strength, scored)| point(strength, scored))
             .collect(),
     }
+}
+
+/// Checks, before any work, that the page can be written, and starts its file.
+fn start_page(args: &SweepArgs) -> llava_sae_cpp::Result<Option<NewFile>> {
+    let start = |path: &Path| {
+        let inputs = args.model.given_files().into_iter();
+        let inputs = inputs.chain(args.image.iter().chain(args.prompt.file()).cloned());
+        check_is_no_input(path, inputs)?;
+        NewFile::create(path, Overwrite::if_forced(args.force))
+    };
+    args.html.as_deref().map(start).transpose()
 }
 
 fn print_table(
     out: &mut dyn Write,
     args: &SweepArgs,
-    feature: FeatureName,
-    label: Option<String>,
+    report: &Report,
     sweep: &Sweep,
 ) -> io::Result<()> {
-    let label = label.map(|label| format!(" `{}`", one_line(&label)));
+    let label = report.label.as_deref();
+    let label = label.map(|label| format!(" `{}`", one_line(label)));
     writeln!(
         out,
-        "Feature {feature}{} steered at {}:",
+        "Feature {}{} steered at {}:",
+        report.feature,
         label.unwrap_or_default(),
-        args.at
+        report.at
     )?;
     let word = args.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));

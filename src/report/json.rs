@@ -39,6 +39,10 @@ impl Output {
             stop: stop(run.stop),
         }
     }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 /// Why a generation ended, in a word.

@@ -1,9 +1,11 @@
 //! What a run looks like: JSON, tables, heat maps, a page. A front end decides where they go and what they
 //! are called; nothing here knows a command line.
 
+mod difference;
 pub mod heatmap;
 pub mod json;
 pub mod page;
 mod reproduction;
+pub mod sweep;
 pub mod table;
 pub mod view;

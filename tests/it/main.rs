@@ -73,6 +73,7 @@ mod several_saes;
 mod split_models;
 mod steps;
 mod sweep;
+mod sweep_page;
 mod tokenizer;
 mod views;
 mod vision;

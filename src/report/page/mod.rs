@@ -13,8 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
 use image::{RgbImage, imageops};
 use serde::Serialize;
-use similar::{ChangeTag, TextDiff};
 
+use super::difference::{self, Pieces};
 use super::view::View;
 use super::{heatmap, json};
 
@@ -119,13 +119,10 @@ struct TokenData {
 /// Index, score, lift, largest activation, at how many positions, where it is largest.
 type FeatureData = (usize, Number, Option<Number>, Number, usize, usize);
 
-/// Pieces of a text, each with whether the other text lacks it.
-type Pieces = Vec<(String, bool)>;
-
 /// A caption beside another one.
 #[derive(Serialize)]
 struct Caption {
-    pieces: Pieces,
+    pieces: Pieces<bool>, // each with whether the other text lacks it
     stop: &'static str,
 }
 
@@ -299,54 +296,9 @@ fn captions(original: &Run, steered: Option<&Run>) -> (Option<Caption>, Option<C
         let has_caption = !original.token_ids.is_empty();
         return (has_caption.then(|| caption(original, pieces)), None);
     };
-    let (before, after) = marked(&original.text, &steered.text);
+    let (before, after) = difference::marked(&original.text, &steered.text);
     (
         Some(caption(original, before)),
         Some(caption(steered, after)),
     )
-}
-
-/// The words of two texts in pieces, each with whether it is in this text only.
-fn marked(before: &str, after: &str) -> (Pieces, Pieces) {
-    let diff = TextDiff::from_words(before, after);
-    let side = |other: ChangeTag| {
-        let mut pieces = Pieces::new();
-        for change in diff
-            .iter_all_changes()
-            .filter(|change| change.tag() != other)
-        {
-            let is_changed = change.tag() != ChangeTag::Equal;
-            match pieces.last_mut() {
-                Some(last) if last.1 == is_changed => last.0.push_str(change.value()),
-                _ => pieces.push((change.value().to_owned(), is_changed)),
-            }
-        }
-        pieces
-    };
-    (side(ChangeTag::Insert), side(ChangeTag::Delete))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::marked;
-
-    #[test]
-    fn changed_words_are_marked() {
-        let pieces = |pieces: &[(&str, bool)]| -> Vec<(String, bool)> {
-            let owned = |&(text, is_changed): &(&str, bool)| (text.to_owned(), is_changed);
-            pieces.iter().map(owned).collect()
-        };
-        let (before, after) = marked("a carrot on grass", "a cat on grass");
-        assert_eq!(
-            before,
-            pieces(&[("a ", false), ("carrot", true), (" on grass", false)])
-        );
-        assert_eq!(
-            after,
-            pieces(&[("a ", false), ("cat", true), (" on grass", false)])
-        );
-        assert_eq!(marked("same", "same").1, pieces(&[("same", false)]));
-        assert_eq!(marked("", "new").1, pieces(&[("new", true)]));
-        assert_eq!(marked("", "new").0, pieces(&[]));
-    }
 }

@@ -8,8 +8,12 @@ impl Report {
     pub fn html(&self) -> String {
         let [template, style, script] = [
             include_str!("page.html"),
-            include_str!("page.css"),
-            include_str!("page.js"),
+            concat!(include_str!("../page/report.css"), include_str!("page.css")),
+            concat!(
+                include_str!("../page/report.js"),
+                "\n",
+                include_str!("page.js")
+            ),
         ];
         document::html(template, style, script, self)
     }

@@ -10,23 +10,7 @@ function verdict(verdict, words = verdict) {
 // Of a part of a claim, which passes or does not.
 const part = (held) => verdict(held, { holds: "passes" }[held] ?? held);
 const paragraph = (text, className = "") => element("p", { textContent: text, className });
-const fixed = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
 const plural = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
-
-function labelElement(label) {
-  return element("bdi", { textContent: label ?? "no label", className: label === null ? "no-label" : "" });
-}
-
-// A table whose columns are [title, class of its cells], and whose rows are [class, cell, cell …].
-function table(columns, rows, className = "") {
-  const row = (tag, className, cells) => {
-    const made = cells.map((content, i) => element(tag, { className: columns[i][1] }, content));
-    return element("tr", { className }, ...made);
-  };
-  const head = row("th", "", columns.map(([title]) => title));
-  const body = rows.map(([className, ...cells]) => row("td", className, cells));
-  return element("table", { className }, element("thead", {}, head), element("tbody", {}, ...body));
-}
 
 function details(title, ...content) {
   return element("details", {}, element("summary", { textContent: title }), ...content);

@@ -1,0 +1,94 @@
+//! A sweep as JSON and as one page: `page.html`, `page.css` and `page.js` beside this file.
+
+use serde::Serialize;
+
+use super::difference::{self, Pieces, Place};
+use super::json::Output;
+use super::page::document;
+use crate::steering::Units;
+use crate::{FeatureName, ScoredRun, holds_word};
+
+/// A sweep: its names are an interface.
+#[derive(Serialize)]
+pub struct Report {
+    /// The model's name.
+    pub model: String,
+    /// The SAE's name.
+    pub sae: String,
+    /// The prompt's text.
+    pub prompt: String,
+    /// The first picture's path.
+    pub image: Option<String>,
+    /// The pictures' paths.
+    pub images: Vec<String>,
+    /// The feature that is steered.
+    pub feature: FeatureName,
+    /// What it stands for.
+    pub label: Option<String>,
+    /// The unit of strengths.
+    pub units: Units,
+    /// The positions that are steered, as the command line has them.
+    pub at: String,
+    /// A word that texts may hold.
+    pub word: Option<String>,
+    /// The run without interventions.
+    pub original: Point,
+    /// The others, in the order of their strengths as asked for.
+    pub steered: Vec<Point>,
+}
+
+/// A strength and what came of it; the original has strength 0.
+#[derive(Serialize)]
+pub struct Point {
+    strength: f32,
+    #[serde(flatten)]
+    output: Output,
+    kl: Option<f64>,
+    first_kl: f64,
+    mean_log_prob: Option<f64>,
+    has_word: Option<bool>,
+}
+
+impl Point {
+    /// What came of `strength`, and whether its text has the word.
+    pub fn new(strength: f32, scored: &ScoredRun, word: Option<&str>) -> Self {
+        Self {
+            strength,
+            output: Output::new(&scored.run),
+            kl: scored.kl,
+            first_kl: scored.first_kl,
+            mean_log_prob: scored.mean_log_prob,
+            has_word: word.map(|word| holds_word(&scored.run.text, word)),
+        }
+    }
+}
+
+/// The page's data: the report, and each text beside the original's.
+#[derive(Serialize)]
+struct Data<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    pieces: Vec<Pieces<Place>>, // [strengths]
+}
+
+impl Report {
+    /// The report as one HTML page that holds its data and loads nothing.
+    pub fn html(&self) -> String {
+        let [template, style, script] = [
+            include_str!("page.html"),
+            concat!(include_str!("../page/report.css"), include_str!("page.css")),
+            concat!(
+                include_str!("../page/report.js"),
+                "\n",
+                include_str!("page.js")
+            ),
+        ];
+        let beside =
+            |point: &Point| difference::merged(self.original.output.text(), point.output.text());
+        let data = Data {
+            report: self,
+            pieces: self.steered.iter().map(beside).collect(),
+        };
+        document::html(template, style, script, &data)
+    }
+}
