@@ -42,7 +42,8 @@ mod study;
 pub use error::{Error, ErrorKind, Result};
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model::{
-    EncoderOptions, EncoderWeights, EngineSize, HookedModel, ModelFiles, Session, SessionOptions,
+    EncoderOptions, EncoderWeights, EngineSize, FeatureCard, HookedModel, ModelFiles, Neighbour,
+    Session, SessionOptions, TokenEffect, TokenEffects,
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::chat;
@@ -53,9 +54,10 @@ pub use run::{
     CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptStore, Request, Run, RunId,
     RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
 };
+pub use sae_core::labels::holds_word;
 pub use sae_core::{
     Activations, Decoder, Encoder, FeatureId, FeatureName, GraphNode, HookPoint, Kinds, MatrixRows,
     Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
     rank, saved_set, steering,
 };
-pub use study::{ScoredRun, Sweep, baseline, holds_word, metrics, reproduce, scan};
+pub use study::{ScoredRun, Sweep, baseline, metrics, reproduce, scan};

@@ -95,6 +95,8 @@ kinds! {
     KvType = (18, "kv_type", 400, "ValueError"),
     /// There is no position of the kind that was asked for.
     NoPosition = (19, "no_position", 400, "ValueError"),
+    /// A search by label, and no SAE has labels.
+    NoLabels = (20, "no_labels", 400, "ValueError"),
     /// The files cannot be tried in a process of their own.
     NoProbe = (17, "no_probe", 500, "RuntimeError"),
     /// Nothing has that name or address where models are published.

@@ -87,6 +87,73 @@ pub fn find_in_saes(
     )
 }
 
+/// The features whose labels hold each word of `text`, in upper or lower case and as a part of a longer word too,
+/// best match first: a label that is `text`, its words one after the other, each as a word, parts of words; among
+/// equals the shorter label.
+///
+/// # Errors
+/// No labels; a text without a letter or digit.
+pub fn search<'a, T>(text: &str, labels: impl IntoIterator<Item = (T, &'a str)>) -> Result<Vec<T>> {
+    let mut labels = labels.into_iter().peekable();
+    if labels.peek().is_none() {
+        let what = format!("cannot search labels for `{text}`: there are none");
+        return Err(Error::new(ErrorKind::NoLabels, what).with_hint("convert the SAE with labels"));
+    }
+    let wanted = words(text);
+    if wanted.is_empty() {
+        let what = format!("cannot search labels for `{text}`: it has no letter or digit");
+        return Err(Error::invalid(what).with_hint("give a word, or the beginning of one"));
+    }
+    let with_closeness = labels.filter_map(|(feature, label)| {
+        let closeness = Closeness::of(&words(label), &wanted)?;
+        Some((closeness, label.chars().count(), feature))
+    });
+    let mut found: Vec<_> = with_closeness.collect();
+    found.sort_by_key(|&(closeness, length, _)| (closeness, length));
+    Ok(found.into_iter().map(|(_, _, feature)| feature).collect())
+}
+
+/// How a label holds the words that are searched for, closest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Closeness {
+    Whole,
+    Phrase,
+    Words,
+    Parts,
+}
+
+impl Closeness {
+    fn of(label: &[String], wanted: &[String]) -> Option<Self> {
+        if label == wanted {
+            return Some(Self::Whole);
+        }
+        if holds_phrase(label, wanted) {
+            return Some(Self::Phrase);
+        }
+        if wanted.iter().all(|word| label.contains(word)) {
+            return Some(Self::Words);
+        }
+        let is_part = |part: &String| label.iter().any(|word| word.contains(part));
+        wanted.iter().all(is_part).then_some(Self::Parts)
+    }
+}
+
+/// Whether the words of `phrase` stand in `text` one after the other, in upper or lower case.
+pub fn holds_word(text: &str, phrase: &str) -> bool {
+    holds_phrase(&words(text), &words(phrase))
+}
+
+fn holds_phrase(text: &[String], phrase: &[String]) -> bool {
+    !phrase.is_empty() && text.windows(phrase.len()).any(|window| window == phrase)
+}
+
+/// The words of a text, in lower case.
+fn words(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric());
+    let words = words.filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
+}
+
 /// Whether a name is meant as an index, in range or not.
 pub fn is_index(name: &str) -> bool {
     let digits = name.strip_prefix('-').unwrap_or(name);
@@ -118,4 +185,46 @@ fn ambiguous(name: &str, found: &[(usize, &str)]) -> Error {
         "use one of these indices: {}",
         candidates.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{holds_word, search};
+
+    #[test]
+    fn words_of_a_text() {
+        assert!(holds_word("A Dog, and more.", "dog"));
+        assert!(holds_word("an ice cream", "Ice cream"));
+        assert!(!holds_word("dogs", "dog"));
+        assert!(!holds_word("dog", ""));
+    }
+
+    #[test]
+    fn the_best_match_comes_first() {
+        let labels = [
+            "cream on ice, in summer",
+            "dogs and creams of ice",
+            "cold ice cream",
+            "Ice-Cream",
+            "ice",
+            "ice cream in a cone",
+        ];
+        let check = |text: &str, expected: &[usize]| {
+            let found = search(text, labels.iter().copied().enumerate());
+            assert_eq!(found.expect("there are labels"), expected, "{text}");
+        };
+        check("ice cream", &[3, 2, 5, 0, 1]);
+        check("CREAM, on", &[0, 5]);
+        check("dog", &[1]);
+        check("ic", &[4, 3, 2, 5, 1, 0]);
+        check("cat", &[]);
+    }
+
+    #[test]
+    fn a_search_for_nothing_or_in_nothing_is_refused() {
+        let error = search("?!", [(0, "dog")]).expect_err("no word");
+        assert!(error.to_string().contains("`?!`"), "{error}");
+        let error = search::<usize>("dog", []).expect_err("no labels");
+        assert_eq!(error.kind(), crate::ErrorKind::NoLabels);
+    }
 }

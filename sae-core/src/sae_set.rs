@@ -56,6 +56,18 @@ impl SaeSet {
         labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest))
     }
 
+    /// The features of all SAEs whose labels hold the words of `text`, best match first ([`labels::search`]).
+    ///
+    /// # Errors
+    /// SAEs without labels; a text without a word.
+    pub fn search_labels(&self, text: &str) -> Result<Vec<FeatureId>> {
+        let labels = self.saes.iter().enumerate().flat_map(|(sae, labelled)| {
+            let labels = labelled.labels();
+            labels.map(move |(index, label)| (FeatureId { sae, index }, label))
+        });
+        labels::search(text, labels)
+    }
+
     /// A feature's label, where it has one.
     pub fn label(&self, feature: FeatureId) -> Option<&str> {
         self.saes[feature.sae].label(feature.index)

@@ -16,6 +16,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ErrorKind::NoPosition => "`--over`, `--at`",
         ErrorKind::Exists => "`--force`",
         ErrorKind::HookPointMissing => "`--hook-name`",
+        ErrorKind::NoLabels => "`convert --labels`",
         ErrorKind::NormFactorMissing => "`--norm-factor`",
         #[cfg(feature = "pull")]
         ErrorKind::Offline => "without `--offline` and `HF_HUB_OFFLINE`",

@@ -6,10 +6,12 @@ mod capture;
 mod convert;
 mod describe;
 mod export_cvec;
+mod feature;
 mod features;
 mod folder;
 mod hints;
 mod interventions;
+mod labels;
 mod llama_flags;
 mod metrics;
 mod one_of;
@@ -51,6 +53,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Features(features::FeaturesArgs),
+    Labels(labels::LabelsArgs),
+    Feature(feature::FeatureArgs),
     Sweep(sweep::SweepArgs),
     Capture(capture::CaptureArgs),
     Metrics(metrics::MetricsArgs),
@@ -92,6 +96,10 @@ Examples:
       Several strengths at once, to pick one
   llava-sae-cpp features --top 20 --json photo.jpg
       The features of an image, as JSON
+  llava-sae-cpp labels mushroom
+      The features whose labels hold a word
+  llava-sae-cpp feature mushroom
+      What the weights say of a feature: its neighbours, the tokens that it promotes and suppresses
   llava-sae-cpp capture -n 0 -o rows.safetensors photo.jpg
       Everything the hook saw, for a notebook
   llava-sae-cpp pull --list
@@ -121,6 +129,8 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         None => describe::run(cli.describe, cli.verbosity, cancel),
         Some(Command::Features(args)) => features::run(args, cli.verbosity, cancel),
+        Some(Command::Labels(args)) => labels::run(&args, cli.verbosity, &cancel),
+        Some(Command::Feature(args)) => feature::run(&args, cli.verbosity, &cancel),
         Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, cancel),
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, cancel),
         Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, cancel),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gguf_tools::gguf::{Gguf, Overwrite};
 
+use super::card::{self, FeatureCard, Unembedding};
 use super::encoders::{EncoderOptions, EncoderWeights};
 use super::files::{self, CheckedFiles, Graph, ModelFiles};
 use super::fingerprint::fingerprint;
@@ -33,6 +34,7 @@ pub struct HookedModel {
     shortcuts: Shortcuts,
     chat_template: OnceLock<(ChatTemplate, ImageToken)>, // what it writes for an image
     fingerprint: OnceLock<blake3::Hash>,
+    unembedding: OnceLock<Unembedding>, // read for the first card
 }
 
 impl HookedModel {
@@ -87,6 +89,7 @@ impl HookedModel {
             shortcuts: Shortcuts::new(is_tried),
             chat_template: OnceLock::new(),
             fingerprint: OnceLock::new(),
+            unembedding: OnceLock::new(),
             options,
         };
         for sae in &model.saes {
@@ -163,6 +166,26 @@ impl HookedModel {
     /// A name that means none, or several.
     pub fn find_feature(&self, name: &str) -> Result<FeatureId> {
         self.saes.find_feature(name)
+    }
+
+    /// What the weights say of a feature, with its `top` nearest neighbours and as many tokens.
+    ///
+    /// # Errors
+    /// A feature that the SAE does not have; a file that cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such SAE.
+    pub fn feature_card(&self, feature: FeatureId, top: usize) -> Result<FeatureCard> {
+        card::of(self, feature, top)
+    }
+
+    /// What turns the residual stream into logits.
+    pub(super) fn unembedding(&self) -> Result<&Unembedding> {
+        if let Some(known) = self.unembedding.get() {
+            return Ok(known);
+        }
+        let read = Unembedding::open(self.graph.path(), &self.language_model)?;
+        Ok(self.unembedding.get_or_init(|| read))
     }
 
     /// Prepares interventions. Which rows of a prompt their positions are, a run tells that has one.

@@ -1,5 +1,6 @@
 //! A language model with its projector and SAEs, loaded once and shared; and sessions on it.
 
+mod card;
 mod encoders;
 mod engine;
 pub(crate) mod files;
@@ -9,6 +10,7 @@ mod memory;
 mod options;
 mod session;
 
+pub use self::card::{FeatureCard, Neighbour, TokenEffect, TokenEffects};
 pub use self::encoders::{EncoderOptions, EncoderWeights};
 pub use self::engine::EngineSize;
 pub use self::files::ModelFiles;

@@ -8,4 +8,4 @@ pub mod reproduce;
 pub mod scan;
 mod sweep;
 
-pub use sweep::{ScoredRun, Sweep, holds_word};
+pub use sweep::{ScoredRun, Sweep};

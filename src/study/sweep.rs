@@ -170,29 +170,3 @@ fn unless_interrupted<T>(done: Result<T>) -> Result<Option<T>> {
         other => other.map(Some),
     }
 }
-
-/// Whether the words of `phrase` stand in `text` one after the other, in upper or lower case.
-pub fn holds_word(text: &str, phrase: &str) -> bool {
-    let words = |text: &str| -> Vec<String> {
-        let words = text.split(|c: char| !c.is_alphanumeric());
-        words
-            .filter(|word| !word.is_empty())
-            .map(str::to_lowercase)
-            .collect()
-    };
-    let (text, phrase) = (words(text), words(phrase));
-    !phrase.is_empty() && text.windows(phrase.len()).any(|window| window == phrase)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::holds_word;
-
-    #[test]
-    fn words_of_a_text() {
-        assert!(holds_word("A Dog, and more.", "dog"));
-        assert!(holds_word("an ice cream", "Ice cream"));
-        assert!(!holds_word("dogs", "dog"));
-        assert!(!holds_word("dog", ""));
-    }
-}

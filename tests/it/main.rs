@@ -8,6 +8,7 @@ mod allocations;
 mod bad_input;
 mod baseline;
 mod browser;
+mod cards;
 mod chat;
 mod chunks;
 mod command_line;

@@ -1,0 +1,214 @@
+//! What the weights alone say of a feature: its directions, its neighbours, the tokens that it moves.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use gguf_tools::gguf::Gguf;
+use gguf_tools::sae::Architecture;
+use serde::Serialize;
+
+use super::hooked_model::HookedModel;
+use crate::llama::{Matrix, MatrixProduct, Model};
+use crate::{Error, ErrorKind, FeatureId, FeatureName, Result, RowProduct, Sae, Site, Token};
+
+/// A feature by its weights alone; as JSON, names here are an interface.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FeatureCard {
+    /// Its name, with the SAE's id where it is one of several.
+    pub feature: FeatureName,
+    /// Its label, where it has one.
+    pub label: Option<String>,
+    /// Where its SAE reads.
+    pub hook_point: String,
+    /// What its `h` must exceed; only with the architecture `jumprelu`.
+    pub threshold: Option<f32>,
+    /// `b_enc[feature]`.
+    pub encoder_bias: f32,
+    /// `‖W_enc[:, feature]‖`.
+    pub encoder_norm: f32,
+    /// `‖W_dec[feature]‖`.
+    pub decoder_norm: f32,
+    /// The features of its SAE whose decoder directions are most like its own, itself left out.
+    pub neighbours: Vec<Neighbour>,
+    /// What its direction does to the next token; none if its SAE is not in the residual stream.
+    pub tokens: Option<TokenEffects>,
+}
+
+/// A feature beside another.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Neighbour {
+    /// Its name.
+    pub feature: FeatureName,
+    /// Its label, where it has one.
+    pub label: Option<String>,
+    /// The cosine of the two decoder directions; 0 where one of them is zero.
+    pub cosine: f32,
+}
+
+/// What a direction of the residual stream does to the logits straight through the unembedding, past the blocks
+/// between (the logit lens).
+///
+/// The logits are `W_U · (g ⊙ d/‖d‖)`, minus their mean over the vocabulary: `d` is the decoder row, `g` the final
+/// norm's weight (Gemma's with its 1 added), `W_U` the output matrix, or the embedding where that is shared. So
+/// Neuronpedia has them: `SAEDashboard` takes unit-length rows (`fold_W_dec_norm`) times the `W_U` of
+/// `TransformerLens`, which has the norm folded in and, unless logits are capped, is centred. The norm's division,
+/// a cap on logits and the embedding's scale change no ranking and are left out.
+///
+/// Tokens that no text has, special and unused ones, are left out too, but count for the mean.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenEffects {
+    /// Those with the largest logits, largest first.
+    pub promoted: Vec<TokenEffect>,
+    /// Those with the smallest logits, smallest first.
+    pub suppressed: Vec<TokenEffect>,
+}
+
+/// What a direction does to a token's logit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenEffect {
+    /// The token.
+    pub id: i32,
+    /// Its text, with what space it has; of part of a character, the replacement character.
+    pub text: String,
+    /// Its logit above the mean.
+    pub logit: f32,
+}
+
+/// What turns rows of the residual stream into logits.
+pub(super) struct Unembedding {
+    norm_weight: Vec<f32>, // [d_model]
+    matrix: Arc<Matrix>,   // [n_vocab, d_model]
+}
+
+impl Unembedding {
+    /// That of a model's file, or of one of its shards; the matrix stays there.
+    pub(super) fn open(path: &Path, model: &Model) -> Result<Self> {
+        let gguf = Gguf::open_with_shards(path)?;
+        let (d_model, n_vocab) = (model.d_model() as u64, model.n_vocab() as u64);
+        let name = match gguf.tensor("output.weight") {
+            Some(_) => "output.weight",
+            None => "token_embd.weight",
+        };
+        let matrix = gguf.require_tensor(name, &[d_model, n_vocab])?;
+        let norm_weight = gguf.require_tensor("output_norm.weight", &[d_model])?;
+        Ok(Self {
+            norm_weight: gguf.read_f32(norm_weight)?,
+            matrix: Matrix::load(&gguf.paths()[matrix.shard_idx], matrix, false)?,
+        })
+    }
+}
+
+/// The card of a feature, with `top` neighbours and as many tokens each way.
+pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<FeatureCard> {
+    let sae = &model.saes()[feature.sae];
+    let index = feature.index;
+    let direction = sae.decoder_direction(index)?;
+    let inverse = inverse_or_zero(direction.norm);
+    let unit: Vec<f32> = direction.row.iter().map(|x| x * inverse).collect();
+    let is_in_stream = sae.hook_point().site() == Site::ResidPost;
+    let tokens = is_in_stream.then(|| token_effects(model, &unit, top));
+    let square = |x: &f32| f64::from(*x).powi(2);
+    let encoder_norm = sae.encoder_row(index)?.iter().map(square).sum::<f64>();
+    let named = |index| {
+        let feature = FeatureId { index, ..feature };
+        let label = model.saes().label(feature).map(str::to_owned);
+        (model.saes().shown(feature), label)
+    };
+    let neighbour = |(index, cosine)| {
+        let (feature, label) = named(index);
+        Neighbour {
+            feature,
+            label,
+            cosine,
+        }
+    };
+    let neighbours = neighbours(sae, index, &unit, model.options().threads, top)?;
+    let (feature, label) = named(index);
+    Ok(FeatureCard {
+        feature,
+        label,
+        hook_point: sae.hook_point().to_string(),
+        threshold: match sae.meta().architecture {
+            Architecture::JumpRelu => Some(sae.threshold()[index]),
+            Architecture::Standard | Architecture::TopK { .. } => None,
+        },
+        encoder_bias: sae.b_enc()[index],
+        encoder_norm: encoder_norm.sqrt() as f32,
+        decoder_norm: direction.norm,
+        neighbours: neighbours.into_iter().map(neighbour).collect(),
+        tokens: tokens.transpose()?,
+    })
+}
+
+/// The features whose decoder directions have the largest cosines with `unit`, that of `index`, and those.
+fn neighbours(
+    sae: &Sae,
+    index: usize,
+    unit: &[f32],
+    threads: usize,
+    top: usize,
+) -> Result<Vec<(usize, f32)>> {
+    let Some(file) = sae.file() else {
+        let what = "neighbours are found in an SAE's file, and this SAE has none";
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    };
+    let decoder = Matrix::load(file.path(), file.w_dec(), false)?;
+    let products = multiply(&decoder, unit, threads)?;
+    let norms = sae.decoder_norm().iter();
+    // Rounding of what the decoder is stored in may lead past 1.
+    let cosine = |(product, norm): (f32, &f32)| (product * inverse_or_zero(*norm)).clamp(-1.0, 1.0);
+    let cosines = products.into_iter().zip(norms).map(cosine);
+    let others = cosines.enumerate().filter(|(other, _)| *other != index);
+    Ok(first(others.collect(), top, |a, b| b.total_cmp(&a)))
+}
+
+/// The tokens that adding `unit` to the residual stream moves most.
+fn token_effects(model: &HookedModel, unit: &[f32], top: usize) -> Result<TokenEffects> {
+    let unembedding = model.unembedding()?;
+    let scaled = unit.iter().zip(&unembedding.norm_weight);
+    let scaled: Vec<f32> = scaled.map(|(x, weight)| x * weight).collect();
+    let logits = multiply(&unembedding.matrix, &scaled, model.options().threads)?;
+    let sum: f64 = logits.iter().copied().map(f64::from).sum();
+    let mean = (sum / logits.len() as f64) as f32;
+    let language_model = model.language_model();
+    let unused: HashSet<i32> = language_model.unused_tokens().into_iter().collect();
+    let logits = language_model.token_ids().zip(logits);
+    let logits = logits.filter(|(id, _)| !unused.contains(id) && !language_model.is_special(*id));
+    let logits: Vec<_> = logits.map(|(id, logit)| (id, logit - mean)).collect();
+    let effect = |(id, logit)| TokenEffect {
+        id,
+        text: model.token_text(Token::text(id)).unwrap_or_default(),
+        logit,
+    };
+    let effects = |chosen: Vec<_>| chosen.into_iter().map(effect).collect();
+    Ok(TokenEffects {
+        promoted: effects(first(logits.clone(), top, |a, b| b.total_cmp(&a))),
+        suppressed: effects(first(logits, top, |a, b| a.total_cmp(&b))),
+    })
+}
+
+/// The products of `row` with all rows of `matrix`.
+fn multiply(matrix: &Arc<Matrix>, row: &[f32], threads: usize) -> Result<Vec<f32>> {
+    let mut product = MatrixProduct::new(Arc::clone(matrix), threads)?;
+    Ok(product.apply(row)?.to_vec())
+}
+
+fn inverse_or_zero(norm: f32) -> f32 {
+    match norm > 0.0 {
+        true => norm.recip(),
+        false => 0.0,
+    }
+}
+
+/// The first `top` by their values' order, and then by their indices.
+fn first<T: Ord + Copy>(
+    mut all: Vec<(T, f32)>,
+    top: usize,
+    order: impl Fn(f32, f32) -> Ordering,
+) -> Vec<(T, f32)> {
+    all.sort_unstable_by(|a, b| order(a.1, b.1).then(a.0.cmp(&b.0)));
+    all.truncate(top);
+    all
+}
