@@ -306,6 +306,28 @@ fn prompts_share_what_they_begin_with() {
     assert_same(&run, &alone, "another picture");
 }
 
+/// Without a callback, nothing can be kept, and runs are what they are.
+#[test]
+fn without_a_callback_nothing_is_remembered() {
+    let store = PromptStore::in_memory(MAX_BYTES);
+    let with = |eval_callback| {
+        session(SessionOptions {
+            eval_callback,
+            ..with_store(&store)
+        })
+    };
+    let (mut without, mut usual) = (with(false), with(true));
+    let asked = prompt(&usual, DESCRIBE, "00.png");
+    let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+    let both = without.run_side_by_side(&asked, vec![plain(); 2], go_on);
+    assert_eq!(store.n_bytes(), 0);
+    let alone = usual.run(&asked, plain()).expect("it runs");
+    for run in both.expect("they run") {
+        assert_eq!(run.token_ids, alone.token_ids);
+        assert_eq!(run.n_remembered, 0);
+    }
+}
+
 /// Runs that come and go in an engine find what others have read, and its memory has a bound. Attention's sums depend
 /// on where the cells of those others are in the cache, with a store as without.
 #[test]

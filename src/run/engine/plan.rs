@@ -52,11 +52,15 @@ impl Engine {
 
     /// Whether prompts may be kept in the model's store, or come from there.
     pub(super) fn may_remember(&self) -> bool {
-        let options = self.model.options();
-        options.prompt_store.is_some()
-            && options.share_prompts
-            && options.eval_callback
+        self.model.options().prompt_store.is_some()
+            && self.may_record()
             && !self.forward.context.has_control_vector()
+    }
+
+    /// Whether what a prompt gives may be kept, for which there has to be a callback.
+    fn may_record(&self) -> bool {
+        let options = self.model.options();
+        options.share_prompts && options.eval_callback
     }
 
     /// The hooked place below which these runs' prompts are computed once, if they are.
@@ -85,10 +89,7 @@ impl Engine {
                 .all(|request| request.options.goal() == Goal::Logits)
         };
         let is_same = |other: &Request| other.prompt.is_same(&first.prompt);
-        self.model.options().share_prompts
-            && !others.is_empty()
-            && all_generate()
-            && others.iter().all(is_same)
+        self.may_record() && !others.is_empty() && all_generate() && others.iter().all(is_same)
     }
 
     /// The hooked place below which no run edits, and above which everything depends on its rows alone.
