@@ -23,14 +23,13 @@ const TOLERANCE: f64 = 1e-2;
 
 impl Engine {
     /// Whether `shortcut` may be taken with `prompt`. Where that is not known, both ways are tried; for a
-    /// control vector, with this steering, and for shared prompts, below the hooked place `split`. The context
-    /// is cleared then.
+    /// control vector, with this steering, and for shared prompts, to the highest hooked place of the residual
+    /// stream and to the end. The context is cleared then.
     pub(super) fn takes(
         &mut self,
         shortcut: Shortcut,
         prompt: &Prompt,
         steering: Option<(&Steering, usize, &[f32])>,
-        split: Option<usize>,
     ) -> Result<bool> {
         let known = self.model.shortcuts().known()[shortcut as usize];
         if let Some(holds) = known {
@@ -43,10 +42,13 @@ impl Engine {
         let (quick, whole) = match shortcut {
             Shortcut::SharedPrompts => {
                 let whole = self.logits_beside(&prompt, Reach::Nothing)?;
-                let split = split.map_or(Reach::Nothing, Reach::Node);
-                let mut quick = self.logits_beside(&prompt, split)?;
-                quick.extend(self.logits_beside(&prompt, Reach::End)?);
-                (quick, whole.repeat(2))
+                let split = self.stream_below(None).map(Reach::Node);
+                let reaches: Vec<Reach> = split.into_iter().chain([Reach::End]).collect();
+                let mut quick = Vec::new();
+                for &reach in &reaches {
+                    quick.extend(self.logits_beside(&prompt, reach)?);
+                }
+                (quick, whole.repeat(reaches.len()))
             }
             Shortcut::StopAtHook => (
                 self.rows(&prompt, Goal::Rows(Kinds::ALL))?,
@@ -72,7 +74,7 @@ impl Engine {
         self.model.shortcuts().known()[shortcut as usize] = Some(holds);
         if !holds {
             let what = match shortcut {
-                Shortcut::SharedPrompts => "prompts side by side are computed one by one",
+                Shortcut::SharedPrompts => "prompts are read whole",
                 Shortcut::StopAtHook => "the model does not stop at the hook",
                 Shortcut::ControlVector => "additions are made by the callback",
             };

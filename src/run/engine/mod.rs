@@ -157,8 +157,7 @@ impl Engine {
         self.hook(&request)?;
         if self.is_idle() {
             self.batch = Batch::default();
-            self.batch.remembers =
-                self.may_remember() && self.takes_shared(&request.prompt, None)?;
+            self.batch.remembers = self.may_remember() && self.takes_shared(&request.prompt)?;
             self.forward.context.clear();
         } else {
             self.forward.context.truncate(sequence, Extent::default())?;

@@ -101,6 +101,7 @@ impl Engine {
         }
     }
 
+    /// How far a run with this goal computes its prompt.
     fn computed(&mut self, goal: Goal) -> Reach {
         let top = self.forward.context.hook().sites.len().checked_sub(1);
         match (goal, top) {
@@ -121,20 +122,17 @@ impl Engine {
         let computed = self.computed(goal);
         let edits = self.active(sequence).prompt_edits;
         let edits = edits.filter(|edits| edits.first_row < end);
-        let sites = &self.forward.context.hook().sites;
-        let is_stream = |site: usize| sites[site].hook_point.site() == Site::ResidPost;
-        // Everything above depends on its rows alone.
-        let splits = |site: usize| is_stream(site) || Reach::Node(site) == computed;
         let unedited = match edits {
             None => computed,
             Some(edits) => {
-                let is_below = |&site: &usize| sites[site].hook_point <= edits.lowest;
-                let split = (0..sites.len())
-                    .rev()
-                    .filter(is_below)
-                    .find(|&site| is_stream(site));
+                let split = self.stream_below(Some(edits.lowest));
                 split.map_or(Reach::Nothing, Reach::Node).min(computed)
             }
+        };
+        let sites = &self.forward.context.hook().sites;
+        // Everything above depends on its rows alone.
+        let splits = |site: usize| {
+            sites[site].hook_point.site() == Site::ResidPost || Reach::Node(site) == computed
         };
         let is_known = |reach: Reach| {
             let Some(known) = known else { return false };

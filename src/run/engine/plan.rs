@@ -19,8 +19,7 @@ impl Engine {
         };
         let prompt = Arc::clone(&first.prompt);
         let shares = self.may_share(requests);
-        let split = self.split(requests);
-        batch.remembers = (shares || self.may_remember()) && self.takes_shared(&prompt, split)?;
+        batch.remembers = (shares || self.may_remember()) && self.takes_shared(&prompt)?;
         batch.pieces = (shares && batch.remembers).then(HashMap::new);
         batch.shared_below = self.shared_place(requests)?;
         if let [only] = requests
@@ -30,7 +29,7 @@ impl Engine {
             let values = values.to_vec();
             let steering = only.options.steering.as_deref().expect("it has a vector");
             let tried = Some((steering, layer, &values[..]));
-            if self.takes(Shortcut::ControlVector, &prompt, tried, None)? {
+            if self.takes(Shortcut::ControlVector, &prompt, tried)? {
                 let is_set = !batch.remembers;
                 if is_set {
                     self.forward.context.set_control_vector(layer, &values)?;
@@ -46,7 +45,7 @@ impl Engine {
             request.options.goal() != Goal::Logits && request.options.reads_rows()
         };
         batch.is_whole =
-            requests.iter().any(stops) && !self.takes(Shortcut::StopAtHook, &prompt, None, None)?;
+            requests.iter().any(stops) && !self.takes(Shortcut::StopAtHook, &prompt, None)?;
         Ok(batch)
     }
 
@@ -69,13 +68,13 @@ impl Engine {
             return Ok(None);
         }
         let split = self.split(requests);
-        let holds = split.is_some() && self.takes_shared(&requests[0].prompt, split)?;
+        let holds = split.is_some() && self.takes_shared(&requests[0].prompt)?;
         Ok(split.filter(|_| holds))
     }
 
     /// Whether what was read of a prompt gives the same as reading it.
-    pub(super) fn takes_shared(&mut self, prompt: &Prompt, split: Option<usize>) -> Result<bool> {
-        self.takes(Shortcut::SharedPrompts, prompt, None, split)
+    pub(super) fn takes_shared(&mut self, prompt: &Prompt) -> Result<bool> {
+        self.takes(Shortcut::SharedPrompts, prompt, None)
     }
 
     /// Whether these runs' prompts may be computed once up to a place.
@@ -92,14 +91,17 @@ impl Engine {
         self.may_record() && !others.is_empty() && all_generate() && others.iter().all(is_same)
     }
 
-    /// The hooked place below which no run edits, and above which everything depends on its rows alone.
+    /// The highest hooked place above which everything depends on its rows alone, and below which no run edits.
     fn split(&mut self, requests: &[Request]) -> Option<usize> {
-        let edits = requests.iter().flat_map(Request::edited_places);
-        let lowest = edits.min();
-        let sites = &self.forward.context.hook().sites;
-        sites.iter().rposition(|site| {
+        let lowest = requests.iter().flat_map(Request::edited_places).min();
+        self.stream_below(lowest)
+    }
+
+    /// The highest hooked place of the residual stream, up to this one if it is given.
+    pub(in crate::run) fn stream_below(&mut self, place: Option<HookPoint>) -> Option<usize> {
+        self.forward.context.hook().sites.iter().rposition(|site| {
             let is_stream = site.hook_point.site() == Site::ResidPost;
-            is_stream && lowest.is_none_or(|lowest| site.hook_point <= lowest)
+            is_stream && place.is_none_or(|place| site.hook_point <= place)
         })
     }
 

@@ -100,6 +100,10 @@ impl Engine {
         let options = active.request.options.clone();
         let end_of_prompt = active.end_of_prompt.take();
         let n_remembered = active.n_remembered;
+        if n_remembered > 0 {
+            let n_rows = active.request.prompt.tokens().len();
+            log::debug!("{n_remembered} of the prompt's {n_rows} rows were remembered");
+        }
         let model = self.model.language_model();
         let mut generation = Generation::new(model, &options, n_remembered, prompt_time);
         let context = &mut self.forward.context;
