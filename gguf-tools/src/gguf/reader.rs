@@ -134,15 +134,21 @@ impl Gguf {
         Some(value)
     }
 
+    /// The text at `key`, if there is one.
+    pub fn str(&self, key: &str) -> Option<&str> {
+        match self.get(key) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The text at `key`.
     ///
     /// # Errors
     /// When the key is missing or not a string.
     pub fn require_str(&self, key: &str) -> Result<&str> {
-        match self.get(key) {
-            Some(Value::String(text)) => Ok(text),
-            other => Err(self.wrong_value(key, "string", other)),
-        }
+        let text = self.str(key);
+        text.ok_or_else(|| self.wrong_value(key, "string", self.get(key)))
     }
 
     /// The number at `key`.

@@ -178,10 +178,7 @@ const KEYS: &[Key] = &[
 /// # Errors
 /// A file without one; a projector that hears and does not see; a type that llama.cpp does not know.
 pub(super) fn type_name(file: &Gguf) -> Result<&str> {
-    let text = |key| match file.get(key) {
-        Some(Value::String(text)) => Some(&**text).filter(|text| !text.is_empty()),
-        _ => None,
-    };
+    let text = |key| file.str(key).filter(|text| !text.is_empty());
     let is_set = |key| file.get(key) == Some(&Value::Bool(true));
     let found = text(TYPE).or_else(|| text(VISION_TYPE));
     let hears = found.is_some_and(|name| HEAR.contains(&name));

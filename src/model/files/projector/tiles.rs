@@ -23,7 +23,7 @@ const MAX_PATCHES: u32 = 1 << 16;
 
 /// What shows that a file is of such a model, if anything does.
 pub(super) fn sign(file: &Gguf) -> Option<&'static str> {
-    let starts_with = |key, start| text(file, key).is_some_and(|text| text.starts_with(start));
+    let starts_with = |key, start| file.str(key).is_some_and(|text| text.starts_with(start));
     if file.get(PINPOINTS).is_some() {
         Some(PINPOINTS)
     } else if starts_with(MERGE_TYPE, "spatial") {
@@ -42,7 +42,7 @@ pub(super) fn read(file: &Gguf, sizes: &Sizes) -> Result<Option<Tiling>> {
     let Some(sign) = sign(file) else {
         return Ok(None);
     };
-    match text(file, ASPECT_RATIO) {
+    match file.str(ASPECT_RATIO) {
         None | Some("anyres") => {}
         Some(other) => {
             return Err(unsupported(
@@ -102,7 +102,7 @@ fn resolutions(file: &Gguf, pinpoints: &[i32], sizes: &Sizes) -> Result<Vec<[u32
 /// one that LLaVA takes to be `flat`.
 fn merge(file: &Gguf) -> Result<Merge> {
     let newline = NEWLINES.into_iter().find_map(|name| file.tensor(name));
-    match (text(file, MERGE_TYPE), newline) {
+    match (file.str(MERGE_TYPE), newline) {
         (None | Some("spatial_unpad"), Some(newline)) => {
             let row = file.read_f32(newline)?;
             match row.iter().all(|value| value.is_finite()) {
@@ -128,13 +128,6 @@ fn merge(file: &Gguf) -> Result<Merge> {
                 "key `{MERGE_TYPE}` is `{other}`, and only `spatial_unpad`, `spatial` and `flat` are known"
             ),
         )),
-    }
-}
-
-fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
-    match file.get(key) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
     }
 }
 
