@@ -84,6 +84,21 @@ fn a_sweep_in_a_browser() {
     page.expect("performance.getEntriesByType('resource').length", 0);
 }
 
+/// A text that is broken to line breaks takes one line.
+#[test]
+fn line_breaks_are_signs() {
+    let args = ["--steer", "carrot:-32..-32:1", "-n", "6", PICTURE];
+    let (_, report) = sweep("breaks.html", &args);
+    let broken = report["steered"][0]["text"].as_str().expect("a text");
+    let Some(mut page) = browser::Page::open(&path("breaks.html")) else {
+        return;
+    };
+    let shown = page.text("#strength-0 .text");
+    // Which text a processor gives at such a strength may differ; here it is line breaks alone.
+    assert_eq!(shown.contains('↵'), broken.contains('\n'), "{shown:?}");
+    assert!(!shown.contains('\n'), "{shown:?}");
+}
+
 /// What the data says never becomes markup, and a sweep of one strength has a page too.
 #[test]
 fn texts_of_a_sweep_stay_text() {

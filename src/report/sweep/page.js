@@ -80,8 +80,12 @@ function chart(title, valueOf) {
 // ---- texts
 const marks = { before: "del", after: "ins" };
 
+// Line breaks are shown as a sign, since a broken text may be nothing else.
 function text(pieces) {
-  const parts = pieces.map(([words, place]) => (marks[place] ? element(marks[place], { textContent: words }) : words));
+  const parts = pieces.map(([piece, place]) => {
+    const words = piece.replaceAll("\n", "↵");
+    return marks[place] ? element(marks[place], { textContent: words }) : words;
+  });
   return element("bdi", {}, ...parts);
 }
 
