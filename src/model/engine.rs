@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::hooked_model::HookedModel;
 use super::memory;
-use crate::llama::{Context, ContextOptions, KvType, MAX_SEQUENCES};
+use crate::llama::{Context, ContextOptions, MAX_SEQUENCES};
 use crate::run::{Engine, Forward, Hooks};
 use crate::{Error, Result};
 
@@ -44,8 +44,8 @@ impl HookedModel {
                 "{n_tokens} tokens are more than the {trained} that the model was trained on"
             );
         }
-        // What prompts share is kept as it was written to the cache, in f32.
-        let shared = memory::cache_bytes(self.language_model(), KvType::F32, n_shared);
+        let kv_type = self.options().kv_type;
+        let shared = memory::prompt_bytes(self.language_model(), kv_type, n_shared);
         memory::check_cache(
             self.language_model(),
             self.options().kv_type,

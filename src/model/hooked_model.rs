@@ -10,13 +10,14 @@ use super::card::{self, FeatureCard, Unembedding};
 use super::encoders::{EncoderOptions, EncoderWeights};
 use super::files::{self, CheckedFiles, Graph, ModelFiles};
 use super::fingerprint::fingerprint;
+use super::memory;
 use super::options::SessionOptions;
 use crate::chat::{self, ChatTemplate, ImageToken, Message};
 use crate::llama::{self, AddBos, KvType, Model, ModelOptions, Special};
 use crate::picture::Picture;
 use crate::picture::encoder::{PictureEncoder, VisionSettings};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
-use crate::run::{HookedSite, PieceKey, Shortcuts, TryShortcuts};
+use crate::run::{HookedSite, PieceKey, PromptStore, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering, Target};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
@@ -333,6 +334,13 @@ impl HookedModel {
     /// their grid; no text at the end.
     pub fn prompt_of_segments(&self, segments: Vec<Segment>) -> Result<Prompt> {
         Prompt::of_segments(&self.language_model, segments)
+    }
+
+    /// The store of prompts, if there is one, and one of `n_rows` has room in it.
+    pub(crate) fn store_for(&self, n_rows: usize) -> Option<&PromptStore> {
+        let n_bytes = memory::prompt_bytes(&self.language_model, self.options.kv_type, n_rows);
+        let store = self.options.prompt_store.as_ref();
+        store.filter(|store| n_bytes <= store.max_bytes() as f64)
     }
 
     /// The key of the beginning of prompts of which these places' rows are kept.

@@ -56,6 +56,17 @@ pub(crate) fn cache_bytes(model: &Model, kv_type: KvType, n_tokens: usize) -> f6
     n_tokens as f64 * model.cache_values_per_token() as f64 * value_bytes
 }
 
+/// Bytes of what is kept of a prompt of `n_rows`: what is written to the cache, in f16 only for such a one, and the
+/// rows at a place or two.
+pub(crate) fn prompt_bytes(model: &Model, kv_type: KvType, n_rows: usize) -> f64 {
+    let kept_as = match kv_type {
+        KvType::F16 => KvType::F16,
+        KvType::F32 | KvType::Q8_0 => KvType::F32,
+    };
+    let rows = 2 * n_rows * model.d_model() * size_of::<f32>();
+    cache_bytes(model, kept_as, n_rows) + rows as f64
+}
+
 fn free_bytes(use_gpu: bool) -> f64 {
     let device = llama::free_device_bytes().filter(|_| use_gpu);
     let bytes = device.unwrap_or_else(|| {

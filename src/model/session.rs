@@ -181,7 +181,7 @@ impl Session {
             self.engine = Some(self.model.engine(EngineSize {
                 n_tokens: needed,
                 n_sequences,
-                n_shared: match n_sequences > 1 || self.model.options().prompt_store.is_some() {
+                n_shared: match n_sequences > 1 || self.model.store_for(n_prompt).is_some() {
                     true => n_prompt,
                     false => 0,
                 },

@@ -306,6 +306,26 @@ fn prompts_share_what_they_begin_with() {
     assert_same(&run, &alone, "another picture");
 }
 
+/// Of a prompt that has no room, no part is kept, which would push out what has.
+#[test]
+fn a_prompt_without_room_is_not_kept() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut n_bytes = MAX_BYTES;
+    for is_kept in [true, false] {
+        let folder = dir.path().join(is_kept.to_string());
+        let store = PromptStore::new(folder.clone(), n_bytes);
+        let mut session = session(with_store(&store));
+        let asked = prompt(&session, DESCRIBE, "00.png");
+        for _ in 0..2 {
+            let run = session.run(&asked, plain()).expect("it runs");
+            assert!(is_kept || run.n_remembered == 0);
+        }
+        assert_eq!(store.n_bytes() > 0, is_kept);
+        assert_ne!(files(&folder).is_empty(), is_kept);
+        n_bytes = store.n_bytes() / 2;
+    }
+}
+
 /// Without a callback, nothing can be kept, and runs are what they are.
 #[test]
 fn without_a_callback_nothing_is_remembered() {
@@ -345,7 +365,7 @@ fn engines_share_a_store_of_limited_size() {
         store.n_bytes()
     };
     // Room for one, for two, for all.
-    for max_bytes in [n_bytes, 2 * n_bytes, MAX_BYTES] {
+    for max_bytes in [3 * n_bytes / 2, 5 * n_bytes / 2, MAX_BYTES] {
         let store = PromptStore::in_memory(max_bytes);
         let session = session(with_store(&store));
         let size = EngineSize {

@@ -6,7 +6,7 @@ use super::Engine;
 use crate::llama::{Output, OutputRow, Pass, Reach};
 use crate::prompt::Prompt;
 use crate::run::reading::{Goal, Reading};
-use crate::run::remembered::{Piece, PieceKey};
+use crate::run::remembered::{Piece, PieceKey, PromptStore};
 use crate::{CancelFlag, HookPoint, Result, Site};
 
 /// Where a run edits the rows of its prompt.
@@ -34,7 +34,10 @@ impl Engine {
         };
         let end = reading.n_rows + rows.n_rows();
         reading.key = reading.key.map(|key| key.then(&rows, output));
-        let known = reading.key.and_then(|key| self.known_piece(&key));
+        let store = self.active(sequence).store.clone();
+        let known = reading
+            .key
+            .and_then(|key| self.known_piece(&key, store.as_ref()));
         let pass = match reading.key {
             Some(_) => self.shared_pass(sequence, reading.goal, end, known.as_deref()),
             None => self.prompt_pass(reading.goal),
@@ -57,23 +60,28 @@ impl Engine {
             .forward
             .decode_piece(sequence, prompt, reading, cancel)?;
         if let Some(key) = reading.key.filter(|_| recorded > Reach::Nothing) {
-            self.keep_piece(key, output, recorded);
+            self.keep_piece(key, output, recorded, store.as_ref());
         }
         Ok(n_rows)
     }
 
-    fn known_piece(&self, key: &PieceKey) -> Option<Arc<Piece>> {
+    fn known_piece(&self, key: &PieceKey, store: Option<&PromptStore>) -> Option<Arc<Piece>> {
         let of_batch = self
             .batch
             .pieces
             .as_ref()
             .and_then(|pieces| pieces.get(key));
-        let store = self.model.options().prompt_store.as_ref();
         let found = of_batch.cloned();
         found.or_else(|| store.and_then(|store| store.get(key)))
     }
 
-    fn keep_piece(&mut self, key: PieceKey, output: Output, recorded: Reach) {
+    fn keep_piece(
+        &mut self,
+        key: PieceKey,
+        output: Output,
+        recorded: Reach,
+        store: Option<&PromptStore>,
+    ) {
         let context = &mut self.forward.context;
         let Some(graph) = context.take_recording() else {
             return;
@@ -85,7 +93,7 @@ impl Engine {
                 _ => Vec::new(),
             },
         });
-        if let Some(store) = &self.model.options().prompt_store {
+        if let Some(store) = store {
             store.put(key, Arc::clone(&piece));
         }
         if let Some(pieces) = &mut self.batch.pieces {

@@ -19,7 +19,7 @@ impl Engine {
         };
         let prompt = Arc::clone(&first.prompt);
         let shares = self.may_share(requests);
-        batch.remembers = (shares || self.may_remember()) && self.takes_shared(&prompt)?;
+        batch.remembers = (shares || self.may_remember(requests)) && self.takes_shared(&prompt)?;
         batch.pieces = (shares && batch.remembers).then(HashMap::new);
         batch.shared_below = self.shared_place(requests)?;
         if let [only] = requests
@@ -49,9 +49,13 @@ impl Engine {
         Ok(batch)
     }
 
-    /// Whether prompts may be kept in the model's store, or come from there.
-    pub(super) fn may_remember(&self) -> bool {
-        self.model.options().prompt_store.is_some()
+    /// Whether the prompts of these runs may be kept in the model's store, or come from there.
+    pub(super) fn may_remember(&self, requests: &[Request]) -> bool {
+        let has_room = |request: &Request| {
+            let n_rows = request.prompt.tokens().len();
+            self.model.store_for(n_rows).is_some()
+        };
+        requests.iter().all(has_room)
             && self.may_record()
             && !self.forward.context.has_control_vector()
     }
@@ -144,7 +148,7 @@ impl Engine {
     /// Hooks what these runs need, and what is kept of their prompts.
     pub(in crate::run) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
         let mut places = self.sites_of(requests);
-        if self.may_share(requests) || self.may_remember() {
+        if self.may_share(requests) || self.may_remember(requests) {
             places.extend(self.kept_places(requests));
         }
         self.set_sites(places)
@@ -154,7 +158,7 @@ impl Engine {
     pub(super) fn hook(&mut self, request: &Request) -> Result<()> {
         let requests = std::slice::from_ref(request);
         let mut places = self.sites_of(requests);
-        if self.may_remember() {
+        if self.may_remember(requests) {
             places.extend(self.kept_places(requests));
         }
         if !self.is_idle() {

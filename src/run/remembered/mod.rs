@@ -98,6 +98,11 @@ impl PromptStore {
         Self::in_memory(self.0.max_bytes)
     }
 
+    /// What it holds at most, in memory and on the disk each.
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes
+    }
+
     /// The memory that it takes now.
     pub fn n_bytes(&self) -> usize {
         self.memory().n_bytes
