@@ -1,6 +1,7 @@
 //! One HTML page that holds its data and loads nothing.
 //!
-//! `page.html`, `page.css`, `heat.js` and `page.js` beside this file are the page, which `document.rs` puts together.
+//! `page.html`, `page.css`, `heat.js` and `page.js` beside this file are its own parts, which `document.rs` puts into
+//! what all pages share.
 
 pub(super) mod document;
 
@@ -14,13 +15,18 @@ use gguf_tools::terminal::one_line;
 use image::{RgbImage, imageops};
 use serde::Serialize;
 
+use self::document::{Document, Pictures};
 use super::difference::{self, Pieces};
 use super::view::View;
 use super::{heatmap, json};
 
-const TEMPLATE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = concat!(include_str!("heat.js"), "\n", include_str!("page.js"));
+const DOCUMENT: Document<'_> = Document {
+    title: "Features",
+    pictures: Pictures::Data,
+    body: include_str!("page.html"),
+    styles: [include_str!("page.css"), ""],
+    scripts: [include_str!("heat.js"), include_str!("page.js")],
+};
 
 /// Colours of the heat map, from 0 to the largest activation.
 const N_COLOURS: usize = 65;
@@ -227,7 +233,7 @@ impl Page {
 
     /// The page's text.
     pub fn html(&self) -> String {
-        document::html(TEMPLATE, STYLE, SCRIPT, self)
+        DOCUMENT.html(self)
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::difference::{self, Pieces, Place};
 use super::json::Output;
-use super::page::document;
+use super::page::document::{Document, Pictures, REPORT_SCRIPT, REPORT_STYLE};
 use crate::steering::Units;
 use crate::{FeatureName, ScoredRun, holds_word};
 
@@ -74,21 +74,19 @@ struct Data<'a> {
 impl Report {
     /// The report as one HTML page that holds its data and loads nothing.
     pub fn html(&self) -> String {
-        let [template, style, script] = [
-            include_str!("page.html"),
-            concat!(include_str!("../page/report.css"), include_str!("page.css")),
-            concat!(
-                include_str!("../page/report.js"),
-                "\n",
-                include_str!("page.js")
-            ),
-        ];
+        let document = Document {
+            title: "Sweep",
+            pictures: Pictures::None,
+            body: include_str!("page.html"),
+            styles: [REPORT_STYLE, include_str!("page.css")],
+            scripts: [REPORT_SCRIPT, include_str!("page.js")],
+        };
         let beside =
             |point: &Point| difference::merged(self.original.output.text(), point.output.text());
         let data = Data {
             report: self,
             pieces: self.steered.iter().map(beside).collect(),
         };
-        document::html(template, style, script, &data)
+        document.html(&data)
     }
 }
