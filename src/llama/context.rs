@@ -206,14 +206,13 @@ impl<H: RowHook> Context<H> {
     /// an error the sequence is undefined: [`Context::clear`] it.
     pub fn decode(&mut self, sequence: usize, rows: Rows<'_>, output: Output) -> Result<()> {
         let n_rows = rows.n_rows();
-        let mut n_at_once = self.options.n_ubatch;
         if let Rows::Embeddings(embeddings) = &rows {
             self.model.check_embeddings(embeddings)?;
             if !embeddings.is_causal {
                 self.check_together(n_rows)?;
-                n_at_once = n_rows;
             }
         }
+        let n_at_once = rows.n_at_once(self.options.n_ubatch);
         self.check_room(sequence, n_rows)?;
         let mut start = 0;
         while start < n_rows {

@@ -75,6 +75,15 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// How many of them a graph takes at most, which has room for `n_ubatch`: embeddings that see one another are in
+    /// one.
+    pub fn n_at_once(&self, n_ubatch: usize) -> usize {
+        match self {
+            Self::Embeddings(rows) if !rows.is_causal => self.n_rows(),
+            Self::Embeddings(_) | Self::Tokens(_) => n_ubatch,
+        }
+    }
+
     /// What a sequence holds more with them.
     pub fn extent(&self) -> Extent {
         Extent {

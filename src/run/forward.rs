@@ -36,24 +36,23 @@ impl Forward {
         cancel: &CancelFlag,
     ) -> Result<()> {
         let mut reading = Reading::new(prompt, goal, None);
-        while !reading.is_done() {
-            self.decode_piece(sequence, prompt, &mut reading, cancel)?;
+        let n_ubatch = self.context.n_ubatch();
+        while let Some(piece) = reading.next_piece(prompt, n_ubatch) {
+            self.decode_piece(sequence, prompt, &mut reading, piece, cancel)?;
         }
         Ok(())
     }
 
-    /// Decodes the next rows of a prompt that one graph has room for, and tells how many they are.
+    /// Decodes the next piece of a prompt ([`Reading::next_piece`]), and tells how many rows it has.
     pub(crate) fn decode_piece(
         &mut self,
         sequence: usize,
         prompt: &Prompt,
         reading: &mut Reading,
+        (rows, output): (Rows<'_>, Output),
         cancel: &CancelFlag,
     ) -> Result<usize> {
         self.context.watch([cancel.clone()]);
-        let Some((rows, output)) = reading.next_piece(prompt, self.context.n_ubatch()) else {
-            return Ok(0);
-        };
         let n_rows = rows.n_rows();
         let tokens = prompt.tokens().iter().copied().enumerate();
         let tokens = tokens.skip(reading.n_rows).take(n_rows);

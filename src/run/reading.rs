@@ -62,10 +62,7 @@ impl Reading {
             !is_read
         })?;
         let n_rows = rows.n_rows();
-        let end = match rows {
-            Rows::Embeddings(image) if !image.is_causal => n_rows,
-            _ => n_rows.min(start + n_ubatch),
-        };
+        let end = n_rows.min(start + rows.n_at_once(n_ubatch));
         let is_end = self.n_rows + end - start == prompt.tokens().len();
         let output = match self.goal {
             Goal::Logits if is_end => Output::LastRow,

@@ -151,8 +151,7 @@ impl Forward {
             let rows = segment.rows();
             let n_at_once = match rows {
                 Rows::Tokens(_) => self.n_scored_at_once(),
-                Rows::Embeddings(image) if image.is_causal => self.context.n_ubatch(),
-                Rows::Embeddings(_) => rows.n_rows(),
+                Rows::Embeddings(_) => rows.n_at_once(self.context.n_ubatch()),
             };
             let mut start = 0;
             while start < rows.n_rows() {

@@ -125,7 +125,8 @@ impl Engine {
             }
             let mut reading = Reading::new(prompt, Goal::Logits, None);
             let mut known = std::mem::take(&mut recorded).into_iter().flatten();
-            while !reading.is_done() {
+            let n_ubatch = self.forward.context.n_ubatch();
+            while let Some(piece) = reading.next_piece(prompt, n_ubatch) {
                 let pass = match (replayed, known.next()) {
                     (Reach::Nothing, _) => Pass::Unhooked,
                     (_, None) => Pass::recorded(Reach::End),
@@ -137,7 +138,7 @@ impl Engine {
                 self.forward.set_pass(pass);
                 let never = CancelFlag::default();
                 self.forward
-                    .decode_piece(sequence, prompt, &mut reading, &never)?;
+                    .decode_piece(sequence, prompt, &mut reading, piece, &never)?;
                 recorded.push(self.forward.context.take_recording());
             }
         }

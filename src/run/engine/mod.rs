@@ -15,7 +15,7 @@ use super::forward::Forward;
 use super::generation::{Generation, Run};
 use super::hooks::Trace;
 use super::reading::Reading;
-use super::remembered::{Piece, PieceKey, PromptStore};
+use super::remembered::{Piece, PieceKey};
 use crate::llama::{self, Extent};
 use crate::model::HookedModel;
 use crate::prompt::Prompt;
@@ -89,8 +89,6 @@ struct Active {
     prompt_edits: Option<PromptEdits>,
     /// What is remembered of the prompt's end, if its end was not read.
     end_of_prompt: Option<Arc<Piece>>,
-    /// Where its prompt is kept, besides with others of this batch.
-    store: Option<PromptStore>,
     n_remembered: usize, // rows of the prompt
     phase: Phase,
     n_shown: usize, // rows of the trace that a step has told of
@@ -250,10 +248,6 @@ impl Engine {
         let vector = self.batch.vector.as_ref();
         let steering = steering.filter(|_| vector.is_none_or(|vector| !vector.is_set));
         let steering = steering.cloned();
-        let store = match self.may_remember(std::slice::from_ref(&request)) {
-            true => self.model.options().prompt_store.clone(),
-            false => None,
-        };
         let reading = Reading::new(&request.prompt, self.goal(&request.options), key);
         let editors = std::mem::take(&mut request.editors);
         let hooks = self.forward.context.hook();
@@ -263,7 +257,6 @@ impl Engine {
             request,
             prompt_edits,
             end_of_prompt: None,
-            store,
             n_remembered: 0,
             phase: Phase::Prompt {
                 reading,

@@ -29,12 +29,13 @@ impl Engine {
         cancel: &CancelFlag,
     ) -> Result<usize> {
         let n_ubatch = self.forward.context.n_ubatch();
-        let Some((rows, output)) = reading.next_piece(prompt, n_ubatch) else {
+        let Some(piece) = reading.next_piece(prompt, n_ubatch) else {
             return Ok(0);
         };
+        let (rows, output) = piece;
         let end = reading.n_rows + rows.n_rows();
         reading.key = reading.key.map(|key| key.then(&rows, output));
-        let store = self.active(sequence).store.clone();
+        let store = self.store_of(sequence);
         let known = reading
             .key
             .and_then(|key| self.known_piece(&key, store.as_ref()));
@@ -47,7 +48,9 @@ impl Engine {
             replayed, recorded, ..
         } = pass
         else {
-            return self.forward.decode_piece(sequence, prompt, reading, cancel);
+            return self
+                .forward
+                .decode_piece(sequence, prompt, reading, piece, cancel);
         };
         if let Some(known) = known.filter(|_| replayed > Reach::Nothing) {
             if output == Output::LastRow && replayed == Reach::End {
@@ -58,11 +61,18 @@ impl Engine {
         }
         let n_rows = self
             .forward
-            .decode_piece(sequence, prompt, reading, cancel)?;
+            .decode_piece(sequence, prompt, reading, piece, cancel)?;
         if let Some(key) = reading.key.filter(|_| recorded > Reach::Nothing) {
             self.keep_piece(key, output, recorded, store.as_ref());
         }
         Ok(n_rows)
+    }
+
+    /// Where a run's prompt is kept, besides with others of this batch.
+    fn store_of(&mut self, sequence: usize) -> Option<PromptStore> {
+        let store = self.model.options().prompt_store.clone();
+        let request = &self.slots[sequence].as_ref().expect("it is there").request;
+        store.filter(|_| self.may_remember(std::slice::from_ref(request)))
     }
 
     fn known_piece(&self, key: &PieceKey, store: Option<&PromptStore>) -> Option<Arc<Piece>> {
