@@ -1,61 +1,50 @@
 //! A page that holds its data, as JSON in which nothing can be taken for markup and which the script shows as text
-//! only, and loads nothing: `document.html`, with `base.css` and `element.js` in front of every page's own.
+//! only: `document.html`, with `base.css` and `element.js` in front of every page's own.
 
 use serde::Serialize;
 
-/// What pages of numbers and tables share, behind what all do.
+/// How tables look.
+pub(crate) const TABLE_STYLE: &str = include_str!("table.css");
+/// What makes tables.
+pub(crate) const TABLE_SCRIPT: &str = include_str!("table.js");
+/// What pages of reports share besides.
 pub(in crate::report) const REPORT_STYLE: &str = include_str!("report.css");
-/// The same of their scripts.
-pub(in crate::report) const REPORT_SCRIPT: &str = include_str!("report.js");
 
-/// A page's own parts.
-pub(in crate::report) struct Document<'a> {
+/// A page's own parts, one behind the other.
+pub(crate) struct Document<'a> {
     /// The title of its window.
-    pub(in crate::report) title: &'a str,
-    /// What pictures it may show.
-    pub(in crate::report) pictures: Pictures,
+    pub(crate) title: &'a str,
+    /// What it may load, as directives of a content security policy; nothing else.
+    pub(crate) sources: &'a str,
     /// What stands in its body.
-    pub(in crate::report) body: &'a str,
-    /// One behind the other.
-    pub(in crate::report) styles: [&'a str; 2],
-    /// The same.
-    pub(in crate::report) scripts: [&'a str; 2],
-}
-
-/// What pictures a page may show.
-pub(in crate::report) enum Pictures {
-    /// None.
-    None,
-    /// Those in its data.
-    Data,
+    pub(crate) body: &'a [&'a str],
+    /// Its styles.
+    pub(crate) styles: &'a [&'a str],
+    /// Its scripts.
+    pub(crate) scripts: &'a [&'a str],
 }
 
 impl Document<'_> {
     /// The page with this data.
-    pub(in crate::report) fn html(&self, data: &impl Serialize) -> String {
+    pub(crate) fn html(&self, data: &impl Serialize) -> String {
         let data = serde_json::to_string(data).expect("a page's data is plain");
         let data = without_markup(&data);
         // Only what holds the hash of all data runs, and no data can hold its own hash.
         let nonce = blake3::hash(data.as_bytes()).to_hex();
-        let pictures = match self.pictures {
-            Pictures::None => "",
-            Pictures::Data => "img-src data:; ",
-        };
-        let [style, more_style] = self.styles;
-        let [script, more_script] = self.scripts;
+        let policy = format!(
+            "default-src 'none'; {}style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri 'none'; \
+            form-action 'none'",
+            self.sources
+        );
+        let styles = [&[include_str!("base.css")], self.styles].concat();
+        let scripts = [&[include_str!("element.js")], self.scripts].concat();
         include_str!("document.html")
             .replace("{{title}}", self.title)
-            .replace("{{images}}", pictures)
+            .replace("{{policy}}", &policy)
             .replace("{{nonce}}", &nonce)
-            .replace("{{body}}\n", &[self.body, "\n"].concat())
-            .replace(
-                "{{style}}",
-                &[include_str!("base.css"), style, more_style].concat(),
-            )
-            .replace(
-                "{{script}}",
-                &[include_str!("element.js"), script, more_script].join("\n"),
-            )
+            .replace("{{body}}\n", &[&self.body.concat(), "\n"].concat())
+            .replace("{{style}}", &styles.concat())
+            .replace("{{script}}", &scripts.join("\n"))
             .replace("{{data}}", &data) // last, since anything may stand in it
     }
 }

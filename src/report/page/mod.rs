@@ -1,9 +1,10 @@
 //! One HTML page that holds its data and loads nothing.
 //!
-//! `page.html`, `page.css`, `heat.js` and `page.js` beside this file are its own parts, which `document.rs` puts into
-//! what all pages share.
+//! `page.html`, `page.css` and `page.js` beside this file are its own parts, which `document.rs` puts into what all
+//! pages share, and `explorer.rs` has what it shares with the page of a server.
 
-pub(super) mod document;
+pub(crate) mod document;
+pub(crate) mod explorer;
 
 use std::collections::BTreeMap;
 
@@ -15,21 +16,31 @@ use gguf_tools::terminal::one_line;
 use image::{RgbImage, imageops};
 use serde::Serialize;
 
-use self::document::{Document, Pictures};
+use self::document::Document;
 use super::difference::{self, Pieces};
 use super::view::View;
 use super::{heatmap, json};
 
 const DOCUMENT: Document<'_> = Document {
     title: "Features",
-    pictures: Pictures::Data,
-    body: include_str!("page.html"),
-    styles: [include_str!("page.css"), ""],
-    scripts: [include_str!("heat.js"), include_str!("page.js")],
+    sources: "img-src data:; ",
+    body: &[
+        include_str!("page.html"),
+        "<main>
+",
+        explorer::WHERE,
+        explorer::FEATURES,
+        explorer::POSITION,
+        "</main>",
+    ],
+    styles: &[explorer::STYLE, include_str!("page.css")],
+    scripts: &[
+        explorer::SCRIPTS[0],
+        explorer::SCRIPTS[1],
+        explorer::SCRIPTS[2],
+        include_str!("page.js"),
+    ],
 };
-
-/// Colours of the heat map, from 0 to the largest activation.
-const N_COLOURS: usize = 65;
 
 /// The longest side of a whole picture, in pixels.
 const WHOLE_SIDE: f32 = 240.0;
@@ -39,7 +50,7 @@ const WHOLE_SIDE: f32 = 240.0;
 pub struct Page {
     #[serde(flatten)]
     about: About,
-    colours: Vec<String>, // [N_COLOURS], as CSS has them
+    colours: Vec<String>,
     /// With several SAEs, what each feature that is active somewhere is called.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     names: BTreeMap<usize, String>,
@@ -150,13 +161,9 @@ impl Number {
 impl Page {
     /// A page without pictures.
     pub fn new(about: About) -> Self {
-        let hex = |i| {
-            let [r, g, b] = heatmap::colour(i as f32 / (N_COLOURS - 1) as f32).0;
-            format!("#{r:02x}{g:02x}{b:02x}")
-        };
         Self {
             about,
-            colours: (0..N_COLOURS).map(hex).collect(),
+            colours: explorer::colours(),
             names: BTreeMap::new(),
             labels: BTreeMap::new(),
             pictures: Vec::new(),

@@ -1,6 +1,6 @@
 //! A reproduction's report as one page: `page.html`, `page.css` and `page.js` beside this file.
 
-use super::page::document::{Document, Pictures, REPORT_SCRIPT, REPORT_STYLE};
+use super::page::document::{Document, REPORT_STYLE, TABLE_SCRIPT, TABLE_STYLE};
 use crate::reproduce::Report;
 
 impl Report {
@@ -8,10 +8,10 @@ impl Report {
     pub fn html(&self) -> String {
         let document = Document {
             title: "Reproduction",
-            pictures: Pictures::None,
-            body: include_str!("page.html"),
-            styles: [REPORT_STYLE, include_str!("page.css")],
-            scripts: [REPORT_SCRIPT, include_str!("page.js")],
+            sources: "",
+            body: &[include_str!("page.html")],
+            styles: &[REPORT_STYLE, TABLE_STYLE, include_str!("page.css")],
+            scripts: &[TABLE_SCRIPT, include_str!("page.js")],
         };
         document.html(self)
     }

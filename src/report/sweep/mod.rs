@@ -1,12 +1,18 @@
-//! A sweep as JSON and as one page: `page.html`, `page.css` and `page.js` beside this file.
+//! A sweep as JSON and as one page: `page.html` and `page.js` beside this file, and `charts.*`, which the page of a
+//! server has too.
 
 use serde::Serialize;
 
 use super::difference::{self, Pieces, Place};
 use super::json::Output;
-use super::page::document::{Document, Pictures, REPORT_SCRIPT, REPORT_STYLE};
+use super::page::document::{Document, REPORT_STYLE, TABLE_SCRIPT, TABLE_STYLE};
 use crate::steering::Units;
 use crate::{FeatureName, ScoredRun, holds_word};
+
+/// How the curves and texts of a sweep look.
+pub(crate) const CHARTS_STYLE: &str = include_str!("charts.css");
+/// What draws them.
+pub(crate) const CHARTS_SCRIPT: &str = include_str!("charts.js");
 
 /// A sweep: its names are an interface.
 #[derive(Serialize)]
@@ -76,10 +82,10 @@ impl Report {
     pub fn html(&self) -> String {
         let document = Document {
             title: "Sweep",
-            pictures: Pictures::None,
-            body: include_str!("page.html"),
-            styles: [REPORT_STYLE, include_str!("page.css")],
-            scripts: [REPORT_SCRIPT, include_str!("page.js")],
+            sources: "",
+            body: &[include_str!("page.html")],
+            styles: &[REPORT_STYLE, TABLE_STYLE, CHARTS_STYLE],
+            scripts: &[TABLE_SCRIPT, CHARTS_SCRIPT, include_str!("page.js")],
         };
         let beside =
             |point: &Point| difference::merged(self.original.output.text(), point.output.text());

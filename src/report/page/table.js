@@ -1,10 +1,6 @@
-// What pages of tables share.
+// Tables, and the numbers in them.
 
 const fixed = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
-
-function labelElement(label) {
-  return element("bdi", { textContent: label ?? "no label", className: label === null ? "no-label" : "" });
-}
 
 // A table whose columns are [title, class of its cells], and whose rows are [class, cell, cell …].
 function table(columns, rows, className = "") {
