@@ -37,6 +37,8 @@ pub mod probe;
 mod prompt;
 pub mod report;
 mod run;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod study;
 
 pub use error::{Error, ErrorKind, Result};

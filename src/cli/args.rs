@@ -238,6 +238,26 @@ impl ModelArgs {
         }
     }
 
+    /// The options that choose this model, and how pictures and chats are prepared for it.
+    #[cfg(feature = "serve")]
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let option = |name: &str, path: &Path| [name.to_owned(), path.display().to_string()];
+        let named = [
+            ("-m", &self.model),
+            ("--mmproj", &self.mmproj),
+            ("-d", &self.dir()),
+            ("--chat-template", &self.chat_template),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(name, path)| Some((name, path.as_deref()?)));
+        let saes = self.sae.iter().map(|path| ("--sae", path.as_path()));
+        named
+            .chain(saes)
+            .flat_map(|(name, path)| option(name, path))
+            .collect()
+    }
+
     fn shown(&self, file: Option<&PathBuf>) -> String {
         let given = file.or(self.model_dir.as_ref()).cloned();
         match given.or_else(|| self.dir()) {

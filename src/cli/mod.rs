@@ -22,6 +22,8 @@ mod pull;
 mod reproduce;
 mod scan;
 mod seen;
+#[cfg(feature = "serve")]
+mod serve;
 mod sweep;
 mod top;
 
@@ -66,6 +68,8 @@ enum Command {
     Scan(scan::ScanArgs),
     Top(top::TopArgs),
     Reproduce(reproduce::ReproduceArgs),
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -114,6 +118,8 @@ Examples:
       What pictures in the folder `pizza` activate more than the others
   llava-sae-cpp reproduce -d llava-gemma-2b --images pictures/ -o report.html
       Whether the original experiment's claims hold on pictures of your own
+  llava-sae-cpp serve
+      A page to see and steer features on, and OpenAI's API, at http://127.0.0.1:8080
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
@@ -142,6 +148,8 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),
         Some(Command::Top(args)) => top::run(&args),
         Some(Command::Reproduce(args)) => reproduce::run(args, cli.verbosity, cancel),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(args)) => serve::run(&args, cli.verbosity, &cancel),
         Some(Command::Completions { shell }) => print(|out| {
             let mut buffer = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "llava-sae-cpp", &mut buffer);

@@ -236,10 +236,12 @@ fn address(url: &str, at: &str, files: LocalFiles) -> Result<ImageSource> {
     let path = match scheme.as_deref() {
         Some("data") => return data(rest).map_err(|what| wrong(at, what)),
         Some("http" | "https") => {
-            return Err(
-                wrong(at, "is a web address, and nothing is downloaded here")
-                    .with_hint("download the picture, and give its path"),
-            );
+            let hint = match files {
+                LocalFiles::From(_) => "download the picture, and give its path",
+                LocalFiles::Refused => "download the picture, and send it as a `data:` URL",
+            };
+            let what = "is a web address, and nothing is downloaded here";
+            return Err(wrong(at, what).with_hint(hint));
         }
         Some("file") => {
             let path = rest

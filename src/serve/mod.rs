@@ -1,0 +1,26 @@
+//! An HTTP server on a model: OpenAI's endpoints with steering and features, for any number of clients.
+//!
+//! ```text
+//! connection ─► guard: host, origin, key ─► a place in the queue ─► handler
+//!     ─► prepare (pictures to image rows, texts to a prompt) ─► Runs: one engine, on a thread of its own
+//!     ─► events: features behind the prompt, text as it comes ─► JSON, or server-sent events
+//! ```
+//!
+//! What computes is synchronous and knows nothing of HTTP; what serves holds no model's state.
+
+#![allow(dead_code)] // until all endpoints are here
+
+mod app;
+mod body;
+mod guard;
+mod openai;
+mod options;
+mod prepare;
+mod refusal;
+mod runs;
+mod server;
+mod stream;
+mod studies;
+
+pub use options::{ApiKey, ServeOptions, ShownNames};
+pub use server::Server;
