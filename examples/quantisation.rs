@@ -15,7 +15,7 @@ use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::llama::{Quant, quantize};
 use llava_sae_cpp::rank::{self, Over, Pool};
 use llava_sae_cpp::{
-    Keep, Kinds, ModelFiles, Picture, PromptForm, RunOptions, Sampling, Session, SessionOptions,
+    Keep, Kinds, ModelFiles, Picture, PromptForm, RunOptions, Session, SessionOptions,
 };
 
 const PROMPT: &str = "Describe the image.";
@@ -119,7 +119,6 @@ fn look(files: &ModelFiles, pictures: &Path) -> Result<Vec<Seen>, Box<dyn Error>
                 ..Keep::default()
             },
             max_tokens: 48,
-            sampling: Sampling::Greedy,
             ..RunOptions::default()
         };
         let run = session.run(&prompt, options)?;

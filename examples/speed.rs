@@ -18,7 +18,7 @@ use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
     Activations, Encoder, EncoderOptions, EncoderWeights, FeatureId, ImageCache, Keep, Kinds,
     ModelFiles, Picture, Prompt, PromptForm, PromptStore, RowProduct, Run, RunOptions, Sae,
-    Sampling, Session, SessionOptions, Step,
+    Session, SessionOptions, Step,
 };
 use serde_json::json;
 
@@ -560,7 +560,6 @@ fn options(keep: Keep, steering: Option<Arc<Steering>>, max_tokens: usize) -> Ru
         steering,
         keep,
         max_tokens,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     }
 }

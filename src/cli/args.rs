@@ -470,12 +470,10 @@ pub(super) struct GenerateArgs {
 
 impl GenerateArgs {
     pub(super) fn sampling(&self) -> Sampling {
-        if self.temp == 0.0 {
-            return Sampling::Greedy;
-        }
-        Sampling::Temperature {
+        Sampling {
             temperature: self.temp,
             seed: self.seed,
+            ..Sampling::default()
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Choosing the next token.
 
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
@@ -9,25 +11,81 @@ use super::model::Model;
 use crate::error::runtime;
 use crate::{Error, Result};
 
-/// How the next token is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Sampling {
-    /// The most likely token.
-    #[default]
-    Greedy,
-    /// At random, with llama.cpp's defaults for the rest (top-k 40, top-p 0.95, min-p 0.05).
-    Temperature {
-        /// Above 0; 1 leaves the model's probabilities as they are.
-        temperature: f32,
-        /// The same seed gives the same text.
-        seed: u32,
-    },
+/// How the next token is chosen: by default, the most likely one is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most likely token, 1 leaves the model's probabilities as they are.
+    pub temperature: f32,
+    /// The same seed gives the same text; [`u32::MAX`] is none.
+    pub seed: u32,
+    /// One of so many most likely tokens is chosen; 0 for all.
+    pub top_k: usize,
+    /// One of the most likely tokens that have this probability together is chosen; 1 for all.
+    pub top_p: f32,
+    /// The least probability of a token that is chosen, as a share of the most likely one's; 0 for all.
+    pub min_p: f32,
+    /// What a token's logit is lowered by for each time that it was generated, from -2 to 2.
+    pub frequency_penalty: f32,
+    /// What a token's logit is lowered by if it was generated, from -2 to 2.
+    pub presence_penalty: f32,
 }
 
-/// A chain of llama.cpp's samplers. Filler tokens are never chosen.
+impl Default for Sampling {
+    /// The most likely token; with a temperature, llama.cpp's defaults for the rest.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            seed: 0,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Below it, the most likely token is taken: logits that are divided by less may leave the range of f32.
+    const LEAST_TEMPERATURE: f32 = 1e-6;
+
+    /// Checks that each number is in its range.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<()> {
+        let check = |name, value: f32, range: RangeInclusive<f32>, expected| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            let what = format!("`{name}` is {value}, and has to be {expected}");
+            Err(Error::invalid(what))
+        };
+        let (frequency, presence) = (self.frequency_penalty, self.presence_penalty);
+        check("temperature", self.temperature, 0.0..=f32::MAX, "0 or more")?;
+        check(
+            "top_p",
+            self.top_p,
+            f32::MIN_POSITIVE..=1.0,
+            "above 0 and at most 1",
+        )?;
+        check("min_p", self.min_p, 0.0..=1.0, "from 0 to 1")?;
+        check("frequency_penalty", frequency, -2.0..=2.0, "from -2 to 2")?;
+        check("presence_penalty", presence, -2.0..=2.0, "from -2 to 2")?;
+        if self.seed == u32::MAX {
+            let what = format!("`seed` is {}, which llama.cpp takes for any", self.seed);
+            return Err(Error::invalid(what).with_hint("give a smaller one"));
+        }
+        Ok(())
+    }
+}
+
+/// A chain of llama.cpp's samplers for one text. Filler tokens are never chosen.
 pub struct Sampler {
     ptr: NonNull<sys::llama_sampler>,
     candidates: Vec<sys::llama_token_data>, // [n_vocab], reused
+    sampling: Sampling,
+    counts: HashMap<usize, u32>, // of the tokens that were chosen, by id
 }
 
 impl Sampler {
@@ -40,6 +98,8 @@ impl Sampler {
         let sampler = Self {
             ptr: NonNull::new(ptr).expect("llama.cpp allocates a sampler chain or aborts"),
             candidates: Vec::new(),
+            sampling,
+            counts: HashMap::new(),
         };
         let never: Vec<sys::llama_logit_bias> = model
             .unused_tokens()
@@ -58,22 +118,22 @@ impl Sampler {
                 never.as_ptr(),
             )
         });
-        match sampling {
+        if sampling.temperature < Sampling::LEAST_TEMPERATURE {
             // SAFETY: no arguments.
-            Sampling::Greedy => sampler.add(unsafe { sys::llama_sampler_init_greedy() }),
-            Sampling::Temperature { temperature, seed } => {
-                // SAFETY: plain numbers, here and below.
-                sampler.add(unsafe { sys::llama_sampler_init_top_k(40) });
-                // SAFETY: see above.
-                sampler.add(unsafe { sys::llama_sampler_init_top_p(0.95, 1) });
-                // SAFETY: see above.
-                sampler.add(unsafe { sys::llama_sampler_init_min_p(0.05, 1) });
-                // SAFETY: see above.
-                sampler.add(unsafe { sys::llama_sampler_init_temp(temperature) });
-                // SAFETY: see above.
-                sampler.add(unsafe { sys::llama_sampler_init_dist(seed) });
-            }
+            sampler.add(unsafe { sys::llama_sampler_init_greedy() });
+            return sampler;
         }
+        let top_k = i32::try_from(sampling.top_k).unwrap_or(i32::MAX);
+        // SAFETY: plain numbers, here and below.
+        sampler.add(unsafe { sys::llama_sampler_init_top_k(top_k) });
+        // SAFETY: see above.
+        sampler.add(unsafe { sys::llama_sampler_init_top_p(sampling.top_p, 1) });
+        // SAFETY: see above.
+        sampler.add(unsafe { sys::llama_sampler_init_min_p(sampling.min_p, 1) });
+        // SAFETY: see above.
+        sampler.add(unsafe { sys::llama_sampler_init_temp(sampling.temperature) });
+        // SAFETY: see above.
+        sampler.add(unsafe { sys::llama_sampler_init_dist(sampling.seed) });
         sampler
     }
 
@@ -94,6 +154,7 @@ impl Sampler {
         let candidates = logits.iter().zip(0..);
         let candidates = candidates.map(|(&logit, id)| sys::llama_token_data { id, logit, p: 0.0 });
         self.candidates.extend(candidates);
+        self.penalise();
         let mut candidates = sys::llama_token_data_array {
             data: self.candidates.as_mut_ptr(),
             size: self.candidates.len(),
@@ -115,7 +176,18 @@ impl Sampler {
         let id = unsafe { (*chosen).id };
         // SAFETY: the chain is alive.
         unsafe { sys::llama_sampler_accept(self.ptr.as_ptr(), id) };
+        let index = usize::try_from(id).expect("ids are not negative");
+        *self.counts.entry(index).or_default() += 1;
         Ok(id)
+    }
+
+    /// Lowers the logits of tokens that were chosen before: `logit − n · frequency − presence` (OpenAI's API
+    /// reference). llama.cpp's sampler of penalties gives the same, and looks each token of the vocabulary up for it.
+    fn penalise(&mut self) {
+        for (&index, &n) in &self.counts {
+            let penalty = n as f32 * self.sampling.frequency_penalty;
+            self.candidates[index].logit -= penalty + self.sampling.presence_penalty;
+        }
     }
 }
 

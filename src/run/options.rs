@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::cancel::CancelFlag;
 use super::hooks::Keep;
 use super::reading::Goal;
-use crate::Kinds;
 use crate::llama::Sampling;
 use crate::steering::Steering;
+use crate::{Kinds, Result};
 
 /// What a run does.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,14 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
+    /// Checks what a run does not depend on a prompt for.
+    ///
+    /// # Errors
+    /// As [`Sampling::check`].
+    pub fn check(&self) -> Result<()> {
+        self.sampling.check()
+    }
+
     pub(super) fn goal(&self) -> Goal {
         if self.max_tokens > 0 || self.keep.logits {
             Goal::Logits

@@ -88,7 +88,7 @@ impl Engine {
         mut requests: Vec<Request>,
         except: &[i32],
     ) -> Result<Vec<Scored>> {
-        requests.iter_mut().try_for_each(Request::place)?;
+        requests.iter_mut().try_for_each(Request::prepare)?;
         self.hook_all(&requests)?;
         let split = self.shared_place(&requests)?;
         let mut below = Vec::new();

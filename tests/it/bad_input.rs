@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::TensorType;
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
-use llava_sae_cpp::{Keep, KvType, PromptForm, RunOptions, Sampling, SessionOptions};
+use llava_sae_cpp::{Keep, KvType, PromptForm, RunOptions, SessionOptions};
 
 use crate::command_line::{names, program, run};
 use crate::fixture::{Fixture, exact_options, example, picture, temporary_root};
@@ -252,7 +252,6 @@ fn a_refused_context_can_be_asked_for_again() {
             steering: None,
             keep: Keep::default(),
             max_tokens: 1,
-            sampling: Sampling::Greedy,
             ..RunOptions::default()
         };
         let error = session.run(&prompt, run).expect_err("refused");

@@ -113,7 +113,7 @@ fn more_or_less_than_there_is_room_for() {
 #[test]
 fn logits_that_were_not_asked_for() {
     let (model, mut context) = context(options()).expect("it is made");
-    let mut sampler = Sampler::new(&model, Sampling::Greedy);
+    let mut sampler = Sampler::new(&model, Sampling::default());
     let last = OutputRow::Last;
     check(sampler.sample(context.logits(last)), "no logits");
     context

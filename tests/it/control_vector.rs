@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Gguf, Value};
 use llava_sae_cpp::steering::Positions;
-use llava_sae_cpp::{Keep, RunOptions, Sampling};
+use llava_sae_cpp::{Keep, RunOptions};
 
 use crate::bad_input::check;
 use crate::command_line::stdout;
@@ -71,7 +71,6 @@ fn an_exported_vector_does_the_same_in_llama_cpp() {
             ..Keep::default()
         },
         max_tokens: 24,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     let steering = steering(&mut session, feature, strength, Positions::ALL);

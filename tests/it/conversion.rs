@@ -5,7 +5,7 @@ use std::path::Path;
 use gguf_tools::gguf::{Gguf, TensorType};
 use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::llama::{Quant, quantize};
-use llava_sae_cpp::{Keep, ModelFiles, Run, RunOptions, Sampling, Session, SessionOptions, demo};
+use llava_sae_cpp::{Keep, ModelFiles, Run, RunOptions, Session, SessionOptions, demo};
 
 use crate::fixture::{Fixture, largest_error, prompt, relative_error, temporary_root, threads};
 
@@ -18,7 +18,6 @@ fn run(session: &mut Session, picture: &str) -> Run {
             ..Keep::default()
         },
         max_tokens: 48,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     session.run(&prompt, options).expect("the run succeeds")

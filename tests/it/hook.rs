@@ -1,7 +1,7 @@
 //! The hook: what it costs nothing, where it reaches, and llama.cpp's own control vector beside it.
 
 use llava_sae_cpp::steering::Positions;
-use llava_sae_cpp::{Keep, Kinds, Run, RunOptions, Sampling, Session, SessionOptions, TokenKind};
+use llava_sae_cpp::{Keep, Kinds, Run, RunOptions, Session, SessionOptions, TokenKind};
 
 use crate::fixture::{Fixture, ROUNDING, exact_options, prompt, relative_error, steering};
 use gguf_tools::gguf::TensorType;
@@ -26,7 +26,6 @@ fn options() -> RunOptions {
             ..Keep::default()
         },
         max_tokens: 24,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     }
 }

@@ -8,8 +8,7 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Sampling, Session,
-    SessionOptions,
+    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Session, SessionOptions,
 };
 
 use crate::bad_input::check;
@@ -101,7 +100,6 @@ fn options() -> RunOptions {
         steering: None,
         keep: Keep::ALL,
         max_tokens: 0,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     }
 }

@@ -3,9 +3,7 @@
 use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{
-    FeatureId, Keep, ModelFiles, Prompt, Run, RunOptions, Sampling, Session, Token,
-};
+use llava_sae_cpp::{FeatureId, Keep, ModelFiles, Prompt, Run, RunOptions, Session, Token};
 use serde_json::json;
 
 use crate::fixture::{Fixture, bound, exact_options, prompt, temporary_root};
@@ -109,7 +107,6 @@ fn run(session: &mut Session, prompt: &Prompt, interventions: Vec<Intervention>)
         steering: steered.then(|| steering.clone()),
         keep: Keep::ALL,
         max_tokens: 4,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     session.run(prompt, options).expect("the run succeeds")

@@ -61,6 +61,7 @@ mod reproduce;
 mod reproduce_report;
 mod rewritten;
 mod sae_formats;
+mod sampling;
 mod scan;
 mod scan_folders;
 mod scan_library;

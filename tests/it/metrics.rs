@@ -5,8 +5,8 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::metrics::{self, Fit, Metrics};
 use llava_sae_cpp::{
-    CancelFlag, Decoder, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session,
-    SessionOptions, Token, TokenKind, TryShortcuts,
+    CancelFlag, Decoder, Keep, ModelFiles, Prompt, PromptForm, RunOptions, Session, SessionOptions,
+    Token, TokenKind, TryShortcuts,
 };
 
 use crate::bad_input::check;
@@ -29,7 +29,6 @@ fn rows(session: &mut Session, prompt: &Prompt, kind: TokenKind) -> Vec<Reconstr
         steering: None,
         keep: Keep::ALL,
         max_tokens: 0,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     let run = session.run(prompt, options);

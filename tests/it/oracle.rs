@@ -7,8 +7,8 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    Activations, EncoderOptions, EncoderWeights, Keep, Picture, Run, RunOptions, Sae, Sampling,
-    Session, TokenKind,
+    Activations, EncoderOptions, EncoderWeights, Keep, Picture, Run, RunOptions, Sae, Session,
+    TokenKind,
 };
 
 use crate::fixture::{
@@ -40,7 +40,6 @@ fn run(
         steering: None,
         keep,
         max_tokens,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     session.run(&prompt, options).expect("the run succeeds")
@@ -211,7 +210,6 @@ fn check_steering(fixture: Fixture) {
                     steering: Some(steering.clone()),
                     keep,
                     max_tokens: max_tokens(fixture),
-                    sampling: Sampling::Greedy,
                     ..RunOptions::default()
                 };
                 let run = session.run(&prompt, options).expect("the run succeeds");

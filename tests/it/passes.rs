@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
-    FeatureId, FlashAttention, Keep, Kinds, KvType, Prompt, PromptForm, Run, RunOptions, Sampling,
-    Session, SessionOptions, TokenKind,
+    FeatureId, FlashAttention, Keep, Kinds, KvType, Prompt, PromptForm, Run, RunOptions, Session,
+    SessionOptions, TokenKind,
 };
 
 use crate::fixture::{
@@ -26,7 +26,6 @@ fn options(keep: Keep) -> RunOptions {
         steering: None,
         keep,
         max_tokens: 16,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     }
 }

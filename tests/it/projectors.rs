@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{TensorType, Value};
-use llava_sae_cpp::{Keep, ModelFiles, PromptForm, RunOptions, Sampling, Session};
+use llava_sae_cpp::{Keep, ModelFiles, PromptForm, RunOptions, Session};
 
 use crate::bad_input::check_file;
 use crate::command_line::run;
@@ -32,7 +32,6 @@ fn rows_and_caption(fixture: Fixture, path: &Path) -> (Vec<f32>, String) {
         steering: None,
         keep: Keep::default(),
         max_tokens: 24,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     let run = session.run(&prompt.expect("a text"), options);

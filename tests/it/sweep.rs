@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use llava_sae_cpp::steering::{Positions, Steering};
-use llava_sae_cpp::{Keep, PromptForm, RunOptions, Sampling, Session, SessionOptions, Token};
+use llava_sae_cpp::{Keep, PromptForm, RunOptions, Session, SessionOptions, Token};
 
 use crate::bad_input::{check, send};
 use crate::command_line::{json, program, run, stdout};
@@ -42,7 +42,6 @@ fn each_sequence_is_the_run_alone() {
                 ..Keep::default()
             },
             max_tokens: 24,
-            sampling: Sampling::Greedy,
             ..RunOptions::default()
         };
         let alone = session
@@ -65,7 +64,6 @@ fn each_trace_is_that_of_the_run_alone() {
         steering: None,
         keep: Keep::ALL,
         max_tokens: 6,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     let alone = session
@@ -175,7 +173,6 @@ fn kl_is_the_mean_along_the_originals_tokens() {
                     ..Keep::default()
                 },
                 max_tokens: 0,
-                sampling: Sampling::Greedy,
                 ..RunOptions::default()
             };
             let run = session.run(&longer, options);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Array, Gguf, Overwrite, TensorInfo, TensorType, Value, Writer};
 use llava_sae_cpp::llama::{AddBos, Model, ModelOptions, Special};
-use llava_sae_cpp::{Keep, ModelFiles, Prompt, PromptForm, RunOptions, Sampling, Session, Token};
+use llava_sae_cpp::{Keep, ModelFiles, Prompt, PromptForm, RunOptions, Session, Token};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -261,7 +261,6 @@ fn logits_of_generated_tokens_are_looked_at() {
         steering: None,
         keep: Keep::default(),
         max_tokens,
-        sampling: Sampling::Greedy,
         ..RunOptions::default()
     };
     let n_tokens = n_before + 1;

@@ -149,7 +149,7 @@ impl Engine {
     /// A prompt that is longer than the context; as many runs as there may be; a hook point that this model
     /// does not have; positions that the prompt does not have.
     pub fn admit(&mut self, mut request: Request) -> Result<RunId> {
-        request.place()?;
+        request.prepare()?;
         self.check_length(&request.prompt)?;
         let Some(sequence) = self.slots.iter().position(Option::is_none) else {
             return Err(self.no_room());
@@ -188,7 +188,7 @@ impl Engine {
         if requests.len() > self.slots.len() {
             return Err(self.no_room());
         }
-        requests.iter_mut().try_for_each(Request::place)?;
+        requests.iter_mut().try_for_each(Request::prepare)?;
         let first_id = self.n_admitted;
         let mut runs: Vec<Option<Run>> = requests.iter().map(|_| None).collect();
         self.forward.context.clear();

@@ -30,8 +30,10 @@ impl Request {
         }
     }
 
-    /// Finds the rows of the prompt that interventions touch, where positions of their own say it.
-    pub(in crate::run) fn place(&mut self) -> Result<()> {
+    /// Checks the options, and finds the rows of the prompt that interventions touch, where positions of their own
+    /// say it.
+    pub(in crate::run) fn prepare(&mut self) -> Result<()> {
+        self.options.check()?;
         let steering = &mut self.options.steering;
         if let Some(unplaced) = steering.as_deref().filter(|one| one.has_places()) {
             *steering = Some(Arc::new(unplaced.placed(self.prompt.tokens())?));

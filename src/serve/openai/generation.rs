@@ -11,7 +11,7 @@ use crate::serve::prepare::Prepared;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::RunEvents;
 use crate::steering::Steering;
-use crate::{CancelFlag, Keep, Request, RunOptions, Sampling, saved_set};
+use crate::{Keep, Request, RunOptions, Sampling, saved_set};
 
 /// The most answers to one request.
 const MAX_ANSWERS: usize = 16;
@@ -99,7 +99,7 @@ impl Generation<'_> {
                 keep,
                 max_tokens: self.max_tokens(app, prepared),
                 sampling: self.sampling(i)?,
-                cancel: CancelFlag::default(),
+                ..RunOptions::default()
             };
             Ok(Request::new(Arc::clone(&prepared.prompt), options))
         };
@@ -118,15 +118,13 @@ impl Generation<'_> {
             let what = "a temperature is a number from 0 up";
             return Err(Refusal::about("temperature", what));
         }
-        if temperature == 0.0 {
-            return Ok(Sampling::Greedy);
-        }
         // Clients send numbers of any size; llama.cpp takes the largest for "any".
         let seed =
             (self.seed.unwrap_or(0) as u64).wrapping_add(answer as u64) % u64::from(u32::MAX);
-        Ok(Sampling::Temperature {
+        Ok(Sampling {
             temperature,
             seed: seed as u32,
+            ..Sampling::default()
         })
     }
 }
