@@ -54,7 +54,7 @@ pub use prompt::{
 };
 pub use run::{
     CancelFlag, Editor, EditorAt, Engine, Finished, Keep, PromptStore, Request, Run, RunId,
-    RunOptions, SaeTrace, Step, Stop, Trace, TryShortcuts,
+    RunOptions, SaeTrace, Step, Stop, TokenLogProbs, Trace, TryShortcuts,
 };
 pub use sae_core::labels::holds_word;
 pub use sae_core::{

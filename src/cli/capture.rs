@@ -80,6 +80,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
         max_tokens: args.generate.max_tokens,
         sampling: args.generate.sampling(),
         cancel,
+        ..RunOptions::default()
     };
     let spinner = Spinner::start("running the model", verbosity);
     let run = session.run(&prompt, options)?;

@@ -195,6 +195,7 @@ fn describe(
             max_tokens: args.generate.max_tokens,
             sampling: args.generate.sampling(),
             cancel: cancel.clone(),
+            ..RunOptions::default()
         })
         .collect();
     let spinner = Spinner::start("reading the prompt", verbosity);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::hooks::Trace;
+use super::logits::TokenLogProbs;
 use super::options::RunOptions;
 use crate::llama::{Model, Sampler, Special};
 use crate::{Error, Result};
@@ -27,6 +28,8 @@ pub struct Run {
     pub text: String,
     /// The generated ids, without the one that ended the text.
     pub token_ids: Vec<i32>,
+    /// How likely each of them was; empty where that was not asked for.
+    pub log_probs: Vec<TokenLogProbs>,
     /// Why it ended.
     pub stop: Stop,
     /// Logits after the prompt's last row, `[n_vocab]`; empty where not kept.
@@ -47,8 +50,11 @@ pub(super) struct Generation {
     max_tokens: usize,
     sampler: Sampler,
     next: Option<i32>, // the token that follows; none before the first
+    top_log_probs: Option<usize>,
+    next_log_probs: Option<TokenLogProbs>,
     text: StreamedText,
     token_ids: Vec<i32>,
+    log_probs: Vec<TokenLogProbs>,
     pub(super) stop: Option<Stop>,
     logits: Vec<f32>, // [n_vocab], after the prompt; empty where not kept
     n_remembered: usize,
@@ -68,8 +74,11 @@ impl Generation {
             max_tokens: options.max_tokens,
             sampler: Sampler::new(model, options.sampling),
             next: None,
+            top_log_probs: options.top_log_probs,
+            next_log_probs: None,
             text: StreamedText::default(),
             token_ids: Vec::new(),
+            log_probs: Vec::new(),
             stop: (options.max_tokens == 0).then_some(Stop::Length),
             logits: Vec::new(),
             n_remembered,
@@ -93,7 +102,10 @@ impl Generation {
             return Err(self.not_numbers());
         }
         if self.stop.is_none() {
-            self.next = Some(self.sampler.sample(logits)?);
+            let id = self.sampler.sample(logits)?;
+            self.next = Some(id);
+            let log_probs = |n_top| TokenLogProbs::new(logits, id, n_top);
+            self.next_log_probs = self.top_log_probs.map(log_probs);
         }
         Ok(())
     }
@@ -111,6 +123,7 @@ impl Generation {
             return Ok((None, String::new()));
         }
         self.token_ids.push(id);
+        self.log_probs.extend(self.next_log_probs.take());
         model.append_piece(id, Special::Hide, &mut self.text.bytes)?;
         if self.token_ids.len() == self.max_tokens {
             self.stop = Some(Stop::Length);
@@ -119,6 +132,11 @@ impl Generation {
             self.stop = Some(Stop::Length);
         }
         Ok((Some(id), self.text.take_new()))
+    }
+
+    /// How likely the last token was, if that is asked for.
+    pub(super) fn last_log_probs(&self) -> Option<&TokenLogProbs> {
+        self.log_probs.last()
     }
 
     /// The characters that are left at the end: U+FFFD for one that was only begun.
@@ -131,6 +149,7 @@ impl Generation {
         Run {
             text: String::from_utf8_lossy(&self.text.bytes).into_owned(),
             token_ids: self.token_ids,
+            log_probs: self.log_probs,
             stop: self.stop.expect("it has stopped"),
             logits: self.logits,
             trace,

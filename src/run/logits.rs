@@ -1,5 +1,27 @@
 //! What logits say: log-probabilities, and how far two distributions are apart.
 
+/// How likely a model finds a token, and what it finds most likely: natural logarithms of probabilities, which those
+/// of the whole vocabulary sum to 1 with, interventions and all, before anything that [`Sampling`](crate::Sampling)
+/// says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogProbs {
+    /// The token's.
+    pub log_prob: f64,
+    /// The most likely tokens' ids with theirs, the likeliest first.
+    pub top: Vec<(i32, f64)>,
+}
+
+impl TokenLogProbs {
+    /// Of the token `id`, and of the `n_top` most likely, by the logits that it is chosen from, `[n_vocab]`.
+    pub(super) fn new(logits: &[f32], id: i32, n_top: usize) -> Self {
+        let distribution = Distribution::new(logits);
+        Self {
+            log_prob: distribution.log_prob(id),
+            top: distribution.top(n_top),
+        }
+    }
+}
+
 /// A distribution over the vocabulary, with its exponentials summed once.
 pub(crate) struct Distribution<L> {
     logits: L, // [n_vocab]
@@ -22,6 +44,19 @@ impl<L: AsRef<[f32]>> Distribution<L> {
     pub(crate) fn log_prob(&self, id: i32) -> f64 {
         let id = usize::try_from(id).expect("ids are not negative");
         f64::from(self.logits.as_ref()[id]) - self.log_sum_exp
+    }
+
+    /// The `n` most likely tokens, the likeliest first, with their log-probabilities; of equals, smaller ids first.
+    fn top(&self, n: usize) -> Vec<(i32, f64)> {
+        let mut top: Vec<(i32, f32)> = Vec::with_capacity(n + 1);
+        for (&logit, id) in self.logits.as_ref().iter().zip(0..) {
+            if top.len() < n || top.last().is_some_and(|&(_, least)| logit > least) {
+                let place = top.partition_point(|&(_, other)| other >= logit);
+                top.insert(place, (id, logit));
+                top.truncate(n);
+            }
+        }
+        top.iter().map(|&(id, _)| (id, self.log_prob(id))).collect()
     }
 
     /// `Σ p (log p − log q)` of this distribution `p` and another, `q`, in nats.
@@ -50,5 +85,15 @@ mod tests {
         let p = Distribution::new([5.0, 5.0]);
         assert!((p.kl_divergence(&q) - expected).abs() < 1e-6);
         assert_eq!(q.kl_divergence(&q), 0.0);
+    }
+
+    #[test]
+    fn the_most_likely_tokens_come_first() {
+        let of = Distribution::new([1.0, 3.0, -2.0, 3.0, 2.0, f32::NEG_INFINITY]);
+        let ids = |n| of.top(n).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(ids(0), [0; 0]);
+        assert_eq!(ids(3), [1, 3, 4]);
+        assert_eq!(ids(9), [1, 3, 4, 0, 2, 5]);
+        assert_eq!(of.top(2)[1], (3, of.log_prob(3)));
     }
 }

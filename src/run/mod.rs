@@ -25,6 +25,7 @@ pub(crate) use forward::Forward;
 pub use generation::{Run, Stop};
 pub use hooks::{Editor, EditorAt, Keep, SaeTrace, Trace};
 pub(crate) use hooks::{HookedSite, Hooks};
+pub use logits::TokenLogProbs;
 pub use options::RunOptions;
 pub(crate) use remembered::PieceKey;
 pub use remembered::PromptStore;

@@ -7,7 +7,10 @@ use super::hooks::Keep;
 use super::reading::Goal;
 use crate::llama::Sampling;
 use crate::steering::Steering;
-use crate::{Kinds, Result};
+use crate::{Error, Kinds, Result};
+
+/// OpenAI's API has as many.
+const MAX_TOP_LOG_PROBS: usize = 20;
 
 /// What a run does.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +23,9 @@ pub struct RunOptions {
     pub max_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Says how likely each generated token was, and this many most likely ones, 20 at most; none says nothing, and
+    /// costs nothing.
+    pub top_log_probs: Option<usize>,
     /// Stops the run from elsewhere: in a prompt within a node's time on the processor, and within an
     /// ubatch's on a device.
     pub cancel: CancelFlag,
@@ -29,8 +35,12 @@ impl RunOptions {
     /// Checks what a run does not depend on a prompt for.
     ///
     /// # Errors
-    /// As [`Sampling::check`].
+    /// As [`Sampling::check`]; more log-probabilities than there may be.
     pub fn check(&self) -> Result<()> {
+        if let Some(n) = self.top_log_probs.filter(|&n| n > MAX_TOP_LOG_PROBS) {
+            let what = format!("`top_log_probs` is {n}, and has to be {MAX_TOP_LOG_PROBS} at most");
+            return Err(Error::invalid(what));
+        }
         self.sampling.check()
     }
 

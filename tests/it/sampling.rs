@@ -1,9 +1,25 @@
-//! How tokens are chosen, against what the logits along the text allow.
+//! How tokens are chosen, and how likely they are, against the logits along the text.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use gguf_tools::gguf::TensorType;
-use llava_sae_cpp::{Keep, Prompt, PromptForm, RunOptions, Sampling, Segment, Session};
+use llava_sae_cpp::steering::{Positions, Steering};
+use llava_sae_cpp::{
+    Keep, Kinds, Prompt, PromptForm, RunOptions, Sampling, Segment, Session, Stop, TokenLogProbs,
+};
 
-use crate::fixture::{Fixture, exact_options, prompt};
+use crate::fixture::{F32, Fixture, exact_options, prompt, steering};
+
+/// What differs of log-probabilities at most, where a text is read as a prompt and where it is generated: its rows are
+/// summed in other orders, and a GELU is looked up in a table of f16; 1.4e-3 was seen.
+const READ_OR_GENERATED: f64 = 10.0 * F32;
+
+const LOGITS: Keep = Keep {
+    features: Kinds::NONE,
+    residuals: false,
+    logits: true,
+};
 
 fn session() -> Session {
     Fixture::Demo.session(TensorType::F32, exact_options())
@@ -19,7 +35,12 @@ fn ids(session: &mut Session, prompt: &Prompt, sampling: Sampling) -> Vec<i32> {
 }
 
 /// The logits that each of `ids` is chosen from behind `prompt`, of a run of its own for each.
-fn logits_along(session: &mut Session, prompt: &Prompt, ids: &[i32]) -> Vec<Vec<f32>> {
+fn logits_along(
+    session: &mut Session,
+    prompt: &Prompt,
+    ids: &[i32],
+    steering: Option<Arc<Steering>>,
+) -> Vec<Vec<f32>> {
     let mut logits_behind = |ids: &[i32]| {
         let mut segments = prompt.segments().to_vec();
         let Some(Segment::Text(last)) = segments.last_mut() else {
@@ -28,10 +49,8 @@ fn logits_along(session: &mut Session, prompt: &Prompt, ids: &[i32]) -> Vec<Vec<
         last.extend(ids);
         let prompt = session.model().prompt_of_segments(segments);
         let options = RunOptions {
-            keep: Keep {
-                logits: true,
-                ..Keep::default()
-            },
+            steering: steering.clone(),
+            keep: LOGITS,
             ..RunOptions::default()
         };
         let run = session.run(&prompt.expect("known ids"), options);
@@ -42,8 +61,7 @@ fn logits_along(session: &mut Session, prompt: &Prompt, ids: &[i32]) -> Vec<Vec<
 
 /// `softmax(logits)`, in f64.
 fn probabilities(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f32::MIN, f32::max);
-    let powers: Vec<_> = logits.iter().map(|&x| f64::from(x - max).exp()).collect();
+    let powers: Vec<_> = logits.iter().map(|&x| f64::from(x).exp()).collect(); // none is large
     let sum: f64 = powers.iter().sum();
     powers.iter().map(|power| power / sum).collect()
 }
@@ -115,7 +133,7 @@ fn check_limit(sampling: Sampling, allows: impl Fn(&[f64], usize) -> bool) {
     let prompt = prompt(&mut session, Fixture::Demo, "00.png");
     let mut are_allowed = |sampling| {
         let ids = ids(&mut session, &prompt, sampling);
-        let logits = logits_along(&mut session, &prompt, &ids);
+        let logits = logits_along(&mut session, &prompt, &ids, None);
         let greedy = logits.iter().map(|logits| most_likely(logits));
         assert!(greedy.ne(ids.iter().copied()), "it is all most likely");
         let chosen = logits.iter().zip(ids);
@@ -191,7 +209,7 @@ fn penalties_count_what_was_generated() {
         };
         let chosen = ids(&mut session, &prompt, sampling);
         assert_ne!(chosen, plain, "{sampling:?}");
-        let logits = logits_along(&mut session, &prompt, &chosen);
+        let logits = logits_along(&mut session, &prompt, &chosen, None);
         for (n, logits) in logits.iter().enumerate() {
             let penalised = |seen: &[i32]| {
                 let logits = logits.iter().zip(0..).map(|(logit, id)| {
@@ -312,4 +330,90 @@ fn numbers_out_of_range_are_refused() {
         seed: u32::MAX - 1,
     };
     assert!(!ids(&mut session, &prompt, most).is_empty());
+}
+
+/// Five most likely tokens, and `id`, are as likely as these logits say.
+fn check_log_probs(found: &TokenLogProbs, id: i32, logits: &[f32], bound: f64) {
+    let expected: Vec<_> = probabilities(logits).iter().map(|p| p.ln()).collect();
+    let mut ranked = expected.clone();
+    ranked.sort_by(|a, b| b.total_cmp(a));
+    let check = |ours: f64, theirs: f64| {
+        assert!((ours - theirs).abs() < bound, "{found:?}: {ours}, {theirs}");
+    };
+    let of = |id: i32| expected[usize::try_from(id).expect("an id")];
+    check(found.log_prob, of(id));
+    assert_eq!(found.top.len(), 5);
+    for (&(id, log_prob), &ranked) in found.top.iter().zip(&ranked) {
+        check(log_prob, of(id));
+        check(log_prob, ranked);
+    }
+}
+
+/// Log-probabilities are of the logits as the model gives them, whatever is chosen by.
+#[test]
+fn log_probabilities_are_those_of_the_logits() {
+    let mut session = session();
+    let prompt = prompt(&mut session, Fixture::Demo, "00.png");
+    let (feature, strength, _) = Fixture::Demo.oracle().steered("00.png").remove(0);
+    let steered = steering(&mut session, feature, strength, Positions::ALL);
+    let penalised = Sampling {
+        frequency_penalty: 1.0,
+        ..ANYTHING
+    };
+    for (steering, sampling) in [
+        (None, Sampling::default()),
+        (None, penalised),
+        (Some(steered), penalised),
+    ] {
+        let options = RunOptions {
+            steering,
+            sampling,
+            max_tokens: 32,
+            top_log_probs: Some(5),
+            keep: LOGITS,
+            ..RunOptions::default()
+        };
+        let mut shown = Vec::new();
+        let run = session.run_with(&prompt, options.clone(), &mut |step| {
+            assert_eq!(step.log_probs.is_some(), step.id.is_some());
+            shown.extend(step.log_probs.cloned());
+            ControlFlow::Continue(())
+        });
+        let run = run.expect("it runs");
+        let is_greedy = sampling == Sampling::default();
+        assert!(!is_greedy || run.stop == Stop::End, "its end is no token");
+        assert_eq!(run.log_probs, shown);
+        assert_eq!(run.log_probs.len(), run.token_ids.len());
+        let steering = options.steering.clone();
+        let logits = logits_along(&mut session, &prompt, &run.token_ids, steering);
+        let found = run.log_probs.iter().zip(&run.token_ids);
+        for ((found, &id), logits) in found.clone().zip(&logits) {
+            check_log_probs(found, id, logits, READ_OR_GENERATED);
+        }
+        let (found, &id) = found.clone().next().expect("some");
+        check_log_probs(found, id, &run.logits, 1e-6); // exponents in f32
+        let without = RunOptions {
+            top_log_probs: None,
+            ..options.clone()
+        };
+        let without = session.run(&prompt, without).expect("it runs");
+        assert_eq!(
+            (without.token_ids, without.log_probs),
+            (run.token_ids, vec![])
+        );
+        let chosen_alone = RunOptions {
+            top_log_probs: Some(0),
+            ..options
+        };
+        let chosen_alone = session.run(&prompt, chosen_alone).expect("it runs");
+        for (alone, with_others) in chosen_alone.log_probs.iter().zip(&run.log_probs) {
+            assert_eq!((alone.log_prob, alone.top.len()), (with_others.log_prob, 0));
+        }
+    }
+    let too_many = RunOptions {
+        top_log_probs: Some(21),
+        ..RunOptions::default()
+    };
+    let error = too_many.check().expect_err("refused").to_string();
+    assert!(error.contains("`top_log_probs` is 21"), "{error}");
 }

@@ -137,6 +137,7 @@ pub(super) fn look(
             max_tokens: args.max_tokens(),
             sampling: args.generate.sampling(),
             cancel: cancel.clone(),
+            ..RunOptions::default()
         };
         let _spinner = Spinner::start("running the model", verbosity);
         let run = session.run(&prompt, options)?;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::forward::Forward;
 use super::generation::{Generation, Run};
 use super::hooks::Trace;
+use super::logits::TokenLogProbs;
 use super::reading::Reading;
 use super::remembered::{Piece, PieceKey};
 use crate::llama::{self, Extent};
@@ -34,6 +35,8 @@ pub struct Step<'a> {
     pub id: Option<i32>,
     /// The characters that are new; a character may take several tokens.
     pub text: &'a str,
+    /// How likely the token was, if that is asked for.
+    pub log_probs: Option<&'a TokenLogProbs>,
     /// What the hooks have seen of the run.
     pub trace: &'a Trace,
     /// The rows of the trace that are new since the step before: first the prompt's, and then one a step,
@@ -99,7 +102,7 @@ enum Phase {
     /// More of its prompt.
     Prompt { reading: Reading, time: Duration },
     /// A token.
-    Tokens(Generation),
+    Tokens(Box<Generation>),
 }
 
 impl Engine {

@@ -76,7 +76,10 @@ impl Engine {
             n_read += self.read_piece(sequence, &prompt, &mut reading, &cancel)?;
         }
         let phase = match reading.is_done() {
-            true => Phase::Tokens(self.begin_generation(sequence, time + start.elapsed())?),
+            true => {
+                let generation = self.begin_generation(sequence, time + start.elapsed())?;
+                Phase::Tokens(Box::new(generation))
+            }
             false => Phase::Prompt {
                 reading,
                 time: time + start.elapsed(),

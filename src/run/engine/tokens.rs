@@ -120,9 +120,14 @@ impl Engine {
         let trace = &self.forward.context.hook().sequences[sequence].trace;
         let n_rows = trace.tokens.len();
         let new_rows = std::mem::replace(&mut active.n_shown, n_rows)..n_rows;
+        let log_probs = match &active.phase {
+            Phase::Tokens(generation) => id.and_then(|_| generation.last_log_probs()),
+            Phase::Prompt { .. } => None,
+        };
         let step = Step {
             id,
             text,
+            log_probs,
             trace,
             new_rows,
         };
