@@ -15,6 +15,7 @@ mod body;
 mod guard;
 mod openai;
 mod options;
+mod page;
 mod prepare;
 mod refusal;
 mod runs;

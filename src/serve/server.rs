@@ -23,7 +23,7 @@ use super::options::ServeOptions;
 use super::refusal::Refusal;
 use super::runs::Runs;
 use super::studies::Studies;
-use super::{body, openai};
+use super::{body, openai, page};
 use crate::{CancelFlag, EngineSize, Error, ErrorKind, HookedModel, Result};
 
 /// Connections at once; others wait for one to end.
@@ -150,6 +150,7 @@ fn router(app: Arc<App>, options: &ServeOptions) -> Router {
             header::HeaderName::from_static("x-secret-key"),
         ]);
     Router::new()
+        .route("/", get(page::page))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
         .merge(openai::routes())
         .fallback(not_found)

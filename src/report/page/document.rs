@@ -24,9 +24,19 @@ pub(crate) struct Document<'a> {
     pub(crate) scripts: &'a [&'a str],
 }
 
+/// A document's text, and the content security policy that stands in it.
+pub(crate) struct Html {
+    pub(crate) text: String,
+    #[cfg_attr(
+        not(feature = "serve"),
+        expect(dead_code, reason = "a server sends it as a header")
+    )]
+    pub(crate) policy: String,
+}
+
 impl Document<'_> {
     /// The page with this data.
-    pub(crate) fn html(&self, data: &impl Serialize) -> String {
+    pub(crate) fn html(&self, data: &impl Serialize) -> Html {
         let data = serde_json::to_string(data).expect("a page's data is plain");
         let data = without_markup(&data);
         // Only what holds the hash of all data runs, and no data can hold its own hash.
@@ -38,14 +48,15 @@ impl Document<'_> {
         );
         let styles = [&[include_str!("base.css")], self.styles].concat();
         let scripts = [&[include_str!("element.js")], self.scripts].concat();
-        include_str!("document.html")
+        let text = include_str!("document.html")
             .replace("{{title}}", self.title)
             .replace("{{policy}}", &policy)
             .replace("{{nonce}}", &nonce)
             .replace("{{body}}\n", &[&self.body.concat(), "\n"].concat())
             .replace("{{style}}", &styles.concat())
             .replace("{{script}}", &scripts.join("\n"))
-            .replace("{{data}}", &data) // last, since anything may stand in it
+            .replace("{{data}}", &data); // last, since anything may stand in it
+        Html { text, policy }
     }
 }
 

@@ -240,7 +240,7 @@ impl Page {
 
     /// The page's text.
     pub fn html(&self) -> String {
-        DOCUMENT.html(self)
+        DOCUMENT.html(self).text
     }
 }
 

@@ -8,7 +8,7 @@ for (const picture of data.pictures) {
     return pairs.sort((a, b) => b[1] - a[1]);
   });
   picture.features = picture.features.map(([feature, score, lift, max, nTokens, argmax], i) => ({
-    feature, score, lift, max, nTokens, argmax, rank: i < picture.n_ranked ? i + 1 : null,
+    feature, score, lift, max, nTokens, argmax, rank: i < picture.n_ranked ? i + 1 : null, isElsewhere: i >= picture.n_ranked,
   }));
   picture.byIndex = new Map(picture.features.map((entry) => [entry.feature, entry]));
   picture.hasLift = data.has_lift;

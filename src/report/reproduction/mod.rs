@@ -13,6 +13,6 @@ impl Report {
             styles: &[REPORT_STYLE, TABLE_STYLE, include_str!("page.css")],
             scripts: &[TABLE_SCRIPT, include_str!("page.js")],
         };
-        document.html(self)
+        document.html(self).text
     }
 }

@@ -93,6 +93,6 @@ impl Report {
             report: self,
             pieces: self.steered.iter().map(beside).collect(),
         };
-        document.html(&data)
+        document.html(&data).text
     }
 }

@@ -34,7 +34,7 @@ function matches() {
     return words.every((word) => text.includes(word));
   };
   return state.picture.features
-    .filter(isFound)
+    .filter((entry) => isFound(entry) && (entry.nTokens > 0 || words.length > 0))
     .map((entry) => [orders[state.order](entry), entry])
     .sort(([a], [b]) => (a < b ? -1 : Number(a > b)))
     .map(([, entry]) => entry);
@@ -45,7 +45,8 @@ function drawList() {
   const shown = state.showsAll ? found : found.slice(0, N_ROWS);
   const options = shown.map((entry) => {
     const { feature, rank, score, lift, max, nTokens } = entry;
-    const cells = [rank ?? "–", named(feature), number(lift ?? score), number(max), nTokens];
+    const second = !state.picture.hasLift ? number(score) : lift === null ? "–" : number(lift);
+    const cells = [rank ?? "–", named(feature), second, number(max), nTokens];
     const option = element("div", { className: "option", id: `feature-${feature}`, onclick: () => pick(feature) },
       ...cells.map((cell) => element("span", { className: "number", textContent: cell })), labelElement(label(feature)));
     option.setAttribute("role", "option");
@@ -55,8 +56,10 @@ function drawList() {
   more.hidden = found.length === shown.length;
   more.textContent = `Show ${found.length - shown.length} more`;
   find("#list").replaceChildren(...options);
-  const nAll = state.picture.features.length;
-  find("#n-found").textContent = state.query ? `${found.length} of ${nAll} active features` : `${nAll} active features`;
+  const nAll = state.picture.features.filter(({ nTokens }) => nTokens > 0).length;
+  const nFound = found.filter(({ nTokens }) => nTokens > 0).length;
+  const inactive = found.length > nFound ? `, ${found.length - nFound} others` : "";
+  find("#n-found").textContent = state.query ? `${nFound} of ${nAll} active features${inactive}` : `${nAll} active features`;
   markChosen();
 }
 
@@ -73,13 +76,16 @@ function markChosen() {
 function choose(feature) {
   state.feature = state.picture.byIndex.get(feature) ?? null;
   if (state.feature) {
-    const { rank, max, nTokens } = state.feature;
+    const { rank, max, nTokens, isElsewhere } = state.feature;
     const title = [`Feature ${named(feature)}`];
     if (label(feature) !== undefined) title.push(" · ", labelElement(label(feature)));
     find("#chosen").replaceChildren(...title);
-    find("#chosen-numbers").textContent = rank === null
-      ? `Active outside of ${data.positions} only, up to ${number(max)}.`
-      : `Rank ${rank}, up to ${number(max)}, active at ${nTokens} of ${data.positions}.`;
+    const place = rank === null ? "Active" : `Rank ${rank}, active`;
+    find("#chosen-numbers").textContent = nTokens === 0
+      ? "Not active here."
+      : isElsewhere
+        ? `Active outside of ${data.positions} only, up to ${number(max)}.`
+        : `${place} at ${nTokens} of ${data.positions}, up to ${number(max)}.`;
     // A list that follows the position would be sorted anew beneath the keys.
     if (!state.held && state.order !== HERE) {
       state.position = state.feature.argmax;
@@ -94,6 +100,7 @@ function choose(feature) {
   shadeTokens();
   drawPosition();
   markChosen();
+  document.dispatchEvent(new Event("choose"));
 }
 
 // Chooses a feature because someone asked for it: it is drawn, and who listens is told.

@@ -1,8 +1,10 @@
 // What can be explored of a picture or a text: its views, patches and tokens, and the features active at each.
 // Text of the data goes through `textContent` only, so that no label can become markup.
 //
-// A picture is { views, tokens, activations, features, byIndex, hasLift }: activations are pairs of a feature and its
-// value by position, the largest first.
+// A picture is { views, tokens, activations, features, byIndex, hasLift }. Activations are pairs of a feature and its
+// value by position, the largest first. A feature is { feature, rank, score, lift, max, nTokens, argmax, isElsewhere }: its
+// index, numbers of the positions that are looked at, or of others if it is active there only, and null for a rank or a
+// lift that it has not.
 
 const N_AT_POSITION = 14;
 
