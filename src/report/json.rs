@@ -49,6 +49,7 @@ impl Output {
 pub(super) fn stop(stop: Stop) -> &'static str {
     match stop {
         Stop::End => "end",
+        Stop::StopString => "stop_string",
         Stop::Length => "length",
         Stop::Interrupted => "interrupted",
         Stop::Caller => "caller",

@@ -17,6 +17,7 @@ mod reading;
 mod remembered;
 mod score;
 mod shortcuts;
+mod streamed_text;
 mod trial;
 
 pub use cancel::CancelFlag;

@@ -26,6 +26,8 @@ pub struct RunOptions {
     /// Says how likely each generated token was, and this many most likely ones, 20 at most; none says nothing, and
     /// costs nothing.
     pub top_log_probs: Option<usize>,
+    /// The text ends before the first of these.
+    pub stop: Vec<String>,
     /// Stops the run from elsewhere: in a prompt within a node's time on the processor, and within an
     /// ubatch's on a device.
     pub cancel: CancelFlag,
@@ -35,11 +37,14 @@ impl RunOptions {
     /// Checks what a run does not depend on a prompt for.
     ///
     /// # Errors
-    /// As [`Sampling::check`]; more log-probabilities than there may be.
+    /// As [`Sampling::check`]; more log-probabilities than there may be; a stop string without characters.
     pub fn check(&self) -> Result<()> {
         if let Some(n) = self.top_log_probs.filter(|&n| n > MAX_TOP_LOG_PROBS) {
             let what = format!("`top_log_probs` is {n}, and has to be {MAX_TOP_LOG_PROBS} at most");
             return Err(Error::invalid(what));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::invalid("a string in `stop` is empty"));
         }
         self.sampling.check()
     }

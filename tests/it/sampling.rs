@@ -417,3 +417,42 @@ fn log_probabilities_are_those_of_the_logits() {
     let error = too_many.check().expect_err("refused").to_string();
     assert!(error.contains("`top_log_probs` is 21"), "{error}");
 }
+
+#[test]
+fn a_stop_string_ends_the_text() {
+    let mut session = session();
+    let prompt = prompt(&mut session, Fixture::Demo, "00.png");
+    let mut run = |stop: &[&str]| {
+        let options = RunOptions {
+            max_tokens: 64,
+            stop: stop.iter().map(|&stop| stop.to_owned()).collect(),
+            ..RunOptions::default()
+        };
+        let mut steps = Vec::new();
+        let run = session.run_with(&prompt, options, &mut |step| {
+            steps.push(step.text.to_owned());
+            ControlFlow::Continue(())
+        });
+        run.inspect(|run| assert_eq!(steps.concat(), run.text))
+    };
+    let caption = Fixture::Demo.oracle().caption("00.png");
+    let whole = run(&["no such text", "\u{fffd}"]).expect("it runs");
+    assert_eq!((&whole.text, whole.stop), (&caption, Stop::End));
+    // Nine characters from some places on: within tokens and across several.
+    for start in (0..caption.len()).step_by(3) {
+        let stop: String = caption[start..].chars().take(9).collect();
+        let before = &caption[..caption.find(&stop).expect("it is there")];
+        let cut = run(&[&stop, "no such text"]).expect("it runs");
+        assert_eq!(
+            (&cut.text[..], cut.stop),
+            (before, Stop::StopString),
+            "{stop}"
+        );
+        assert_eq!(cut.token_ids, whole.token_ids[..cut.token_ids.len()]);
+    }
+    // The last token may complete it.
+    let shorter = run(&[&caption[caption.len() - 4..]]).expect("it runs");
+    assert_eq!(shorter.stop, Stop::StopString);
+    let error = run(&["x", ""]).expect_err("refused").to_string();
+    assert!(error.contains("a string in `stop` is empty"), "{error}");
+}

@@ -143,7 +143,7 @@ pub(super) fn look(
         let run = session.run(&prompt, options)?;
         match run.stop {
             Stop::Interrupted => Err(Error::interrupted()),
-            Stop::End | Stop::Length | Stop::Caller => Ok(run),
+            _ => Ok(run),
         }
     };
     let keep = Keep {

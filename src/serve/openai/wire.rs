@@ -29,7 +29,7 @@ pub(super) fn id(prefix: &str) -> String {
 pub(super) fn finish_reason(stop: Stop) -> &'static str {
     match stop {
         Stop::Length => "length",
-        Stop::End | Stop::Interrupted | Stop::Caller => "stop",
+        Stop::End | Stop::StopString | Stop::Interrupted | Stop::Caller => "stop",
     }
 }
 
