@@ -70,6 +70,10 @@ mod scan_resume;
 mod scan_several;
 mod scan_top;
 mod screen;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_fixture;
 mod several_images;
 mod several_saes;
 mod split_models;
