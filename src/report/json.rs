@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::rank::FeatureScore;
-use crate::{FeatureId, FeatureName, Run, SaeSet, Session, Stop, Token, TokenKind};
+use crate::{FeatureId, FeatureName, HookedModel, Run, SaeSet, Stop, Token, TokenKind};
 use serde::Serialize;
 
 /// Prints a report on one line.
@@ -94,7 +94,7 @@ pub struct TokenEntry {
 }
 
 /// The positions of a prompt, and of what was generated, where features of that are asked for.
-pub fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
+pub fn tokens(tokens: &[Token], model: &HookedModel) -> Vec<TokenEntry> {
     let entry = |(position, &token): (usize, &Token)| TokenEntry {
         position,
         kind: match token.kind {
@@ -103,7 +103,7 @@ pub fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenEntry> {
             TokenKind::Generated => "generated",
         },
         id: token.id,
-        text: session.token_text(token),
+        text: model.token_text(token),
     };
     tokens.iter().enumerate().map(entry).collect()
 }

@@ -2,6 +2,7 @@
 //! are called; nothing here knows a command line.
 
 mod difference;
+pub mod features;
 pub mod heatmap;
 pub mod json;
 pub mod page;

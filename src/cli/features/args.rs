@@ -1,17 +1,17 @@
 //! The arguments of `features`, and what they mean.
 
-use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::rank::{Over, Pool};
+use llava_sae_cpp::report::features::{Order, Ranking};
 use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::About;
 use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::Steering;
-use llava_sae_cpp::{Error, FeatureId, Kinds, Sae, SaeSet, Session, saved_set};
+use llava_sae_cpp::{Kinds, SaeSet, Session, saved_set};
 
 use crate::cli::args::{Asked, GenerateArgs, ModelArgs, PromptArgs};
 use crate::cli::hints;
@@ -103,9 +103,6 @@ Examples:
   llava-sae-cpp features --html page.html --steer carrot:-16 --at image photo.jpg other.jpg
       A page on two pictures, with their captions before and after the intervention";
 
-/// A feature that is active on this share of rows, or more, counts as always on.
-pub(super) const ALWAYS_ON: f32 = 0.9;
-
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum RankArg {
     Lift,
@@ -123,11 +120,6 @@ pub(super) enum PoolArg {
 
 fn parse_over(word: &str) -> Result<Over, String> {
     Over::parse(word).map_err(hints::with_hint)
-}
-
-fn no_baseline() -> Error {
-    Error::invalid("the SAE's file has no baseline, so there is no lift")
-        .with_hint("measure one with `llava-sae-cpp baseline`, or use `--rank activation`")
 }
 
 impl FeaturesArgs {
@@ -185,35 +177,27 @@ impl FeaturesArgs {
         }
     }
 
-    /// The features that `--exclude` and `--exclude-always-on` name before anything is run.
-    pub(super) fn hidden(&self, saes: &SaeSet) -> llava_sae_cpp::Result<HashSet<FeatureId>> {
-        let mut hidden = HashSet::new();
-        for list in &self.exclude {
-            let named = interventions::find_features(saes, list)?;
-            hidden.extend(named);
+    /// How features are ranked, and which `--exclude` and `--exclude-always-on` leave out.
+    pub(super) fn ranking(&self, saes: &SaeSet) -> llava_sae_cpp::Result<Ranking> {
+        let lists = self.exclude.iter();
+        let lists = lists.map(|list| interventions::find_features(saes, list));
+        let excluded: Vec<_> = lists.collect::<Result<_, _>>()?;
+        let ranking = Ranking {
+            over: self.over(),
+            pool: self.pool.into(),
+            order: self.rank.map(Into::into),
+            excluded: excluded.into_iter().flatten().collect(),
+            excludes_always_on: self.exclude_always_on,
+        };
+        for sae in saes {
+            let has_lift = ranking.has_lift(sae);
+            has_lift.map_err(|error| {
+                error.with_hint(
+                    "measure one with `llava-sae-cpp baseline`, or use `--rank activation`",
+                )
+            })?;
         }
-        for (sae, known) in saes.iter().enumerate() {
-            let baseline = known.baseline().filter(|_| self.exclude_always_on);
-            let shares = baseline.map_or(&[][..], |baseline| &baseline.frequency);
-            let shares = shares.iter().enumerate();
-            let always = shares.filter(|(_, share)| **share >= ALWAYS_ON);
-            hidden.extend(always.map(|(index, _)| FeatureId { sae, index }));
-        }
-        Ok(hidden)
-    }
-
-    /// Whether features are ranked by lift.
-    pub(super) fn has_lift(&self, sae: &Sae) -> llava_sae_cpp::Result<bool> {
-        let has_baseline = sae.baseline().is_some();
-        match self.rank {
-            Some(RankArg::Activation) => Ok(false),
-            Some(RankArg::Lift) if !has_baseline => Err(no_baseline()),
-            Some(RankArg::Lift) => Ok(true),
-            None => {
-                let are_maxima = matches!(self.pool, PoolArg::Max) && self.over() == Over::IMAGE;
-                Ok(has_baseline && are_maxima)
-            }
-        }
+        Ok(ranking)
     }
 
     /// What a page says about its pictures.
@@ -221,10 +205,11 @@ impl FeaturesArgs {
         &self,
         asked: &Asked,
         steering: Option<&Steering>,
+        ranking: &Ranking,
         session: &Session,
     ) -> llava_sae_cpp::Result<About> {
         let saes = session.model().saes();
-        let lifts = saes.iter().map(|sae| self.has_lift(sae));
+        let lifts = saes.iter().map(|sae| ranking.has_lift(sae));
         let has_lift = lifts.collect::<Result<Vec<_>, _>>()?.contains(&true);
         let positions = self.over().to_string();
         let ranked_by = match has_lift {
@@ -243,6 +228,15 @@ impl FeaturesArgs {
             has_lift,
             interventions: saved_set::entries(steering, session.model().saes()),
         })
+    }
+}
+
+impl From<RankArg> for Order {
+    fn from(rank: RankArg) -> Self {
+        match rank {
+            RankArg::Lift => Self::Lift,
+            RankArg::Activation => Self::Activation,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod seen;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use gguf_tools::new_file::{NewFile, check_is_no_input};
 use gguf_tools::output_dir::OutputDir;
@@ -21,41 +22,43 @@ pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let steering = interventions.steering(session.model())?;
-    let mut page = Page::new(args.about(&asked, steering.as_deref(), &session)?);
-    let hidden = args.hidden(session.model().saes())?;
+    let model = Arc::clone(session.model());
+    let ranking = args.ranking(model.saes())?;
+    let mut page = Page::new(args.about(&asked, steering.as_deref(), &ranking, &session)?);
     let mut group = Vec::new();
     for (i, name) in args.names().iter().enumerate() {
         let path = args.image.get(i);
         let picture = path.map(|path| Picture::open(path)).transpose()?;
         let subject = seen::Subject::new(&session, &asked, picture, verbosity, &cancel)?;
-        let steering = steering.as_ref();
-        let seen = seen::look(
+        let (ranking, steering) = (ranking.clone(), steering.as_ref());
+        let looked_at = seen::look(
             &mut session,
             subject,
             steering,
+            ranking,
             &args,
-            &hidden,
             verbosity,
             &cancel,
         )?;
+        let seen = looked_at.seen(model.saes())?;
         if args.group {
-            group.push(seen.into_scores());
+            group.push(seen.scores);
             continue;
         }
         if i > 0 && !args.json {
             writeln!(io::stdout()).map_err(Failure::Output)?;
         }
         let shown = path.map_or("text".to_owned(), |path| path.display().to_string());
-        seen.print(&shown, &args, &session)?;
+        seen::print(&seen, &shown, &args, &model)?;
         if let Some(dir) = &args.heatmap {
-            seen.draw(dir, name, &args, &session)?;
+            seen::draw(&seen, dir, name, &args, model.saes())?;
         }
         if args.html.is_some() {
-            page.add(&seen.shown(name), &session);
+            page.add(&looked_at.shown(&seen, name), &session);
         }
     }
     if args.group {
-        seen::print_group(&group, &args, &session)?;
+        seen::print_group(&group, &ranking, &args, model.saes())?;
     }
     if let Some(file) = outputs.page {
         file.finish_with(page.html().as_bytes())?;
