@@ -171,7 +171,8 @@ impl Prompt {
         }
         match tokens.last().map(|token| token.kind) {
             Some(TokenKind::Text) => Ok(Self { segments, tokens }),
-            _ => Err(Error::invalid("the prompt has no text after the image")
+            None => Err(Error::invalid("the prompt has no tokens")),
+            Some(_) => Err(Error::invalid("the prompt has no text after the image")
                 .with_hint("the model needs a token to answer: add some text, or a newline")),
         }
     }

@@ -33,6 +33,9 @@ pub struct Run {
     pub token_ids: Vec<i32>,
     /// How likely each of them was; empty where that was not asked for.
     pub log_probs: Vec<TokenLogProbs>,
+    /// How likely each text token of the prompt was, by its row; none for the first one and for image rows. Empty where
+    /// that was not asked for.
+    pub prompt_log_probs: Vec<Option<TokenLogProbs>>,
     /// Why it ended.
     pub stop: Stop,
     /// Logits after the prompt's last row, `[n_vocab]`; empty where not kept.
@@ -151,11 +154,12 @@ impl Generation {
     }
 
     /// What the run gave.
-    pub(super) fn finish(self, trace: Trace) -> Run {
+    pub(super) fn finish(self, trace: Trace, prompt_log_probs: Vec<Option<TokenLogProbs>>) -> Run {
         Run {
             text: String::from_utf8_lossy(&self.text.bytes).into_owned(),
             token_ids: self.token_ids,
             log_probs: self.log_probs,
+            prompt_log_probs,
             stop: self.stop.expect("it has stopped"),
             logits: self.logits,
             trace,

@@ -5,6 +5,9 @@ use crate::Kinds;
 use crate::llama::{Output, Rows};
 use crate::prompt::{Prompt, Segment};
 
+/// Rows of a text whose logits are computed in one graph: of a large vocabulary, each row's take a megabyte.
+pub(super) const SCORED_AT_ONCE: usize = 64;
+
 /// How far a prompt is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
@@ -22,6 +25,8 @@ pub(crate) struct Reading {
     n_needed: usize,
     /// That of all rows before, if what they give is remembered.
     pub(super) key: Option<PieceKey>,
+    /// Whether logits are wanted of every row of text, and of those that text follows.
+    scores_text: bool,
 }
 
 impl Reading {
@@ -36,6 +41,15 @@ impl Reading {
             n_rows: 0,
             n_needed,
             key,
+            scores_text: false,
+        }
+    }
+
+    /// As [`Reading::new`], to the end, with the logits of every row of text and of the last one of an image.
+    pub(super) fn scoring(prompt: &Prompt) -> Self {
+        Self {
+            scores_text: true,
+            ..Self::new(prompt, Goal::Logits, None)
         }
     }
 
@@ -62,11 +76,19 @@ impl Reading {
             !is_read
         })?;
         let n_rows = rows.n_rows();
-        let end = n_rows.min(start + rows.n_at_once(n_ubatch));
-        let is_end = self.n_rows + end - start == prompt.tokens().len();
-        let output = match self.goal {
-            Goal::Logits if is_end => Output::LastRow,
-            Goal::Logits | Goal::Rows(_) => Output::None,
+        let n_at_once = match rows {
+            Rows::Tokens(_) if self.scores_text => SCORED_AT_ONCE.min(n_ubatch),
+            _ => rows.n_at_once(n_ubatch),
+        };
+        let end = n_rows.min(start + n_at_once);
+        let is_end = match self.scores_text {
+            true => end == n_rows,
+            false => self.n_rows + end - start == prompt.tokens().len(),
+        };
+        let output = match (self.goal, rows) {
+            (Goal::Logits, Rows::Tokens(_)) if self.scores_text => Output::EveryRow,
+            (Goal::Logits, _) if is_end => Output::LastRow,
+            (Goal::Logits | Goal::Rows(_), _) => Output::None,
         };
         Some((rows.part(start..end), output))
     }

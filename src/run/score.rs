@@ -1,24 +1,25 @@
 //! What a model says of given tokens: logits behind a prompt, and cross-entropies of a prompt's text.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::engine::{Engine, Request};
 use super::forward::Forward;
 use super::hooks::Trace;
+use super::reading::{Reading, SCORED_AT_ONCE};
 use crate::llama::{Extent, Output, OutputRow, Pass, Reach, RecordedGraph, Rows};
 use crate::prompt::{Prompt, Segment};
 use crate::run::logits::Distribution;
 use crate::{CancelFlag, Result, Token};
-
-/// Bounds the memory for logits, of which a large vocabulary has a megabyte a row.
-const AT_ONCE: usize = 64;
 
 /// Whether a prompt's rows are the same to the bit where it is scored as where a run reads it, which takes more of
 /// its text at once: on the processor, flash attention sums graphs of fewer than 64 rows in another order
 /// (`ggml_fa_tile_config` in ggml-cpu, 0.1.161).
 pub(crate) fn is_scored_as_read(prompt: &Prompt) -> bool {
     prompt.segments().iter().all(|segment| match segment {
-        Segment::Text(ids) => ids.len() <= AT_ONCE || ids.len().is_multiple_of(AT_ONCE),
+        Segment::Text(ids) => {
+            ids.len() <= SCORED_AT_ONCE || ids.len().is_multiple_of(SCORED_AT_ONCE)
+        }
         Segment::Image(_) => true,
     })
 }
@@ -103,7 +104,29 @@ impl Engine {
 impl Forward {
     /// The rows of a text that are scored in one graph: the context keeps the logits of one.
     fn n_scored_at_once(&self) -> usize {
-        AT_ONCE.min(self.context.n_ubatch())
+        SCORED_AT_ONCE.min(self.context.n_ubatch())
+    }
+
+    /// Hands out what the rows of a prompt that were decoded last, with this output, say of the text that follows
+    /// them: each text token's position, its id, and the logits that it is chosen from, `[n_vocab]`.
+    pub(super) fn each_prediction(
+        &mut self,
+        tokens: &[Token],
+        rows: Range<usize>,
+        output: Output,
+        on_logits: &mut dyn FnMut(usize, i32, &[f32]),
+    ) {
+        let with_logits = match output {
+            Output::EveryRow => rows.clone(),
+            Output::LastRow => rows.end - 1..rows.end,
+            Output::None => return,
+        };
+        for row in with_logits {
+            if let Some(id) = tokens.get(row + 1).and_then(|token| token.id) {
+                let logits = self.context.logits(OutputRow::Index(row - rows.start));
+                on_logits(row + 1, id, logits);
+            }
+        }
     }
 
     /// The pass above the hooked node `split` of a graph that is known below it, and a whole one where it is not.
@@ -134,61 +157,32 @@ impl Forward {
         let steering = options.steering.as_deref().cloned();
         let hooks = self.context.hook();
         hooks.begin(0, options.keep, steering, editors);
-        self.context.watch([options.cancel]);
         let tokens = prompt.tokens();
         let mut losses = Vec::new();
-        let mut position = 0;
-        // What a row says of the token that follows.
-        let mut score = |logits: &[f32], position: usize| {
-            let is_excluded = tokens[position].id.is_some_and(|id| except.contains(&id));
-            let next = tokens.get(position + 1).and_then(|token| token.id);
-            if let Some(next) = next.filter(|_| !is_excluded) {
-                losses.push(-Distribution::new(logits).log_prob(next));
-            }
-        };
+        let mut reading = Reading::scoring(&prompt);
+        let n_ubatch = self.context.n_ubatch();
         let mut graph_idx = 0;
-        for segment in prompt.segments() {
-            let rows = segment.rows();
-            let n_at_once = match rows {
-                Rows::Tokens(_) => self.n_scored_at_once(),
-                Rows::Embeddings(_) => rows.n_at_once(self.context.n_ubatch()),
+        while let Some(piece) = reading.next_piece(&prompt, n_ubatch) {
+            let known = below.get(graph_idx).cloned().flatten();
+            let pass = match split {
+                None => Pass::WHOLE,
+                Some(split) if is_first => Pass::recorded(Reach::Node(split)),
+                Some(split) => self.pass_above(split, known),
             };
-            let mut start = 0;
-            while start < rows.n_rows() {
-                let end = rows.n_rows().min(start + n_at_once);
-                let known = below.get(graph_idx).cloned().flatten();
-                let pass = match split {
-                    None => Pass::WHOLE,
-                    Some(split) if is_first => Pass::recorded(Reach::Node(split)),
-                    Some(split) => self.pass_above(split, known),
-                };
-                self.set_pass(pass);
-                let output = match segment {
-                    Segment::Text(_) => Output::EveryRow,
-                    Segment::Image(_) if end == rows.n_rows() => Output::LastRow,
-                    Segment::Image(_) => Output::None,
-                };
-                let part_tokens = tokens.iter().copied().enumerate();
-                let part_tokens = part_tokens.skip(position).take(end - start);
-                self.decode(0, part_tokens, rows.part(start..end), output)?;
-                if is_first {
-                    below.push(self.context.take_recording().map(Arc::new));
-                }
-                graph_idx += 1;
-                let last = position + end - start - 1;
-                match output {
-                    Output::EveryRow => {
-                        for row_idx in 0..end - start {
-                            let logits = self.context.logits(OutputRow::Index(row_idx));
-                            score(logits, position + row_idx);
-                        }
-                    }
-                    Output::LastRow => score(self.context.logits(OutputRow::Last), last),
-                    Output::None => {}
-                }
-                position = last + 1;
-                start = end;
+            self.set_pass(pass);
+            let (start, output) = (reading.n_rows, piece.1);
+            self.decode_piece(0, &prompt, &mut reading, piece, &options.cancel)?;
+            if is_first {
+                below.push(self.context.take_recording().map(Arc::new));
             }
+            graph_idx += 1;
+            let rows = start..reading.n_rows;
+            self.each_prediction(tokens, rows, output, &mut |position, id, logits| {
+                let behind = tokens[position - 1].id;
+                if !behind.is_some_and(|behind| except.contains(&behind)) {
+                    losses.push(-Distribution::new(logits).log_prob(id));
+                }
+            });
         }
         Ok(Scored {
             losses,

@@ -17,15 +17,20 @@ use crate::fixture::{
 };
 use crate::hook_points::{self, sae_at, with_ubatch, worst_row};
 
-const ARCHITECTURES: [&str; 2] = ["gemma", "qwen2vl"];
-const HOOK: &str = "blocks.1.hook_resid_post";
-const D_MODEL: usize = 32;
+pub(crate) const ARCHITECTURES: [&str; 2] = ["gemma", "qwen2vl"];
+pub(crate) const HOOK: &str = "blocks.1.hook_resid_post";
+pub(crate) const D_MODEL: usize = 32;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chunks")
 }
 
-fn session(architecture: &str, hook: &str, width: usize, options: SessionOptions) -> Session {
+pub(crate) fn session(
+    architecture: &str,
+    hook: &str,
+    width: usize,
+    options: SessionOptions,
+) -> Session {
     let files = ModelFiles {
         model: hook_points::model(architecture),
         mmproj: None,
@@ -63,7 +68,7 @@ fn segments(oracle: &Oracle, architecture: &str) -> Vec<Segment> {
     pairs.chain([text(texts.len() - 1)]).collect()
 }
 
-fn prompt(session: &Session, oracle: &Oracle, architecture: &str) -> Prompt {
+pub(crate) fn prompt(session: &Session, oracle: &Oracle, architecture: &str) -> Prompt {
     let prompt = session
         .model()
         .prompt_of_segments(segments(oracle, architecture));
@@ -368,7 +373,8 @@ fn what_a_model_cannot_read_is_refused() {
             vec![text.clone(), Segment::Image(chunk.clone())],
             "no text after the image",
         ),
-        (Vec::new(), "no text after the image"),
+        (Vec::new(), "the prompt has no tokens"),
+        (vec![Segment::Text(Vec::new())], "the prompt has no tokens"),
     ] {
         let error = gemma.model().prompt_of_segments(segments).err();
         let said = error.expect("it is refused").to_string();

@@ -47,6 +47,7 @@ mod preprocessing;
 mod probe;
 mod projectors;
 mod prompt_cache;
+mod prompt_log_probs;
 mod prompt_store;
 #[cfg(feature = "pull")]
 mod pull;

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{
-    Keep, Kinds, Prompt, PromptForm, RunOptions, Sampling, Segment, Session, Stop, TokenLogProbs,
+    HookedModel, Keep, Kinds, Prompt, PromptForm, RunOptions, Sampling, Segment, Session, Stop,
+    TokenLogProbs,
 };
 
 use crate::fixture::{F32, Fixture, exact_options, prompt, steering};
 
 /// What differs of log-probabilities at most, where a text is read as a prompt and where it is generated: its rows are
 /// summed in other orders, and a GELU is looked up in a table of f16; 1.4e-3 was seen.
-const READ_OR_GENERATED: f64 = 10.0 * F32;
+pub(crate) const READ_OR_GENERATED: f64 = 10.0 * F32;
 
 const LOGITS: Keep = Keep {
     features: Kinds::NONE,
@@ -35,28 +36,37 @@ fn ids(session: &mut Session, prompt: &Prompt, sampling: Sampling) -> Vec<i32> {
 }
 
 /// The logits that each of `ids` is chosen from behind `prompt`, of a run of its own for each.
-fn logits_along(
+pub(crate) fn logits_along(
     session: &mut Session,
     prompt: &Prompt,
     ids: &[i32],
     steering: Option<Arc<Steering>>,
 ) -> Vec<Vec<f32>> {
     let mut logits_behind = |ids: &[i32]| {
-        let mut segments = prompt.segments().to_vec();
-        let Some(Segment::Text(last)) = segments.last_mut() else {
-            unreachable!("prompts end with text");
-        };
-        last.extend(ids);
-        let prompt = session.model().prompt_of_segments(segments);
         let options = RunOptions {
             steering: steering.clone(),
             keep: LOGITS,
             ..RunOptions::default()
         };
-        let run = session.run(&prompt.expect("known ids"), options);
+        let prompt = followed_by(session.model(), prompt, ids);
+        let run = session.run(&prompt, options);
         run.expect("it runs").logits
     };
-    (0..ids.len()).map(|n| logits_behind(&ids[..n])).collect()
+    // The longest first, so that one context is enough.
+    let lengths = (0..ids.len()).rev();
+    let mut found: Vec<_> = lengths.map(|n| logits_behind(&ids[..n])).collect();
+    found.reverse();
+    found
+}
+
+/// A prompt with more text behind it.
+pub(crate) fn followed_by(model: &HookedModel, prompt: &Prompt, ids: &[i32]) -> Prompt {
+    let mut segments = prompt.segments().to_vec();
+    let Some(Segment::Text(last)) = segments.last_mut() else {
+        unreachable!("prompts end with text");
+    };
+    last.extend(ids);
+    model.prompt_of_segments(segments).expect("known ids")
 }
 
 /// `softmax(logits)`, in f64.
@@ -333,7 +343,7 @@ fn numbers_out_of_range_are_refused() {
 }
 
 /// Five most likely tokens, and `id`, are as likely as these logits say.
-fn check_log_probs(found: &TokenLogProbs, id: i32, logits: &[f32], bound: f64) {
+pub(crate) fn check_log_probs(found: &TokenLogProbs, id: i32, logits: &[f32], bound: f64) {
     let expected: Vec<_> = probabilities(logits).iter().map(|p| p.ln()).collect();
     let mut ranked = expected.clone();
     ranked.sort_by(|a, b| b.total_cmp(a));

@@ -93,6 +93,8 @@ struct Active {
     /// What is remembered of the prompt's end, if its end was not read.
     end_of_prompt: Option<Arc<Piece>>,
     n_remembered: usize, // rows of the prompt
+    /// Of each row of the prompt; empty where not asked for.
+    prompt_log_probs: Vec<Option<TokenLogProbs>>,
     phase: Phase,
     n_shown: usize, // rows of the trace that a step has told of
 }
@@ -160,8 +162,9 @@ impl Engine {
         self.hook(&request)?;
         if self.is_idle() {
             self.batch = Batch::default();
-            self.batch.remembers = self.may_remember(std::slice::from_ref(&request))
-                && self.takes_shared(&request.prompt)?;
+            // A run whose own prompt is not remembered keeps those that join it from nothing.
+            self.batch.remembers =
+                self.may_remember_some() && self.takes_shared(&request.prompt)?;
             self.forward.context.clear();
         } else {
             self.forward.context.truncate(sequence, Extent::default())?;
@@ -251,7 +254,12 @@ impl Engine {
         let vector = self.batch.vector.as_ref();
         let steering = steering.filter(|_| vector.is_none_or(|vector| !vector.is_set));
         let steering = steering.cloned();
-        let reading = Reading::new(&request.prompt, self.goal(&request.options), key);
+        let is_scored = request.options.prompt_log_probs.is_some();
+        let n_rows = request.prompt.tokens().len();
+        let reading = match is_scored {
+            true => Reading::scoring(&request.prompt),
+            false => Reading::new(&request.prompt, self.goal(&request.options), key),
+        };
         let editors = std::mem::take(&mut request.editors);
         let hooks = self.forward.context.hook();
         hooks.begin(sequence, request.options.keep, steering, editors);
@@ -261,6 +269,7 @@ impl Engine {
             prompt_edits,
             end_of_prompt: None,
             n_remembered: 0,
+            prompt_log_probs: vec![None; if is_scored { n_rows } else { 0 }],
             phase: Phase::Prompt {
                 reading,
                 time: Duration::ZERO,

@@ -1,10 +1,12 @@
 //! The pieces of a prompt, each the rows of a graph: read, or remembered.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Engine;
 use crate::llama::{Output, OutputRow, Pass, Reach};
 use crate::prompt::Prompt;
+use crate::run::logits::TokenLogProbs;
 use crate::run::reading::{Goal, Reading};
 use crate::run::remembered::{Piece, PieceKey, PromptStore};
 use crate::{CancelFlag, HookPoint, Result, Site};
@@ -44,13 +46,11 @@ impl Engine {
             None => self.prompt_pass(reading.goal),
         };
         self.forward.set_pass(pass);
-        let Pass::Hooked {
-            replayed, recorded, ..
-        } = pass
-        else {
-            return self
-                .forward
-                .decode_piece(sequence, prompt, reading, piece, cancel);
+        let (replayed, recorded) = match pass {
+            Pass::Hooked {
+                replayed, recorded, ..
+            } => (replayed, recorded),
+            Pass::Unhooked => (Reach::Nothing, Reach::Nothing),
         };
         if let Some(known) = known.filter(|_| replayed > Reach::Nothing) {
             if output == Output::LastRow && replayed == Reach::End {
@@ -65,7 +65,31 @@ impl Engine {
         if let Some(key) = reading.key.filter(|_| recorded > Reach::Nothing) {
             self.keep_piece(key, output, recorded, store.as_ref());
         }
+        self.score_piece(sequence, prompt, end - n_rows..end, output);
         Ok(n_rows)
+    }
+
+    /// Says how likely the tokens behind the rows of a piece that was just read were, if that is asked for.
+    fn score_piece(
+        &mut self,
+        sequence: usize,
+        prompt: &Prompt,
+        rows: Range<usize>,
+        output: Output,
+    ) {
+        let active = self.slots[sequence].as_mut().expect("it is there");
+        let Some(n_top) = active.request.options.prompt_log_probs else {
+            return;
+        };
+        let predictions = &mut active.prompt_log_probs;
+        self.forward.each_prediction(
+            prompt.tokens(),
+            rows,
+            output,
+            &mut |position, id, logits| {
+                predictions[position] = Some(TokenLogProbs::new(logits, id, n_top));
+            },
+        );
     }
 
     /// Where a run's prompt is kept, besides with others of this batch.

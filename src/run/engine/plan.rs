@@ -51,13 +51,18 @@ impl Engine {
 
     /// Whether the prompts of these runs may be kept in the model's store, or come from there.
     pub(super) fn may_remember(&self, requests: &[Request]) -> bool {
-        let has_room = |request: &Request| {
+        let may = |request: &Request| {
             let n_rows = request.prompt.tokens().len();
-            self.model.store_for(n_rows).is_some()
+            let has_room = self.model.store_for(n_rows).is_some();
+            has_room && request.options.prompt_log_probs.is_none()
         };
-        requests.iter().all(has_room)
-            && self.may_record()
-            && !self.forward.context.has_control_vector()
+        requests.iter().all(may) && self.may_remember_some()
+    }
+
+    /// Whether there are prompts that may be kept in the model's store, or come from there.
+    pub(super) fn may_remember_some(&self) -> bool {
+        let has_store = self.model.options().prompt_store.is_some();
+        has_store && self.may_record() && !self.forward.context.has_control_vector()
     }
 
     /// Whether what a prompt gives may be kept, for which there has to be a callback.
@@ -86,16 +91,18 @@ impl Engine {
         let [first, others @ ..] = requests else {
             return false;
         };
-        let all_generate = || {
-            requests
-                .iter()
-                .all(|request| request.options.goal() == Goal::Logits)
+        let generates = |request: &Request| {
+            let options = &request.options;
+            options.goal() == Goal::Logits && options.prompt_log_probs.is_none()
         };
         // Mostly they are one, whose rows need not be compared.
         let is_same = |other: &Request| {
             Arc::ptr_eq(&other.prompt, &first.prompt) || other.prompt.is_same(&first.prompt)
         };
-        self.may_record() && !others.is_empty() && all_generate() && others.iter().all(is_same)
+        self.may_record()
+            && !others.is_empty()
+            && requests.iter().all(generates)
+            && others.iter().all(is_same)
     }
 
     /// The highest hooked place above which everything depends on its rows alone, and below which no run edits.

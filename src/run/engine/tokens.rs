@@ -145,6 +145,9 @@ impl Engine {
             unreachable!("its prompt was read");
         };
         let trace = self.forward.context.hook().take_trace(sequence);
-        finished.push((active.id, Ok(generation.finish(trace))));
+        finished.push((
+            active.id,
+            Ok(generation.finish(trace, active.prompt_log_probs)),
+        ));
     }
 }
