@@ -16,6 +16,24 @@ function samplingArguments() {
   return temperature === 0 ? words : [...words, "--temp", String(temperature), "--seed", String(seed)];
 }
 
+// What is shown was run with something else.
+function outdate() {
+  for (const place of Object.values(outputs)) place.classList.add("old");
+  if (!find("#follow").checked && outputs.original.textContent !== "") {
+    find("#compare-status").textContent = "Something has changed since: press Run.";
+  }
+}
+
+function clearOutputs() {
+  compareJob.stop();
+  for (const place of Object.values(outputs)) {
+    place.replaceChildren();
+    place.nextElementSibling.textContent = "";
+  }
+  outputs.steered.parentElement.hidden = true;
+  find("#compare-status").textContent = "";
+}
+
 function finished(output, { stop }, pieces, mark) {
   const place = outputs[output];
   place.replaceChildren(...markedText(pieces, mark));
@@ -31,10 +49,8 @@ function compare() {
   const start = performance.now();
   const messages = conversation(find("#question").value);
   outputs.steered.parentElement.hidden = !isSteered;
-  for (const place of Object.values(outputs)) {
-    place.setAttribute("aria-busy", "true");
-    place.classList.add("old"); // until the first token is there
-  }
+  outdate(); // until the first token is there
+  for (const place of Object.values(outputs)) place.setAttribute("aria-busy", "true");
   find("#compare-status").textContent = "Running …";
   const write = (output, text) => {
     const place = outputs[output];

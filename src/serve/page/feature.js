@@ -17,6 +17,17 @@ function pickAnywhere(name) {
   find(".option[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
 }
 
+// ---- the page's address
+document.addEventListener("pick", ({ detail: feature }) => {
+  history.replaceState(null, "", `#${new URLSearchParams({ feature: named(feature) })}`);
+});
+
+function followAddress() {
+  const name = new URLSearchParams(location.hash.slice(1)).get("feature");
+  if (name !== null) pickAnywhere(/^\d+$/.test(name) ? Number(name) : name);
+}
+window.addEventListener("hashchange", followAddress);
+
 // ---- search, in all labels
 const searchLabels = debounced(async (query) => {
   if (query.trim() === "") return;
@@ -55,6 +66,18 @@ find("#sweep-it").addEventListener("click", () => {
 });
 find("#list").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && chosen() !== undefined) addIntervention(chosen());
+});
+
+// At the position that is held: the chosen feature's intervention, or a new one.
+const atHere = element("button", { type: "button", className: "button", hidden: true, textContent: "Intervene only here" });
+find("#position-hint").after(atHere);
+document.addEventListener("position", () => { atHere.hidden = !state.held || chosen() === undefined; });
+atHere.addEventListener("click", () => {
+  const isOfChosen = ({ entry }) => entry.feature !== undefined && idOf(entry.feature) === chosen();
+  if (!interventions.some(isOfChosen)) addIntervention(chosen());
+  for (const { entry } of interventions.filter(isOfChosen)) entry.at = String(state.position);
+  drawInterventions();
+  changed();
 });
 
 // ---- its card

@@ -68,15 +68,17 @@ function addIntervention(feature, kindName = "steer", value = undefined) {
 function changed() {
   drawHint();
   drawCommandSoon();
+  outdate();
   if (find("#follow").checked) runSoon();
 }
-const runSoon = debounced(() => { if (!find("#compare").hidden) compare(); }, 250);
+const runSoon = debounced(() => { if (!find("#compare").hidden) compare(); }, 150);
+find("#follow").addEventListener("change", ({ target }) => { if (target.checked) runSoon(); });
 
 // ---- drawing
 // One step at a time, until whoever sits here wants no more.
 let wantsHints = true;
 function drawHint() {
-  const strongest = state.picture.features[0];
+  const strongest = state.picture.features.find(({ rank }) => rank === 1);
   find("#hint").hidden = !wantsHints || strongest === undefined;
   if (find("#hint").hidden) return;
   const button = find("#hint .main");
@@ -88,7 +90,7 @@ function drawHint() {
   }
   const { feature } = strongest;
   const name = element("b", {}, labelElement(label(feature)), ` (${named(feature)})`);
-  find("#hint p").replaceChildren("The feature that stands out most in this picture is ", name, ". Take it away, and see what the model says then.");
+  find("#hint p").replaceChildren(`The feature that stands out most in this ${asked.picture ? "picture" : "text"} is `, name, ". Take it away, and see what the model says then.");
   button.textContent = `Subtract ${label(feature) ?? named(feature)}`;
   button.onclick = () => {
     addIntervention(feature);
@@ -113,11 +115,11 @@ function options(names, chosen) {
 
 function drawnIntervention(one) {
   const { entry } = one;
-  const kind = kindOf(entry.kind);
-  const what = subject(entry);
+  const { number } = kindOf(entry.kind);
   const item = element("li", { className: one.isOn ? "" : "off" });
+  // Controls of several rows are alike: each says whose it is.
   const titled = (control, name) => {
-    control.setAttribute("aria-label", `${name} of ${what}`);
+    control.setAttribute("aria-label", `${name} of ${subject(entry)}`);
     return control;
   };
   const on = titled(element("input", { type: "checkbox", checked: one.isOn, title: "On or off", onchange: () => {
@@ -125,45 +127,67 @@ function drawnIntervention(one) {
     item.classList.toggle("off", !one.isOn);
     changed();
   } }), "on");
+  item.append(element("div", { className: "row" }, on, titled(kindChoice(one), "kind"), nameOf(entry), titled(removal(one), "remove")));
+  if (number !== "none") item.append(element("div", { className: "row" }, ...numberOf(one, titled)));
+  const last = element("div", { className: "row small" }, element("label", {}, "at ", titled(placesOf(entry), "positions")));
+  if (number === "units") last.append(element("label", {}, "units ", titled(unitsOf(entry), "units")));
+  if (entry.when) last.append(element("span", { className: "note", textContent: `where ${entry.when.feature} is above ${entry.when.above}` }));
+  item.append(last);
+  return item;
+}
+
+function kindChoice(one) {
+  const { entry } = one;
   const target = entry.feature === undefined ? "vectors" : "features";
   const kinds = asked.model.kinds.filter(({ targets }) => targets === "both" || targets === target);
-  const kindChoice = titled(element("select", { title: kind.help, onchange: () => {
-    entry.kind = kindChoice.value;
+  const select = element("select", { title: kindOf(entry.kind).help }, ...options(kinds.map(({ name }) => name), entry.kind));
+  select.addEventListener("change", () => {
+    entry.kind = select.value;
     entry.value = startOf(kindOf(entry.kind), one.largest);
     drawInterventions();
     find("#interventions").children[interventions.indexOf(one)].querySelector("select").focus();
     changed();
-  } }, ...options(kinds.map(({ name }) => name), kind.name)), "kind");
-  const name = element("button", { type: "button", className: "plain name", title: "Show this feature", onclick: () => pickAnywhere(entry.feature) },
-    labelElement(entry.label), entry.feature === undefined ? "" : ` ${entry.feature}`);
-  name.disabled = entry.feature === undefined;
-  const remove = titled(element("button", { type: "button", className: "plain remove", textContent: "×", title: "Remove", onclick: () => {
+  });
+  return select;
+}
+
+// The feature, which is shown when it is clicked; a vector has nothing to show.
+function nameOf({ feature, label: text }) {
+  if (feature === undefined) return element("span", { className: "name" }, labelElement(text));
+  const show = () => pickAnywhere(feature);
+  return element("button", { type: "button", className: "plain name", title: "Show this feature", onclick: show }, labelElement(text), ` ${feature}`);
+}
+
+function removal(one) {
+  const remove = () => {
     const place = interventions.indexOf(one);
     interventions.splice(place, 1);
     drawInterventions();
     const next = find("#interventions").children[Math.min(place, interventions.length - 1)];
     (next?.querySelector("input") ?? find("#list")).focus();
     changed();
-  } }), "remove");
-  item.append(element("div", { className: "row" }, on, kindChoice, name, remove));
-  if (kind.number !== "none") item.append(element("div", { className: "row" }, ...numberOf(one, titled)));
-  const at = titled(element("input", { className: "places", value: entry.at ?? "all", autocomplete: "off", spellcheck: false, onchange: () => {
-    entry.at = at.value.trim() || "all";
+  };
+  return element("button", { type: "button", className: "plain remove", textContent: "×", title: "Remove", onclick: remove });
+}
+
+function placesOf(entry) {
+  const input = element("input", { className: "places", value: entry.at ?? "all", autocomplete: "off", spellcheck: false });
+  input.setAttribute("list", "positions");
+  input.addEventListener("change", () => {
+    entry.at = input.value.trim() || "all";
     changed();
-  } }), "positions");
-  at.setAttribute("list", "positions");
-  const last = element("div", { className: "row small" }, element("label", {}, "at ", at));
-  if (kind.number === "units") {
-    const units = titled(element("select", { onchange: () => {
-      entry.units = units.value;
-      changed();
-    } }, ...options(["raw", "unit"], entry.units ?? "raw")), "units");
-    units.title = "raw: multiples of the decoder row as it was trained; unit: of its direction at length 1";
-    last.append(element("label", {}, "units ", units));
-  }
-  if (entry.when) last.append(element("span", { className: "note", textContent: `where ${entry.when.feature} is above ${entry.when.above}` }));
-  item.append(last);
-  return item;
+  });
+  return input;
+}
+
+function unitsOf(entry) {
+  const title = "raw: multiples of the decoder row as it was trained; unit: of its direction at length 1";
+  const select = element("select", { title }, ...options(["raw", "unit"], entry.units ?? "raw"));
+  select.addEventListener("change", () => {
+    entry.units = select.value;
+    changed();
+  });
+  return select;
 }
 
 // A slider and a number, each of which moves the other.

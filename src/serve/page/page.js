@@ -26,6 +26,8 @@ const ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect 
   + '<path d="M3 11h2V8H3zm4 0h2V4H7zm4 0h2V6h-2z" fill="#fff"/></svg>';
 document.head.append(element("link", { rel: "icon", href: `data:image/svg+xml,${encodeURIComponent(ICON)}` }));
 
+find("#list").setAttribute("aria-label", "Features. Arrow keys choose one, Enter subtracts it.");
+
 async function start() {
   for (const id of ["stage", "scale", "controls", "whole"]) find(`#${id}`).hidden = true;
   find("#card").hidden = true;
@@ -44,6 +46,7 @@ async function start() {
       find("#ranking").textContent = hasImages ? "Choose a picture, and its features are listed here." : "";
       if (!hasImages) await look();
     }
+    followAddress();
   } catch (error) {
     showError(error);
   }

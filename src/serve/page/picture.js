@@ -74,6 +74,7 @@ async function usePicture(picture) {
     button.setAttribute("aria-pressed", String(button.dataset.name === picture.name));
   }
   clearChat();
+  clearOutputs();
   changed();
   await look();
 }
@@ -88,9 +89,10 @@ for (const [button, input] of [["#choose-file", "#file"], ["#take-photo", "#came
 }
 find("#take-photo").hidden = !matchMedia("(pointer: coarse)").matches;
 
-const isDraggedFile = (event) => [...event.dataTransfer.types].includes("Files");
+// Texts are dragged into fields as ever; what else is dropped must not make the browser leave this page.
+const isForField = (event) => event.target.matches?.("input, textarea") && !event.dataTransfer.types.includes("Files");
 document.addEventListener("dragover", (event) => {
-  if (!isDraggedFile(event)) return;
+  if (isForField(event)) return;
   event.preventDefault();
   document.body.classList.add("dragged");
 });
@@ -99,10 +101,11 @@ document.addEventListener("dragleave", (event) => {
 });
 document.addEventListener("drop", (event) => {
   document.body.classList.remove("dragged");
-  if (!isDraggedFile(event)) return;
+  if (isForField(event)) return;
   event.preventDefault();
   const [file] = event.dataTransfer.files;
-  if (file.name.endsWith(".json")) loadSet(file);
+  if (!file) showError(new ApiError("what was dropped is not a file: save the picture, and drop its file"));
+  else if (file.name.endsWith(".json")) loadSet(file);
   else take(file, file.name);
 });
 document.addEventListener("paste", (event) => {

@@ -6,7 +6,7 @@ const SET_NAME = "interventions.json";
 async function resolved(signal) {
   const steering = active();
   if (steering.length === 0) return { interventions: [], arguments: [] };
-  return postJson("/api/interventions", { steering, messages: conversation(find("#question").value) }, signal);
+  return postJson("/api/interventions", { steering }, signal);
 }
 
 find("#save-set").addEventListener("click", async () => {
@@ -31,8 +31,7 @@ async function loadSet(file) {
     } catch {
       throw new ApiError(`\`${file.name}\` is not JSON: choose a file that \`Save\` has written`);
     }
-    const messages = conversation(find("#question").value);
-    const { interventions: entries } = await postJson("/api/interventions", { steering: set, messages });
+    const { interventions: entries } = await postJson("/api/interventions", { steering: set });
     hideError();
     for (const { feature, label: text } of entries) if (feature !== undefined) remember(feature, text);
     interventions = entries.map((entry) => ({ entry, isOn: true, largest: 0 }));
@@ -76,9 +75,12 @@ async function drawCommand() {
   if (picture) words.push(quoted(picture.name));
   find("#command code").textContent = words.join(" ");
   const notes = [];
-  if (answer.arguments === null) notes.push(`Only a file can say this: Save writes \`${SET_NAME}\`.`);
-  if (picture) notes.push(`\`${picture.name}\` is the picture’s file.`);
-  find("#command .note").textContent = notes.join(" ");
+  if (answer.arguments === null) notes.push(`Only a file can say this: Save writes ${SET_NAME}. `);
+  if (picture) {
+    const link = element("a", { href: picture.url, download: picture.name, textContent: picture.name });
+    notes.push(link, " is the picture’s file.");
+  }
+  find("#command .note").replaceChildren(...notes);
 }
 const drawCommandSoon = debounced(drawCommand, 250);
 

@@ -134,6 +134,7 @@ function drawPosition() {
   const nMore = row.length - items.length;
   find("#position-rest").textContent =
     row.length === 0 ? "No feature is active here." : nMore > 0 ? `and ${nMore} more` : "";
+  document.dispatchEvent(new Event("position"));
 }
 
 function drawTokens() {
