@@ -231,6 +231,11 @@ impl HookedModel {
         Ok(found)
     }
 
+    /// Whether it has a projector, so that prompts can have images.
+    pub fn has_projector(&self) -> bool {
+        self.image_encoder.is_some()
+    }
+
     /// Prepares and encodes a picture.
     ///
     /// # Errors

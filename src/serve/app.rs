@@ -20,6 +20,8 @@ pub(super) struct App {
     pub(super) images: Images,
     pub(super) shown: ShownNames,
     pub(super) started_at: SystemTime,
+    /// Runs that are computed at once.
+    pub(super) parallel: usize,
     /// A place for each request that is computed or waits.
     places: Arc<Semaphore>,
     pub(super) n_places: usize,
@@ -46,9 +48,15 @@ impl App {
             images: Images::default(),
             shown: options.shown.clone(),
             started_at: SystemTime::now(),
+            parallel: options.parallel,
             places: Arc::new(Semaphore::new(n_places)),
             n_places,
         }
+    }
+
+    /// Requests that may wait besides those that are computed.
+    pub(super) fn queue(&self) -> usize {
+        self.n_places - self.parallel
     }
 
     /// Takes a place, to be held until the answer has gone.

@@ -56,7 +56,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, Refusal> {
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let value = serde_ignored::deserialize(tracked, |path| {
-        ignored.insert(path.to_string());
+        // An optional member's own are shown behind a `?`.
+        ignored.insert(path.to_string().replace(".?", ""));
     });
     let value = value.and_then(|value| json.end().map(|()| value));
     let value = value.map_err(|error| match track.path().to_string() {

@@ -12,6 +12,7 @@
 
 mod app;
 mod body;
+mod explore;
 mod guard;
 mod openai;
 mod options;

@@ -26,7 +26,7 @@ pub(super) enum Asked {
 /// A prompt, and the pictures in it.
 pub(super) struct Prepared {
     pub(super) prompt: Arc<Prompt>,
-    pub(super) pictures: Vec<Picture>,
+    pub(super) pictures: Arc<[Picture]>,
 }
 
 /// Encoded images, the one that was used last at the end. Whoever encodes holds the lock, so that an image that comes
@@ -63,22 +63,26 @@ impl Images {
 }
 
 impl App {
-    /// Makes a prompt of what is asked, on a thread that may take long. Dropping the future stops it.
+    /// Makes a prompt of what is asked. Dropping the future stops it.
     pub(super) async fn prepare(
         self: &Arc<Self>,
         asked: Asked,
     ) -> std::result::Result<Prepared, Refusal> {
+        self.compute(move |app, cancel| app.prepare_now(&asked, cancel))
+            .await
+    }
+
+    /// Does what may take long on a thread of its own. Dropping the future cancels it.
+    pub(super) async fn compute<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &CancelFlag) -> Result<T> + Send + 'static,
+    ) -> std::result::Result<T, Refusal> {
         let cancel = CancelFlag::default();
         let _guard = CancelOnDrop(cancel.clone());
         let app = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || app.prepare_now(&asked, &cancel)).await;
-        match done {
-            Ok(prepared) => Ok(prepared?),
-            Err(_) => Err(Refusal::from(Error::new(
-                crate::ErrorKind::Runtime,
-                "the prompt could not be prepared",
-            ))),
-        }
+        let done = tokio::task::spawn_blocking(move || work(&app, &cancel)).await;
+        let failed = |_| Error::new(crate::ErrorKind::Runtime, "a thread of the server failed");
+        Ok(done.map_err(failed)??)
     }
 
     fn prepare_now(&self, asked: &Asked, cancel: &CancelFlag) -> Result<Prepared> {
@@ -104,7 +108,7 @@ impl App {
         }
         Ok(Prepared {
             prompt: Arc::new(prompt),
-            pictures,
+            pictures: pictures.into(),
         })
     }
 }

@@ -23,7 +23,7 @@ use super::options::ServeOptions;
 use super::refusal::Refusal;
 use super::runs::Runs;
 use super::studies::Studies;
-use super::{body, openai, page};
+use super::{body, explore, openai, page};
 use crate::{CancelFlag, EngineSize, Error, ErrorKind, HookedModel, Result};
 
 /// Connections at once; others wait for one to end.
@@ -153,6 +153,7 @@ fn router(app: Arc<App>, options: &ServeOptions) -> Router {
         .route("/", get(page::page))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
         .merge(openai::routes())
+        .merge(explore::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .with_state(app)

@@ -74,6 +74,8 @@ mod screen;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]
+mod serve_api;
+#[cfg(feature = "serve")]
 mod serve_fixture;
 mod several_images;
 mod several_saes;

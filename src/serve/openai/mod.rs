@@ -2,7 +2,7 @@
 //! interventions, and `sae`, which features to give back.
 
 mod chat;
-mod generation;
+pub(super) mod generation;
 mod models;
 mod wire;
 

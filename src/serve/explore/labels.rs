@@ -1,0 +1,70 @@
+//! `GET /api/labels`: features by words in their labels.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::request::top;
+use crate::FeatureId;
+use crate::serve::app::App;
+use crate::serve::refusal::Refusal;
+
+/// What is searched for.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Search {
+    /// Words, or parts of words, each of which the label has to hold, in upper or lower case.
+    #[serde(default)]
+    q: String,
+    /// How many features to list (50).
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 1000)]
+    top: Option<NonZeroUsize>,
+}
+
+/// The features whose labels hold the words.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Found {
+    /// Best match first.
+    labels: Vec<Labelled>,
+    n_found: usize,
+}
+
+/// A feature with its label.
+#[derive(Serialize, ToSchema)]
+struct Labelled {
+    #[schema(value_type = Object)]
+    feature: crate::FeatureName,
+    label: Option<String>,
+}
+
+/// The features whose labels hold words.
+#[utoipa::path(
+    get,
+    path = "/api/labels",
+    tag = "ours",
+    params(Search),
+    responses((status = 200, body = Found))
+)]
+pub(crate) async fn search(
+    State(app): State<Arc<App>>,
+    query: Result<Query<Search>, QueryRejection>,
+) -> Result<Json<Found>, Refusal> {
+    let Query(Search { q, top: given }) = query?;
+    let top = top(given, 50)?;
+    let saes = app.model.saes();
+    let found = saes.search_labels(&q);
+    let found = found.map_err(|error| Refusal::from(error).of("q"))?;
+    let labelled = |&feature: &FeatureId| Labelled {
+        feature: saes.shown(feature),
+        label: saes.label(feature).map(str::to_owned),
+    };
+    Ok(Json(Found {
+        labels: found.iter().take(top).map(labelled).collect(),
+        n_found: found.len(),
+    }))
+}

@@ -1,0 +1,28 @@
+//! Our own endpoints: what SAEs see of a prompt, what is known of features, and what interventions change.
+
+mod card;
+mod examples;
+mod features;
+
+mod labels;
+mod model;
+mod request;
+pub(super) mod sae;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use super::app::App;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/model", get(model::describe))
+        .route("/api/status", get(status::tell))
+        .route("/api/examples/{name}", get(examples::picture))
+        .route("/api/labels", get(labels::search))
+        .route("/api/features/{feature}", get(card::show))
+        .route("/api/features", post(features::look))
+}
