@@ -107,7 +107,7 @@ impl Session {
     /// Runs a prompt and generates.
     ///
     /// # Errors
-    /// A prompt that is longer than the context, a cancellation before the first token, an error
+    /// As [`RunOptions::check`]; a prompt that is longer than the context, a cancellation before the first token, an error
     /// in a hook, a failure of llama.cpp, logits that are no numbers, with the text up to there. A
     /// generation that is cancelled is no error: it returns what there is.
     pub fn run(&mut self, prompt: &Prompt, options: RunOptions) -> Result<Run> {

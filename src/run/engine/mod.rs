@@ -151,8 +151,8 @@ impl Engine {
     /// Takes a run in; [`Engine::step`] computes it.
     ///
     /// # Errors
-    /// A prompt that is longer than the context; as many runs as there may be; a hook point that this model
-    /// does not have; positions that the prompt does not have.
+    /// As [`RunOptions::check`](crate::RunOptions::check); a prompt that is longer than the context; as many runs as there
+    /// may be; a hook point that this model does not have; positions that the prompt does not have.
     pub fn admit(&mut self, mut request: Request) -> Result<RunId> {
         request.prepare()?;
         self.check_length(&request.prompt)?;
@@ -255,10 +255,13 @@ impl Engine {
         let steering = steering.filter(|_| vector.is_none_or(|vector| !vector.is_set));
         let steering = steering.cloned();
         let is_scored = request.options.prompt_log_probs.is_some();
-        let n_rows = request.prompt.tokens().len();
         let reading = match is_scored {
             true => Reading::scoring(&request.prompt),
             false => Reading::new(&request.prompt, self.goal(&request.options), key),
+        };
+        let n_scored = match is_scored {
+            true => request.prompt.tokens().len(),
+            false => 0,
         };
         let editors = std::mem::take(&mut request.editors);
         let hooks = self.forward.context.hook();
@@ -269,7 +272,7 @@ impl Engine {
             prompt_edits,
             end_of_prompt: None,
             n_remembered: 0,
-            prompt_log_probs: vec![None; if is_scored { n_rows } else { 0 }],
+            prompt_log_probs: vec![None; n_scored],
             phase: Phase::Prompt {
                 reading,
                 time: Duration::ZERO,
