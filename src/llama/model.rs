@@ -185,12 +185,22 @@ impl Model {
         unsafe { CStr::from_ptr(text) }.to_bytes()
     }
 
-    /// Whether a text begins with the text of the vocabulary's beginning-of-sequence token.
-    pub fn begins_with_bos(&self, text: &str) -> bool {
+    /// The vocabulary's beginning-of-sequence token, if it has one.
+    pub fn bos(&self) -> Option<i32> {
         // SAFETY: the vocabulary is alive; a missing token is -1.
         let bos = unsafe { sys::llama_vocab_bos(self.vocab()) };
-        let bos = Some(bos).filter(|bos| self.token_ids().contains(bos));
-        let bos = bos.map_or(&[][..], |bos| self.token_bytes(bos));
+        Some(bos).filter(|bos| self.token_ids().contains(bos))
+    }
+
+    /// The token that the vocabulary asks for at the beginning of texts, if it does.
+    pub(crate) fn added_bos(&self) -> Option<i32> {
+        let [begin, _] = self.added_tokens(AddBos::Yes);
+        begin
+    }
+
+    /// Whether a text begins with the text of the vocabulary's beginning-of-sequence token.
+    pub fn begins_with_bos(&self, text: &str) -> bool {
+        let bos = self.bos().map_or(&[][..], |bos| self.token_bytes(bos));
         !bos.is_empty() && text.as_bytes().starts_with(bos)
     }
 

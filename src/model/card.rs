@@ -105,8 +105,7 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
     let sae = &model.saes()[feature.sae];
     let index = feature.index;
     let direction = sae.decoder_direction(index)?;
-    let inverse = inverse_or_zero(direction.norm);
-    let unit: Vec<f32> = direction.row.iter().map(|x| x * inverse).collect();
+    let unit = unit(&direction.row, direction.norm);
     let is_in_stream = sae.hook_point().site() == Site::ResidPost;
     let tokens = is_in_stream.then(|| token_effects(model, &unit, top));
     let square = |x: &f32| f64::from(*x).powi(2);
@@ -124,7 +123,8 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
             cosine,
         }
     };
-    let neighbours = neighbours(sae, index, &unit, model.options().threads, top)?;
+    let nearest = nearest(sae, &unit, model.options().threads, top.saturating_add(1))?;
+    let others = nearest.into_iter().filter(|(other, _)| *other != index);
     let (feature, label) = named(index);
     Ok(FeatureCard {
         feature,
@@ -137,21 +137,20 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
         encoder_bias: sae.b_enc()[index],
         encoder_norm: encoder_norm.sqrt() as f32,
         decoder_norm: direction.norm,
-        neighbours: neighbours.into_iter().map(neighbour).collect(),
+        neighbours: others.take(top).map(neighbour).collect(),
         tokens: tokens.transpose()?,
     })
 }
 
-/// The features whose decoder directions have the largest cosines with `unit`, that of `index`, and those.
-fn neighbours(
+/// The features whose decoder directions have the largest cosines with `unit`, `[d_in]`, and those.
+pub(super) fn nearest(
     sae: &Sae,
-    index: usize,
     unit: &[f32],
     threads: usize,
     top: usize,
 ) -> Result<Vec<(usize, f32)>> {
     let Some(file) = sae.file() else {
-        let what = "neighbours are found in an SAE's file, and this SAE has none";
+        let what = "directions are compared in an SAE's file, and this SAE has none";
         return Err(Error::new(ErrorKind::Unsupported, what));
     };
     let decoder = Matrix::load(file.path(), file.w_dec(), false)?;
@@ -160,8 +159,9 @@ fn neighbours(
     // Rounding of what the decoder is stored in may lead past 1.
     let cosine = |(product, norm): (f32, &f32)| (product * inverse_or_zero(*norm)).clamp(-1.0, 1.0);
     let cosines = products.into_iter().zip(norms).map(cosine);
-    let others = cosines.enumerate().filter(|(other, _)| *other != index);
-    Ok(first(others.collect(), top, |a, b| b.total_cmp(&a)))
+    Ok(first(cosines.enumerate().collect(), top, |a, b| {
+        b.total_cmp(&a)
+    }))
 }
 
 /// The tokens that adding `unit` to the residual stream moves most.
@@ -193,6 +193,12 @@ fn token_effects(model: &HookedModel, unit: &[f32], top: usize) -> Result<TokenE
 fn multiply(matrix: &Arc<Matrix>, row: &[f32], threads: usize) -> Result<Vec<f32>> {
     let mut product = MatrixProduct::new(Arc::clone(matrix), threads)?;
     Ok(product.apply(row)?.to_vec())
+}
+
+/// A vector of length `norm` brought to length 1; zeros stay.
+pub(super) fn unit(vector: &[f32], norm: f32) -> Vec<f32> {
+    let inverse = inverse_or_zero(norm);
+    vector.iter().map(|x| x * inverse).collect()
 }
 
 fn inverse_or_zero(norm: f32) -> f32 {

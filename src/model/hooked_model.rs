@@ -18,7 +18,7 @@ use crate::picture::Picture;
 use crate::picture::encoder::{PictureEncoder, VisionSettings};
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
 use crate::run::{HookedSite, PieceKey, PromptStore, Shortcuts, TryShortcuts};
-use crate::steering::{Intervention, Steering, Target};
+use crate::steering::{Intervention, Steering, Target, Vector};
 use crate::{
     CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
 };
@@ -178,6 +178,28 @@ impl HookedModel {
     /// When there is no such SAE.
     pub fn feature_card(&self, feature: FeatureId, top: usize) -> Result<FeatureCard> {
         card::of(self, feature, top)
+    }
+
+    /// The features of an SAE, by its place among them, whose decoder directions are most like `vector`'s, and the
+    /// cosines, largest first: `top` of them. With zeros, a cosine is 0.
+    ///
+    /// # Errors
+    /// A vector of another length than the SAE's rows; an SAE without a file, or one that cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such SAE.
+    pub fn nearest_features(
+        &self,
+        sae: usize,
+        vector: &Vector,
+        top: usize,
+    ) -> Result<Vec<(usize, f32)>> {
+        let sae = &self.saes[sae];
+        if vector.values().len() != sae.meta().d_in {
+            return Err(vector.of_another_width(sae.meta().d_in));
+        }
+        let unit = card::unit(vector.values(), vector.norm());
+        card::nearest(sae, &unit, self.options.threads, top)
     }
 
     /// What turns the residual stream into logits.

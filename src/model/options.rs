@@ -88,7 +88,7 @@ impl SessionOptions {
         Ok(())
     }
 
-    pub(super) fn use_gpu(&self) -> bool {
+    pub(crate) fn use_gpu(&self) -> bool {
         self.gpu_layers != 0
     }
 }
