@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::neuronpedia::Names;
 use super::options::{ServeOptions, ShownNames};
 use super::prepare::Images;
 use super::refusal::Refusal;
@@ -19,6 +20,8 @@ pub(super) struct App {
     pub(super) studies: Studies,
     pub(super) images: Images,
     pub(super) shown: ShownNames,
+    /// What Neuronpedia calls what is served.
+    pub(super) names: Names,
     pub(super) started_at: SystemTime,
     /// Runs that are computed at once.
     pub(super) parallel: usize,
@@ -42,6 +45,7 @@ impl App {
         let n_places = options.parallel.saturating_add(options.queue);
         let n_places = n_places.min(Semaphore::MAX_PERMITS);
         Self {
+            names: Names::new(&model, &options.shown.model),
             model,
             runs,
             studies,

@@ -1,4 +1,5 @@
-//! An HTTP server on a model: OpenAI's endpoints with steering and features, for any number of clients.
+//! An HTTP server on a model: OpenAI's endpoints with steering and features, and Neuronpedia's, for any number of
+//! clients.
 //!
 //! ```text
 //! connection ─► guard: host, origin, key ─► a place in the queue ─► handler
@@ -14,6 +15,7 @@ mod app;
 mod body;
 mod explore;
 mod guard;
+mod neuronpedia;
 mod openai;
 mod options;
 mod page;

@@ -21,7 +21,7 @@ pub(super) struct Refusal {
     pub(super) message: String,
     code: &'static str,
     /// The member of the request that is at fault.
-    param: Option<String>,
+    pub(super) param: Option<String>,
 }
 
 /// An error as OpenAI's API has it.

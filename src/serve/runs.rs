@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     CancelFlag, Engine, EngineSize, Error, ErrorKind, HookedModel, Kinds, Request, Result, Run,
-    RunId, Step, Trace,
+    RunId, Step, TokenLogProbs, Trace,
 };
 
 /// The way to the engine's thread, which ends when this is dropped and all runs have ended.
@@ -33,8 +33,12 @@ pub(super) struct Counts {
 pub(super) enum Event {
     /// What the hooks saw of its prompt, where features are kept.
     Prompt(Trace),
-    /// Characters, with the token that they came with.
-    Text { id: Option<i32>, text: String },
+    /// Characters, with the token that they came with, and how likely that was, where it is asked for.
+    Text {
+        id: Option<i32>,
+        text: String,
+        log_probs: Option<TokenLogProbs>,
+    },
     /// Its end, and nothing behind it.
     End(Result<Run>),
 }
@@ -249,6 +253,7 @@ impl Teller {
         let text = Event::Text {
             id: step.id,
             text: step.text.to_owned(),
+            log_probs: step.log_probs.cloned(),
         };
         match self.events.send((self.run_idx, text)) {
             Ok(()) => ControlFlow::Continue(()),

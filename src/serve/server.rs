@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use axum::{Json, extract::Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,7 +23,7 @@ use super::options::ServeOptions;
 use super::refusal::Refusal;
 use super::runs::Runs;
 use super::studies::Studies;
-use super::{body, explore, openai, page};
+use super::{body, explore, neuronpedia, openai, page};
 use crate::{CancelFlag, EngineSize, Error, ErrorKind, HookedModel, Result};
 
 /// Connections at once; others wait for one to end.
@@ -152,6 +152,7 @@ fn router(app: Arc<App>, options: &ServeOptions) -> Router {
     Router::new()
         .route("/", get(page::page))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
+        .merge(neuronpedia::routes())
         .merge(openai::routes())
         .merge(explore::routes())
         .fallback(not_found)
@@ -163,6 +164,7 @@ fn router(app: Arc<App>, options: &ServeOptions) -> Router {
             Arc::new(Guard::new(options)),
             guard::check,
         ))
+        .layer(from_fn(neuronpedia::refuse_in_own_form))
 }
 
 async fn not_found(request: Request) -> Refusal {

@@ -77,6 +77,8 @@ mod serve;
 mod serve_api;
 #[cfg(feature = "serve")]
 mod serve_fixture;
+#[cfg(feature = "serve")]
+mod serve_neuronpedia;
 mod several_images;
 mod several_saes;
 mod split_models;

@@ -28,7 +28,7 @@ fn steered() -> Value {
 }
 
 /// Sends these bytes and gives what comes back until the server closes, or says nothing more for a second.
-fn raw(served: &Served, bytes: &[u8]) -> String {
+pub(crate) fn raw(served: &Served, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(&served.address).expect("it listens");
     let wait = stream.set_read_timeout(Some(Duration::from_secs(1)));
     wait.expect("a time of more than nothing");

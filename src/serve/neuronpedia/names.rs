@@ -1,0 +1,142 @@
+//! What the model and its SAEs are called here.
+//!
+//! Neuronpedia calls an SAE `LAYER-SET`, a source of the set of SAEs `SET`: `12-res-jb`. Where that is not known of an
+//! SAE, its id is the set, so that clients that read the layer in front of the first `-` find it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::serve::refusal::Refusal;
+use crate::{Error, HookedModel, Sae};
+
+/// The names of a model and its SAEs.
+pub(in crate::serve) struct Names {
+    /// The one under which it is served, and those of the models that its SAEs were trained on.
+    models: Vec<String>,
+    sources: Vec<Source>,
+}
+
+/// An SAE by Neuronpedia's names.
+pub(super) struct Source {
+    /// Its place among the model's.
+    pub(super) sae: usize,
+    /// Its id in its file, which is understood too.
+    id: String,
+    /// The model that it was trained on, if that is known.
+    model: Option<String>,
+    /// The layer and the set.
+    pub(super) name: String,
+}
+
+impl Source {
+    fn new((place, sae): (usize, &Arc<Sae>)) -> Self {
+        let meta = sae.meta();
+        let (model, name) = known_name(sae).unzip();
+        Self {
+            sae: place,
+            id: sae.id().to_owned(),
+            model: model.or_else(|| meta.model_name.clone()),
+            name: name.unwrap_or_else(|| format!("{}-{}", sae.hook_point().layer(), sae.id())),
+        }
+    }
+
+    /// The set that it belongs to.
+    pub(super) fn set(&self) -> &str {
+        let (_, set) = self.name.split_once('-').expect("a layer and a set");
+        set
+    }
+}
+
+/// The SAE's model and source on Neuronpedia: those that its labels come from, or that the list of published SAEs
+/// names.
+fn known_name(sae: &Sae) -> Option<(String, String)> {
+    let from_labels = sae.meta().labels_source.as_deref().and_then(|labels| {
+        let (model, source) = labels.split_once('/')?;
+        Some((model.to_owned(), source.to_owned()))
+    });
+    let is_source = |(_, source): &(String, String)| {
+        let layer = source.split_once('-').map(|(layer, _)| layer);
+        layer.is_some_and(|layer| layer.parse::<usize>().is_ok())
+    };
+    let named = from_labels.filter(is_source);
+    named.or_else(|| published(sae).filter(is_source))
+}
+
+#[cfg(feature = "pull")]
+fn published(sae: &Sae) -> Option<(String, String)> {
+    let (release, id) = (sae.meta().release.as_deref()?, sae.meta().id.as_deref()?);
+    let labels = llava_sae_hub::releases::find(release, id).ok()?.labels?;
+    Some((labels.model, labels.source))
+}
+
+#[cfg(not(feature = "pull"))]
+fn published(_: &Sae) -> Option<(String, String)> {
+    None
+}
+
+impl Names {
+    /// The names of a model that is served as `shown`.
+    pub(in crate::serve) fn new(model: &HookedModel, shown: &str) -> Self {
+        let sources: Vec<_> = model.saes().iter().enumerate().map(Source::new).collect();
+        let of_saes = sources.iter().filter_map(|source| source.model.clone());
+        let mut models = vec![shown.to_owned()];
+        for name in of_saes {
+            if !models.contains(&name) {
+                models.push(name);
+            }
+        }
+        Self { models, sources }
+    }
+
+    /// The model's SAEs.
+    pub(super) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// The sets that they belong to.
+    pub(super) fn sets(&self) -> BTreeSet<&str> {
+        self.sources.iter().map(Source::set).collect()
+    }
+
+    /// The SAE of this name, or of this id.
+    pub(super) fn source(&self, name: &str) -> Result<&Source, Refusal> {
+        let mut sources = self.sources.iter();
+        let found = sources.find(|source| source.name == name || source.id == name);
+        let known = || self.sources.iter().map(|source| &source.name[..]);
+        found.ok_or_else(|| unknown("source", name, known()))
+    }
+
+    /// These SAEs of a set; all of it if none is named.
+    pub(super) fn sources_of_set(
+        &self,
+        set: &str,
+        selected: &[String],
+    ) -> Result<Vec<&Source>, Refusal> {
+        let sources = self.sources.iter();
+        let of_set: Vec<_> = sources.filter(|source| source.set() == set).collect();
+        match (of_set.is_empty(), selected.is_empty()) {
+            (true, _) => Err(unknown("source set", set, self.sets().into_iter())),
+            (false, true) => Ok(of_set),
+            (false, false) => selected.iter().map(|name| self.source(name)).collect(),
+        }
+    }
+
+    /// Checks that the model is meant.
+    pub(super) fn check_model(&self, name: &str) -> Result<(), Refusal> {
+        let known = || self.models.iter().map(String::as_str);
+        match known().any(|known| known == name) {
+            true => Ok(()),
+            false => Err(unknown("model", name, known())),
+        }
+    }
+}
+
+fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> Refusal {
+    let known: Vec<_> = known.map(|name| format!("`{name}`")).collect();
+    let known = match known.is_empty() {
+        true => "none".to_owned(),
+        false => known.join(", "),
+    };
+    let error = Error::invalid(format!("there is no {what} `{name}` here"));
+    error.with_hint(format!("there is {known}")).into()
+}
