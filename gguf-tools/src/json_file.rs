@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::json_text::plain;
+use crate::json_text::{self, plain};
 use crate::{Error, Result, input_file};
 
 /// Longest file of settings; the longest known have a megabyte.
@@ -56,9 +56,7 @@ pub(crate) fn malformed(path: &Path) -> impl Fn(serde_json::Error) -> Error {
 /// # Errors
 /// Text that is not JSON of the expected form, or holds too many values.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> serde_json::Result<T> {
-    // Each value but the first stands behind one of these.
-    let is_start = |byte: &&u8| matches!(**byte, b',' | b':' | b'[' | b'{');
-    if text.iter().filter(is_start).count() > MAX_VALUES {
+    if json_text::n_values(text) > MAX_VALUES {
         let what = format!("it has more than {MAX_VALUES} values");
         return Err(serde_json::Error::custom(what));
     }

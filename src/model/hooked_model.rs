@@ -398,11 +398,18 @@ impl HookedModel {
     /// The text of a token, control tokens by name; an image row has none, nor has an id that is not
     /// in the vocabulary.
     pub fn token_text(&self, token: Token) -> Option<String> {
-        let mut bytes = Vec::new();
-        self.language_model
-            .append_piece(token.id?, Special::Show, &mut bytes)
-            .ok()?;
+        let bytes = self.token_bytes(token.id?)?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The bytes of a token, control tokens by name, which may be part of a character; none of an id that is not in
+    /// the vocabulary.
+    pub fn token_bytes(&self, id: i32) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let shown = self
+            .language_model
+            .append_piece(id, Special::Show, &mut bytes);
+        shown.ok().map(|()| bytes)
     }
 
     /// Writes `steering` as a control vector, which llama.cpp's own programs read.

@@ -33,6 +33,8 @@ pub struct Run {
     pub token_ids: Vec<i32>,
     /// How likely each of them was; empty where that was not asked for.
     pub log_probs: Vec<TokenLogProbs>,
+    /// The token that ended the text, if one did, and how likely it was, if that was asked for.
+    pub end: Option<(i32, Option<TokenLogProbs>)>,
     /// How likely each text token of the prompt was, by its row; none for the first one and for image rows. Empty where
     /// that was not asked for.
     pub prompt_log_probs: Vec<Option<TokenLogProbs>>,
@@ -61,6 +63,7 @@ pub(super) struct Generation {
     text: StreamedText,
     token_ids: Vec<i32>,
     log_probs: Vec<TokenLogProbs>,
+    end: Option<(i32, Option<TokenLogProbs>)>,
     pub(super) stop: Option<Stop>,
     logits: Vec<f32>, // [n_vocab], after the prompt; empty where not kept
     n_remembered: usize,
@@ -85,6 +88,7 @@ impl Generation {
             text: StreamedText::new(options.stop.clone()),
             token_ids: Vec::new(),
             log_probs: Vec::new(),
+            end: None,
             stop: (options.max_tokens == 0).then_some(Stop::Length),
             logits: Vec::new(),
             n_remembered,
@@ -126,6 +130,7 @@ impl Generation {
         let id = self.next.expect("it was chosen after the last row");
         if model.is_end(id) {
             self.stop = Some(Stop::End);
+            self.end = Some((id, self.next_log_probs.take()));
             return Ok((None, String::new()));
         }
         self.token_ids.push(id);
@@ -159,6 +164,7 @@ impl Generation {
             text: String::from_utf8_lossy(&self.text.bytes).into_owned(),
             token_ids: self.token_ids,
             log_probs: self.log_probs,
+            end: self.end,
             prompt_log_probs,
             stop: self.stop.expect("it has stopped"),
             logits: self.logits,

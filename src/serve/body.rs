@@ -6,12 +6,16 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
+use gguf_tools::json_text;
 use serde::de::DeserializeOwned;
 
 use super::refusal::Refusal;
 
 /// The longest body: some pictures, which base64 makes longer by a third.
 pub(super) const MAX_BYTES: usize = 64 << 20;
+
+/// The most JSON values in a body.
+const MAX_VALUES: usize = 1 << 20;
 
 /// How long a body may take to arrive.
 const MAX_TIME: Duration = Duration::from_secs(60);
@@ -51,6 +55,10 @@ pub(super) fn too_large() -> Refusal {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, Refusal> {
+    if json_text::n_values(bytes) > MAX_VALUES {
+        let what = format!("the request's body has more than {MAX_VALUES} values");
+        return Err(Refusal::bad(what));
+    }
     let mut ignored = BTreeSet::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = serde_path_to_error::Track::new();

@@ -17,6 +17,7 @@ mod explore;
 mod guard;
 mod neuronpedia;
 mod openai;
+mod openapi;
 mod options;
 mod page;
 mod prepare;

@@ -33,7 +33,8 @@ pub(super) struct Counts {
 pub(super) enum Event {
     /// What the hooks saw of its prompt, where features are kept.
     Prompt(Trace),
-    /// Characters, with the token that they came with, and how likely that was, where it is asked for.
+    /// A token with the characters that came with it, and how likely it was, where that is asked for; at the end,
+    /// characters alone.
     Text {
         id: Option<i32>,
         text: String,
@@ -262,6 +263,13 @@ impl Teller {
     }
 
     fn end(&self, run: Result<Run>) {
+        // It may have ended without a step.
+        if let Ok(run) = &run
+            && self.tells_of_prompt
+        {
+            let event = Event::Prompt(run.trace.clone());
+            let _ = self.events.send((self.run_idx, event));
+        }
         let _ = self.events.send((self.run_idx, Event::End(run)));
     }
 }

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
-use axum::{Json, extract::Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -23,7 +21,7 @@ use super::options::ServeOptions;
 use super::refusal::Refusal;
 use super::runs::Runs;
 use super::studies::Studies;
-use super::{body, explore, neuronpedia, openai, page};
+use super::{body, explore, neuronpedia, openai, openapi, page};
 use crate::{CancelFlag, EngineSize, Error, ErrorKind, HookedModel, Result};
 
 /// Connections at once; others wait for one to end.
@@ -151,7 +149,8 @@ fn router(app: Arc<App>, options: &ServeOptions) -> Router {
         ]);
     Router::new()
         .route("/", get(page::page))
-        .route("/health", get(async || Json(json!({"status": "ok"}))))
+        .route("/health", get(openapi::health))
+        .route("/openapi.json", get(openapi::document))
         .merge(neuronpedia::routes())
         .merge(openai::routes())
         .merge(explore::routes())

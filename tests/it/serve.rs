@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use llava_sae_cpp::serve::{ApiKey, ServeOptions, Server};
+use llava_sae_cpp::{Picture, PromptForm, RunOptions, Sampling, Session};
 use serde_json::{Value, json};
 
 use crate::serve_fixture::{Served, about_picture, options};
@@ -79,8 +81,10 @@ fn what_a_request_cannot_have_is_said() {
     check("messages", json!([]), "`messages` is empty");
     check("temperature", json!("hot"), "`temperature`: invalid type");
     check("temperature", json!(-1), "temperature");
-    check("n", json!(0), "1 to 16 answers");
-    check("n", json!(17), "1 to 16 answers");
+    check("n", json!(0), "0 answers are asked for");
+    check("n", json!(1000), "1000 answers are asked for");
+    check("top_p", json!(0), "`top_p` is 0");
+    check("stop", json!([""]), "`stop` is empty");
     check("tools", json!([{}]), "not run here");
     check(
         "response_format",
@@ -281,6 +285,103 @@ fn a_full_queue_says_when_to_come_again() {
     }
 }
 
+/// A request alone gives the tokens of a run of the library, which the command line prints; and says how likely they
+/// were.
+#[test]
+fn a_request_alone_is_a_run() {
+    let served = Served::demo(options());
+    let mut session = Session::new(Arc::clone(&served.model));
+    let path = format!("{}/assets/pictures/boat.png", env!("CARGO_MANIFEST_DIR"));
+    let picture = Picture::open(path.as_ref()).expect("a picture of the demo");
+    let image = session.encode_image(&picture).expect("it is encoded");
+    let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[&image]);
+    let prompt = prompt.expect("a prompt");
+    for temperature in [0.0, 1.5] {
+        let options = RunOptions {
+            max_tokens: 24,
+            top_log_probs: Some(3),
+            sampling: Sampling {
+                temperature,
+                seed: 7,
+                ..Sampling::default()
+            },
+            ..RunOptions::default()
+        };
+        let run = session.run(&prompt, options).expect("it runs");
+        let answer = served.ask(
+            CHAT,
+            &json!({
+                "messages": about_picture("boat"),
+                "max_completion_tokens": 24,
+                "temperature": temperature,
+                "seed": 7,
+                "logprobs": true,
+                "top_logprobs": 3,
+            }),
+        );
+        assert_eq!(text(&answer), run.text);
+        let said = &answer["choices"][0]["logprobs"]["content"];
+        let said = said.as_array().expect("log-probabilities");
+        assert_eq!(said.len(), run.token_ids.len());
+        for (said, found) in said.iter().zip(&run.log_probs) {
+            assert_eq!(said["logprob"], found.log_prob);
+            assert_eq!(said["top_logprobs"].as_array().map(Vec::len), Some(3));
+            assert_eq!(said["top_logprobs"][0]["logprob"], found.top[0].1);
+        }
+    }
+}
+
+#[test]
+fn texts_are_gone_on_with() {
+    let served = Served::demo(options());
+    let complete = |request: &Value| served.ask("/v1/completions", request);
+    let prompts = json!(["A picture of", "The image shows a"]);
+    let both = complete(&json!({"prompt": prompts, "max_tokens": 5, "logprobs": 2, "n": 2}));
+    let choices = both["choices"].as_array().expect("answers");
+    let indices: Vec<_> = choices
+        .iter()
+        .map(|choice| choice["index"].as_u64())
+        .collect();
+    assert_eq!(indices, [Some(0), Some(1), Some(2), Some(3)]);
+    for (i, prompt) in prompts.as_array().expect("two").iter().enumerate() {
+        let alone = complete(&json!({"prompt": prompt, "max_tokens": 5}));
+        assert_eq!(alone["choices"][0]["text"], choices[2 * i]["text"]);
+        assert_eq!(alone["choices"][0]["text"], choices[2 * i + 1]["text"]);
+        let echoed = complete(&json!({"prompt": prompt, "max_tokens": 5, "echo": true}));
+        let echoed = echoed["choices"][0]["text"].as_str().expect("a text");
+        let text = alone["choices"][0]["text"].as_str().expect("a text");
+        let prompt = prompt.as_str().expect("a text");
+        assert!(echoed.ends_with(&format!("{prompt}{text}")), "{echoed}");
+        let log_probs = &choices[2 * i]["logprobs"];
+        assert_eq!(log_probs["tokens"].as_array().map(Vec::len), Some(5));
+        let first = &log_probs["top_logprobs"][0];
+        let most = first.as_object().expect("tokens").values();
+        let most = most
+            .filter_map(Value::as_f64)
+            .fold(f64::NEG_INFINITY, f64::max);
+        assert_eq!(log_probs["token_logprobs"][0], most);
+    }
+    let stream: String = served
+        .stream(
+            "/v1/completions",
+            &json!({"prompt": "A picture of", "max_tokens": 5, "stream": true}),
+        )
+        .filter_map(|frame| serde_json::from_str::<Value>(&frame).ok())
+        .filter_map(|frame| Some(frame["choices"][0]["text"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(choices[0]["text"], stream);
+    let check = |request: Value, said: &str| {
+        let sentence = served.post("/v1/completions", &request).refused(400);
+        assert!(sentence.contains(said), "{sentence}");
+    };
+    check(json!({"prompt": [1 << 30]}), "vocabulary");
+    check(json!({"prompt": [[]]}), "no text");
+    check(json!({"prompt": []}), "0 answers");
+    check(json!({"prompt": 5}), "`prompt`");
+    check(json!({"prompt": "a", "suffix": "b"}), "`suffix`");
+    check(json!({"prompt": "a", "logprobs": 21}), "20 at most");
+}
+
 /// Each gets its own answer, whoever else asks.
 #[test]
 fn requests_beside_each_other_have_their_own_answers() {
@@ -325,4 +426,40 @@ fn the_end_waits_for_answers() {
     served.stop();
     assert_eq!(stream.last().as_deref(), Some("[DONE]"));
     assert!(TcpStream::connect(&served.address).is_err());
+}
+
+#[test]
+fn the_document_names_what_there_is() {
+    let served = Served::demo(options());
+    let document = served.get("/openapi.json").json();
+    let paths = document["paths"].as_object().expect("paths");
+    for (path, method) in [
+        ("/health", "get"),
+        ("/v1/models", "get"),
+        (CHAT, "post"),
+        ("/v1/completions", "post"),
+        ("/api/features", "post"),
+        ("/api/features/{feature}", "get"),
+    ] {
+        let operation = &paths[path][method];
+        let summary = operation["summary"].as_str();
+        assert!(summary.is_some_and(|text| !text.is_empty()), "{path}");
+        assert!(operation["responses"]["200"].is_object(), "{path}");
+        assert!(operation["responses"]["default"].is_object(), "{path}");
+    }
+    // What it names is there.
+    for (path, item) in paths {
+        let path = path
+            .replace("{feature}", "0")
+            .replace("{name}", "apple.png");
+        let answer = match item.get("get") {
+            Some(_) => served.get(&path),
+            None => served.post(&path, &json!({})),
+        };
+        assert!(
+            ![404, 405, 500].contains(&answer.status),
+            "{path}: {}",
+            answer.text()
+        );
+    }
 }

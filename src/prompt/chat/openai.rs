@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use gguf_tools::json_text;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
@@ -14,7 +15,7 @@ use crate::{Error, Picture, Result};
 /// The largest file, pictures in `data:` URLs included.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// The most JSON values in a chat: one of two bytes takes a hundred in memory.
+/// The most JSON values in a chat.
 const MAX_VALUES: usize = 1 << 20;
 
 /// Keys of a request that change neither the prompt nor what is computed.
@@ -78,14 +79,12 @@ impl Chat {
     /// Another form, with the place; what is not done here, such as tools and web addresses; keys of a request that
     /// would change what is computed.
     pub fn parse(text: &[u8], files: LocalFiles) -> Result<Self> {
-        // Each value but the first stands behind one of these.
-        let is_start = |byte: &&u8| matches!(**byte, b',' | b':' | b'[' | b'{');
-        if text.iter().filter(is_start).count() > MAX_VALUES {
+        if json_text::n_values(text) > MAX_VALUES {
             return Err(Error::invalid(format!(
                 "it has more than {MAX_VALUES} values"
             )));
         }
-        let text = gguf_tools::json_text::plain(text);
+        let text = json_text::plain(text);
         let json =
             serde_json::from_slice(&text).map_err(|error| Error::invalid(error.to_string()))?;
         let messages = match json {

@@ -52,7 +52,7 @@ pub(crate) async fn look(
         return Err(Refusal::about("sae.over", what));
     }
     let set = request.steering.as_deref();
-    let steering = set.map(|set| steering(&app, set, &prepared));
+    let steering = set.map(|set| steering(&app, set, &prepared.prompt));
     let options = RunOptions {
         steering: steering.transpose()?.flatten(),
         keep: wanted.keep(),

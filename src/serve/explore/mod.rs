@@ -3,7 +3,6 @@
 mod card;
 mod examples;
 mod features;
-
 mod labels;
 mod model;
 mod request;
@@ -14,8 +13,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
+use utoipa::OpenApi;
 
 use super::app::App;
+
+/// What `/openapi.json` says of them.
+#[derive(OpenApi)]
+#[openapi(paths(
+    model::describe,
+    status::tell,
+    examples::picture,
+    labels::search,
+    card::show,
+    features::look,
+))]
+pub(super) struct Paths;
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()

@@ -18,7 +18,7 @@ use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
 use crate::serve::stream::{self, Events, Gone};
-use crate::{Keep, Run};
+use crate::{HookedModel, Keep, Run, TokenLogProbs};
 
 generating_request! {
     /// A chat that the model is to go on with.
@@ -28,6 +28,10 @@ generating_request! {
         messages: Box<RawValue>,
         /// The newer name of `max_tokens`.
         max_completion_tokens: Option<usize>,
+        /// Whether to say how likely each token was.
+        logprobs: Option<bool>,
+        /// With it, how many most likely tokens to name besides, 20 at most.
+        top_logprobs: Option<usize>,
         /// Not done here: the model calls no tools.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Box<RawValue>>,
@@ -69,6 +73,7 @@ pub(crate) struct Completion {
 struct Choice {
     index: usize,
     message: Message,
+    logprobs: Option<LogProbs>,
     finish_reason: &'static str,
 }
 
@@ -76,6 +81,59 @@ struct Choice {
 struct Message {
     role: &'static str,
     content: String,
+}
+
+/// How likely the tokens of an answer were.
+#[derive(Serialize, ToSchema)]
+struct LogProbs {
+    content: Vec<TokenLogProb>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct TokenLogProb {
+    #[serde(flatten)]
+    chosen: NamedLogProb,
+    top_logprobs: Vec<NamedLogProb>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct NamedLogProb {
+    token: String,
+    /// In nats.
+    logprob: f64,
+    /// The token in UTF-8, which for a part of a character is no text.
+    bytes: Vec<u8>,
+}
+
+impl LogProbs {
+    fn of(run: &Run, model: &HookedModel) -> Self {
+        Self::new(run.token_ids.iter().copied().zip(&run.log_probs), model)
+    }
+
+    fn new<'a>(
+        tokens: impl IntoIterator<Item = (i32, &'a TokenLogProbs)>,
+        model: &HookedModel,
+    ) -> Self {
+        let named = |id, logprob| {
+            let bytes = model.token_bytes(id).unwrap_or_default();
+            NamedLogProb {
+                token: String::from_utf8_lossy(&bytes).into_owned(),
+                logprob,
+                bytes,
+            }
+        };
+        let token = |(id, found): (i32, &TokenLogProbs)| TokenLogProb {
+            chosen: named(id, found.log_prob),
+            top_logprobs: found
+                .top
+                .iter()
+                .map(|&(id, logprob)| named(id, logprob))
+                .collect(),
+        };
+        Self {
+            content: tokens.into_iter().map(token).collect(),
+        }
+    }
 }
 
 /// A part of an answer that comes as events.
@@ -94,6 +152,8 @@ struct Chunk {
 struct ChunkChoice {
     index: usize,
     delta: Delta,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<LogProbs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -124,9 +184,12 @@ pub(crate) async fn complete(
     request.check()?;
     let asked = Asked::Messages(request.messages.get().as_bytes().to_vec());
     let prepared = app.prepare(asked).await?;
-    let mut generation = request.generation();
+    let top_log_probs = (request.logprobs == Some(true)).then(|| request.top_logprobs.unwrap_or(0));
+    let mut generation = request.generation(top_log_probs);
     generation.max_tokens = request.max_completion_tokens.or(generation.max_tokens);
-    let runs = generation.start(&app, &prepared, Keep::default())?;
+    let prompts = std::slice::from_ref(&prepared.prompt);
+    let requests = generation.requests(&app, prompts, Keep::default())?;
+    let runs = app.runs.ask(requests);
     let n_prompt = prepared.prompt.tokens().len();
     let head = |object| Head {
         id: id("chatcmpl"),
@@ -139,6 +202,7 @@ pub(crate) async fn complete(
             head: head("chat.completion.chunk"),
             includes_usage: request.includes_usage(),
             n_prompt,
+            model: Arc::clone(&app.model),
             _place: place,
         };
         return Ok(stream::answer(|events| streamed.write(runs, events)));
@@ -150,6 +214,7 @@ pub(crate) async fn complete(
             role: "assistant",
             content: run.text.clone(),
         },
+        logprobs: top_log_probs.map(|_| LogProbs::of(run, &app.model)),
         finish_reason: finish_reason(run.stop),
     };
     Ok(Json(Completion {
@@ -184,6 +249,7 @@ struct Streamed {
     head: Head,
     includes_usage: bool,
     n_prompt: usize,
+    model: Arc<HookedModel>,
     _place: Place,
 }
 
@@ -195,24 +261,36 @@ impl Streamed {
             if has_begun.len() <= index {
                 has_begun.resize(index + 1, false);
             }
-            let role = (!has_begun[index]).then_some("assistant");
-            let (content, finish_reason, timings) = match event {
-                Event::Prompt(_) => continue,
-                Event::Text { text, .. } if text.is_empty() => continue,
-                Event::Text { text, .. } => (Some(text), None, None),
+            let mut choice = ChunkChoice {
+                index,
+                delta: Delta {
+                    role: (!has_begun[index]).then_some("assistant"),
+                    content: None,
+                },
+                logprobs: None,
+                finish_reason: None,
+            };
+            let mut timings = None;
+            match event {
+                Event::Text {
+                    id,
+                    text,
+                    log_probs,
+                } if !text.is_empty() || log_probs.is_some() => {
+                    let said = id.zip(log_probs.as_ref());
+                    choice.logprobs = said.map(|said| LogProbs::new([said], &self.model));
+                    choice.delta.content = Some(text);
+                }
+                Event::Prompt(_) | Event::Text { .. } => continue,
                 Event::End(Ok(run)) => {
                     usage += Usage::of(0, [&run]);
-                    let timings = Timings::of(self.n_prompt, &run);
-                    (None, Some(finish_reason(run.stop)), Some(timings))
+                    timings = Some(Timings::of(self.n_prompt, &run));
+                    choice.finish_reason = Some(finish_reason(run.stop));
                 }
                 Event::End(Err(error)) => return events.json(&Refusal::from(error).body()).await,
-            };
+            }
             has_begun[index] = true;
-            let chunk = self.chunk(Some(ChunkChoice {
-                index,
-                delta: Delta { role, content },
-                finish_reason,
-            }));
+            let chunk = self.chunk(Some(choice));
             events.json(&Chunk { timings, ..chunk }).await?;
         }
         if self.includes_usage {

@@ -7,14 +7,12 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::serve::app::App;
-use crate::serve::prepare::Prepared;
 use crate::serve::refusal::Refusal;
-use crate::serve::runs::RunEvents;
 use crate::steering::Steering;
-use crate::{Keep, Request, RunOptions, Sampling, saved_set};
+use crate::{CancelFlag, Keep, Prompt, Request, RunOptions, Sampling, saved_set};
 
 /// The most answers to one request.
-const MAX_ANSWERS: usize = 16;
+const MAX_ANSWERS: usize = 128;
 
 /// Declares a request that generates, with members of its own in front of those that all have.
 macro_rules! generating_request {
@@ -30,12 +28,25 @@ macro_rules! generating_request {
             max_tokens: Option<usize>,
             /// 0, as without it, takes the most likely token each time.
             temperature: Option<f32>,
-            /// For temperatures above 0: the same number gives the same text.
+            /// With a temperature: the most likely tokens that have this probability together (0.95).
+            top_p: Option<f32>,
+            /// With a temperature: so many most likely tokens (40); 0 for all.
+            top_k: Option<usize>,
+            /// With a temperature: tokens at least this likely, as a share of the likeliest (0.05).
+            min_p: Option<f32>,
+            /// With a temperature: the same number gives the same text.
             seed: Option<i64>,
+            /// What a token's logit is lowered by for each time that it was generated.
+            frequency_penalty: Option<f32>,
+            /// What a token's logit is lowered by if it was generated.
+            presence_penalty: Option<f32>,
+            /// The text ends before the first of these.
+            stop: Option<$crate::serve::openai::generation::Texts>,
             /// The number of answers, each with a seed of its own: that of the request and those behind it.
             n: Option<usize>,
             /// Whether the answer comes as server-sent events.
             stream: Option<bool>,
+            /// How these come.
             stream_options: Option<$crate::serve::openai::generation::StreamOptions>,
             /// Interventions: a saved set, or the list in one.
             #[schema(value_type = Option<Vec<Object>>)]
@@ -43,12 +54,29 @@ macro_rules! generating_request {
         }
 
         impl $name {
-            pub(crate) fn generation(&self) -> $crate::serve::openai::generation::Generation<'_> {
+            /// How texts are to be generated, with so many log-probabilities a token.
+            pub(crate) fn generation(
+                &self,
+                top_log_probs: Option<usize>,
+            ) -> $crate::serve::openai::generation::Generation<'_> {
+                let default = $crate::Sampling::default();
+                // Clients send seeds of any size; llama.cpp takes the largest for "any".
+                let seed = self.seed.map_or(0, |seed| seed as u64 % u64::from(u32::MAX));
                 $crate::serve::openai::generation::Generation {
                     max_tokens: self.max_tokens,
-                    temperature: self.temperature,
-                    seed: self.seed,
-                    n: self.n,
+                    sampling: $crate::Sampling {
+                        temperature: self.temperature.unwrap_or(default.temperature),
+                        seed: seed as u32,
+                        top_k: self.top_k.unwrap_or(default.top_k),
+                        top_p: self.top_p.unwrap_or(default.top_p),
+                        min_p: self.min_p.unwrap_or(default.min_p),
+                        frequency_penalty: self.frequency_penalty.unwrap_or_default(),
+                        presence_penalty: self.presence_penalty.unwrap_or_default(),
+                    },
+                    top_log_probs,
+                    prompt_log_probs: None,
+                    stop: self.stop.clone().map(Into::into).unwrap_or_default(),
+                    n: self.n.unwrap_or(1),
                     steering: self.steering.as_deref(),
                 }
             }
@@ -69,63 +97,73 @@ pub(crate) struct StreamOptions {
     pub(super) include_usage: Option<bool>,
 }
 
+/// A text or several.
+#[derive(Clone, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl From<Texts> for Vec<String> {
+    fn from(texts: Texts) -> Self {
+        match texts {
+            Texts::One(text) => vec![text],
+            Texts::Several(texts) => texts,
+        }
+    }
+}
+
 /// How texts are to be generated.
 pub(crate) struct Generation<'a> {
     pub(crate) max_tokens: Option<usize>,
-    pub(crate) temperature: Option<f32>,
-    pub(crate) seed: Option<i64>,
-    pub(crate) n: Option<usize>,
+    pub(crate) sampling: Sampling,
+    pub(crate) top_log_probs: Option<usize>,
+    pub(crate) prompt_log_probs: Option<usize>,
+    pub(crate) stop: Vec<String>,
+    pub(crate) n: usize,
     pub(crate) steering: Option<&'a RawValue>,
 }
 
 impl Generation<'_> {
-    /// Asks for the runs of all answers.
-    pub(crate) fn start(
+    /// The requests of all answers to these prompts, one prompt's behind the other's.
+    pub(crate) fn requests(
         &self,
         app: &App,
-        prepared: &Prepared,
+        prompts: &[Arc<Prompt>],
         keep: Keep,
-    ) -> Result<RunEvents, Refusal> {
-        let n = self.n.unwrap_or(1);
-        if !(1..=MAX_ANSWERS).contains(&n) {
-            let what = format!("`n` is {n}: a request has 1 to {MAX_ANSWERS} answers");
+    ) -> Result<Vec<Request>, Refusal> {
+        let n_answers = self.n.saturating_mul(prompts.len());
+        if !(1..=MAX_ANSWERS).contains(&n_answers) {
+            let what =
+                format!("{n_answers} answers are asked for: a request has 1 to {MAX_ANSWERS}");
             return Err(Refusal::about("n", what));
         }
-        let steering = self.steering.map(|set| steering(app, set, prepared));
-        let steering = steering.transpose()?.flatten();
-        let request = |i| {
-            let options = RunOptions {
-                steering: steering.clone(),
-                keep,
-                max_tokens: self.max_tokens(app, prepared),
-                sampling: self.sampling(i)?,
-                ..RunOptions::default()
-            };
-            Ok(Request::new(Arc::clone(&prepared.prompt), options))
-        };
-        let requests = (0..n).map(request).collect::<Result<_, Refusal>>()?;
-        Ok(app.runs.ask(requests))
-    }
-
-    fn max_tokens(&self, app: &App, prepared: &Prepared) -> usize {
-        let room = app.runs.capacity() - prepared.prompt.tokens().len();
-        self.max_tokens.map_or(room, |wanted| wanted.min(room))
-    }
-
-    fn sampling(&self, answer: usize) -> Result<Sampling, Refusal> {
-        let temperature = self.temperature.unwrap_or(0.0);
-        if !temperature.is_finite() || temperature < 0.0 {
-            let what = "a temperature is a number from 0 up";
-            return Err(Refusal::about("temperature", what));
+        let mut requests = Vec::new();
+        for prompt in prompts {
+            let steering = self.steering.map(|set| steering(app, set, prompt));
+            let steering = steering.transpose()?.flatten();
+            let room = app.runs.capacity() - prompt.tokens().len();
+            for answer in 0..self.n {
+                let seed = u64::from(self.sampling.seed) + answer as u64;
+                let options = RunOptions {
+                    steering: steering.clone(),
+                    keep,
+                    max_tokens: self.max_tokens.map_or(room, |wanted| wanted.min(room)),
+                    sampling: Sampling {
+                        seed: (seed % u64::from(u32::MAX)) as u32,
+                        ..self.sampling
+                    },
+                    top_log_probs: self.top_log_probs,
+                    prompt_log_probs: self.prompt_log_probs,
+                    stop: self.stop.clone(),
+                    cancel: CancelFlag::default(),
+                };
+                options.check()?;
+                requests.push(Request::new(Arc::clone(prompt), options));
+            }
         }
-        // Clients send numbers of any size; llama.cpp takes the largest for "any".
-        let seed =
-            (self.seed.unwrap_or(0) as u64).wrapping_add(answer as u64) % u64::from(u32::MAX);
-        Ok(Sampling {
-            temperature,
-            seed: seed as u32,
-            ..Sampling::default()
-        })
+        Ok(requests)
     }
 }
 
@@ -133,7 +171,7 @@ impl Generation<'_> {
 pub(crate) fn steering(
     app: &App,
     set: &RawValue,
-    prepared: &Prepared,
+    prompt: &Prompt,
 ) -> Result<Option<Arc<Steering>>, Refusal> {
     const SHOWN: &str = "steering";
     if matches!(set.get().trim(), "[]" | "null") {
@@ -143,7 +181,7 @@ pub(crate) fn steering(
         let entries = saved_set::parse(set.get().as_bytes(), SHOWN)?;
         let interventions = saved_set::interventions(&entries, SHOWN, app.model.saes())?;
         let steering = app.model.steering(interventions)?;
-        steering.placed(prepared.prompt.tokens())?;
+        steering.placed(prompt.tokens())?;
         Ok(Some(steering))
     };
     steering().map_err(|error: crate::Error| Refusal::from(error).of(SHOWN))

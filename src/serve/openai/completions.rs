@@ -1,0 +1,329 @@
+//! `POST /v1/completions`: texts as they stand are gone on with.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::generation::generating_request;
+use super::wire::{Timings, Usage, finish_reason, id, seconds};
+use crate::serve::app::{App, Place};
+use crate::serve::body::Body;
+use crate::serve::prepare::Asked;
+use crate::serve::refusal::Refusal;
+use crate::serve::runs::{Event, RunEvents};
+use crate::serve::stream::{self, Events, Gone};
+use crate::{HookedModel, Keep, Prompt, Run, Token, TokenLogProbs};
+
+generating_request! {
+    /// Texts that the model is to go on with.
+    CompletionRequest {
+        /// A text, or its token ids, or several of either.
+        prompt: Prompts,
+        /// Whether answers begin with the prompt, and `logprobs` with those of its tokens.
+        echo: Option<bool>,
+        /// How many most likely tokens to name at each place, 20 at most.
+        logprobs: Option<usize>,
+        /// Not done here.
+        suffix: Option<String>,
+        /// Not done here: the best of as many as are asked for.
+        best_of: Option<usize>,
+    }
+}
+
+/// Texts as they stand, with the vocabulary's beginning-of-sequence token in front where it asks for one and they lack
+/// it; ids are taken as they are.
+#[derive(Clone, Deserialize, ToSchema)]
+#[serde(untagged)]
+enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<i32>),
+    ListsOfIds(Vec<Vec<i32>>),
+}
+
+/// What is the same in all parts of an answer.
+#[derive(Clone, Serialize, ToSchema)]
+struct Head {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+}
+
+/// Texts that were gone on with, or a part of them.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TextCompletion {
+    #[serde(flatten)]
+    head: Head,
+    choices: Vec<Choice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+    /// Members of the request that mean nothing here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ignored: Vec<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Choice {
+    text: String,
+    index: usize,
+    logprobs: Option<LogProbs>,
+    finish_reason: Option<&'static str>,
+}
+
+/// How likely tokens were: lists with an entry for each.
+#[derive(Default, Serialize, ToSchema)]
+struct LogProbs {
+    tokens: Vec<String>,
+    /// In nats; none for a prompt's first token and for image rows.
+    token_logprobs: Vec<Option<f64>>,
+    /// The most likely tokens, the chosen one among them, each with its log-probability.
+    #[schema(value_type = Vec<Object>)]
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where tokens begin, in characters of the text.
+    text_offset: Vec<usize>,
+}
+
+/// How answers are written.
+struct Writer {
+    head: Head,
+    model: Arc<HookedModel>,
+    prompts: Vec<Arc<Prompt>>,
+    n: usize, // answers to each prompt
+    echoes: bool,
+    has_log_probs: bool,
+}
+
+/// Goes on with texts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionRequest,
+    responses((status = 200, body = TextCompletion))
+)]
+pub(crate) async fn complete(
+    State(app): State<Arc<App>>,
+    body: Body<CompletionRequest>,
+) -> Result<Response, Refusal> {
+    let place = app.take_place()?;
+    let Body {
+        value: request,
+        ignored,
+    } = body;
+    request.check()?;
+    let mut prompts = Vec::new();
+    for asked in request.prompt.clone().asked() {
+        let prepared = app.prepare(asked).await;
+        prompts.push(prepared.map_err(|refusal| refusal.of("prompt"))?.prompt);
+    }
+    let mut generation = request.generation(request.logprobs);
+    generation.prompt_log_probs = request.logprobs.filter(|_| request.echo == Some(true));
+    let requests = generation.requests(&app, &prompts, Keep::default())?;
+    let writer = Writer {
+        head: Head {
+            id: id("cmpl"),
+            object: "text_completion",
+            created: seconds(SystemTime::now()),
+            model: app.shown.model.clone(),
+        },
+        model: Arc::clone(&app.model),
+        prompts,
+        n: generation.n,
+        echoes: request.echo == Some(true),
+        has_log_probs: request.logprobs.is_some(),
+    };
+    let runs = app.runs.ask(requests);
+    if request.stream == Some(true) {
+        let includes_usage = request.includes_usage();
+        return Ok(stream::answer(|events| {
+            writer.stream(runs, includes_usage, place, events)
+        }));
+    }
+    let ended = runs.end().await?;
+    let ignored = ignored.into_iter().collect();
+    Ok(Json(writer.whole(&ended, ignored)).into_response())
+}
+
+impl CompletionRequest {
+    /// Refuses what is not done here.
+    fn check(&self) -> Result<(), Refusal> {
+        if self
+            .suffix
+            .as_deref()
+            .is_some_and(|suffix| !suffix.is_empty())
+        {
+            let what = "`suffix` is not done here: leave it out";
+            return Err(Refusal::about("suffix", what));
+        }
+        if self
+            .best_of
+            .is_some_and(|best_of| best_of != self.n.unwrap_or(1))
+        {
+            let what = "`best_of` is not done here: leave it out, or give as many as `n`";
+            return Err(Refusal::about("best_of", what));
+        }
+        if self.stream == Some(true) && self.echo == Some(true) {
+            let what = "a stream does not begin with its prompt: leave out `echo` or `stream`";
+            return Err(Refusal::about("echo", what));
+        }
+        Ok(())
+    }
+}
+
+impl Prompts {
+    fn asked(self) -> Vec<Asked> {
+        match self {
+            Self::Text(text) => vec![Asked::Raw(text)],
+            Self::Texts(texts) => texts.into_iter().map(Asked::Raw).collect(),
+            Self::Ids(ids) => vec![Asked::Ids(ids)],
+            Self::ListsOfIds(lists) => lists.into_iter().map(Asked::Ids).collect(),
+        }
+    }
+}
+
+impl Writer {
+    fn n_prompt_tokens(&self) -> usize {
+        self.prompts
+            .iter()
+            .map(|prompt| prompt.tokens().len())
+            .sum()
+    }
+
+    fn prompt(&self, answer: usize) -> &Prompt {
+        &self.prompts[answer / self.n]
+    }
+
+    fn timings(&self, answer: usize, run: &Run) -> Timings {
+        Timings::of(self.prompt(answer).tokens().len(), run)
+    }
+
+    fn whole(&self, runs: &[Run], ignored: Vec<String>) -> TextCompletion {
+        let choice = |(index, run): (usize, &Run)| {
+            let mut log_probs = LogProbs::default();
+            let mut text = String::new();
+            if self.echoes {
+                let found = run.prompt_log_probs.iter().map(Option::as_ref);
+                let found = found.chain(std::iter::repeat(None));
+                for (token, found) in self.prompt(index).tokens().iter().zip(found) {
+                    text.push_str(&log_probs.push(*token, found, &self.model));
+                }
+            }
+            for (&id, found) in run.token_ids.iter().zip(&run.log_probs) {
+                log_probs.push(Token::generated(id), Some(found), &self.model);
+            }
+            // Those who ask for a token behind the prompt, to leave it out again, count on one.
+            if let Some((id, Some(found))) = run.end.as_ref().filter(|_| self.echoes) {
+                log_probs.push(Token::generated(*id), Some(found), &self.model);
+            }
+            text.push_str(&run.text);
+            Choice {
+                text,
+                index,
+                logprobs: self.has_log_probs.then_some(log_probs),
+                finish_reason: Some(finish_reason(run.stop)),
+            }
+        };
+        TextCompletion {
+            head: self.head.clone(),
+            choices: runs.iter().enumerate().map(choice).collect(),
+            usage: Some(Usage::of(self.n_prompt_tokens(), runs)),
+            timings: Some(self.timings(0, &runs[0])),
+            ignored,
+        }
+    }
+
+    async fn stream(
+        self,
+        mut runs: RunEvents,
+        includes_usage: bool,
+        _place: Place,
+        events: Events,
+    ) -> Result<(), Gone> {
+        let mut usage = Usage::of(self.n_prompt_tokens(), []);
+        while let Some((index, event)) = runs.next().await {
+            let mut choice = Choice {
+                text: String::new(),
+                index,
+                logprobs: None,
+                finish_reason: None,
+            };
+            let mut timings = None;
+            match event {
+                Event::Text {
+                    id,
+                    text,
+                    log_probs,
+                } if !text.is_empty() || log_probs.is_some() => {
+                    choice.text = text;
+                    choice.logprobs = id.zip(log_probs).map(|(id, found)| {
+                        let mut log_probs = LogProbs::default();
+                        log_probs.push(Token::generated(id), Some(&found), &self.model);
+                        log_probs
+                    });
+                }
+                Event::Prompt(_) | Event::Text { .. } => continue,
+                Event::End(Ok(run)) => {
+                    usage += Usage::of(0, [&run]);
+                    timings = Some(self.timings(index, &run));
+                    choice.finish_reason = Some(finish_reason(run.stop));
+                }
+                Event::End(Err(error)) => return events.json(&Refusal::from(error).body()).await,
+            }
+            events
+                .json(&self.chunk(vec![choice], None, timings))
+                .await?;
+        }
+        if includes_usage {
+            events
+                .json(&self.chunk(Vec::new(), Some(usage), None))
+                .await?;
+        }
+        events.text("[DONE]").await
+    }
+
+    fn chunk(
+        &self,
+        choices: Vec<Choice>,
+        usage: Option<Usage>,
+        timings: Option<Timings>,
+    ) -> TextCompletion {
+        TextCompletion {
+            head: self.head.clone(),
+            choices,
+            usage,
+            timings,
+            ignored: Vec::new(),
+        }
+    }
+}
+
+impl LogProbs {
+    /// Adds a token with what was found of it, and gives its text.
+    fn push(&mut self, token: Token, found: Option<&TokenLogProbs>, model: &HookedModel) -> String {
+        let text = |id| model.token_text(Token::text(id)).unwrap_or_default();
+        let shown = token.id.map_or("<image>".to_owned(), text);
+        let before = self.text_offset.last().zip(self.tokens.last());
+        let offset = before.map_or(0, |(start, token)| start + token.chars().count());
+        self.text_offset.push(offset);
+        self.token_logprobs.push(found.map(|found| found.log_prob));
+        self.top_logprobs.push(found.map(|found| {
+            let mut top = Map::new();
+            let chosen = (token.id.unwrap_or_default(), found.log_prob);
+            for &(id, log_prob) in found.top.iter().chain([&chosen]) {
+                // Of tokens with the same text, the likeliest.
+                top.entry(text(id)).or_insert_with(|| log_prob.into());
+            }
+            top
+        }));
+        self.tokens.push(shown.clone());
+        shown
+    }
+}
