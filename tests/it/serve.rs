@@ -375,7 +375,7 @@ fn texts_are_gone_on_with() {
         assert!(sentence.contains(said), "{sentence}");
     };
     check(json!({"prompt": [1 << 30]}), "vocabulary");
-    check(json!({"prompt": [[]]}), "no text");
+    check(json!({"prompt": [[]]}), "no tokens");
     check(json!({"prompt": []}), "0 answers");
     check(json!({"prompt": 5}), "`prompt`");
     check(json!({"prompt": "a", "suffix": "b"}), "`suffix`");
