@@ -9,7 +9,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use super::refusal::ErrorBody;
-use super::{explore, openai};
+use super::{explore, neuronpedia, openai};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -53,6 +53,7 @@ fn whole() -> utoipa::openapi::OpenApi {
     let mut document = Document::openapi();
     document.merge(openai::Paths::openapi());
     document.merge(explore::Paths::openapi());
+    document.merge(neuronpedia::Paths::openapi());
     let refusal = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("ErrorBody")))
         .build();

@@ -24,6 +24,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use utoipa::OpenApi;
 
 use super::app::App;
 use super::refusal::Refusal;
@@ -36,6 +37,25 @@ const PREFIXES: [&str; 5] = [
     "/v1/tokenize",
     "/v1/util/",
 ];
+
+/// What `/openapi.json` says of them.
+#[derive(OpenApi)]
+#[openapi(paths(
+    capabilities::tell,
+    completion::complete,
+    chat::complete,
+    activation::single::one,
+    activation::single::many,
+    activation::all::one,
+    activation::all::many,
+    activation::topk::one,
+    activation::topk::many,
+    activation::source::many,
+    util::tokenize,
+    util::sae_vector,
+    util::nearest_features,
+))]
+pub(super) struct Paths;
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
