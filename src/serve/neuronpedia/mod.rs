@@ -83,6 +83,25 @@ pub(super) fn routes() -> Router<Arc<App>> {
         )
 }
 
+/// What these endpoints take and answer.
+#[derive(OpenApi)]
+#[openapi(paths(
+    capabilities::tell,
+    completion::complete,
+    chat::complete,
+    activation::single::one,
+    activation::single::many,
+    activation::all::one,
+    activation::all::many,
+    activation::topk::one,
+    activation::topk::many,
+    activation::source::many,
+    util::tokenize,
+    util::sae_vector,
+    util::nearest_features,
+))]
+pub(super) struct Documentation;
+
 /// Gives refusals below these paths Neuronpedia's form, whoever refuses.
 pub(super) async fn refuse_in_own_form(request: Request, next: Next) -> Response {
     let path = request.uri().path();
@@ -113,4 +132,29 @@ fn body_of(refusal: &Refusal) -> Value {
     };
     let place: Vec<Value> = std::iter::once("body".into()).chain(place).collect();
     json!({"detail": [{"type": kind, "loc": place, "msg": refusal.message}]})
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::OpenApi;
+
+    use super::{Documentation, PREFIXES};
+
+    #[test]
+    fn all_is_described() {
+        let described = Documentation::openapi();
+        assert_eq!(described.paths.paths.len(), 13);
+        for path in described.paths.paths.keys() {
+            assert!(
+                PREFIXES.iter().any(|prefix| path.starts_with(prefix)),
+                "{path}"
+            );
+        }
+        // Requests of texts and of chats are described apart.
+        let schemas = described.components.expect("schemas").schemas;
+        let requests = schemas
+            .keys()
+            .filter(|name| name.starts_with("SteerRequest"));
+        assert_eq!(requests.count(), 2, "{:?}", schemas.keys());
+    }
 }

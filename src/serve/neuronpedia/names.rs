@@ -140,3 +140,64 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
     let error = Error::invalid(format!("there is no {what} `{name}` here"));
     error.with_hint(format!("there is {known}")).into()
 }
+
+#[cfg(all(test, feature = "pull"))]
+mod tests {
+    use std::sync::Arc;
+
+    use gguf_tools::sae::{Architecture, NormalizeActivations, SaeMeta};
+
+    use super::Source;
+    use crate::{Sae, SaeArrays};
+
+    /// The source of an SAE that was published so, with labels of this name.
+    fn source(published: Option<(&str, &str)>, labels: Option<&str>) -> Source {
+        let meta = SaeMeta {
+            architecture: Architecture::Standard,
+            d_in: 1,
+            d_sae: 1,
+            hook_name: "blocks.3.hook_resid_post".to_owned(),
+            apply_b_dec_to_input: false,
+            normalize_activations: NormalizeActivations::None,
+            norm_factor: None,
+            source_format: None,
+            model_name: Some("its-config".to_owned()),
+            release: published.map(|(release, _)| release.to_owned()),
+            id: published.map(|(_, id)| id.to_owned()),
+            labels: Vec::new(),
+            labels_source: labels.map(str::to_owned),
+        };
+        let arrays = SaeArrays {
+            meta,
+            w_enc: vec![1.0],
+            w_dec: vec![1.0],
+            b_enc: vec![0.0],
+            b_dec: vec![0.0],
+            threshold: None,
+        };
+        let sae = Sae::from_arrays(arrays, "file").expect("an SAE");
+        Source::new((0, &Arc::new(sae)))
+    }
+
+    #[test]
+    fn sources_are_called_as_on_neuronpedia() {
+        let check = |published, labels, model: &str, name: &str, set: &str| {
+            let source = source(published, labels);
+            assert_eq!(source.model.as_deref(), Some(model));
+            assert_eq!((&source.name[..], source.set()), (name, set));
+        };
+        let gemma = Some(("gemma-2b-res-jb", "blocks.12.hook_resid_post"));
+        check(gemma, None, "gemma-2b", "12-res-jb", "res-jb");
+        check(
+            gemma,
+            Some("labels.json"),
+            "gemma-2b",
+            "12-res-jb",
+            "res-jb",
+        );
+        check(None, Some("gemma/7-a-b"), "gemma", "7-a-b", "a-b");
+        check(None, Some("labels/mine"), "its-config", "3-file", "file");
+        let unknown = Some(("mine", "my-sae"));
+        check(unknown, None, "its-config", "3-my-sae", "my-sae");
+    }
+}

@@ -158,6 +158,14 @@ async fn read(
         .collect())
 }
 
+/// Computes what is answered to each prompt, which may take long, while this thread's other work goes elsewhere.
+pub(super) fn answers<T, A: FromIterator<T>>(
+    seen: &[Seen],
+    of_prompt: impl FnMut(&Seen) -> T,
+) -> A {
+    tokio::task::block_in_place(|| seen.iter().map(of_prompt).collect())
+}
+
 type Products = Arc<Mutex<Vec<f32>>>;
 
 /// Multiplies rows with a vector, and changes none.

@@ -112,7 +112,7 @@ impl AllQuery {
                 tokens: seen.texts(),
             })
         };
-        seen.iter().map(of_prompt).collect()
+        reading::answers(&seen, of_prompt)
     }
 
     /// How often each row counts in the sums, `[n_rows]`.

@@ -130,7 +130,7 @@ async fn of_feature(
         let rows = seen.rows.iter().enumerate().skip(n_bos);
         single(seen, n_bos, rows.map(value).collect())
     };
-    seen.iter().map(of_prompt).collect()
+    reading::answers(&seen, of_prompt)
 }
 
 /// The answer for a prompt without its first `n_left_out` rows.

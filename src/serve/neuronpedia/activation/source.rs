@@ -64,6 +64,6 @@ pub(crate) async fn many(
             active_features,
         }
     };
-    let results = seen.iter().map(of_prompt).collect();
+    let results = reading::answers(&seen, of_prompt);
     Ok(Json(Results { results }))
 }

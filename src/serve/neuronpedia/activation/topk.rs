@@ -118,7 +118,7 @@ impl TopkQuery {
                 results,
             }
         };
-        Ok(seen.iter().map(of_prompt).collect())
+        Ok(reading::answers(&seen, of_prompt))
     }
 }
 
