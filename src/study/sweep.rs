@@ -49,6 +49,22 @@ impl Session {
         steerings: &[Arc<Steering>],
         options: &RunOptions,
     ) -> Result<Sweep> {
+        let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
+        self.sweep_with(prompt, steerings, options, go_on)
+    }
+
+    /// As [`Session::sweep`]; `on_step` gets the texts as they come, that of the original as 0 and the others behind
+    /// it, and may end each of them.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sweep_with(
+        &mut self,
+        prompt: &Prompt,
+        steerings: &[Arc<Steering>],
+        options: &RunOptions,
+        on_step: &mut dyn FnMut(usize, Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Sweep> {
         let original = RunOptions {
             steering: None,
             keep: Keep {
@@ -62,8 +78,7 @@ impl Session {
             ..original.clone()
         });
         let runs = std::iter::once(original.clone()).chain(steered).collect();
-        let go_on = &mut |_, _: Step<'_>| ControlFlow::Continue(());
-        let runs = self.run_side_by_side(prompt, runs, go_on)?;
+        let runs = self.run_side_by_side(prompt, runs, on_step)?;
         let first = Distribution::new(runs[0].logits.clone());
         let first_kl = |run: &Run| first.kl_divergence(&Distribution::new(&run.logits[..]));
         let first_kls: Vec<f64> = runs.iter().map(first_kl).collect();

@@ -69,15 +69,25 @@ impl Point {
     }
 }
 
-/// The page's data: the report, and each text beside the original's.
+/// What a page draws: the report, and each text beside the original's.
 #[derive(Serialize)]
-struct Data<'a> {
+pub struct Drawn<'a> {
     #[serde(flatten)]
     report: &'a Report,
     pieces: Vec<Pieces<Place>>, // [strengths]
 }
 
 impl Report {
+    /// What a page draws.
+    pub fn drawn(&self) -> Drawn<'_> {
+        let beside =
+            |point: &Point| difference::merged(self.original.output.text(), point.output.text());
+        Drawn {
+            report: self,
+            pieces: self.steered.iter().map(beside).collect(),
+        }
+    }
+
     /// The report as one HTML page that holds its data and loads nothing.
     pub fn html(&self) -> String {
         let document = Document {
@@ -87,12 +97,6 @@ impl Report {
             styles: &[REPORT_STYLE, TABLE_STYLE, CHARTS_STYLE],
             scripts: &[TABLE_SCRIPT, CHARTS_SCRIPT, include_str!("page.js")],
         };
-        let beside =
-            |point: &Point| difference::merged(self.original.output.text(), point.output.text());
-        let data = Data {
-            report: self,
-            pieces: self.steered.iter().map(beside).collect(),
-        };
-        document.html(&data).text
+        document.html(&self.drawn()).text
     }
 }
