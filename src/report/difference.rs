@@ -4,12 +4,12 @@ use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
 /// A text's pieces, each with what is said of it.
-pub(super) type Pieces<T> = Vec<(String, T)>;
+pub(crate) type Pieces<T> = Vec<(String, T)>;
 
 /// Which of two texts has a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Place {
+pub(crate) enum Place {
     Both,
     Before,
     After,
@@ -29,7 +29,7 @@ pub(super) fn merged(before: &str, after: &str) -> Pieces<Place> {
 }
 
 /// The words of each text, with whether it is the only one that has them.
-pub(super) fn marked(before: &str, after: &str) -> (Pieces<bool>, Pieces<bool>) {
+pub(crate) fn marked(before: &str, after: &str) -> (Pieces<bool>, Pieces<bool>) {
     let pieces = merged(before, after);
     let side = |place| {
         let of_side = pieces

@@ -1,7 +1,7 @@
 //! What a run looks like: JSON, tables, heat maps, a page. A front end decides where they go and what they
 //! are called; nothing here knows a command line.
 
-mod difference;
+pub(crate) mod difference;
 pub mod features;
 pub mod heatmap;
 pub mod json;

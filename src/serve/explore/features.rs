@@ -44,15 +44,16 @@ pub(crate) async fn look(
 ) -> Result<Json<Box<RawValue>>, Refusal> {
     let _place = app.take_place()?;
     let request = body.known()?;
-    let asked = asked(request.messages, request.prompt)?;
+    let asked = asked(request.messages.as_deref(), request.prompt.as_deref())?;
     let prepared = app.prepare(asked).await?;
-    let wanted = request.sae.unwrap_or_default().check(&app, &prepared)?;
+    let sae = request.sae.unwrap_or_default();
+    let wanted = sae.check(&app, &prepared)?;
     if wanted.are_of_text() {
         let what = "nothing is generated here: ask `/v1/chat/completions` with `sae` for features of generated text";
         return Err(Refusal::about("sae.over", what));
     }
     let set = request.steering.as_deref();
-    let steering = set.map(|set| steering(&app, set, &prepared.prompt));
+    let steering = set.map(|set| steering(&app, set, &*prepared.prompt));
     let options = RunOptions {
         steering: steering.transpose()?.flatten(),
         keep: wanted.keep(),

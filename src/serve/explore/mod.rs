@@ -1,13 +1,17 @@
 //! Our own endpoints: what SAEs see of a prompt, what is known of features, and what interventions change.
 
 mod card;
+mod compare;
+mod events;
 mod examples;
 mod features;
+mod interventions;
 mod labels;
 mod model;
 mod request;
 pub(super) mod sae;
 mod status;
+mod sweep;
 
 use std::sync::Arc;
 
@@ -26,6 +30,9 @@ use super::app::App;
     labels::search,
     card::show,
     features::look,
+    interventions::resolve,
+    compare::compare,
+    sweep::sweep,
 ))]
 pub(super) struct Paths;
 
@@ -37,4 +44,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/api/labels", get(labels::search))
         .route("/api/features/{feature}", get(card::show))
         .route("/api/features", post(features::look))
+        .route("/api/interventions", post(interventions::resolve))
+        .route("/api/compare", post(compare::compare))
+        .route("/api/sweep", post(sweep::sweep))
 }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::examples::{self, Example};
 use super::request::MAX_TOP;
 use super::sae::MAX_HEAT_MAPS;
+use super::sweep::MAX_STRENGTHS;
 use crate::Sae;
 use crate::serve::app::App;
 use crate::serve::body::MAX_BYTES;
@@ -71,6 +72,8 @@ struct Limits {
     top: usize,
     /// `top` of features with heat maps.
     heatmaps: usize,
+    /// Those of a sweep.
+    strengths: usize,
 }
 
 /// What is served, and what can be asked of it.
@@ -98,6 +101,7 @@ pub(crate) async fn describe(State(app): State<Arc<App>>) -> Json<Model> {
             queue: app.queue(),
             top: MAX_TOP,
             heatmaps: MAX_HEAT_MAPS,
+            strengths: MAX_STRENGTHS,
         },
     })
 }

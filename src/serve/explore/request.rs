@@ -9,6 +9,9 @@ use crate::serve::body::Body;
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
 
+/// The tokens that are generated where nothing is said.
+pub(super) const DEFAULT_TOKENS: usize = 128;
+
 /// The longest list that is given of what is searched for, or known of a feature.
 pub(super) const MAX_TOP: usize = 1000;
 
@@ -26,13 +29,10 @@ impl<T> Body<T> {
 }
 
 /// The prompt: a chat, or a text as it stands.
-pub(super) fn asked(
-    messages: Option<Box<RawValue>>,
-    prompt: Option<String>,
-) -> Result<Asked, Refusal> {
+pub(super) fn asked(messages: Option<&RawValue>, prompt: Option<&str>) -> Result<Asked, Refusal> {
     match (messages, prompt) {
         (Some(messages), None) => Ok(Asked::Messages(messages.get().as_bytes().to_vec())),
-        (None, Some(text)) => Ok(Asked::Raw(text)),
+        (None, Some(text)) => Ok(Asked::Raw(text.to_owned())),
         (None, None) => Err(Refusal::about(
             "messages",
             "there is no prompt: give a chat as `messages`, or a text as `prompt`",

@@ -15,6 +15,7 @@ use crate::report::features::{Order, Ranking, Report, Seen};
 use crate::serve::app::App;
 use crate::serve::prepare::Prepared;
 use crate::serve::refusal::Refusal;
+use crate::serve::runs::Event;
 use crate::{Error, FeatureName, HookedModel, Keep, Kinds, Picture, Prompt, Result, SaeSet, Trace};
 
 /// The most features of each SAE that are drawn.
@@ -81,7 +82,7 @@ struct PerToken {
 impl SaeRequest {
     /// Checks it for a prompt.
     pub(crate) fn check(
-        self,
+        &self,
         app: &App,
         prepared: &Prepared,
     ) -> std::result::Result<Wanted, Refusal> {
@@ -92,7 +93,7 @@ impl SaeRequest {
             let what = format!("{top} features are too many to draw: at most {MAX_HEAT_MAPS} are");
             return Err(Refusal::about("sae.top", what));
         }
-        let over = self.over.unwrap_or_else(|| {
+        let over = self.over.clone().unwrap_or_else(|| {
             let default = match prepared.pictures.is_empty() {
                 false => "image",
                 true => "prompt",
@@ -143,6 +144,26 @@ impl Wanted {
         Keep {
             features: self.ranking.over.kinds().or(shown),
             ..Keep::default()
+        }
+    }
+
+    /// The answer of whoever waits for one, if this event of the run has what it takes: the prompt's, or where generated
+    /// positions are pooled, the end.
+    pub(crate) async fn answer_at(
+        waiting: &mut Option<Self>,
+        event: &mut Event,
+        app: &Arc<App>,
+    ) -> std::result::Result<Option<Box<RawValue>>, Refusal> {
+        let are_of_text = waiting.as_ref().is_some_and(Self::are_of_text);
+        let trace = match event {
+            Event::Prompt(trace) if !are_of_text => trace,
+            Event::End(Ok(run)) => &mut run.trace,
+            _ => return Ok(None),
+        };
+        let trace = std::mem::take(trace);
+        match waiting.take() {
+            Some(wanted) => wanted.answer(app, trace).await.map(Some),
+            None => Ok(None),
         }
     }
 

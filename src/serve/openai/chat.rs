@@ -14,6 +14,7 @@ use super::generation::generating_request;
 use super::wire::{Timings, Usage, finish_reason, id, seconds};
 use crate::serve::app::{App, Place};
 use crate::serve::body::Body;
+use crate::serve::explore::sae::{SaeRequest, Wanted};
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
@@ -32,6 +33,8 @@ generating_request! {
         logprobs: Option<bool>,
         /// With it, how many most likely tokens to name besides, 20 at most.
         top_logprobs: Option<usize>,
+        /// Which features to give back.
+        sae: Option<SaeRequest>,
         /// Not done here: the model calls no tools.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Box<RawValue>>,
@@ -64,6 +67,10 @@ pub(crate) struct Completion {
     choices: Vec<Choice>,
     usage: Usage,
     timings: Timings,
+    /// The features that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    sae: Option<Box<RawValue>>,
     /// Members of the request that mean nothing here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignored: Vec<String>,
@@ -146,6 +153,8 @@ struct Chunk {
     usage: Option<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sae: Option<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -188,7 +197,11 @@ pub(crate) async fn complete(
     let mut generation = request.generation(top_log_probs);
     generation.max_tokens = request.max_completion_tokens.or(generation.max_tokens);
     let prompts = std::slice::from_ref(&prepared.prompt);
-    let requests = generation.requests(&app, prompts, Keep::default())?;
+    let mut requests = generation.requests(&app, prompts, Keep::default())?;
+    let sae = request.sae.as_ref();
+    let wanted = sae.map(|sae| sae.check(&app, &prepared)).transpose()?;
+    // Of several answers the first has the features.
+    requests[0].options.keep = wanted.as_ref().map(Wanted::keep).unwrap_or_default();
     let runs = app.runs.ask(requests);
     let n_prompt = prepared.prompt.tokens().len();
     let head = |object| Head {
@@ -202,12 +215,20 @@ pub(crate) async fn complete(
             head: head("chat.completion.chunk"),
             includes_usage: request.includes_usage(),
             n_prompt,
-            model: Arc::clone(&app.model),
+            wanted,
+            app: Arc::clone(&app),
             _place: place,
         };
         return Ok(stream::answer(|events| streamed.write(runs, events)));
     }
-    let ended = runs.end().await?;
+    let mut ended = runs.end().await?;
+    let sae = match wanted {
+        Some(wanted) => {
+            let trace = std::mem::take(&mut ended[0].trace);
+            Some(wanted.answer(&app, trace).await?)
+        }
+        None => None,
+    };
     let choice = |(index, run): (usize, &Run)| Choice {
         index,
         message: Message {
@@ -222,6 +243,7 @@ pub(crate) async fn complete(
         choices: ended.iter().enumerate().map(choice).collect(),
         usage: Usage::of(n_prompt, &ended),
         timings: Timings::of(n_prompt, &ended[0]),
+        sae,
         ignored: ignored.into_iter().collect(),
     })
     .into_response())
@@ -249,15 +271,16 @@ struct Streamed {
     head: Head,
     includes_usage: bool,
     n_prompt: usize,
-    model: Arc<HookedModel>,
+    wanted: Option<Wanted>,
+    app: Arc<App>,
     _place: Place,
 }
 
 impl Streamed {
-    async fn write(self, mut runs: RunEvents, events: Events) -> Result<(), Gone> {
+    async fn write(mut self, mut runs: RunEvents, events: Events) -> Result<(), Gone> {
         let mut usage = Usage::of(self.n_prompt, []);
         let mut has_begun = Vec::new(); // of each answer
-        while let Some((index, event)) = runs.next().await {
+        while let Some((index, mut event)) = runs.next().await {
             if has_begun.len() <= index {
                 has_begun.resize(index + 1, false);
             }
@@ -271,6 +294,13 @@ impl Streamed {
                 finish_reason: None,
             };
             let mut timings = None;
+            let mut sae = None;
+            if index == 0 {
+                match Wanted::answer_at(&mut self.wanted, &mut event, &self.app).await {
+                    Ok(answer) => sae = answer,
+                    Err(refusal) => return events.json(&refusal.body()).await,
+                }
+            }
             match event {
                 Event::Text {
                     id,
@@ -278,9 +308,10 @@ impl Streamed {
                     log_probs,
                 } if !text.is_empty() || log_probs.is_some() => {
                     let said = id.zip(log_probs.as_ref());
-                    choice.logprobs = said.map(|said| LogProbs::new([said], &self.model));
+                    choice.logprobs = said.map(|said| LogProbs::new([said], &self.app.model));
                     choice.delta.content = Some(text);
                 }
+                Event::Prompt(_) if sae.is_some() => {}
                 Event::Prompt(_) | Event::Text { .. } => continue,
                 Event::End(Ok(run)) => {
                     usage += Usage::of(0, [&run]);
@@ -291,7 +322,12 @@ impl Streamed {
             }
             has_begun[index] = true;
             let chunk = self.chunk(Some(choice));
-            events.json(&Chunk { timings, ..chunk }).await?;
+            let chunk = Chunk {
+                timings,
+                sae,
+                ..chunk
+            };
+            events.json(&chunk).await?;
         }
         if self.includes_usage {
             let chunk = self.chunk(None);
@@ -311,6 +347,7 @@ impl Streamed {
             choices: choice.into_iter().collect(),
             usage: None,
             timings: None,
+            sae: None,
         }
     }
 }

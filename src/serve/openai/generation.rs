@@ -14,16 +14,13 @@ use crate::{CancelFlag, Keep, Prompt, Request, RunOptions, Sampling, saved_set};
 /// The most answers to one request.
 const MAX_ANSWERS: usize = 128;
 
-/// Declares a request that generates, with members of its own in front of those that all have.
-macro_rules! generating_request {
+/// Declares a request of one text, with members of its own in front of those that say how texts are generated.
+macro_rules! text_request {
     ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
         $(#[$about])*
         #[derive(serde::Deserialize, utoipa::ToSchema)]
         pub(crate) struct $name {
             $($own)*
-            /// Any: there is one model, and answers name it.
-            #[expect(dead_code, reason = "clients send it")]
-            model: Option<String>,
             /// The most tokens to generate; without it, as many as there is room for.
             max_tokens: Option<usize>,
             /// 0, as without it, takes the most likely token each time.
@@ -42,23 +39,11 @@ macro_rules! generating_request {
             presence_penalty: Option<f32>,
             /// The text ends before the first of these.
             stop: Option<$crate::serve::openai::generation::Texts>,
-            /// The number of answers, each with a seed of its own: that of the request and those behind it.
-            n: Option<usize>,
-            /// Whether the answer comes as server-sent events.
-            stream: Option<bool>,
-            /// How these come.
-            stream_options: Option<$crate::serve::openai::generation::StreamOptions>,
-            /// Interventions: a saved set, or the list in one.
-            #[schema(value_type = Option<Vec<Object>>)]
-            steering: Option<Box<serde_json::value::RawValue>>,
         }
 
         impl $name {
-            /// How texts are to be generated, with so many log-probabilities a token.
-            pub(crate) fn generation(
-                &self,
-                top_log_probs: Option<usize>,
-            ) -> $crate::serve::openai::generation::Generation<'_> {
+            /// How a text is to be generated, without more.
+            pub(crate) fn one_text(&self) -> $crate::serve::openai::generation::Generation<'_> {
                 let default = $crate::Sampling::default();
                 // Clients send seeds of any size; llama.cpp takes the largest for "any".
                 let seed = self.seed.map_or(0, |seed| seed as u64 % u64::from(u32::MAX));
@@ -73,11 +58,51 @@ macro_rules! generating_request {
                         frequency_penalty: self.frequency_penalty.unwrap_or_default(),
                         presence_penalty: self.presence_penalty.unwrap_or_default(),
                     },
-                    top_log_probs,
+                    top_log_probs: None,
                     prompt_log_probs: None,
                     stop: self.stop.clone().map(Into::into).unwrap_or_default(),
+                    n: 1,
+                    steering: None,
+                }
+            }
+        }
+    };
+}
+pub(in crate::serve) use text_request;
+
+/// Declares a request of OpenAI's form that generates, with members of its own in front of those that all have.
+macro_rules! generating_request {
+    ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
+        $crate::serve::openai::generation::text_request! {
+            $(#[$about])*
+            $name {
+                $($own)*
+                /// Any: there is one model, and answers name it.
+                #[expect(dead_code, reason = "clients send it")]
+                model: Option<String>,
+                /// The number of answers, each with a seed of its own: that of the request and those behind it.
+                n: Option<usize>,
+                /// Whether the answer comes as server-sent events.
+                stream: Option<bool>,
+                /// How these come.
+                stream_options: Option<$crate::serve::openai::generation::StreamOptions>,
+                /// Interventions: a saved set, or the list in one.
+                #[schema(value_type = Option<Vec<Object>>)]
+                steering: Option<Box<serde_json::value::RawValue>>,
+            }
+        }
+
+        impl $name {
+            /// How texts are to be generated, with so many log-probabilities a token.
+            fn generation(
+                &self,
+                top_log_probs: Option<usize>,
+            ) -> $crate::serve::openai::generation::Generation<'_> {
+                $crate::serve::openai::generation::Generation {
+                    top_log_probs,
                     n: self.n.unwrap_or(1),
                     steering: self.steering.as_deref(),
+                    ..self.one_text()
                 }
             }
 
@@ -141,7 +166,7 @@ impl Generation<'_> {
         }
         let mut requests = Vec::new();
         for prompt in prompts {
-            let steering = self.steering.map(|set| steering(app, set, prompt));
+            let steering = self.steering.map(|set| steering(app, set, &**prompt));
             let steering = steering.transpose()?.flatten();
             let room = app.runs.capacity() - prompt.tokens().len();
             for answer in 0..self.n {
@@ -168,10 +193,13 @@ impl Generation<'_> {
 }
 
 /// The interventions of a saved set; none of an empty one.
-pub(crate) fn steering(
+///
+/// # Errors
+/// Where there is a prompt, also positions that it does not have.
+pub(crate) fn steering<'a>(
     app: &App,
     set: &RawValue,
-    prompt: &Prompt,
+    prompt: impl Into<Option<&'a Prompt>>,
 ) -> Result<Option<Arc<Steering>>, Refusal> {
     const SHOWN: &str = "steering";
     if matches!(set.get().trim(), "[]" | "null") {
@@ -181,7 +209,9 @@ pub(crate) fn steering(
         let entries = saved_set::parse(set.get().as_bytes(), SHOWN)?;
         let interventions = saved_set::interventions(&entries, SHOWN, app.model.saes())?;
         let steering = app.model.steering(interventions)?;
-        steering.placed(prompt.tokens())?;
+        if let Some(prompt) = prompt.into() {
+            steering.placed(prompt.tokens())?;
+        }
         Ok(Some(steering))
     };
     steering().map_err(|error: crate::Error| Refusal::from(error).of(SHOWN))
