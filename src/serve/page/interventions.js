@@ -94,7 +94,8 @@ function drawHint() {
   button.textContent = `Subtract ${label(feature) ?? named(feature)}`;
   button.onclick = () => {
     addIntervention(feature);
-    find("#steering").scrollIntoView({ block: "nearest" });
+    const { top, bottom } = find("#steering").getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) find("#steering").scrollIntoView();
     find("#interventions input[type=range]").focus({ preventScroll: true });
   };
 }

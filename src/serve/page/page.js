@@ -29,8 +29,8 @@ document.head.append(element("link", { rel: "icon", href: `data:image/svg+xml,${
 find("#list").setAttribute("aria-label", "Features. Arrow keys choose one, Enter subtracts it.");
 
 async function start() {
-  for (const id of ["stage", "scale", "controls", "whole"]) find(`#${id}`).hidden = true;
-  find("#card").hidden = true;
+  // Until there is something to show in them.
+  for (const id of ["where", "position", "card"]) find(`#${id}`).hidden = true;
   try {
     asked.model = await getJson("/api/model");
     const { model, saes, has_images: hasImages, examples, version } = asked.model;

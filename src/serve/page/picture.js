@@ -153,6 +153,7 @@ async function look() {
     const answer = await postJson("/api/features", body, abort.signal);
     const image = picture && answer.views.length > 0 ? await decoded(picture.url) : null;
     if (looking.abort !== abort) return;
+    for (const id of ["where", "position"]) find(`#${id}`).hidden = false;
     explore(explored(answer, image));
     find("#ranking").textContent = answer.ranked_by === "lift"
       ? "Ranked by lift: how far above their usual peak on pictures they are."
