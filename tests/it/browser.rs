@@ -33,12 +33,34 @@ pub(crate) struct Page {
     n_sent: u64,
     /// What went wrong in the page's scripts.
     errors: Vec<Value>,
+    /// The addresses that the page has asked for.
+    requests: Vec<String>,
     _profile: TempDir,
 }
 
 impl Page {
-    /// Opens a page; none where there is no Chromium, which is said.
+    /// Opens a page of a file; none where there is no Chromium, which is said.
     pub(crate) fn open(path: &Path) -> Option<Self> {
+        let mut page = Self::blank()?;
+        page.go(&format!("file://{}", path.display()));
+        page.expect("location.protocol + document.readyState", "file:complete");
+        Some(page)
+    }
+
+    /// Opens the page that is served at `url`.
+    pub(crate) fn open_served(url: &str) -> Option<Self> {
+        let mut page = Self::blank()?;
+        page.go(url);
+        page.expect("location.protocol + document.readyState", "http:complete");
+        Some(page)
+    }
+
+    /// Goes to an address, or there again.
+    pub(crate) fn go(&mut self, url: &str) {
+        self.call("Page.navigate", json!({ "url": url }));
+    }
+
+    fn blank() -> Option<Self> {
         let profile = tempfile::tempdir().expect("a folder of our own");
         let Some((browser, address)) = launch(profile.path()) else {
             let skipped = "skipped: the page's test in a browser needs Chromium (or `CHROME=FILE`)";
@@ -58,6 +80,7 @@ impl Page {
             session: None,
             n_sent: 0,
             errors: Vec::new(),
+            requests: Vec::new(),
             _profile: profile,
         };
         let target = page.call("Target.createTarget", json!({"url": "about:blank"}));
@@ -66,9 +89,7 @@ impl Page {
         page.session = attached["sessionId"].as_str().map(str::to_owned);
         page.call("Runtime.enable", json!({}));
         page.call("Log.enable", json!({}));
-        let url = format!("file://{}", path.display());
-        page.call("Page.navigate", json!({ "url": url }));
-        page.expect("location.protocol + document.readyState", "file:complete");
+        page.call("Network.enable", json!({}));
         Some(page)
     }
 
@@ -90,6 +111,10 @@ impl Page {
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
                 return answer["result"].take();
             }
+            if answer["method"] == "Network.requestWillBeSent" {
+                let url = answer["params"]["request"]["url"].as_str();
+                self.requests.push(url.expect("an address").to_owned());
+            }
             let is_error = answer["method"] == "Runtime.exceptionThrown"
                 || answer["params"]["entry"]["level"] == "error";
             if is_error {
@@ -101,6 +126,11 @@ impl Page {
     /// What went wrong in the page's scripts so far.
     pub(crate) fn errors(&self) -> &[Value] {
         &self.errors
+    }
+
+    /// The addresses that the page has asked for so far.
+    pub(crate) fn requests(&self) -> &[String] {
+        &self.requests
     }
 
     /// The value of an expression of JavaScript.
@@ -164,17 +194,34 @@ impl Page {
         self.point(selector, &["mouseMoved", "mousePressed", "mouseReleased"]);
     }
 
+    /// Presses on an element at a share of its width, as sliders are moved.
+    pub(crate) fn click_at(&mut self, selector: &str, share: f64) {
+        let [x, y] = self.place(selector, share);
+        self.mouse(x, y, &["mouseMoved", "mousePressed", "mouseReleased"]);
+    }
+
     fn point(&mut self, selector: &str, events: &[&str]) {
+        let [x, y] = self.place(selector, 0.5);
+        self.mouse(x, y, events);
+    }
+
+    /// Where an element is, once it is shown and in sight: a share of its width, and the middle of its height.
+    fn place(&mut self, selector: &str, share: f64) -> [f64; 2] {
         let selector = json!(selector);
-        self.expect(&format!("!!document.querySelector({selector})"), true);
-        let middle = self.value(&format!(
+        let is_shown = format!("document.querySelector({selector})?.getClientRects().length > 0");
+        self.expect(&is_shown, true);
+        let place = self.value(&format!(
             "(() => {{
                 const element = document.querySelector({selector});
                 element.scrollIntoView({{ block: 'center', behavior: 'instant' }});
                 const box = element.getBoundingClientRect();
-                return [box.x + box.width / 2, box.y + box.height / 2];
+                return [box.x + box.width * {share}, box.y + box.height / 2];
             }})()"
         ));
+        [0, 1].map(|i| place[i].as_f64().expect("a number"))
+    }
+
+    fn mouse(&mut self, x: f64, y: f64, events: &[&str]) {
         for event in events {
             let (button, count) = match *event {
                 "mouseMoved" => ("none", 0),
@@ -182,25 +229,61 @@ impl Page {
             };
             self.call(
                 "Input.dispatchMouseEvent",
-                json!({"type": event, "x": middle[0], "y": middle[1], "button": button, "clickCount": count}),
+                json!({"type": event, "x": x, "y": y, "button": button, "clickCount": count}),
             );
         }
+    }
+
+    /// Drops a file on an element.
+    pub(crate) fn drop_file(&mut self, selector: &str, path: &Path) {
+        let [x, y] = self.place(selector, 0.5);
+        let path = path.canonicalize().expect("a file");
+        let data = json!({"items": [], "files": [path], "dragOperationsMask": 1});
+        for event in ["dragEnter", "dragOver", "drop"] {
+            let params = json!({"type": event, "x": x, "y": y, "data": data});
+            self.call("Input.dispatchDragEvent", params);
+        }
+    }
+
+    /// Gives a file to an input of files, as its dialogue does.
+    pub(crate) fn choose_file(&mut self, selector: &str, path: &Path) {
+        let document = self.call("DOM.getDocument", json!({}));
+        let root = &document["root"]["nodeId"];
+        let node = self.call(
+            "DOM.querySelector",
+            json!({"nodeId": root, "selector": selector}),
+        );
+        let path = path.canonicalize().expect("a file");
+        let params = json!({"files": [path], "nodeId": node["nodeId"]});
+        self.call("DOM.setFileInputFiles", params);
+    }
+
+    /// Lets downloads go to a folder.
+    pub(crate) fn save_downloads(&mut self, folder: &Path) {
+        let folder = folder.canonicalize().expect("a folder");
+        let params = json!({"behavior": "allow", "downloadPath": folder});
+        self.call("Browser.setDownloadBehavior", params);
     }
 
     /// Presses and releases a key such as `ArrowUp`.
     pub(crate) fn press(&mut self, key: &str) {
         let code = match key {
+            "Tab" => 9,
             "Enter" => 13,
             "Escape" => 27,
+            "ArrowLeft" => 37,
             "ArrowUp" => 38,
+            "ArrowRight" => 39,
             "ArrowDown" => 40,
             other => panic!("no code of `{other}` is known"),
         };
-        for event in ["rawKeyDown", "keyUp"] {
-            self.call(
-                "Input.dispatchKeyEvent",
-                json!({"type": event, "key": key, "code": key, "windowsVirtualKeyCode": code}),
-            );
+        for event in ["keyDown", "keyUp"] {
+            let mut params =
+                json!({"type": event, "key": key, "code": key, "windowsVirtualKeyCode": code});
+            if key == "Enter" && event == "keyDown" {
+                params["text"] = json!("\r"); // by which it presses buttons
+            }
+            self.call("Input.dispatchKeyEvent", params);
         }
     }
 

@@ -79,6 +79,8 @@ mod serve_api;
 mod serve_fixture;
 #[cfg(feature = "serve")]
 mod serve_neuronpedia;
+#[cfg(feature = "serve")]
+mod serve_page;
 mod several_images;
 mod several_saes;
 mod split_models;

@@ -62,10 +62,10 @@ fn demo_page() -> &'static Path {
     })
 }
 
-/// A page on an SAE whose labels are all nasty.
-fn nasty_page() -> &'static Path {
-    static PAGE: OnceLock<PathBuf> = OnceLock::new();
-    PAGE.get_or_init(|| {
+/// An SAE for the fixture `Tiny`, whose labels are all nasty.
+pub(crate) fn nasty_sae() -> &'static Path {
+    static SAE: OnceLock<PathBuf> = OnceLock::new();
+    SAE.get_or_init(|| {
         let labels = folder().join("labels.json");
         let entry = |index: u32| json!({"index": index, "description": NASTY});
         let entries = Value::from_iter((0..16).map(entry));
@@ -81,9 +81,17 @@ fn nasty_page() -> &'static Path {
         let progress = &mut |_, _| std::ops::ControlFlow::Continue(());
         sae::convert(&Fixture::Tiny.dir().join("sae"), &sae, &options, progress)
             .expect("the fixture converts");
+        sae
+    })
+}
+
+/// A page on it.
+fn nasty_page() -> &'static Path {
+    static PAGE: OnceLock<PathBuf> = OnceLock::new();
+    PAGE.get_or_init(|| {
         let dir = Fixture::Tiny.converted(TensorType::F32);
         let picture = Fixture::Tiny.picture("00.png");
-        let model = ["-d", text(&dir), "--sae", text(&sae)];
+        let model = ["-d", text(&dir), "--sae", text(nasty_sae())];
         write_page("nasty.html", &model, &["-n", "4", text(&picture)])
     })
 }
