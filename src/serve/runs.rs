@@ -217,6 +217,10 @@ impl Thread {
                 Err(error) => teller.end(Err(error)),
             }
         }
+        self.count();
+    }
+
+    fn count(&self) {
         let count = |of: &AtomicUsize, n| of.store(n, Ordering::Relaxed);
         count(&self.counts.waiting, self.waiting.len());
         count(&self.counts.running, self.running.len());
@@ -228,19 +232,23 @@ impl Thread {
             let teller = running.get_mut(&id).expect("it was admitted");
             teller.tell(&step)
         });
-        match finished {
-            Ok(finished) => {
-                for (id, run) in finished {
-                    let teller = self.running.remove(&id).expect("it was admitted");
-                    teller.end(run);
-                }
-            }
+        let ended: Vec<_> = match finished {
+            Ok(finished) => finished
+                .into_iter()
+                .map(|(id, run)| (self.running.remove(&id).expect("it was admitted"), run))
+                .collect(),
             // All runs have ended with it.
-            Err(error) => {
-                for (_, teller) in self.running.drain() {
-                    teller.end(Err(Error::new(error.kind(), error.to_string())));
-                }
-            }
+            Err(error) => self
+                .running
+                .drain()
+                .map(|(_, teller)| (teller, Err(Error::new(error.kind(), error.to_string()))))
+                .collect(),
+        };
+        if !ended.is_empty() {
+            self.count();
+        }
+        for (teller, run) in ended {
+            teller.end(run);
         }
     }
 }
