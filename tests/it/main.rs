@@ -81,6 +81,8 @@ mod serve_fixture;
 mod serve_neuronpedia;
 #[cfg(feature = "serve")]
 mod serve_page;
+#[cfg(feature = "serve")]
+mod serve_steering;
 mod several_images;
 mod several_saes;
 mod split_models;

@@ -20,7 +20,7 @@ use crate::serve::openai::generation::{Generation, text_request};
 use crate::serve::prepare::CancelOnDrop;
 use crate::serve::refusal::Refusal;
 use crate::serve::stream::{self, Events, Gone};
-use crate::steering::{Change, Intervention, Kind, Positions, Steering, Units};
+use crate::steering::{Change, Intervention, Kind, Positions, Steering, Targets, Units};
 use crate::{
     Error, FeatureId, FeatureName, Keep, Prompt, Result, RunOptions, ScoredRun, Step, Sweep,
 };
@@ -89,7 +89,7 @@ pub(crate) async fn sweep(
     request.check()?;
     let asked = asked(request.messages.as_deref(), request.prompt.as_deref())?;
     let prepared = app.prepare(asked).await?;
-    let plan = request.plan(&app, &prepared.prompt)?;
+    let plan = request.plan(&app)?;
     let generation = Generation {
         max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_TOKENS)),
         ..request.one_text()
@@ -99,6 +99,9 @@ pub(crate) async fn sweep(
     let options = requests.remove(0).options;
     let writer = Writer {
         shown_prompt: request.shown_prompt(&app).await?,
+        steerings: plan
+            .steerings(&app, &request.strengths, &prepared.prompt)
+            .await?,
         plan,
         strengths: request.strengths,
         word: request.word,
@@ -110,12 +113,12 @@ pub(crate) async fn sweep(
 }
 
 /// What is done to a feature.
+#[derive(Clone)]
 struct Plan {
     feature: FeatureId,
     kind: &'static Kind,
     units: Units,
     at: Positions,
-    steerings: Vec<Arc<Steering>>, // one for each strength
 }
 
 impl SweepRequest {
@@ -137,7 +140,7 @@ impl SweepRequest {
         Ok(())
     }
 
-    fn plan(&self, app: &App, prompt: &Prompt) -> std::result::Result<Plan, Refusal> {
+    fn plan(&self, app: &App) -> std::result::Result<Plan, Refusal> {
         let of = |member: &'static str| move |error: Error| Refusal::from(error).of(member);
         let name = self.kind.as_deref().unwrap_or("steer");
         let kind = Kind::named(name).ok_or_else(|| {
@@ -148,24 +151,16 @@ impl SweepRequest {
         let feature = feature.map_err(of("feature"))?;
         let at = self.at.as_deref().map(Positions::parse);
         let at = at.unwrap_or(Ok(Positions::ALL)).map_err(of("at"))?;
-        let units = self.units.unwrap_or_default();
-        let steering = |&strength: &f32| {
-            app.model.steering(vec![Intervention {
-                units,
-                at: at.clone(),
-                ..Intervention::new(feature, Change::new(kind, Some(strength))?)
-            }])
-        };
-        let steerings = self.strengths.iter().map(steering);
-        let steerings: Vec<_> = steerings.collect::<Result<_>>().map_err(of("kind"))?;
-        let placed = steerings[0].placed(prompt.tokens());
-        placed.map_err(of("at"))?;
+        Change::new(kind, self.strengths.first().copied()).map_err(of("kind"))?;
+        if kind.targets == Targets::Vectors {
+            let what = format!("`{name}` is about vectors: a sweep is of a feature");
+            return Err(Refusal::about("kind", what));
+        }
         Ok(Plan {
             feature,
             kind,
-            units,
+            units: self.units.unwrap_or_default(),
             at,
-            steerings,
         })
     }
 
@@ -182,7 +177,33 @@ impl SweepRequest {
     }
 }
 
+impl Plan {
+    /// One for each strength, which may take a look at the whole vocabulary.
+    async fn steerings(
+        &self,
+        app: &Arc<App>,
+        strengths: &[f32],
+        prompt: &Arc<Prompt>,
+    ) -> std::result::Result<Vec<Arc<Steering>>, Refusal> {
+        let (plan, strengths, prompt) = (self.clone(), strengths.to_vec(), Arc::clone(prompt));
+        let steerings = app.compute(move |app, _| {
+            let steering = |strength| {
+                app.model.steering(vec![Intervention {
+                    units: plan.units,
+                    at: plan.at.clone(),
+                    ..Intervention::new(plan.feature, Change::new(plan.kind, Some(strength))?)
+                }])
+            };
+            let steerings: Vec<_> = strengths.into_iter().map(steering).collect::<Result<_>>()?;
+            steerings[0].placed(prompt.tokens())?;
+            Ok(steerings)
+        });
+        steerings.await.map_err(|refusal| refusal.of("at"))
+    }
+}
+
 struct Writer {
+    steerings: Vec<Arc<Steering>>, // one for each strength
     shown_prompt: String,
     plan: Plan,
     strengths: Vec<f32>,
@@ -196,7 +217,7 @@ impl Writer {
     async fn write(self, options: RunOptions, events: Events) -> std::result::Result<(), Gone> {
         let _guard = CancelOnDrop(options.cancel.clone());
         let (sender, mut texts) = unbounded_channel();
-        let (prompt, steerings) = (Arc::clone(&self.prompt), self.plan.steerings.clone());
+        let (prompt, steerings) = (Arc::clone(&self.prompt), self.steerings.clone());
         let swept = self.app.studies.run(move |session| {
             let on_step = &mut |run, step: Step<'_>| {
                 // Where nobody listens, the sweep is cancelled.

@@ -14,7 +14,7 @@ use super::generation::generating_request;
 use super::wire::{Timings, Usage, finish_reason, id, seconds};
 use crate::serve::app::{App, Place};
 use crate::serve::body::Body;
-use crate::serve::explore::sae::{SaeRequest, Wanted};
+use crate::serve::explore::sae::Wanted;
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
@@ -33,8 +33,6 @@ generating_request! {
         logprobs: Option<bool>,
         /// With it, how many most likely tokens to name besides, 20 at most.
         top_logprobs: Option<usize>,
-        /// Which features to give back.
-        sae: Option<SaeRequest>,
         /// Not done here: the model calls no tools.
         #[schema(value_type = Option<Vec<Object>>)]
         tools: Option<Box<RawValue>>,

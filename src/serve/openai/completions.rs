@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -14,6 +15,7 @@ use super::generation::generating_request;
 use super::wire::{Timings, Usage, finish_reason, id, seconds};
 use crate::serve::app::{App, Place};
 use crate::serve::body::Body;
+use crate::serve::explore::sae::Wanted;
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
@@ -66,6 +68,10 @@ pub(crate) struct TextCompletion {
     usage: Option<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<Timings>,
+    /// The features that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    sae: Option<Box<RawValue>>,
     /// Members of the request that mean nothing here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignored: Vec<String>,
@@ -119,14 +125,26 @@ pub(crate) async fn complete(
         ignored,
     } = body;
     request.check()?;
-    let mut prompts = Vec::new();
+    let mut prepared = Vec::new();
     for asked in request.prompt.clone().asked() {
-        let prepared = app.prepare(asked).await;
-        prompts.push(prepared.map_err(|refusal| refusal.of("prompt"))?.prompt);
+        let one = app.prepare(asked).await;
+        prepared.push(one.map_err(|refusal| refusal.of("prompt"))?);
     }
+    let wanted = match (&request.sae, &prepared[..]) {
+        (Some(sae), [only]) => Some(sae.check(&app, only)?),
+        (Some(_), _) => {
+            let what = "features are given of one prompt: ask for each by itself";
+            return Err(Refusal::about("sae", what));
+        }
+        (None, _) => None,
+    };
+    let prompts: Vec<_> = prepared.into_iter().map(|one| one.prompt).collect();
     let mut generation = request.generation(request.logprobs);
     generation.prompt_log_probs = request.logprobs.filter(|_| request.echo == Some(true));
-    let requests = generation.requests(&app, &prompts, Keep::default())?;
+    let mut requests = generation.requests(&app, &prompts, Keep::default())?;
+    if let Some(wanted) = &wanted {
+        requests[0].options.keep = wanted.keep();
+    }
     let writer = Writer {
         head: Head {
             id: id("cmpl"),
@@ -144,12 +162,18 @@ pub(crate) async fn complete(
     if request.stream == Some(true) {
         let includes_usage = request.includes_usage();
         return Ok(stream::answer(|events| {
-            writer.stream(runs, includes_usage, place, events)
+            writer.stream(runs, wanted, includes_usage, app, place, events)
         }));
     }
-    let ended = runs.end().await?;
+    let mut ended = runs.end().await?;
+    let trace = std::mem::take(&mut ended[0].trace);
+    let sae = match wanted {
+        Some(wanted) => Some(wanted.answer(&app, trace).await?),
+        None => None,
+    };
     let ignored = ignored.into_iter().collect();
-    Ok(Json(writer.whole(&ended, ignored)).into_response())
+    let whole = writer.whole(&ended, ignored);
+    Ok(Json(TextCompletion { sae, ..whole }).into_response())
 }
 
 impl CompletionRequest {
@@ -236,6 +260,7 @@ impl Writer {
             choices: runs.iter().enumerate().map(choice).collect(),
             usage: Some(Usage::of(self.n_prompt_tokens(), runs)),
             timings: Some(self.timings(0, &runs[0])),
+            sae: None,
             ignored,
         }
     }
@@ -243,12 +268,14 @@ impl Writer {
     async fn stream(
         self,
         mut runs: RunEvents,
+        mut wanted: Option<Wanted>,
         includes_usage: bool,
+        app: Arc<App>,
         _place: Place,
         events: Events,
     ) -> Result<(), Gone> {
         let mut usage = Usage::of(self.n_prompt_tokens(), []);
-        while let Some((index, event)) = runs.next().await {
+        while let Some((index, mut event)) = runs.next().await {
             let mut choice = Choice {
                 text: String::new(),
                 index,
@@ -256,6 +283,13 @@ impl Writer {
                 finish_reason: None,
             };
             let mut timings = None;
+            let mut sae = None;
+            if index == 0 {
+                match Wanted::answer_at(&mut wanted, &mut event, &app).await {
+                    Ok(answer) => sae = answer,
+                    Err(refusal) => return events.json(&refusal.body()).await,
+                }
+            }
             match event {
                 Event::Text {
                     id,
@@ -269,6 +303,7 @@ impl Writer {
                         log_probs
                     });
                 }
+                Event::Prompt(_) if sae.is_some() => {}
                 Event::Prompt(_) | Event::Text { .. } => continue,
                 Event::End(Ok(run)) => {
                     usage += Usage::of(0, [&run]);
@@ -277,9 +312,8 @@ impl Writer {
                 }
                 Event::End(Err(error)) => return events.json(&Refusal::from(error).body()).await,
             }
-            events
-                .json(&self.chunk(vec![choice], None, timings))
-                .await?;
+            let chunk = self.chunk(vec![choice], None, timings);
+            events.json(&TextCompletion { sae, ..chunk }).await?;
         }
         if includes_usage {
             events
@@ -300,6 +334,7 @@ impl Writer {
             choices,
             usage,
             timings,
+            sae: None,
             ignored: Vec::new(),
         }
     }

@@ -21,7 +21,7 @@ macro_rules! text_request {
         #[derive(serde::Deserialize, utoipa::ToSchema)]
         pub(crate) struct $name {
             $($own)*
-            /// The most tokens to generate; without it, as many as there is room for.
+            /// The most tokens to generate; without it, as many as there is room for, and at our own endpoints 128.
             max_tokens: Option<usize>,
             /// 0, as without it, takes the most likely token each time.
             temperature: Option<f32>,
@@ -89,6 +89,8 @@ macro_rules! generating_request {
                 /// Interventions: a saved set, or the list in one.
                 #[schema(value_type = Option<Vec<Object>>)]
                 steering: Option<Box<serde_json::value::RawValue>>,
+                /// Which features of the prompt to give back; of several answers, those of the first.
+                sae: Option<$crate::serve::explore::sae::SaeRequest>,
             }
         }
 
