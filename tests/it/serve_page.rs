@@ -41,7 +41,8 @@ fn open(options: ServeOptions) -> Option<(Served, Page)> {
 
 /// Waits until the run that was asked for last has ended, and gives what is shown of it.
 fn answer(page: &mut Page, selector: &str) -> String {
-    let waits = "document.querySelector('#original').classList.contains('old')
+    let waits = "document.querySelector('#original').textContent === ''
+        || document.querySelector('#original').classList.contains('old')
         || document.querySelector('#outputs [aria-busy]') !== null";
     page.expect(waits, false);
     page.text(selector)
@@ -357,6 +358,65 @@ fn a_sweep_as_a_strip_with_its_curves() {
     page.expect("document.querySelector('#compare').hidden", false);
     page.expect("document.querySelectorAll('#steered ins').length > 0", true);
     answer(&mut page, STEERED);
+    assert!(page.errors().is_empty(), "{:?}", page.errors());
+}
+
+#[test]
+fn what_takes_long_can_be_stopped() {
+    let Some((_served, mut page)) = open(options()) else {
+        return;
+    };
+    page.click("#feature-430");
+    page.click("#sampling summary");
+    let set = |page: &mut Page, selector: &str, value: &str| {
+        page.click(selector);
+        page.value(&format!("document.querySelector('{selector}').select()"));
+        page.enter(value);
+    };
+    // At such strengths texts do not end by themselves.
+    set(&mut page, "#max-tokens", "300");
+    page.click("#tab-sweep");
+    set(&mut page, "#sweep-from", "-200");
+    set(&mut page, "#sweep-to", "-100");
+    set(&mut page, "#sweep-count", "25");
+    page.click("#sweep-form button[type=submit]");
+    page.click("#sweep .stop");
+    page.expect_text("#sweep-status", "Stopped.");
+    page.expect("document.querySelector('#sweep .stop').hidden", true);
+    page.expect("document.querySelectorAll('#curves svg').length", 0);
+    page.expect("document.querySelector('#alert').hidden", true);
+    // The server goes on with others.
+    page.click("#tab-compare");
+    page.click("#ask button[type=submit]");
+    assert!(answer(&mut page, ORIGINAL).starts_with("The image shows"));
+}
+
+/// From the clipboard, and of a format that the server does not read.
+#[test]
+fn a_pasted_drawing_becomes_a_png() {
+    let Some((_served, mut page)) = open(options()) else {
+        return;
+    };
+    answer(&mut page, ORIGINAL);
+    let paste = "(() => {
+        const drawing = `<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'>
+            <rect width='64' height='64' fill='yellow'/></svg>`;
+        const data = new DataTransfer();
+        data.items.add(new File([drawing], 'drawing.svg', { type: 'image/svg+xml' }));
+        document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }));
+    })()";
+    page.value(paste);
+    page.expect_text("#picture-name", "drawing.png");
+    let is_yellow = "(async () => {
+        const image = document.querySelector('#stage img');
+        await image.decode();
+        const drawing = document.createElement('canvas').getContext('2d');
+        drawing.drawImage(image, 0, 0);
+        return image.naturalWidth === 64 && drawing.getImageData(9, 9, 1, 1).data.join() === '255,255,0,255';
+    })()";
+    page.expect(is_yellow, true);
+    let said = answer(&mut page, ORIGINAL);
+    assert!(said.contains("yellow"), "{said}");
     assert!(page.errors().is_empty(), "{:?}", page.errors());
 }
 

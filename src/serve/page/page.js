@@ -33,13 +33,14 @@ async function start() {
   for (const id of ["where", "position", "card"]) find(`#${id}`).hidden = true;
   try {
     asked.model = await getJson("/api/model");
-    const { model, saes, has_images: hasImages, examples, version } = asked.model;
-    const described = saes.map(({ name, hook, d_sae: width }) => `SAE ${name}, ${hook}, ${width} features`);
+    const { model, sae_name: saeName, saes, has_images: hasImages, examples, version } = asked.model;
+    const described = saes.map(({ id, hook, d_sae: width }) => `SAE ${saes.length > 1 ? id : saeName}, ${hook}, ${width} features`);
     find("#about").textContent = [`Model ${model}`, ...described, `version ${version}`].join(" · ");
     document.title = `${model}: features and steering`;
     find("#choice").hidden = !hasImages;
     const first = hasImages ? await drawExamples(examples) : undefined;
     drawInterventions();
+    if (asked.picture) return; // someone was faster
     if (first) {
       await usePicture(first);
     } else {

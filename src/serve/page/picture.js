@@ -57,7 +57,8 @@ async function take(blob, name) {
   try {
     if (!READABLE.includes(blob.type)) {
       const image = await decoded(await dataUrl(blob));
-      await usePicture({ name, url: cropped(image, [0, 0, 1, 1], Math.max(image.naturalWidth, image.naturalHeight)) });
+      const url = cropped(image, [0, 0, 1, 1], Math.max(image.naturalWidth, image.naturalHeight));
+      await usePicture({ name: `${name.replace(/\.[^.]*$/, "")}.png`, url });
     } else {
       await usePicture({ name, url: await dataUrl(blob) });
     }

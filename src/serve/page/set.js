@@ -63,7 +63,7 @@ async function drawCommand() {
   } catch {
     return; // the run that follows says what is wrong
   }
-  if (commandAbort !== abort) return;
+  if (commandAbort !== abort || !asked.model) return;
   const { picture, model } = asked;
   const words = ["llava-sae-cpp"];
   if (model.command) words.push(model.command); // as it was given
