@@ -54,8 +54,14 @@ fn whole() -> utoipa::openapi::OpenApi {
     document.merge(openai::Paths::openapi());
     document.merge(explore::Paths::openapi());
     document.merge(neuronpedia::Paths::openapi());
+    add_refusals(&mut document, "ErrorBody");
+    document
+}
+
+/// Says that every operation may end with a refusal of this schema, but those that say how else.
+pub(super) fn add_refusals(document: &mut utoipa::openapi::OpenApi, schema: &str) {
     let refusal = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("ErrorBody")))
+        .schema(Some(Ref::from_schema_name(schema)))
         .build();
     let refusal = ResponseBuilder::new()
         .description("Why there is no answer")
@@ -70,5 +76,4 @@ fn whole() -> utoipa::openapi::OpenApi {
                 .or_insert_with(default);
         }
     }
-    document
 }

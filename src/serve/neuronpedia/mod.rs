@@ -23,10 +23,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post};
-use serde_json::{Value, json};
-use utoipa::OpenApi;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::app::App;
+use super::openapi;
 use super::refusal::Refusal;
 
 /// Where these endpoints are, and nothing else.
@@ -40,8 +42,9 @@ const PREFIXES: [&str; 5] = [
 
 /// What `/openapi.json` says of them.
 #[derive(OpenApi)]
-#[openapi(paths(
-    capabilities::tell,
+#[openapi(
+    paths(
+        capabilities::tell,
     completion::complete,
     chat::complete,
     activation::single::one,
@@ -53,9 +56,42 @@ const PREFIXES: [&str; 5] = [
     activation::source::many,
     util::tokenize,
     util::sae_vector,
-    util::nearest_features,
-))]
+        util::nearest_features,
+    ),
+    components(schemas(Problem)),
+    modifiers(&Problems),
+)]
 pub(super) struct Paths;
+
+struct Problems;
+
+impl Modify for Problems {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        openapi::add_refusals(document, "Problem");
+    }
+}
+
+/// Why there is no answer.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Problem {
+    Refused {
+        /// What failed, why, and what to do.
+        error: String,
+    },
+    /// As FastAPI has it.
+    Malformed { detail: [Malformed; 1] },
+}
+
+/// What is wrong with a request's form.
+#[derive(Serialize, ToSchema)]
+struct Malformed {
+    /// `missing` or `value_error`.
+    r#type: &'static str,
+    /// Where: `body`, and the names and indices that lead there.
+    loc: Vec<Value>,
+    msg: String,
+}
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -83,33 +119,14 @@ pub(super) fn routes() -> Router<Arc<App>> {
         )
 }
 
-/// What these endpoints take and answer.
-#[derive(OpenApi)]
-#[openapi(paths(
-    capabilities::tell,
-    completion::complete,
-    chat::complete,
-    activation::single::one,
-    activation::single::many,
-    activation::all::one,
-    activation::all::many,
-    activation::topk::one,
-    activation::topk::many,
-    activation::source::many,
-    util::tokenize,
-    util::sae_vector,
-    util::nearest_features,
-))]
-pub(super) struct Documentation;
-
 /// Gives refusals below these paths Neuronpedia's form, whoever refuses.
 pub(super) async fn refuse_in_own_form(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_own = PREFIXES.iter().any(|prefix| path.starts_with(prefix));
     let mut response = next.run(request).await;
     if is_own && let Some(refusal) = response.extensions().get::<Refusal>() {
-        let body = body_of(refusal).to_string();
-        *response.body_mut() = Body::from(body);
+        let problem = serde_json::to_string(&Problem::of(refusal)).expect("plain data");
+        *response.body_mut() = Body::from(problem);
         let headers = response.headers_mut();
         headers.remove(header::CONTENT_LENGTH);
         let json = HeaderValue::from_static("application/json");
@@ -118,31 +135,37 @@ pub(super) async fn refuse_in_own_form(request: Request, next: Next) -> Response
     response
 }
 
-/// A sentence; of a malformed request, what FastAPI says of one.
-fn body_of(refusal: &Refusal) -> Value {
-    if refusal.status != StatusCode::UNPROCESSABLE_ENTITY {
-        return json!({"error": refusal.message});
+impl Problem {
+    fn of(refusal: &Refusal) -> Self {
+        let msg = refusal.message.clone();
+        if refusal.status != StatusCode::UNPROCESSABLE_ENTITY {
+            return Self::Refused { error: msg };
+        }
+        let (kind, place) = match wire::missing_member(&msg) {
+            Some(member) => ("missing", vec![member.into()]),
+            None => {
+                let path = refusal.param.as_deref().unwrap_or_default();
+                ("value_error", wire::place(path))
+            }
+        };
+        let detail = Malformed {
+            r#type: kind,
+            loc: std::iter::once("body".into()).chain(place).collect(),
+            msg,
+        };
+        Self::Malformed { detail: [detail] }
     }
-    let (kind, place) = match wire::missing_member(&refusal.message) {
-        Some(member) => ("missing", vec![Value::from(member)]),
-        None => (
-            "value_error",
-            wire::place(refusal.param.as_deref().unwrap_or_default()),
-        ),
-    };
-    let place: Vec<Value> = std::iter::once("body".into()).chain(place).collect();
-    json!({"detail": [{"type": kind, "loc": place, "msg": refusal.message}]})
 }
 
 #[cfg(test)]
 mod tests {
     use utoipa::OpenApi;
 
-    use super::{Documentation, PREFIXES};
+    use super::{PREFIXES, Paths};
 
     #[test]
     fn all_is_described() {
-        let described = Documentation::openapi();
+        let described = Paths::openapi();
         assert_eq!(described.paths.paths.len(), 13);
         for path in described.paths.paths.keys() {
             assert!(
