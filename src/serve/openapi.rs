@@ -77,3 +77,26 @@ pub(super) fn add_refusals(document: &mut utoipa::openapi::OpenApi, schema: &str
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use utoipa::OpenApi;
+
+    use super::{explore, neuronpedia, openai};
+
+    /// A schema's name is a type's, and modules may have types of the same name: one would stand for both.
+    #[test]
+    fn schemas_have_names_of_their_own() {
+        let groups = [
+            openai::Paths::openapi(),
+            explore::Paths::openapi(),
+            neuronpedia::Paths::openapi(),
+        ];
+        let schemas = groups.map(|group| group.components.expect("schemas").schemas);
+        for (i, one) in schemas.iter().enumerate() {
+            for (name, schema) in schemas[..i].iter().flatten() {
+                assert!(one.get(name).is_none_or(|other| other == schema), "{name}");
+            }
+        }
+    }
+}

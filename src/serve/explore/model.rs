@@ -18,6 +18,7 @@ use crate::steering::{KINDS, Kind, Number, Targets};
 
 /// What is served, and what can be asked of it.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ServedModel)]
 pub(crate) struct Model {
     model: String,
     sae_name: String,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::steer::{LogProb, Output, SteerRequest, SteerType};
-use super::wire::{ASSISTANT, Form, IMAGE, Message, Turn, asked_chat, malformed};
+use super::wire::{ASSISTANT, ChatMessage, Form, IMAGE, Turn, asked_chat, malformed};
 use crate::llama::Special;
 use crate::serve::app::App;
 use crate::serve::refusal::Refusal;
@@ -16,16 +16,16 @@ use crate::{HookedModel, Prompt, Segment};
 
 /// What a chat was gone on with.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct ChatCompletion {
-    input: ChatText,
+pub(crate) struct SteeredChats {
+    input: SteeredChat,
     /// In the order in which they were asked for.
-    outputs: Vec<ChatText>,
+    outputs: Vec<SteeredChat>,
 }
 
 /// A chat: its messages, and as the model reads it.
 #[derive(Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct ChatText {
+struct SteeredChat {
     chat_template: Vec<Turn>,
     raw: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,12 +39,12 @@ struct ChatText {
     post,
     path = "/v1/steer/completion-chat",
     tag = "Neuronpedia",
-    request_body = SteerRequest<Vec<Message>>,
-    responses((status = 200, body = ChatCompletion))
+    request_body = SteerRequest<Vec<ChatMessage>>,
+    responses((status = 200, body = SteeredChats))
 )]
 pub(crate) async fn complete(
     State(app): State<Arc<App>>,
-    Form(request): Form<SteerRequest<Vec<Message>>>,
+    Form(request): Form<SteerRequest<Vec<ChatMessage>>>,
 ) -> Result<Response, Refusal> {
     let place = request.take_place(&app)?;
     if request.steer_special_tokens.is_none() {
@@ -60,20 +60,20 @@ pub(crate) async fn complete(
         return Err(Refusal::about("reads", what));
     }
     let prepared = app.prepare(asked_chat(&request.prompt)).await?;
-    let input = ChatText {
-        chat_template: request.prompt.iter().map(Message::shown).collect(),
+    let input = SteeredChat {
+        chat_template: request.prompt.iter().map(ChatMessage::shown).collect(),
         raw: text_of(&app.model, &prepared.prompt)?,
         r#type: None,
         logprobs: Vec::new(),
     };
-    let form = move |outputs: &[Output]| ChatCompletion {
+    let form = move |outputs: &[Output]| SteeredChats {
         outputs: outputs.iter().map(|output| input.with(output)).collect(),
         input: input.clone(),
     };
     request.answer(&app, place, &prepared, form).await
 }
 
-impl ChatText {
+impl SteeredChat {
     /// The same with what the model says next.
     fn with(&self, output: &Output) -> Self {
         let mut chat = self.clone();

@@ -15,14 +15,14 @@ use crate::serve::refusal::Refusal;
 
 /// What was generated behind a text.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct Completion {
+pub(crate) struct SteeredTexts {
     /// In the order in which they were asked for.
-    outputs: Vec<CompletionOutput>,
+    outputs: Vec<SteeredText>,
 }
 
 /// A text, without the prompt.
 #[derive(Serialize, ToSchema)]
-struct CompletionOutput {
+struct SteeredText {
     r#type: SteerType,
     output: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -35,7 +35,7 @@ struct CompletionOutput {
     path = "/v1/steer/completion",
     tag = "Neuronpedia",
     request_body = SteerRequest<String>,
-    responses((status = 200, body = Completion))
+    responses((status = 200, body = SteeredTexts))
 )]
 pub(crate) async fn complete(
     State(app): State<Arc<App>>,
@@ -43,12 +43,12 @@ pub(crate) async fn complete(
 ) -> Result<Response, Refusal> {
     let place = request.take_place(&app)?;
     let prepared = app.prepare(Asked::Raw(request.prompt.clone())).await?;
-    let output = |output: &Output| CompletionOutput {
+    let output = |output: &Output| SteeredText {
         r#type: output.r#type,
         output: output.text.clone(),
         logprobs: output.log_probs.clone(),
     };
-    let form = move |outputs: &[Output]| Completion {
+    let form = move |outputs: &[Output]| SteeredTexts {
         outputs: outputs.iter().map(output).collect(),
     };
     request.answer(&app, place, &prepared, form).await

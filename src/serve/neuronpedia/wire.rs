@@ -58,21 +58,21 @@ pub(crate) enum Prompt {
     /// A text as it stands, behind the vocabulary's first token.
     Text(String),
     /// A chat, with images in it: Neuronpedia has none.
-    Chat(Vec<Message>),
+    Chat(Vec<ChatMessage>),
 }
 
 /// A message of a chat.
 #[derive(Deserialize, ToSchema)]
-pub(crate) struct Message {
+pub(crate) struct ChatMessage {
     /// `system`, `user` or `assistant`, which may be called `model` too.
     role: String,
-    content: Content,
+    content: ChatContent,
 }
 
 /// What a message says.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(untagged, expecting = "expected a text, or a list of parts")]
-enum Content {
+enum ChatContent {
     Text(String),
     /// OpenAI's parts: `text`, and `image_url` with a `data:` URL.
     #[schema(value_type = Vec<Object>)]
@@ -102,13 +102,14 @@ impl Prompt {
 }
 
 /// What a chat asks the model.
-pub(super) fn asked_chat(messages: &[Message]) -> Asked {
-    let message = |message: &Message| json!({"role": message.role(), "content": message.content});
+pub(super) fn asked_chat(messages: &[ChatMessage]) -> Asked {
+    let message =
+        |message: &ChatMessage| json!({"role": message.role(), "content": message.content});
     let messages: Value = messages.iter().map(message).collect();
     Asked::Messages(messages.to_string().into_bytes())
 }
 
-impl Message {
+impl ChatMessage {
     /// Its role in OpenAI's words; Gemma's template calls the assistant `model`.
     fn role(&self) -> &str {
         match &self.role[..] {
@@ -125,8 +126,8 @@ impl Message {
         Turn {
             role: self.role.clone(),
             content: match &self.content {
-                Content::Text(text) => text.clone(),
-                Content::Parts(parts) => parts.iter().map(part).collect(),
+                ChatContent::Text(text) => text.clone(),
+                ChatContent::Parts(parts) => parts.iter().map(part).collect(),
             },
         }
     }

@@ -78,6 +78,7 @@ pub(crate) struct TextCompletion {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = TextChoice)]
 struct Choice {
     text: String,
     index: usize,
@@ -87,6 +88,7 @@ struct Choice {
 
 /// How likely tokens were: lists with an entry for each.
 #[derive(Default, Serialize, ToSchema)]
+#[schema(as = TextLogProbs)]
 struct LogProbs {
     tokens: Vec<String>,
     /// In nats; none for a prompt's first token and for image rows.

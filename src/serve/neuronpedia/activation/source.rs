@@ -30,6 +30,7 @@ pub(crate) struct SourceRequest {
 pub(crate) struct ActiveFeatures {
     tokens: Vec<String>,
     /// By feature: where it is active and how much, the beginning of the sequence left out.
+    #[schema(value_type = BTreeMap<String, Vec<(usize, f32)>>)]
     active_features: BTreeMap<usize, Vec<(usize, f32)>>,
 }
 
