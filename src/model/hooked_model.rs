@@ -36,6 +36,7 @@ pub struct HookedModel {
     chat_template: OnceLock<(ChatTemplate, ImageToken)>, // what it writes for an image
     fingerprint: OnceLock<blake3::Hash>,
     unembedding: OnceLock<Unembedding>, // read for the first card
+    sorted_tokens: OnceLock<Vec<i32>>,  // for the first that is looked up by its text
 }
 
 impl HookedModel {
@@ -91,6 +92,7 @@ impl HookedModel {
             chat_template: OnceLock::new(),
             fingerprint: OnceLock::new(),
             unembedding: OnceLock::new(),
+            sorted_tokens: OnceLock::new(),
             options,
         };
         for sae in &model.saes {
@@ -240,17 +242,32 @@ impl HookedModel {
     /// # Errors
     /// When llama.cpp fails.
     pub fn tokens_of(&self, text: &str) -> Result<Vec<i32>> {
-        let mut found = Vec::new();
-        let mut bytes = Vec::new();
+        let ids = match self.sorted_tokens.get() {
+            Some(known) => known,
+            None => {
+                let sorted = self.sorted_tokens()?;
+                self.sorted_tokens.get_or_init(|| sorted)
+            }
+        };
+        let text_of = |id: i32| trimmed(self.token_bytes(id)?);
+        let start = ids.partition_point(|&id| text_of(id).as_deref() < Some(text));
+        let found = ids[start..].iter().copied();
+        Ok(found
+            .take_while(|&id| text_of(id).as_deref() == Some(text))
+            .collect())
+    }
+
+    /// The tokens that are whole characters, by their texts without the space around them, and then by their ids.
+    fn sorted_tokens(&self) -> Result<Vec<i32>> {
+        let mut sorted = Vec::new();
         for id in self.language_model.token_ids() {
-            bytes.clear();
+            let mut bytes = Vec::new();
             self.language_model
                 .append_piece(id, Special::Show, &mut bytes)?;
-            if str::from_utf8(&bytes).is_ok_and(|piece| piece.trim() == text) {
-                found.push(id);
-            }
+            sorted.extend(trimmed(bytes).map(|text| (text, id)));
         }
-        Ok(found)
+        sorted.sort_unstable();
+        Ok(sorted.into_iter().map(|(_, id)| id).collect())
     }
 
     /// Whether it has a projector, so that prompts can have images.
@@ -426,6 +443,12 @@ impl HookedModel {
     ) -> Result<()> {
         crate::study::control_vector::write(&self.language_model, steering, target, overwrite)
     }
+}
+
+/// A token's text without the space around it; none of a part of a character.
+fn trimmed(bytes: Vec<u8>) -> Option<String> {
+    let text = String::from_utf8(bytes).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// Loads the language model alone.

@@ -1,5 +1,6 @@
 //! Interventions at places of their own, under conditions, and along vectors.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,6 +117,26 @@ fn tokens_are_found_by_their_text() {
         let expected: Vec<_> = rows.filter(|&i| text_of(&session, i) == text).collect();
         assert!(!expected.is_empty(), "{text}");
         assert_eq!(changed(&run, 0), expected, "{text}");
+    }
+}
+
+/// Of each text in the vocabulary, all tokens are found that have it, and no others.
+#[test]
+fn tokens_with_a_text_are_all_found() {
+    let session = Fixture::Demo.exact_session();
+    let model = session.model();
+    let mut by_text = BTreeMap::<String, Vec<i32>>::new();
+    let tokens = (0..).map_while(|id| Some((id, model.token_bytes(id)?)));
+    for (id, bytes) in tokens {
+        if let Ok(text) = String::from_utf8(bytes) {
+            by_text.entry(text.trim().to_owned()).or_default().push(id);
+        }
+    }
+    assert!(by_text.values().any(|ids| ids.len() > 1));
+    for (text, ids) in by_text {
+        assert_eq!(model.tokens_of(&text).expect("it is found"), ids, "{text}");
+        let other = format!("{text}\u{e000}");
+        assert!(model.tokens_of(&other).expect("no failure").is_empty());
     }
 }
 
