@@ -56,9 +56,9 @@ pub(crate) async fn search(
 ) -> Result<Json<Found>, Refusal> {
     let Query(Search { q, top: given }) = query?;
     let top = top(given, 50)?;
+    let found = app.compute(move |app, _| app.model.saes().search_labels(&q));
+    let found = found.await.map_err(|refusal| refusal.of("q"))?;
     let saes = app.model.saes();
-    let found = saes.search_labels(&q);
-    let found = found.map_err(|error| Refusal::from(error).of("q"))?;
     let labelled = |&feature: &FeatureId| Labelled {
         feature: saes.shown(feature),
         label: saes.label(feature).map(str::to_owned),

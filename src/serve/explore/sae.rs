@@ -16,7 +16,10 @@ use crate::serve::app::App;
 use crate::serve::prepare::Prepared;
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::Event;
-use crate::{Error, FeatureName, HookedModel, Keep, Kinds, Picture, Prompt, Result, SaeSet, Trace};
+use crate::{
+    CancelFlag, Error, FeatureName, HookedModel, Keep, Kinds, Picture, Prompt, Result, SaeSet,
+    Trace,
+};
 
 /// The most features of each SAE that are drawn.
 pub(super) const MAX_HEAT_MAPS: usize = 100;
@@ -176,16 +179,24 @@ impl Wanted {
         if !self.are_of_text() {
             trace.tokens.truncate(self.prompt.tokens().len());
         }
-        let answer = app.compute(move |app, _| self.answer_now(&app.model, &trace));
+        let answer = app.compute(move |app, cancel| self.answer_now(&app.model, &trace, cancel));
         answer.await
     }
 
-    fn answer_now(&self, model: &HookedModel, trace: &Trace) -> Result<Box<RawValue>> {
+    fn answer_now(
+        &self,
+        model: &HookedModel,
+        trace: &Trace,
+        cancel: &CancelFlag,
+    ) -> Result<Box<RawValue>> {
         let saes = model.saes();
         let seen = Seen::new(saes, &self.prompt, &self.pictures, trace, &self.ranking)?;
         let mut report = seen.report(model, self.top);
         if self.heatmap {
             for (listed, feature) in report.features.iter_mut().zip(seen.listed(self.top)) {
+                if cancel.is_cancelled() {
+                    return Err(Error::interrupted());
+                }
                 let view = seen.strongest_view(feature);
                 let png = view.and_then(|view| seen.heat_map(view, feature));
                 listed.heatmap =
