@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::serve::{ApiKey, ServeOptions};
-use llava_sae_cpp::{HookedModel, ModelFiles};
+use llava_sae_cpp::{HookedModel, ModelFiles, demo};
 use serde_json::json;
 
 use crate::browser::Page;
@@ -171,7 +171,7 @@ fn a_picture_is_dropped_and_steered_by_a_label() {
     page.hover("#feature-430");
     page.expect(&format!("{filter} !== 'grayscale(0) brightness(1)'"), true);
     page.click("#feature-430");
-    page.expect_text("#card-title", "carrot · feature 430");
+    page.expect_text("#card-title", "carrot (430)");
 
     // Its card, on demand.
     page.click("#card summary");
@@ -550,11 +550,16 @@ fn the_page_may_load_nothing_from_elsewhere() {
     assert_eq!(html.matches("<script").count(), 2);
 }
 
-/// A model of a fixture with these SAEs, and its page.
+/// A fixture with these SAEs, and its page.
 fn open_with(fixture: Fixture, saes: Vec<PathBuf>) -> Option<(Served, Page)> {
     let dir = fixture.converted(TensorType::F32);
-    let files = ModelFiles::find(Some(&dir), None, None, saes).expect("all files are there");
-    let model = HookedModel::open(&files, exact_options()).expect("it loads");
+    let files = ModelFiles::find(Some(&dir), None, None, saes);
+    open_files(&files.expect("all files are there"))
+}
+
+/// A model, and its page.
+fn open_files(files: &ModelFiles) -> Option<(Served, Page)> {
+    let model = HookedModel::open(files, exact_options()).expect("it loads");
     let served = Served::of(model, options());
     let page = Page::open_served(&url(&served))?;
     Some((served, page))
@@ -617,5 +622,37 @@ fn features_of_several_saes() {
     page.click("#subtract");
     page.expect("document.querySelectorAll('#steered ins').length > 0", true);
     assert_ne!(answer(&mut page, STEERED), plain);
+    assert!(page.errors().is_empty(), "{:?}", page.errors());
+}
+
+#[test]
+fn a_model_that_sees_no_pictures() {
+    let mut files = demo::files().expect("the demo");
+    files.mmproj = None;
+    let Some((_served, mut page)) = open_files(&files) else {
+        return;
+    };
+    page.expect("document.querySelectorAll('.option').length > 20", true);
+    page.expect("document.querySelector('#choice').hidden", true);
+    answer(&mut page, ORIGINAL);
+    page.click("#question");
+    page.value("document.querySelector('#question').select()");
+    page.enter("a carrot and a mushroom");
+    page.press("Enter");
+    // Its tokens, and their features.
+    let carrot = "[...document.querySelectorAll('.chips button')].find(chip => chip.textContent === ' carrot')";
+    page.expect(&format!("{carrot} !== undefined"), true);
+    page.value(&format!("{carrot}.id = 'carrot'"));
+    page.hover("#carrot");
+    page.expect_text("#position-title", "Token “ carrot”");
+    page.expect(
+        "[...document.querySelectorAll('#position-features bdi')].some(label => label.textContent === 'carrot')",
+        true,
+    );
+    let plain = answer(&mut page, ORIGINAL);
+    page.click("#hint .main");
+    page.expect("document.querySelectorAll('#steered ins').length > 0", true);
+    assert_ne!(answer(&mut page, STEERED), plain);
+    assert_eq!(page.value("document.querySelector('.places').value"), "all");
     assert!(page.errors().is_empty(), "{:?}", page.errors());
 }

@@ -49,7 +49,7 @@ function drawCard() {
   const feature = chosen();
   find("#card").hidden = feature === undefined;
   if (feature === undefined) return;
-  find("#card-title").replaceChildren(labelElement(label(feature)), ` · feature ${named(feature)}`);
+  find("#card-title").replaceChildren(...titleOf(feature));
   drawSweepForm();
   find("#card-body").replaceChildren();
   if (cardDetails.open) fillCard();

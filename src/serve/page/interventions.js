@@ -18,6 +18,9 @@ const twoDigits = (value) => Number(value.toPrecision(2));
 // What an intervention is called.
 const subject = ({ feature, label }) => (feature === undefined ? label ?? "vector" : label ? `${label} (${feature})` : `feature ${feature}`);
 
+// The same of a feature, as nodes.
+const titleOf = (feature) => (label(feature) === undefined ? [`feature ${named(feature)}`] : [labelElement(label(feature)), ` (${named(feature)})`]);
+
 function largestOf({ feature }) {
   return feature === undefined ? 0 : state.picture.byIndex.get(idOf(feature))?.max ?? 0;
 }
@@ -89,9 +92,9 @@ function drawHint() {
     return;
   }
   const { feature } = strongest;
-  const name = element("b", {}, labelElement(label(feature)), ` (${named(feature)})`);
+  const name = element("b", {}, ...titleOf(feature));
   find("#hint p").replaceChildren(`The feature that stands out most in this ${asked.picture ? "picture" : "text"} is `, name, ". Take it away, and see what the model says then.");
-  button.textContent = `Subtract ${label(feature) ?? named(feature)}`;
+  button.textContent = `Subtract ${label(feature) ?? `feature ${named(feature)}`}`;
   button.onclick = () => {
     addIntervention(feature);
     const { top, bottom } = find("#steering").getBoundingClientRect();

@@ -41,11 +41,14 @@ async function start() {
     const first = hasImages ? await drawExamples(examples) : undefined;
     drawInterventions();
     if (asked.picture) return; // someone was faster
-    if (first) {
+    if (!hasImages) {
+      find("#question").value = "Who are you?";
+      changed();
+      await look();
+    } else if (first) {
       await usePicture(first);
     } else {
-      find("#ranking").textContent = hasImages ? "Choose a picture, and its features are listed here." : "";
-      if (!hasImages) await look();
+      find("#ranking").textContent = "Choose a picture, and its features are listed here.";
     }
     followAddress();
   } catch (error) {

@@ -11,7 +11,7 @@ function drawSweepForm() {
     find("#sweep-feature").textContent = "Choose a feature in the list.";
     return;
   }
-  find("#sweep-feature").replaceChildren("Steer ", element("b", {}, labelElement(label(entry.feature)), ` (${named(entry.feature)})`), " by strengths");
+  find("#sweep-feature").replaceChildren("Steer ", element("b", {}, ...titleOf(entry.feature)), " by strengths");
   if (sweepOf === entry.feature) return;
   sweepOf = entry.feature;
   const reach = twoDigits(entry.max || UNKNOWN_REACH / 2);
