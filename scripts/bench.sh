@@ -6,5 +6,5 @@
 set -eu
 . "$(dirname "$0")/full-size/setup.sh"
 cargo build --release --locked --workspace
-cargo build --release --locked --example speed
+cargo build --release --locked --example speed --example serve_speed
 exec "$PYTHON" scripts/bench/bench.py "$folder" ${2:+"$2"}

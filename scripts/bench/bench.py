@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent / "full-size"))
 import check  # noqa: E402
 from check import PICTURE, PROGRAM, ROOT, say  # noqa: E402
 
-SPEED = ROOT / "target/release/examples/speed"
+EXAMPLES = ROOT / "target/release/examples"
 N_TOKENS = 48
 MAIN_JOB = ["--steer", "4501:-6", "--top", "10", "-n", str(N_TOKENS), "--image-cache", "0"]
 # What the ratios of a table are to.
@@ -30,6 +30,11 @@ FIRST = {
     "sweep": "one run",
     "step": "1",
     "image_step": "1",
+    "serve": "a run of the command line",
+    "serve_picture": "one after another",
+    "serve_pictures": "one after another",
+    "serve_first": "a prompt's first token",
+    "serve_features": "the first token",
 }
 TITLES = {
     "start": "From the command to the first token",
@@ -41,6 +46,11 @@ TITLES = {
     "image_step": "The same, behind an image",
     "encoder": "The encoder alone, on one row",
     "limits": "The machine",
+    "serve": "A steered request to the server",
+    "serve_picture": "Eight steered requests about one picture",
+    "serve_pictures": "Eight steered requests about eight pictures",
+    "serve_first": "The first token of a request",
+    "serve_features": "From a request to",
 }
 
 
@@ -63,18 +73,20 @@ def files(folder: Path, name: str) -> list:
 
 def measure(paths: list, rounds: int) -> tuple[dict, dict]:
     """Samples by table and row, and what else is said."""
-    command = [SPEED, *paths, PICTURE, str(rounds), str(N_TOKENS)]
+    settings = [PICTURE, str(rounds), str(N_TOKENS)]
+    commands = [[EXAMPLES / "speed", *paths, *settings], [EXAMPLES / "serve_speed", *paths[:3], *settings]]
     tables, facts = {}, {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            found = json.loads(line)
-            if "table" in found:
-                say(f"  {found['table']}: {found['row']}: {statistics.median(found['ms']):.2f} ms")
-                tables.setdefault(found["table"], {})[found["row"]] = found["ms"]
-            else:
-                facts |= found
-    if process.returncode:
-        sys.exit("error: the measurement failed")
+    for command in commands:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                found = json.loads(line)
+                if "table" in found:
+                    say(f"  {found['table']}: {found['row']}: {statistics.median(found['ms']):.2f} ms")
+                    tables.setdefault(found["table"], {})[found["row"]] = found["ms"]
+                else:
+                    facts |= found
+        if process.returncode:
+            sys.exit("error: the measurement failed")
     return tables, facts
 
 
