@@ -9,8 +9,6 @@
 //!
 //! What computes is synchronous and knows nothing of HTTP; what serves holds no model's state.
 
-#![allow(dead_code)] // until all endpoints are here
-
 mod app;
 mod body;
 mod explore;

@@ -5,13 +5,18 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     CancelFlag, Engine, EngineSize, Error, ErrorKind, HookedModel, Kinds, Request, Result, Run,
     RunId, Step, TokenLogProbs, Trace,
 };
+
+/// How long a request may take, its waiting included.
+pub(super) const MAX_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// The way to the engine's thread, which ends when this is dropped and all runs have ended.
 pub(super) struct Runs {
@@ -44,9 +49,10 @@ pub(super) enum Event {
     End(Result<Run>),
 }
 
-/// Runs that were asked for together, which are cancelled when this is dropped.
+/// Runs that were asked for together, which are cancelled when this is dropped, or when they take too long.
 pub(super) struct RunEvents {
     events: UnboundedReceiver<(usize, Event)>,
+    deadline: Instant,
     cancels: Vec<CancelFlag>,
     n_running: usize,
 }
@@ -130,6 +136,7 @@ impl Runs {
         }
         RunEvents {
             events,
+            deadline: Instant::now() + MAX_TIME,
             cancels,
             n_running,
         }
@@ -142,11 +149,11 @@ impl RunEvents {
         if self.n_running == 0 {
             return None;
         }
-        let event = self
-            .events
-            .recv()
-            .await
-            .unwrap_or_else(|| (0, Event::End(Err(stopped()))));
+        let event = match timeout_at(self.deadline, self.events.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => (0, Event::End(Err(stopped()))),
+            Err(_) => (0, Event::End(Err(too_long()))),
+        };
         match event {
             (_, Event::End(Err(_))) => self.n_running = 0,
             (_, Event::End(Ok(_))) => self.n_running -= 1,
@@ -174,6 +181,12 @@ impl Drop for RunEvents {
     fn drop(&mut self) {
         self.cancels.iter().for_each(CancelFlag::cancel);
     }
+}
+
+/// The error of what takes longer than [`MAX_TIME`].
+pub(super) fn too_long() -> Error {
+    let what = format!("it took longer than {} minutes", MAX_TIME.as_secs() / 60);
+    Error::new(ErrorKind::Interrupted, what).with_hint("ask for fewer tokens, or for less at once")
 }
 
 fn stopped() -> Error {
@@ -208,6 +221,7 @@ impl Thread {
         while self.running.len() < self.engine.n_sequences()
             && let Some(Waiting { request, teller }) = self.waiting.pop_front()
         {
+            self.counts.waiting.fetch_sub(1, Ordering::Relaxed);
             let admitted = match request.options.cancel.is_cancelled() {
                 true => Err(Error::interrupted()),
                 false => self.engine.admit(request),
@@ -221,9 +235,8 @@ impl Thread {
     }
 
     fn count(&self) {
-        let count = |of: &AtomicUsize, n| of.store(n, Ordering::Relaxed);
-        count(&self.counts.waiting, self.waiting.len());
-        count(&self.counts.running, self.running.len());
+        let n_running = self.running.len();
+        self.counts.running.store(n_running, Ordering::Relaxed);
     }
 
     fn step(&mut self) {

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::app::App;
@@ -20,6 +21,7 @@ use super::guard::{self, Guard};
 use super::options::ServeOptions;
 use super::refusal::Refusal;
 use super::runs::Runs;
+use super::stream::MAX_PAUSE;
 use super::studies::Studies;
 use super::{body, explore, neuronpedia, openai, openapi, page};
 use crate::{CancelFlag, EngineSize, Error, ErrorKind, HookedModel, Result};
@@ -110,7 +112,9 @@ impl Server {
             .enable_all()
             .build()
             .map_err(|error| Error::new(ErrorKind::Io, format!("cannot serve: {error}")))?;
-        let served = runtime.block_on(accept(self.listener, router, cancel));
+        // An engine that has failed cannot serve: whoever watches over the program may start it again.
+        let is_over = || cancel.is_cancelled() || engine.is_finished();
+        let served = runtime.block_on(accept(self.listener, router, is_over));
         drop(runtime);
         for thread in [engine, session] {
             let ended = thread.join();
@@ -177,7 +181,7 @@ async fn not_allowed(request: Request) -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", what)
 }
 
-async fn accept(listener: TcpListener, router: Router, cancel: &CancelFlag) -> Result<()> {
+async fn accept(listener: TcpListener, router: Router, is_over: impl Fn() -> bool) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Io, format!("cannot accept connections: {error}"))
     };
@@ -194,7 +198,7 @@ async fn accept(listener: TcpListener, router: Router, cancel: &CancelFlag) -> R
         };
         let (place, accepted) = tokio::select! {
             next = next => next,
-            () = cancelled(cancel) => break,
+            () = until(&is_over) => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -207,6 +211,8 @@ async fn accept(listener: TcpListener, router: Router, cancel: &CancelFlag) -> R
         };
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream.as_mut().set_write_timeout_pinned(Some(MAX_PAUSE));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -219,8 +225,8 @@ async fn accept(listener: TcpListener, router: Router, cancel: &CancelFlag) -> R
     Ok(())
 }
 
-async fn cancelled(flag: &CancelFlag) {
-    while !flag.is_cancelled() {
+async fn until(is_over: impl Fn() -> bool) {
+    while !is_over() {
         tokio::time::sleep(POLL).await;
     }
 }

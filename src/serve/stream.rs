@@ -16,6 +16,9 @@ const N_AHEAD: usize = 16;
 /// A comment at least that often, by which a client that has left is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// How long a reader may read nothing; then it counts as gone.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(60);
+
 /// Where events go.
 pub(super) struct Events(Sender<Result<Event, Infallible>>);
 
@@ -31,8 +34,9 @@ impl Events {
 
     /// Sends a frame of text.
     pub(super) async fn text(&self, text: impl AsRef<str>) -> Result<(), Gone> {
-        let sent = self.0.send(Ok(Event::default().data(text))).await;
-        sent.map_err(|_| Gone)
+        let sending = self.0.send(Ok(Event::default().data(text)));
+        let sent = tokio::time::timeout(MAX_PAUSE, sending).await;
+        sent.map_err(|_| Gone)?.map_err(|_| Gone)
     }
 }
 

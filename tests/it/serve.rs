@@ -9,6 +9,7 @@ use llava_sae_cpp::serve::{ApiKey, ServeOptions, Server};
 use llava_sae_cpp::{Picture, PromptForm, RunOptions, Sampling, Session};
 use serde_json::{Value, json};
 
+use crate::fixture;
 use crate::serve_fixture::{Served, about_picture, options};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -380,6 +381,72 @@ fn texts_are_gone_on_with() {
     check(json!({"prompt": 5}), "`prompt`");
     check(json!({"prompt": "a", "suffix": "b"}), "`suffix`");
     check(json!({"prompt": "a", "logprobs": 21}), "20 at most");
+}
+
+/// Beside others, rows are summed in another order: log-probabilities stay within twice the bound of logits, and
+/// tokens are the same up to the first step at which the likeliest is ahead by less than that.
+#[test]
+fn answers_beside_others_are_those_alone() {
+    let served = Served::demo(ServeOptions {
+        parallel: 8,
+        ..options()
+    });
+    let names = [
+        "apple",
+        "boat",
+        "carrot-cow",
+        "carrot-mushroom",
+        "elephant-carrot",
+        "frog",
+    ];
+    let requests: Vec<Value> = (0..24)
+        .map(|i| {
+            json!({
+                "messages": about_picture(names[i % names.len()]),
+                "max_tokens": 32,
+                "logprobs": true,
+                "top_logprobs": 2,
+                "steering": [{"kind": "steer", "feature": i, "value": 0.5 * i as f64, "at": "all"}],
+            })
+        })
+        .collect();
+    let said = |answer: Value| answer["choices"][0]["logprobs"]["content"].clone();
+    let alone: Vec<Value> = requests
+        .iter()
+        .map(|request| said(served.ask(CHAT, request)))
+        .collect();
+    let beside: Vec<Value> = std::thread::scope(|scope| {
+        let (served, said) = (&served, &said);
+        let ask = |request| scope.spawn(move || said(served.ask(CHAT, request)));
+        let asked: Vec<_> = requests.iter().map(ask).collect();
+        asked
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    let bound = 2.0 * fixture::NEIGHBOURS;
+    let log_prob = |said: &Value| said["logprob"].as_f64().expect("a number");
+    let (mut n_steps, mut n_compared) = (0, 0);
+    for (alone, beside) in alone.iter().zip(&beside) {
+        let alone = alone.as_array().expect("tokens");
+        n_steps += alone.len();
+        for (i, one) in alone.iter().enumerate() {
+            let other = &beside[i];
+            n_compared += 1;
+            let [first, second] = [0, 1].map(|i: usize| log_prob(&one["top_logprobs"][i]));
+            if first - second < bound && one["token"] != other["token"] {
+                break; // from here on, both read different texts
+            }
+            assert_eq!(one["token"], other["token"], "step {i}");
+            let apart = (log_prob(one) - log_prob(other)).abs();
+            assert!(apart <= bound, "{apart:e} at step {i}");
+        }
+    }
+    println!("{n_compared} of {n_steps} steps were compared");
+    assert!(
+        n_compared * 100 >= n_steps * 95,
+        "{n_compared} of {n_steps}"
+    );
 }
 
 /// Each gets its own answer, whoever else asks.
