@@ -352,7 +352,7 @@ fn texts_are_gone_on_with() {
         let echoed = echoed["choices"][0]["text"].as_str().expect("a text");
         let text = alone["choices"][0]["text"].as_str().expect("a text");
         let prompt = prompt.as_str().expect("a text");
-        assert!(echoed.ends_with(&format!("{prompt}{text}")), "{echoed}");
+        assert_eq!(echoed, format!("{prompt}{text}"));
         let log_probs = &choices[2 * i]["logprobs"];
         assert_eq!(log_probs["tokens"].as_array().map(Vec::len), Some(5));
         let first = &log_probs["top_logprobs"][0];
@@ -378,6 +378,7 @@ fn texts_are_gone_on_with() {
     check(json!({"prompt": [1 << 30]}), "vocabulary");
     check(json!({"prompt": [[]]}), "no tokens");
     check(json!({"prompt": []}), "0 answers");
+    check(json!({"prompt": vec!["a"; 129]}), "1 to 128");
     check(json!({"prompt": 5}), "`prompt`");
     check(json!({"prompt": "a", "suffix": "b"}), "`suffix`");
     check(json!({"prompt": "a", "logprobs": 21}), "20 at most");

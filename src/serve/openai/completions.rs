@@ -105,6 +105,8 @@ struct Writer {
     head: Head,
     model: Arc<HookedModel>,
     prompts: Vec<Arc<Prompt>>,
+    /// How many tokens in front of each prompt its text does not have: they are shown as none.
+    n_added: Vec<usize>, // [prompts]
     n: usize, // answers to each prompt
     echoes: bool,
     has_log_probs: bool,
@@ -127,8 +129,17 @@ pub(crate) async fn complete(
         ignored,
     } = body;
     request.check()?;
+    let mut generation = request.generation(request.logprobs);
+    let asked = request.prompt.clone().asked();
+    generation.check_number(asked.len())?;
+    let model = app.model.language_model();
     let mut prepared = Vec::new();
-    for asked in request.prompt.clone().asked() {
+    let mut n_added = Vec::new();
+    for asked in asked {
+        n_added.push(match &asked {
+            Asked::Raw(text) if !model.begins_with_bos(text) => model.added_bos().iter().count(),
+            _ => 0,
+        });
         let one = app.prepare(asked).await;
         prepared.push(one.map_err(|refusal| refusal.of("prompt"))?);
     }
@@ -141,7 +152,6 @@ pub(crate) async fn complete(
         (None, _) => None,
     };
     let prompts: Vec<_> = prepared.into_iter().map(|one| one.prompt).collect();
-    let mut generation = request.generation(request.logprobs);
     generation.prompt_log_probs = request.logprobs.filter(|_| request.echo == Some(true));
     let mut requests = generation.requests(&app, &prompts, Keep::default())?;
     if let Some(wanted) = &wanted {
@@ -156,6 +166,7 @@ pub(crate) async fn complete(
         },
         model: Arc::clone(&app.model),
         prompts,
+        n_added,
         n: generation.n,
         echoes: request.echo == Some(true),
         has_log_probs: request.logprobs.is_some(),
@@ -238,8 +249,14 @@ impl Writer {
             if self.echoes {
                 let found = run.prompt_log_probs.iter().map(Option::as_ref);
                 let found = found.chain(std::iter::repeat(None));
-                for (token, found) in self.prompt(index).tokens().iter().zip(found) {
-                    text.push_str(&log_probs.push(*token, found, &self.model));
+                let n_added = self.n_added[index / self.n];
+                for (i, (token, found)) in self.prompt(index).tokens().iter().zip(found).enumerate()
+                {
+                    let shown = log_probs.push(*token, found, &self.model);
+                    match i < n_added {
+                        true => log_probs.tokens[i].clear(),
+                        false => text.push_str(&shown),
+                    }
                 }
             }
             for (&id, found) in run.token_ids.iter().zip(&run.log_probs) {

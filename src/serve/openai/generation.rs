@@ -160,12 +160,7 @@ impl Generation<'_> {
         prompts: &[Arc<Prompt>],
         keep: Keep,
     ) -> Result<Vec<Request>, Refusal> {
-        let n_answers = self.n.saturating_mul(prompts.len());
-        if !(1..=MAX_ANSWERS).contains(&n_answers) {
-            let what =
-                format!("{n_answers} answers are asked for: a request has 1 to {MAX_ANSWERS}");
-            return Err(Refusal::about("n", what));
-        }
+        self.check_number(prompts.len())?;
         let mut requests = Vec::new();
         for prompt in prompts {
             let steering = self.steering.map(|set| steering(app, set, &**prompt));
@@ -191,6 +186,17 @@ impl Generation<'_> {
             }
         }
         Ok(requests)
+    }
+
+    /// Refuses more answers than a request has, or none.
+    pub(super) fn check_number(&self, n_prompts: usize) -> Result<(), Refusal> {
+        let n_answers = self.n.saturating_mul(n_prompts);
+        if !(1..=MAX_ANSWERS).contains(&n_answers) {
+            let what =
+                format!("{n_answers} answers are asked for: a request has 1 to {MAX_ANSWERS}");
+            return Err(Refusal::about("n", what));
+        }
+        Ok(())
     }
 }
 
