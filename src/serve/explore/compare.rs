@@ -1,14 +1,13 @@
 //! `POST /api/compare`: a text with interventions beside the one without.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::events;
+use super::events::{self, Timings};
 use super::request::{DEFAULT_TOKENS, asked};
 use super::sae::{SaeRequest, Wanted};
 use crate::report::difference::{self, Pieces};
@@ -65,26 +64,6 @@ struct Compared {
 struct Difference {
     original: Pieces<bool>,
     steered: Pieces<bool>,
-}
-
-/// How long it took, as the command line says it: the prompts' times are summed, and texts are generated at once.
-#[derive(Serialize)]
-pub(super) struct Timings {
-    prompt_ms: f64,
-    generate_ms: f64,
-    generated_tokens: usize,
-}
-
-impl Timings {
-    pub(super) fn of<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Self {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        let generate = runs.clone().map(|run| run.generate_time).max();
-        Self {
-            prompt_ms: milliseconds(runs.clone().map(|run| run.prompt_time).sum()),
-            generate_ms: milliseconds(generate.unwrap_or_default()),
-            generated_tokens: runs.map(|run| run.token_ids.len()).sum(),
-        }
-    }
 }
 
 /// A text with interventions beside the one without, as events: `sae` behind the prompt, if that is asked for, `text`

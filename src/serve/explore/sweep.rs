@@ -9,8 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::compare::Timings;
-use super::events;
+use super::events::{self, Timings};
 use super::request::{DEFAULT_TOKENS, asked};
 use crate::chat::{Chat, LocalFiles};
 use crate::report::sweep::{Drawn, Point, Report};
