@@ -82,6 +82,8 @@ mod serve_neuronpedia;
 #[cfg(feature = "serve")]
 mod serve_page;
 #[cfg(feature = "serve")]
+mod serve_page_cases;
+#[cfg(feature = "serve")]
 mod serve_steering;
 mod several_images;
 mod several_saes;
