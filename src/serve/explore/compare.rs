@@ -19,7 +19,7 @@ use crate::serve::openai::generation::{Generation, text_request};
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
 use crate::serve::stream::{self, Events, Gone};
-use crate::{CancelFlag, Keep, Request, Run, RunOptions};
+use crate::{CancelFlag, Keep, Request, RunOptions};
 
 text_request! {
     /// A prompt, and interventions whose effect on its answer is shown.
