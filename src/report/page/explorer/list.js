@@ -111,7 +111,7 @@ function pick(feature) {
   document.dispatchEvent(new CustomEvent("pick", { detail: feature }));
 }
 
-// Shows a picture; the feature that is chosen stays so, where it is active.
+// Shows a picture; the feature that is chosen stays so, where it is active at what is looked at.
 function explore(picture) {
   state.picture = picture;
   state.pointedAt = null;
@@ -121,7 +121,7 @@ function explore(picture) {
   drawTokens();
   drawColumns();
   drawList();
-  const stays = picture.byIndex.has(state.feature?.feature);
+  const stays = picture.byIndex.get(state.feature?.feature)?.isElsewhere === false;
   choose(stays ? state.feature.feature : picture.features[0]?.feature);
 }
 
