@@ -76,6 +76,8 @@ mod serve;
 #[cfg(feature = "serve")]
 mod serve_api;
 #[cfg(feature = "serve")]
+mod serve_clients;
+#[cfg(feature = "serve")]
 mod serve_fixture;
 #[cfg(feature = "serve")]
 mod serve_neuronpedia;
