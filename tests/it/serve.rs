@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llava_sae_cpp::serve::{ApiKey, ServeOptions, Server};
-use llava_sae_cpp::{Picture, PromptForm, RunOptions, Sampling, Session};
+use llava_sae_cpp::{Keep, Picture, PromptForm, RunOptions, Sampling, Session};
 use serde_json::{Value, json};
 
 use crate::fixture;
@@ -385,7 +385,7 @@ fn texts_are_gone_on_with() {
 }
 
 /// Beside others, rows are summed in another order: log-probabilities stay within twice the bound of logits, and
-/// tokens are the same up to the first step at which the likeliest is ahead by less than that.
+/// tokens are the same up to the first step at which the likeliest is ahead by less than that much.
 #[test]
 fn answers_beside_others_are_those_alone() {
     let served = Served::demo(ServeOptions {
@@ -425,7 +425,20 @@ fn answers_beside_others_are_those_alone() {
             .map(|thread| thread.join().expect("no panic"))
             .collect()
     });
-    let bound = 2.0 * fixture::NEIGHBOURS;
+    // The bound is a share of the largest logit.
+    let mut session = Session::new(Arc::clone(&served.model));
+    let prompt = session.prompt("Describe the image.", PromptForm::Chat, &[]);
+    let options = RunOptions {
+        keep: Keep {
+            logits: true,
+            ..Keep::default()
+        },
+        ..RunOptions::default()
+    };
+    let run = session.run(&prompt.expect("a prompt"), options);
+    let logits = run.expect("it runs").logits;
+    let largest = logits.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+    let bound = 2.0 * fixture::NEIGHBOURS * f64::from(largest);
     let log_prob = |said: &Value| said["logprob"].as_f64().expect("a number");
     let (mut n_steps, mut n_compared) = (0, 0);
     for (alone, beside) in alone.iter().zip(&beside) {
