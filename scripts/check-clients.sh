@@ -1,7 +1,7 @@
 #!/bin/sh
 # Other people's clients, unchanged, against the server with the demo model: all of them, or those that are named.
 #   sh scripts/check-clients.sh [openai | curl | neuronpedia | lm-eval | schemathesis | open-webui]…
-# Each is installed from PyPI in an environment of its own below target/clients, once: 2.7 GB, of which Open WebUI has
+# Each is installed from PyPI in an environment of its own below target/clients, once: 3 GB, of which Open WebUI has
 # 2 GB. PROGRAM names a program that is built already.
 set -eu
 if [ -z "${PROGRAM:-}" ]; then

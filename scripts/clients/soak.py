@@ -358,15 +358,15 @@ def resident(pid):
 
 
 def growth(memory, minutes):
-    """The last minute's memory by that of minute 10 of 60."""
-    n = max(1, round(60 * min(1, minutes / 12) / SAMPLE_EVERY))
-    at = len(memory) // 6
-    before, after = statistics.median(memory[max(0, at - n) : at] or memory[:1]), statistics.median(memory[-n:])
+    """The memory at the end by that at minute 10, or at half of a shorter time; medians of the minutes before."""
+    then, width = min(10, minutes / 2), min(3, minutes / 5)
+    n, at = max(1, round(width * 60 / SAMPLE_EVERY)), round(then * 60 / SAMPLE_EVERY)
+    before, after = statistics.median(memory[max(0, at - n) : max(1, at)]), statistics.median(memory[-n:])
     print(
-        f"resident memory: {memory[0]:.0f} MiB at first, {before:.0f} at minute {minutes / 6:.1f}, {after:.0f} at"
-        f" minute {minutes:g} (medians of {n} samples), {max(memory):.0f} at most: {after / before:.3f} ×\n"
-        f"each minute: {' '.join(f'{size:.1f}' for size in memory[::6])}"
+        f"resident memory: {before:.0f} MiB at minute {then:g}, {after:.0f} at minute {minutes:g} (medians of the"
+        f" {width:g} minutes before): {after / before:.3f} ×"
     )
+    print("each minute:", *(f"{size:.0f}" for size in memory[::6]))
     return after / before
 
 

@@ -9,7 +9,8 @@ import os
 import pathlib
 import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything it needs is here
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import lm_eval
 import transformers
