@@ -60,7 +60,7 @@ fn main() -> Outcome<()> {
         let bench = Bench {
             forgetful: Client(serve(&forgetful)?),
             remembering: Client(serve(&remembering)?),
-            pictures: pictures(&Picture::open(Path::new(picture))?)?,
+            picture: Picture::open(Path::new(picture))?.rgb().clone(),
             n_tokens: n_tokens.parse()?,
             rounds: rounds.parse()?,
         };
@@ -75,7 +75,7 @@ struct Bench {
     forgetful: Client,
     /// One that does.
     remembering: Client,
-    pictures: Vec<RgbImage>, // [N_CLIENTS], of one size
+    picture: RgbImage,
     n_tokens: usize,
     rounds: usize,
 }
@@ -87,11 +87,11 @@ impl Bench {
     fn measure(&self, model: &Arc<HookedModel>) -> Outcome<()> {
         let mut session = Session::new(Arc::clone(model));
         let n = self.n_tokens;
-        let (one, several) = (&self.request(0, 0), &self.requests(false));
-        let pictures = &self.requests(true);
-        let forgetful = &self.forgetful;
+        let one = &self.request(0, 0);
+        let (forgetful, remembering) = (&self.forgetful, &self.remembering);
         self.time(
             "serve",
+            0,
             vec![
                 (
                     "a run of the command line",
@@ -103,36 +103,35 @@ impl Bench {
                 ),
             ],
         )?;
-        self.time(
-            "serve_picture",
-            vec![
-                (
-                    "one after another",
-                    Box::new(|_| timed(|| forgetful.ask_in_turn(several))),
-                ),
-                (
-                    "eight at once",
-                    Box::new(|_| timed(|| forgetful.ask_at_once(several))),
-                ),
-            ],
-        )?;
-        self.time(
-            "serve_pictures",
-            vec![
-                (
-                    "one after another",
-                    Box::new(|_| timed(|| forgetful.ask_in_turn(pictures))),
-                ),
-                (
-                    "eight at once",
-                    Box::new(|_| timed(|| forgetful.ask_at_once(pictures))),
-                ),
-            ],
-        )?;
+        // About pictures that no round had before, so that no server knows them.
+        for (table, of_several) in [("serve_picture", false), ("serve_pictures", true)] {
+            let requests = |round| self.requests(round, of_several);
+            self.time(
+                table,
+                1,
+                vec![
+                    (
+                        "one after another, nothing remembered",
+                        Box::new(|round| {
+                            let requests = requests(round);
+                            timed(|| forgetful.ask_in_turn(&requests))
+                        }),
+                    ),
+                    (
+                        "eight at once",
+                        Box::new(|round| {
+                            let requests = requests(round);
+                            timed(|| remembering.ask_at_once(&requests))
+                        }),
+                    ),
+                ],
+            )?;
+        }
         // Strengths that no round had before.
         let other = |round: usize| self.streamed(100 + round, n, false);
         self.time(
             "serve_first",
+            0,
             vec![
                 (
                     "a prompt's first token",
@@ -140,7 +139,7 @@ impl Bench {
                 ),
                 (
                     "another strength on a prompt that is remembered",
-                    Box::new(|round| self.remembering.first(&other(round))),
+                    Box::new(|round| remembering.first(&other(round))),
                 ),
             ],
         )?;
@@ -148,6 +147,7 @@ impl Bench {
         let without = |round: usize| self.streamed(200 + round, 1, false);
         self.time(
             "serve_features",
+            0,
             vec![
                 (
                     "the first token",
@@ -161,10 +161,10 @@ impl Bench {
         )
     }
 
-    /// Lets all take turns: once to warm up, then once a round.
-    fn time(&self, table: &str, mut timed: Vec<Timed<'_>>) -> Outcome<()> {
+    /// Lets all take turns, once a round; a round 0 is to warm up.
+    fn time(&self, table: &str, first_round: usize, mut timed: Vec<Timed<'_>>) -> Outcome<()> {
         let mut samples = vec![Vec::new(); timed.len()];
-        for round in 0..=self.rounds {
+        for round in first_round..=self.rounds {
             for ((_, work), samples) in timed.iter_mut().zip(&mut samples) {
                 let milliseconds = work(round)?;
                 if round > 0 {
@@ -180,7 +180,7 @@ impl Bench {
 
     /// The prompt and the generation as the command line computes them.
     fn alone(&self, session: &mut Session) -> Outcome<f64> {
-        let image = session.encode_image(&Picture::from_rgb(self.pictures[0].clone()))?;
+        let image = session.encode_image(&Picture::from_rgb(self.picture.clone()))?;
         let prompt = session.prompt(PROMPT, PromptForm::Chat, &[&image])?;
         let change = Change::steer(strength(0));
         let steer = Intervention::new(FeatureId::of_only(FEATURE), change);
@@ -192,10 +192,15 @@ impl Bench {
         timed(|| Ok(session.run(&prompt, options).map(drop)?))
     }
 
-    /// A steered request about one of the pictures.
-    fn request(&self, picture: usize, strength_idx: usize) -> Value {
+    /// A steered request about the picture, or another one of its size.
+    fn request(&self, picture_idx: usize, strength_idx: usize) -> Value {
+        let mut picture = self.picture.clone();
+        // Every pixel, since the model sees but a part of some pictures.
+        for pixel in picture.pixels_mut() {
+            pixel.0[0] = pixel.0[0].wrapping_add(picture_idx as u8);
+        }
         let mut png = Cursor::new(Vec::new());
-        let written = self.pictures[picture].write_to(&mut png, ImageFormat::Png);
+        let written = picture.write_to(&mut png, ImageFormat::Png);
         written.expect("memory takes it");
         let url = format!(
             "data:image/png;base64,{}",
@@ -212,8 +217,12 @@ impl Bench {
     }
 
     /// Eight of them, each with another strength; about as many pictures, or about one.
-    fn requests(&self, of_several: bool) -> Vec<Value> {
-        let request = |i| self.request(if of_several { i } else { 0 }, i);
+    fn requests(&self, round: usize, of_several: bool) -> Vec<Value> {
+        let first = match of_several {
+            true => N_CLIENTS * round,
+            false => 128 + round,
+        };
+        let request = |i| self.request(first + if of_several { i } else { 0 }, i);
         (0..N_CLIENTS).map(request).collect()
     }
 
@@ -283,18 +292,6 @@ impl Client {
 /// Strengths that leave the text about as it is, each another.
 fn strength(idx: usize) -> f32 {
     1.0 + idx as f32 * 1e-3
-}
-
-/// The picture, and others of its size.
-fn pictures(picture: &Picture) -> Outcome<Vec<RgbImage>> {
-    let changed = |i: usize| {
-        let mut changed = picture.rgb().clone();
-        for pixel in changed.pixels_mut() {
-            pixel.0[0] = pixel.0[0].wrapping_add(i as u8 * 16);
-        }
-        changed
-    };
-    Ok((0..N_CLIENTS).map(changed).collect())
 }
 
 fn timed(work: impl FnOnce() -> Outcome<()>) -> Outcome<f64> {

@@ -31,8 +31,8 @@ FIRST = {
     "step": "1",
     "image_step": "1",
     "serve": "a run of the command line",
-    "serve_picture": "one after another",
-    "serve_pictures": "one after another",
+    "serve_picture": "one after another, nothing remembered",
+    "serve_pictures": "one after another, nothing remembered",
     "serve_first": "a prompt's first token",
     "serve_features": "the first token",
 }

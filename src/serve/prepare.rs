@@ -104,7 +104,8 @@ impl App {
         if n_prompt >= capacity {
             return Err(llama::context_too_small(format!(
                 "the prompt has {n_prompt} tokens, and a request has room for {capacity}, its answer among them"
-            )));
+            ))
+            .with_hint("shorten it, or start the server with a longer context"));
         }
         Ok(Prepared {
             prompt: Arc::new(prompt),

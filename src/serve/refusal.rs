@@ -78,6 +78,19 @@ impl Refusal {
         self
     }
 
+    /// An error whose sentence begins with the member of the request that it is about.
+    pub(super) fn of_its_member(error: Error) -> Self {
+        let refusal = Self::from(error);
+        let quoted = refusal.message.strip_prefix('`');
+        match quoted.and_then(|rest| rest.split_once('`')) {
+            Some((member, _)) => {
+                let member = member.to_owned();
+                refusal.of(&member)
+            }
+            None => refusal,
+        }
+    }
+
     /// The error of a thing of its own address, where what is not there is not found.
     pub(super) fn of_address(error: Error) -> Self {
         let status = match error.kind() {

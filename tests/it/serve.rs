@@ -78,6 +78,9 @@ fn what_a_request_cannot_have_is_said() {
         let answer = served.post(CHAT, &request);
         let sentence = answer.refused(400);
         assert!(sentence.contains(said), "{member}: {sentence}");
+        if ["temperature", "top_p", "n", "tools", "steering"].contains(&member) {
+            assert_eq!(answer.json()["error"]["param"], member, "{sentence}");
+        }
     };
     check("messages", json!([]), "`messages` is empty");
     check("temperature", json!("hot"), "`temperature`: invalid type");

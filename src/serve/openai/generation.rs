@@ -181,7 +181,7 @@ impl Generation<'_> {
                     stop: self.stop.clone(),
                     cancel: CancelFlag::default(),
                 };
-                options.check()?;
+                options.check().map_err(Refusal::of_its_member)?;
                 requests.push(Request::new(Arc::clone(prompt), options));
             }
         }
