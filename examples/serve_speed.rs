@@ -1,4 +1,5 @@
-//! Times what `scripts/bench.sh` says of the server: `serve_speed MODEL MMPROJ SAE PICTURE ROUNDS N_TOKENS`.
+//! Times what `scripts/bench.sh` says of the server:
+//! `serve_speed MODEL MMPROJ SAE PICTURE ROUNDS N_TOKENS [TABLE...]`.
 //!
 //! The server and what it is compared with take turns in one process, on the same weights; clients reach it through
 //! loopback. A line of JSON for each row: its table, its name, and one time a round, in milliseconds.
@@ -29,8 +30,8 @@ const FEATURE: usize = 1;
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [model, mmproj, sae, picture, rounds, n_tokens] = &args[..] else {
-        return Err("expected six arguments".into());
+    let [model, mmproj, sae, picture, rounds, n_tokens, tables @ ..] = &args[..] else {
+        return Err("expected six arguments, and the tables, which are all by default".into());
     };
     let files = ModelFiles {
         model: PathBuf::from(model),
@@ -63,6 +64,7 @@ fn main() -> Outcome<()> {
             picture: Picture::open(Path::new(picture))?.rgb().clone(),
             n_tokens: n_tokens.parse()?,
             rounds: rounds.parse()?,
+            tables: tables.to_vec(),
         };
         let done = bench.measure(&forgetful);
         cancel.cancel();
@@ -78,6 +80,7 @@ struct Bench {
     picture: RgbImage,
     n_tokens: usize,
     rounds: usize,
+    tables: Vec<String>, // empty for all
 }
 
 /// What is timed: a name, and the work, which tells its own time in milliseconds.
@@ -144,25 +147,21 @@ impl Bench {
             ],
         )?;
         let listing = |round: usize| self.streamed(200 + round, 1, true);
-        let without = |round: usize| self.streamed(200 + round, 1, false);
         self.time(
             "serve_features",
             0,
-            vec![
-                (
-                    "the first token",
-                    Box::new(|round| forgetful.first(&without(round))),
-                ),
-                (
-                    "the list of the image's features",
-                    Box::new(|round| forgetful.first(&listing(round))),
-                ),
-            ],
+            vec![(
+                "the list of the image's features",
+                Box::new(|round| forgetful.behind_prompt(&listing(round))),
+            )],
         )
     }
 
     /// Lets all take turns, once a round; a round 0 is to warm up.
     fn time(&self, table: &str, first_round: usize, mut timed: Vec<Timed<'_>>) -> Outcome<()> {
+        if !self.tables.is_empty() && !self.tables.iter().any(|wanted| wanted == table) {
+            return Ok(());
+        }
         let mut samples = vec![Vec::new(); timed.len()];
         for round in first_round..=self.rounds {
             for ((_, work), samples) in timed.iter_mut().zip(&mut samples) {
@@ -271,21 +270,36 @@ impl Client {
         })
     }
 
-    /// The time to the first event with a text, or with features if these are asked for.
+    /// The time to the first event with a text.
     fn first(&self, request: &Value) -> Outcome<f64> {
+        self.streamed(request, "\"content\":").map(|(time, _)| time)
+    }
+
+    /// The time from the prompt's end, by the server's word, to the first event with features: the request's way and
+    /// its preparation are part of it.
+    fn behind_prompt(&self, request: &Value) -> Outcome<f64> {
+        let (time, last) = self.streamed(request, "\"sae\":")?;
+        let prompt = last["timings"]["prompt_ms"].as_f64();
+        Ok(time - prompt.ok_or("the stream says no times")?)
+    }
+
+    /// The time to the first event with `member`, and the last event.
+    fn streamed(&self, request: &Value, member: &str) -> Outcome<(f64, Value)> {
         let start = Instant::now();
-        let member = match request.get("sae") {
-            Some(_) => "\"sae\":",
-            None => "\"content\":",
-        };
         let mut found = None;
+        let mut last = Value::Null;
         // To the end, lest the next one waits for it.
         for line in self.send(request)?.lines() {
-            if line?.contains(member) && found.is_none() {
+            let line = line?;
+            if line.contains(member) && found.is_none() {
                 found = Some(milliseconds(start));
             }
+            if let Some(frame) = line.strip_prefix("data: {") {
+                last = serde_json::from_str(&["{", frame].concat())?;
+            }
         }
-        found.ok_or_else(|| "the stream lacks it".into())
+        let found = found.ok_or("the stream lacks it")?;
+        Ok((found, last))
     }
 }
 

@@ -34,7 +34,6 @@ FIRST = {
     "serve_picture": "one after another, nothing remembered",
     "serve_pictures": "one after another, nothing remembered",
     "serve_first": "a prompt's first token",
-    "serve_features": "the first token",
 }
 TITLES = {
     "start": "From the command to the first token",
@@ -50,7 +49,7 @@ TITLES = {
     "serve_picture": "Eight steered requests about one picture",
     "serve_pictures": "Eight steered requests about eight pictures",
     "serve_first": "The first token of a request",
-    "serve_features": "From a request to",
+    "serve_features": "From a prompt's end, its preparation included, to",
 }
 
 
