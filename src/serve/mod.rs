@@ -12,6 +12,7 @@
 mod app;
 mod body;
 mod explore;
+mod generation;
 mod guard;
 mod neuronpedia;
 mod openai;
@@ -21,6 +22,7 @@ mod page;
 mod prepare;
 mod refusal;
 mod runs;
+mod sae;
 mod server;
 mod stream;
 mod studies;

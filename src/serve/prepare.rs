@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::app::App;
 use super::refusal::Refusal;
-use crate::chat::{Chat, LocalFiles};
+use crate::chat::{Chat, LocalFiles, Message};
 use crate::{
     CancelFlag, Error, HookedModel, ImageEmbeddings, Picture, Prompt, PromptForm, Result, llama,
 };
@@ -23,9 +23,11 @@ pub(super) enum Asked {
     Ids(Vec<i32>),
 }
 
-/// A prompt, and the pictures in it.
+/// A prompt, and what it was made of.
 pub(super) struct Prepared {
     pub(super) prompt: Arc<Prompt>,
+    /// Those of a chat; none of a text.
+    pub(super) messages: Option<Vec<Message>>,
     pub(super) pictures: Arc<[Picture]>,
 }
 
@@ -87,7 +89,7 @@ impl App {
 
     fn prepare_now(&self, asked: &Asked, cancel: &CancelFlag) -> Result<Prepared> {
         let model = &self.model;
-        let mut pictures = Vec::new();
+        let (mut messages, mut pictures) = (None, Vec::new());
         let prompt = match asked {
             Asked::Messages(json) => {
                 let chat = Chat::parse(json, LocalFiles::Refused)?;
@@ -95,7 +97,9 @@ impl App {
                 let encode = |picture| self.images.encode(model, picture, cancel);
                 let images: Vec<_> = pictures.iter().map(encode).collect::<Result<_>>()?;
                 let images: Vec<_> = images.iter().collect();
-                model.chat_prompt(&chat.messages, &images, cancel)?
+                let prompt = model.chat_prompt(&chat.messages, &images, cancel)?;
+                messages = Some(chat.messages);
+                prompt
             }
             Asked::Raw(text) => model.prompt(text, PromptForm::Raw, &[], cancel)?,
             Asked::Ids(ids) => model.prompt_of_segments(vec![crate::Segment::Text(ids.clone())])?,
@@ -109,6 +113,7 @@ impl App {
         }
         Ok(Prepared {
             prompt: Arc::new(prompt),
+            messages,
             pictures: pictures.into(),
         })
     }

@@ -11,8 +11,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    CancelFlag, Engine, EngineSize, Error, ErrorKind, HookedModel, Kinds, Request, Result, Run,
-    RunId, Step, TokenLogProbs, Trace,
+    CancelFlag, Engine, EngineSize, Error, ErrorKind, HookedModel, Kinds, Prompt, Request, Result,
+    Run, RunId, Step, TokenLogProbs, Trace,
 };
 
 /// How long a request may take, its waiting included.
@@ -112,6 +112,11 @@ impl Runs {
     /// The tokens that a run has room for, its prompt's among them.
     pub(super) fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// The tokens that an answer to a prompt has room for.
+    pub(super) fn room_behind(&self, prompt: &Prompt) -> usize {
+        self.capacity - prompt.tokens().len()
     }
 
     pub(super) fn counts(&self) -> &Counts {

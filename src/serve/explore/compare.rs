@@ -9,15 +9,15 @@ use serde_json::value::RawValue;
 
 use super::events::{self, Timings};
 use super::request::{DEFAULT_TOKENS, asked};
-use super::sae::{SaeRequest, Wanted};
 use crate::report::difference::{self, Pieces};
 use crate::report::json::Output;
 use crate::saved_set::{self, Entry};
 use crate::serve::app::{App, Place};
 use crate::serve::body::Body;
-use crate::serve::openai::generation::{Generation, text_request};
+use crate::serve::generation::{Generation, text_request};
 use crate::serve::refusal::Refusal;
 use crate::serve::runs::{Event, RunEvents};
+use crate::serve::sae::{SaeRequest, Wanted};
 use crate::serve::stream::{self, Events, Gone};
 use crate::{CancelFlag, Keep, Request, RunOptions};
 

@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::request::asked;
-use super::sae::SaeRequest;
 use crate::serve::app::App;
 use crate::serve::body::Body;
-use crate::serve::openai::generation::steering;
+use crate::serve::generation::steering;
 use crate::serve::refusal::Refusal;
+use crate::serve::sae::SaeRequest;
 use crate::{Request, RunOptions};
 
 /// A prompt, and what to give back of its features.

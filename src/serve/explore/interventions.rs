@@ -13,7 +13,7 @@ use crate::SaeSet;
 use crate::saved_set::{self, Entry};
 use crate::serve::app::App;
 use crate::serve::body::Body;
-use crate::serve::openai::generation::steering;
+use crate::serve::generation::steering;
 use crate::serve::refusal::Refusal;
 use crate::steering::{Intervention, Positions, Steering, Units};
 

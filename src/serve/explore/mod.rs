@@ -9,7 +9,6 @@ mod interventions;
 mod labels;
 mod model;
 mod request;
-pub(super) mod sae;
 mod status;
 mod sweep;
 

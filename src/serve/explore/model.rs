@@ -9,11 +9,11 @@ use utoipa::ToSchema;
 
 use super::examples::{self, Example};
 use super::request::MAX_TOP;
-use super::sae::MAX_HEAT_MAPS;
 use super::sweep::MAX_STRENGTHS;
 use crate::Sae;
 use crate::serve::app::App;
 use crate::serve::body::MAX_BYTES;
+use crate::serve::sae::MAX_HEAT_MAPS;
 use crate::steering::{KINDS, Kind, Number, Targets};
 
 /// What is served, and what can be asked of it.

@@ -11,11 +11,10 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::events::{self, Timings};
 use super::request::{DEFAULT_TOKENS, asked};
-use crate::chat::{Chat, LocalFiles};
 use crate::report::sweep::{Drawn, Point, Report};
 use crate::serve::app::{App, Place};
 use crate::serve::body::Body;
-use crate::serve::openai::generation::{Generation, text_request};
+use crate::serve::generation::{Generation, text_request};
 use crate::serve::prepare::CancelOnDrop;
 use crate::serve::refusal::Refusal;
 use crate::serve::stream::{self, Events, Gone};
@@ -97,7 +96,13 @@ pub(crate) async fn sweep(
     let mut requests = generation.requests(&app, prompts, Keep::default())?;
     let options = requests.remove(0).options;
     let writer = Writer {
-        shown_prompt: request.shown_prompt(&app).await?,
+        shown_prompt: match prepared.messages {
+            Some(messages) => {
+                let text = app.compute(move |app, _| app.model.chat_text(&messages));
+                text.await?
+            }
+            None => request.prompt.unwrap_or_default(),
+        },
         steerings: plan
             .steerings(&app, &request.strengths, &prepared.prompt)
             .await?,
@@ -161,18 +166,6 @@ impl SweepRequest {
             units: self.units.unwrap_or_default(),
             at,
         })
-    }
-
-    /// The prompt's text: the chat template's, or what was given.
-    async fn shown_prompt(&self, app: &Arc<App>) -> std::result::Result<String, Refusal> {
-        let Some(messages) = self.messages.clone() else {
-            return Ok(self.prompt.clone().unwrap_or_default());
-        };
-        let text = app.compute(move |app, _| {
-            let chat = Chat::parse(messages.get().as_bytes(), LocalFiles::Refused)?;
-            app.model.chat_text(&chat.messages)
-        });
-        text.await
     }
 }
 

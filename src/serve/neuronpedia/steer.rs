@@ -214,7 +214,7 @@ impl<P> SteerRequest<P> {
             SteerType::Steered => self.steering(app, prepared)?,
             SteerType::Default => None,
         };
-        let room = app.runs.capacity() - prepared.prompt.tokens().len();
+        let room = app.runs.room_behind(&prepared.prompt);
         Ok(RunOptions {
             steering,
             max_tokens: self.n_completion_tokens.min(room),

@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,15 +9,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::generation::generating_request;
-use super::wire::{Timings, Usage, finish_reason, id, seconds};
-use crate::serve::app::{App, Place};
+use super::request::generating_request;
+use super::streamed::{Beside, Part, Streamed};
+use super::wire::{Head, Timings, Usage, finish_reason};
+use crate::serve::app::App;
 use crate::serve::body::Body;
-use crate::serve::explore::sae::Wanted;
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
-use crate::serve::runs::{Event, RunEvents};
-use crate::serve::stream::{self, Events, Gone};
+use crate::serve::sae::Wanted;
+use crate::serve::stream;
 use crate::{HookedModel, Keep, Run, TokenLogProbs};
 
 generating_request! {
@@ -46,15 +45,6 @@ generating_request! {
 struct ResponseFormat {
     /// `text`.
     r#type: String,
-}
-
-/// What is the same in all parts of an answer.
-#[derive(Clone, Serialize, ToSchema)]
-struct Head {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
 }
 
 /// The answer to a chat.
@@ -164,7 +154,7 @@ struct ChunkChoice {
     finish_reason: Option<&'static str>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
@@ -202,31 +192,22 @@ pub(crate) async fn complete(
     requests[0].options.keep = wanted.as_ref().map(Wanted::keep).unwrap_or_default();
     let runs = app.runs.ask(requests);
     let n_prompt = prepared.prompt.tokens().len();
-    let head = |object| Head {
-        id: id("chatcmpl"),
-        object,
-        created: seconds(SystemTime::now()),
-        model: app.shown.model.clone(),
-    };
     if request.stream == Some(true) {
+        let head = Head::new("chatcmpl", "chat.completion.chunk", &app);
+        let model = Arc::clone(&app.model);
         let streamed = Streamed {
-            head: head("chat.completion.chunk"),
-            includes_usage: request.includes_usage(),
-            n_prompt,
+            n_prompt: vec![n_prompt],
+            n: generation.n,
             wanted,
-            app: Arc::clone(&app),
+            includes_usage: request.includes_usage(),
+            app,
             _place: place,
         };
-        return Ok(stream::answer(|events| streamed.write(runs, events)));
+        let chunk = move |part: Option<Part>, beside| Chunk::new(&head, part, beside, &model);
+        return Ok(stream::answer(|events| streamed.write(runs, events, chunk)));
     }
     let mut ended = runs.end().await?;
-    let sae = match wanted {
-        Some(wanted) => {
-            let trace = std::mem::take(&mut ended[0].trace);
-            Some(wanted.answer(&app, trace).await?)
-        }
-        None => None,
-    };
+    let sae = Wanted::answer_of(wanted, &mut ended[0].trace, &app).await?;
     let choice = |(index, run): (usize, &Run)| Choice {
         index,
         message: Message {
@@ -237,7 +218,7 @@ pub(crate) async fn complete(
         finish_reason: finish_reason(run.stop),
     };
     Ok(Json(Completion {
-        head: head("chat.completion"),
+        head: Head::new("chatcmpl", "chat.completion", &app),
         choices: ended.iter().enumerate().map(choice).collect(),
         usage: Usage::of(n_prompt, &ended),
         timings: Timings::of(n_prompt, &ended[0]),
@@ -264,88 +245,25 @@ impl ChatRequest {
     }
 }
 
-/// An answer that comes as events.
-struct Streamed {
-    head: Head,
-    includes_usage: bool,
-    n_prompt: usize,
-    wanted: Option<Wanted>,
-    app: Arc<App>,
-    _place: Place,
-}
-
-impl Streamed {
-    async fn write(mut self, mut runs: RunEvents, events: Events) -> Result<(), Gone> {
-        let mut usage = Usage::of(self.n_prompt, []);
-        let mut has_begun = Vec::new(); // of each answer
-        while let Some((index, mut event)) = runs.next().await {
-            if has_begun.len() <= index {
-                has_begun.resize(index + 1, false);
-            }
-            let mut choice = ChunkChoice {
-                index,
-                delta: Delta {
-                    role: (!has_begun[index]).then_some("assistant"),
-                    content: None,
-                },
-                logprobs: None,
-                finish_reason: None,
-            };
-            let mut timings = None;
-            let mut sae = None;
-            if index == 0 {
-                match Wanted::answer_at(&mut self.wanted, &mut event, &self.app).await {
-                    Ok(answer) => sae = answer,
-                    Err(refusal) => return events.json(&refusal.body()).await,
-                }
-            }
-            match event {
-                Event::Text {
-                    id,
-                    text,
-                    log_probs,
-                } if !text.is_empty() || log_probs.is_some() => {
-                    let said = id.zip(log_probs.as_ref());
-                    choice.logprobs = said.map(|said| LogProbs::new([said], &self.app.model));
-                    choice.delta.content = Some(text);
-                }
-                Event::Prompt(_) if sae.is_some() => {}
-                Event::Prompt(_) | Event::Text { .. } => continue,
-                Event::End(Ok(run)) => {
-                    usage += Usage::of(0, [&run]);
-                    timings = Some(Timings::of(self.n_prompt, &run));
-                    choice.finish_reason = Some(finish_reason(run.stop));
-                }
-                Event::End(Err(error)) => return events.json(&Refusal::from(error).body()).await,
-            }
-            has_begun[index] = true;
-            let chunk = self.chunk(Some(choice));
-            let chunk = Chunk {
-                timings,
-                sae,
-                ..chunk
-            };
-            events.json(&chunk).await?;
-        }
-        if self.includes_usage {
-            let chunk = self.chunk(None);
-            events
-                .json(&Chunk {
-                    usage: Some(usage),
-                    ..chunk
-                })
-                .await?;
-        }
-        events.text("[DONE]").await
-    }
-
-    fn chunk(&self, choice: Option<ChunkChoice>) -> Chunk {
-        Chunk {
-            head: self.head.clone(),
-            choices: choice.into_iter().collect(),
-            usage: None,
-            timings: None,
-            sae: None,
+impl Chunk {
+    fn new(head: &Head, part: Option<Part>, beside: Beside, model: &HookedModel) -> Self {
+        let choice = |part: Part| ChunkChoice {
+            index: part.index,
+            delta: Delta {
+                role: part.is_first.then_some("assistant"),
+                content: part.text,
+            },
+            logprobs: part
+                .token
+                .map(|(id, found)| LogProbs::new([(id, &found)], model)),
+            finish_reason: part.finish_reason,
+        };
+        Self {
+            head: head.clone(),
+            choices: part.into_iter().map(choice).collect(),
+            usage: beside.usage,
+            timings: beside.timings,
+            sae: beside.sae,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! `POST /v1/completions`: texts as they stand are gone on with.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,15 +10,15 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::generation::generating_request;
-use super::wire::{Timings, Usage, finish_reason, id, seconds};
-use crate::serve::app::{App, Place};
+use super::request::generating_request;
+use super::streamed::{Beside, Part, Streamed};
+use super::wire::{Head, Timings, Usage, finish_reason};
+use crate::serve::app::App;
 use crate::serve::body::Body;
-use crate::serve::explore::sae::Wanted;
 use crate::serve::prepare::Asked;
 use crate::serve::refusal::Refusal;
-use crate::serve::runs::{Event, RunEvents};
-use crate::serve::stream::{self, Events, Gone};
+use crate::serve::sae::Wanted;
+use crate::serve::stream;
 use crate::{HookedModel, Keep, Prompt, Run, Token, TokenLogProbs};
 
 generating_request! {
@@ -47,15 +46,6 @@ enum Prompts {
     Texts(Vec<String>),
     Ids(Vec<i32>),
     ListsOfIds(Vec<Vec<i32>>),
-}
-
-/// What is the same in all parts of an answer.
-#[derive(Clone, Serialize, ToSchema)]
-struct Head {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
 }
 
 /// Texts that were gone on with, or a part of them.
@@ -158,12 +148,7 @@ pub(crate) async fn complete(
         requests[0].options.keep = wanted.keep();
     }
     let writer = Writer {
-        head: Head {
-            id: id("cmpl"),
-            object: "text_completion",
-            created: seconds(SystemTime::now()),
-            model: app.shown.model.clone(),
-        },
+        head: Head::new("cmpl", "text_completion", &app),
         model: Arc::clone(&app.model),
         prompts,
         n_added,
@@ -173,17 +158,19 @@ pub(crate) async fn complete(
     };
     let runs = app.runs.ask(requests);
     if request.stream == Some(true) {
-        let includes_usage = request.includes_usage();
-        return Ok(stream::answer(|events| {
-            writer.stream(runs, wanted, includes_usage, app, place, events)
-        }));
+        let streamed = Streamed {
+            n_prompt: writer.n_prompt().collect(),
+            n: generation.n,
+            wanted,
+            includes_usage: request.includes_usage(),
+            app,
+            _place: place,
+        };
+        let chunk = move |part, beside| writer.chunk(part, beside);
+        return Ok(stream::answer(|events| streamed.write(runs, events, chunk)));
     }
     let mut ended = runs.end().await?;
-    let trace = std::mem::take(&mut ended[0].trace);
-    let sae = match wanted {
-        Some(wanted) => Some(wanted.answer(&app, trace).await?),
-        None => None,
-    };
+    let sae = Wanted::answer_of(wanted, &mut ended[0].trace, &app).await?;
     let ignored = ignored.into_iter().collect();
     let whole = writer.whole(&ended, ignored);
     Ok(Json(TextCompletion { sae, ..whole }).into_response())
@@ -227,19 +214,13 @@ impl Prompts {
 }
 
 impl Writer {
-    fn n_prompt_tokens(&self) -> usize {
-        self.prompts
-            .iter()
-            .map(|prompt| prompt.tokens().len())
-            .sum()
+    /// The tokens of each prompt.
+    fn n_prompt(&self) -> impl Iterator<Item = usize> {
+        self.prompts.iter().map(|prompt| prompt.tokens().len())
     }
 
     fn prompt(&self, answer: usize) -> &Prompt {
         &self.prompts[answer / self.n]
-    }
-
-    fn timings(&self, answer: usize, run: &Run) -> Timings {
-        Timings::of(self.prompt(answer).tokens().len(), run)
     }
 
     fn whole(&self, runs: &[Run], ignored: Vec<String>) -> TextCompletion {
@@ -277,83 +258,30 @@ impl Writer {
         TextCompletion {
             head: self.head.clone(),
             choices: runs.iter().enumerate().map(choice).collect(),
-            usage: Some(Usage::of(self.n_prompt_tokens(), runs)),
-            timings: Some(self.timings(0, &runs[0])),
+            usage: Some(Usage::of(self.n_prompt().sum(), runs)),
+            timings: Some(Timings::of(self.prompt(0).tokens().len(), &runs[0])),
             sae: None,
             ignored,
         }
     }
 
-    async fn stream(
-        self,
-        mut runs: RunEvents,
-        mut wanted: Option<Wanted>,
-        includes_usage: bool,
-        app: Arc<App>,
-        _place: Place,
-        events: Events,
-    ) -> Result<(), Gone> {
-        let mut usage = Usage::of(self.n_prompt_tokens(), []);
-        while let Some((index, mut event)) = runs.next().await {
-            let mut choice = Choice {
-                text: String::new(),
-                index,
-                logprobs: None,
-                finish_reason: None,
-            };
-            let mut timings = None;
-            let mut sae = None;
-            if index == 0 {
-                match Wanted::answer_at(&mut wanted, &mut event, &app).await {
-                    Ok(answer) => sae = answer,
-                    Err(refusal) => return events.json(&refusal.body()).await,
-                }
-            }
-            match event {
-                Event::Text {
-                    id,
-                    text,
-                    log_probs,
-                } if !text.is_empty() || log_probs.is_some() => {
-                    choice.text = text;
-                    choice.logprobs = id.zip(log_probs).map(|(id, found)| {
-                        let mut log_probs = LogProbs::default();
-                        log_probs.push(Token::generated(id), Some(&found), &self.model);
-                        log_probs
-                    });
-                }
-                Event::Prompt(_) if sae.is_some() => {}
-                Event::Prompt(_) | Event::Text { .. } => continue,
-                Event::End(Ok(run)) => {
-                    usage += Usage::of(0, [&run]);
-                    timings = Some(self.timings(index, &run));
-                    choice.finish_reason = Some(finish_reason(run.stop));
-                }
-                Event::End(Err(error)) => return events.json(&Refusal::from(error).body()).await,
-            }
-            let chunk = self.chunk(vec![choice], None, timings);
-            events.json(&TextCompletion { sae, ..chunk }).await?;
-        }
-        if includes_usage {
-            events
-                .json(&self.chunk(Vec::new(), Some(usage), None))
-                .await?;
-        }
-        events.text("[DONE]").await
-    }
-
-    fn chunk(
-        &self,
-        choices: Vec<Choice>,
-        usage: Option<Usage>,
-        timings: Option<Timings>,
-    ) -> TextCompletion {
+    fn chunk(&self, part: Option<Part>, beside: Beside) -> TextCompletion {
+        let choice = |part: Part| Choice {
+            text: part.text.unwrap_or_default(),
+            index: part.index,
+            logprobs: part.token.map(|(id, found)| {
+                let mut log_probs = LogProbs::default();
+                log_probs.push(Token::generated(id), Some(&found), &self.model);
+                log_probs
+            }),
+            finish_reason: part.finish_reason,
+        };
         TextCompletion {
             head: self.head.clone(),
-            choices,
-            usage,
-            timings,
-            sae: None,
+            choices: part.into_iter().map(choice).collect(),
+            usage: beside.usage,
+            timings: beside.timings,
+            sae: beside.sae,
             ignored: Vec::new(),
         }
     }

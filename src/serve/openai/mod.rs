@@ -3,8 +3,9 @@
 
 mod chat;
 mod completions;
-pub(super) mod generation;
 mod models;
+mod request;
+mod streamed;
 mod wire;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::serve::app::App;
 use crate::{Run, Stop};
 
 /// Seconds since 1970.
@@ -16,13 +17,34 @@ pub(super) fn seconds(time: SystemTime) -> u64 {
 }
 
 /// An id that no other answer of this server has.
-pub(super) fn id(prefix: &str) -> String {
+fn id(prefix: &str) -> String {
     static N_ANSWERS: AtomicU64 = AtomicU64::new(0);
     let n = N_ANSWERS.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanoseconds = now.map_or(0, |now| now.as_nanos());
     let hash = blake3::hash(&[&nanoseconds.to_le_bytes()[..], &n.to_le_bytes()].concat());
     format!("{prefix}-{}", &hash.to_hex()[..24])
+}
+
+/// What is the same in all parts of an answer.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Head {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    /// That of a new answer, whose id begins with `prefix`.
+    pub(super) fn new(prefix: &str, object: &'static str, app: &App) -> Self {
+        Self {
+            id: id(prefix),
+            object,
+            created: seconds(SystemTime::now()),
+            model: app.shown.model.clone(),
+        }
+    }
 }
 
 /// Why a text ended, in OpenAI's words.

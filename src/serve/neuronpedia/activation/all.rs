@@ -8,7 +8,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Results, queries};
+use super::{Results, only, queries, several};
 use crate::serve::app::App;
 use crate::serve::neuronpedia::names::Source;
 use crate::serve::neuronpedia::reading::{self, Seen, decoder_norms};
@@ -74,10 +74,8 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Form(request): Form<AllRequest>,
 ) -> Result<Json<All>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let mut results = query.answer(&app, prompts).await?;
-    Ok(Json(results.remove(0)))
+    only(&app, query.answer(&app, prompts)).await
 }
 
 /// The features that are most active in each of several prompts.
@@ -92,10 +90,8 @@ pub(crate) async fn many(
     State(app): State<Arc<App>>,
     Form(request): Form<AllBatchRequest>,
 ) -> Result<Json<Results<All>>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let results = query.answer(&app, prompts).await?;
-    Ok(Json(Results { results }))
+    several(&app, query.answer(&app, prompts)).await
 }
 
 impl AllQuery {

@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Results, queries};
+use super::{Results, only, queries, several};
 use crate::HookPoint;
 use crate::serve::app::App;
 use crate::serve::neuronpedia::reading::{self, Seen};
@@ -61,10 +61,8 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Form(request): Form<SingleRequest>,
 ) -> Result<Json<Single>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let mut results = query.answer(&app, prompts).await?;
-    Ok(Json(results.remove(0)))
+    only(&app, query.answer(&app, prompts)).await
 }
 
 /// Where one feature is active in several prompts.
@@ -79,10 +77,8 @@ pub(crate) async fn many(
     State(app): State<Arc<App>>,
     Form(request): Form<SingleBatchRequest>,
 ) -> Result<Json<Results<Single>>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let results = query.answer(&app, prompts).await?;
-    Ok(Json(Results { results }))
+    several(&app, query.answer(&app, prompts)).await
 }
 
 impl SingleQuery {

@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Results, queries};
+use super::{Results, only, queries, several};
 use crate::serve::app::App;
 use crate::serve::neuronpedia::names::Source;
 use crate::serve::neuronpedia::reading::{self, Seen, decoder_norms};
@@ -70,10 +70,8 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Form(request): Form<TopkRequest>,
 ) -> Result<Json<Topk>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let mut results = query.answer(&app, prompts).await?;
-    Ok(Json(results.remove(0)))
+    only(&app, query.answer(&app, prompts)).await
 }
 
 /// The features that are most active at each token of several prompts.
@@ -88,10 +86,8 @@ pub(crate) async fn many(
     State(app): State<Arc<App>>,
     Form(request): Form<TopkBatchRequest>,
 ) -> Result<Json<Results<Topk>>, Refusal> {
-    let _place = app.take_place()?;
     let (prompts, query) = request.split();
-    let results = query.answer(&app, prompts).await?;
-    Ok(Json(Results { results }))
+    several(&app, query.answer(&app, prompts)).await
 }
 
 impl TopkQuery {

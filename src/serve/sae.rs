@@ -163,9 +163,17 @@ impl Wanted {
             Event::End(Ok(run)) => &mut run.trace,
             _ => return Ok(None),
         };
-        let trace = std::mem::take(trace);
-        match waiting.take() {
-            Some(wanted) => wanted.answer(app, trace).await.map(Some),
+        Self::answer_of(waiting.take(), trace, app).await
+    }
+
+    /// The answer of whoever waits for one, of what a run has kept.
+    pub(crate) async fn answer_of(
+        waiting: Option<Self>,
+        trace: &mut Trace,
+        app: &Arc<App>,
+    ) -> std::result::Result<Option<Box<RawValue>>, Refusal> {
+        match waiting {
+            Some(wanted) => wanted.answer(app, std::mem::take(trace)).await.map(Some),
             None => Ok(None),
         }
     }

@@ -38,16 +38,16 @@ macro_rules! text_request {
             /// What a token's logit is lowered by if it was generated.
             presence_penalty: Option<f32>,
             /// The text ends before the first of these.
-            stop: Option<$crate::serve::openai::generation::Texts>,
+            stop: Option<$crate::serve::generation::Texts>,
         }
 
         impl $name {
             /// How a text is to be generated, without more.
-            pub(crate) fn one_text(&self) -> $crate::serve::openai::generation::Generation<'_> {
+            pub(crate) fn one_text(&self) -> $crate::serve::generation::Generation<'_> {
                 let default = $crate::Sampling::default();
                 // Clients send seeds of any size; llama.cpp takes the largest for "any".
                 let seed = self.seed.map_or(0, |seed| seed as u64 % u64::from(u32::MAX));
-                $crate::serve::openai::generation::Generation {
+                $crate::serve::generation::Generation {
                     max_tokens: self.max_tokens,
                     sampling: $crate::Sampling {
                         temperature: self.temperature.unwrap_or(default.temperature),
@@ -68,61 +68,7 @@ macro_rules! text_request {
         }
     };
 }
-pub(in crate::serve) use text_request;
-
-/// Declares a request of OpenAI's form that generates, with members of its own in front of those that all have.
-macro_rules! generating_request {
-    ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
-        $crate::serve::openai::generation::text_request! {
-            $(#[$about])*
-            $name {
-                $($own)*
-                /// Any: there is one model, and answers name it.
-                #[expect(dead_code, reason = "clients send it")]
-                model: Option<String>,
-                /// The number of answers, each with a seed of its own: that of the request and those behind it.
-                n: Option<usize>,
-                /// Whether the answer comes as server-sent events.
-                stream: Option<bool>,
-                /// How these come.
-                stream_options: Option<$crate::serve::openai::generation::StreamOptions>,
-                /// Interventions: a saved set, or the list in one.
-                #[schema(value_type = Option<Vec<Object>>)]
-                steering: Option<Box<serde_json::value::RawValue>>,
-                /// Which features of the prompt to give back; of several answers, those of the first.
-                sae: Option<$crate::serve::explore::sae::SaeRequest>,
-            }
-        }
-
-        impl $name {
-            /// How texts are to be generated, with so many log-probabilities a token.
-            fn generation(
-                &self,
-                top_log_probs: Option<usize>,
-            ) -> $crate::serve::openai::generation::Generation<'_> {
-                $crate::serve::openai::generation::Generation {
-                    top_log_probs,
-                    n: self.n.unwrap_or(1),
-                    steering: self.steering.as_deref(),
-                    ..self.one_text()
-                }
-            }
-
-            /// Whether a stream is to end with the numbers of tokens.
-            fn includes_usage(&self) -> bool {
-                self.stream_options.is_some_and(|options| options.include_usage == Some(true))
-            }
-        }
-    };
-}
-pub(super) use generating_request;
-
-/// How a stream comes.
-#[derive(Clone, Copy, Deserialize, ToSchema)]
-pub(crate) struct StreamOptions {
-    /// Whether it ends with the numbers of tokens.
-    pub(super) include_usage: Option<bool>,
-}
+pub(super) use text_request;
 
 /// A text or several.
 #[derive(Clone, Deserialize, ToSchema)]
@@ -165,7 +111,7 @@ impl Generation<'_> {
         for prompt in prompts {
             let steering = self.steering.map(|set| steering(app, set, &**prompt));
             let steering = steering.transpose()?.flatten();
-            let room = app.runs.capacity() - prompt.tokens().len();
+            let room = app.runs.room_behind(prompt);
             for answer in 0..self.n {
                 let seed = u64::from(self.sampling.seed) + answer as u64;
                 let options = RunOptions {
@@ -189,7 +135,7 @@ impl Generation<'_> {
     }
 
     /// Refuses more answers than a request has, or none.
-    pub(super) fn check_number(&self, n_prompts: usize) -> Result<(), Refusal> {
+    pub(crate) fn check_number(&self, n_prompts: usize) -> Result<(), Refusal> {
         let n_answers = self.n.saturating_mul(n_prompts);
         if !(1..=MAX_ANSWERS).contains(&n_answers) {
             let what =
