@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::scan::{Folder, FoundPicture, PICTURE_EXTENSIONS};
+use llava_sae_cpp::scan::{Folder, Item, PICTURE_EXTENSIONS};
 use llava_sae_cpp::{Error, Result};
 
 use super::progress::Verbosity;
@@ -17,7 +17,7 @@ const MAX_TYPES: usize = 8;
 ///
 /// # Errors
 /// A folder that cannot be read or has no pictures.
-pub(super) fn pictures_in(dir: &Path, verbosity: Verbosity) -> Result<Vec<FoundPicture>> {
+pub(super) fn pictures_in(dir: &Path, verbosity: Verbosity) -> Result<Vec<Item>> {
     let folder = Folder::read(dir)?;
     for failure in &folder.failures {
         warn_of_gap(failure);

@@ -9,6 +9,7 @@ mod export_cvec;
 mod feature;
 mod features;
 mod folder;
+mod globs;
 mod hints;
 mod interventions;
 mod labels;
@@ -127,7 +128,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 pub(crate) fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
-    let cancel = match cli.command {
+    let cancel = match &cli.command {
         // It only reads, so that it can end at once.
         Some(Command::Top(_)) => CancelFlag::default(),
         _ => stop_on_ctrl_c(),

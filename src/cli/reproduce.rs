@@ -165,7 +165,7 @@ fn pictures_of_classes(
             ));
             Vec::new()
         });
-        let paths = pictures.iter().map(|picture| picture.in_folder(&folder));
+        let paths = pictures.iter().map(|picture| picture.file(&folder));
         found.push(ClassPictures {
             name: class.name.clone(),
             paths: paths.collect(),

@@ -15,16 +15,22 @@ use llava_sae_cpp::scan::{
 use serde::Serialize;
 
 use super::folder::warn_of_gap;
+use super::globs::expanded;
 use super::one_of::one_of;
 use super::outcome::{CommandResult, print};
+
+/// Missing shards that a line names.
+const MAX_SHARDS: usize = 8;
 
 /// List the images that activate a feature most, or the features of a class, from a file of `scan`
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(group(ArgGroup::new("subject").required(true).args(["feature", "class"])))]
 pub(super) struct TopArgs {
-    /// The Parquet file that `scan` wrote, or what another program has made of its rows
-    file: PathBuf,
+    /// The Parquet file that `scan` wrote, or what another program has made of its rows; or several, shards
+    /// of a scan among them, and patterns such as `'shard-*.parquet'`
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// The images that activate this feature most: an index, or a label of a feature that some image activates;
     /// in a table of several SAEs, `SAE/FEATURE`
     #[arg(long, value_name = "FEATURE", allow_hyphen_values = true)]
@@ -50,6 +56,8 @@ Examples:
       The images that activate feature 7310 most
   llava-sae-cpp top features.parquet --feature dog --by sum --top 3
       … the feature that is labelled so, by the sum of its activations
+  llava-sae-cpp top shard-*.parquet --feature dog
+      … in shards of a scan that were not merged
   llava-sae-cpp top both.parquet --feature gemma-2b-layer-6/7310
       … a feature of one of several SAEs
   llava-sae-cpp top features.parquet --class pizza --json
@@ -103,15 +111,18 @@ struct ClassEntry<'a> {
 
 pub(super) fn run(args: &TopArgs) -> CommandResult {
     silence_panics_of_crates();
-    let file = ScanFile::open(&args.file)?;
+    let file = ScanFile::open_all(&expanded(&args.files)?)?;
     let (by, top) = (args.by, args.top.get());
     let contents = file.contents();
-    if let Err(reason) = contents {
-        warn_of_gap(&gap(&args.file, reason));
+    for (table, reason) in file.unknown() {
+        warn_of_gap(&gap(table, reason));
+    }
+    if let Some(missing) = missing(file.missing_shards()) {
+        warn_of_gap(&missing);
     }
     if let Some(name) = &args.feature {
         let found = images_of_feature(&file, name, by, top)?;
-        let n_images = contents.ok().map(Contents::n_images);
+        let n_images = contents.map(Contents::n_images);
         return print(|out| match args.json {
             true => json::print(out, &feature_report(args, &found, n_images)),
             false => print_images(out, &found, args.by, n_images),
@@ -119,7 +130,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
     }
     let class = args.class.as_deref().unwrap_or_default();
     let found = features_of_class(&file, class, by, top)?;
-    let counts_known = contents.is_ok();
+    let counts_known = contents.is_some();
     print(|out| match args.json {
         true => json::print(out, &class_report(args, class, &found, counts_known)),
         false => print_features(out, class, &found, args.by),
@@ -154,8 +165,26 @@ fn gap(table: &Path, reason: NoContents) -> String {
     )
 }
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+/// Which shards of a scan are not among the files.
+fn missing(shards: &[u32]) -> Option<String> {
+    let listed = shards.iter().take(MAX_SHARDS).map(u32::to_string);
+    let listed: Vec<_> = listed.collect();
+    let more = if shards.len() > MAX_SHARDS {
+        ", …"
+    } else {
+        ""
+    };
+    let shown = listed.join(", ");
+    let what = "shards of the scan that are not given, whose images are left out";
+    (!shards.is_empty()).then(|| format!("{what}: {shown}{more}"))
+}
+
+fn shown(files: &[PathBuf]) -> String {
+    let shown: Vec<_> = files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    shown.join(", ")
 }
 
 fn feature_report<'a>(
@@ -165,7 +194,7 @@ fn feature_report<'a>(
 ) -> FeatureReport<'a> {
     let images = found.images.iter().enumerate();
     FeatureReport {
-        file: shown(&args.file),
+        file: shown(&args.files),
         feature: &found.feature,
         label: found.label.as_deref(),
         by: args.by,
@@ -195,7 +224,7 @@ fn class_report<'a>(
         features.map(|(i, feature)| (of_sae.sae.as_deref(), i + 1, feature))
     });
     ClassReport {
-        file: shown(&args.file),
+        file: shown(&args.files),
         class,
         by: args.by,
         n_inside: found.n_inside,

@@ -2,7 +2,7 @@
 
 use gguf_tools::sae::Baseline;
 
-use super::scan::{ActiveFeature, FoundPicture, Scan, none_read, read_pictures};
+use super::scan::{ActiveFeature, Item, Scan, none_read, read_pictures};
 use crate::{Result, SaeSet};
 
 /// Measures what the features of `saes`, which are those of `scan.files`, usually do on the image rows of
@@ -13,7 +13,7 @@ use crate::{Result, SaeSet};
 /// Those of [`read_pictures`]; no picture that could be read.
 pub fn measure(
     scan: &Scan<'_>,
-    pictures: &[FoundPicture],
+    pictures: &[Item],
     saes: &SaeSet,
     on_picture: &mut dyn FnMut(Result<()>),
 ) -> Result<Vec<Baseline>> {
@@ -31,7 +31,10 @@ pub fn measure(
         Ok(())
     })?;
     if n_pictures == 0 {
-        return Err(none_read(scan.dir, pictures.len()));
+        return Err(none_read(
+            &format!("`{}`", scan.dir.display()),
+            pictures.len(),
+        ));
     }
     let baselines = sums.iter().map(|sums| sums.baseline(n_rows, n_pictures));
     Ok(baselines.collect())

@@ -66,9 +66,11 @@ mod sampling;
 mod scan;
 mod scan_folders;
 mod scan_library;
+mod scan_lists;
 #[cfg(unix)]
 mod scan_resume;
 mod scan_several;
+mod scan_shards;
 mod scan_top;
 mod screen;
 #[cfg(feature = "serve")]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::baseline::measure;
-use llava_sae_cpp::scan::{Folder, Scan, ScanEvent, ScanFile, ScanPrompt, scan_folder};
+use llava_sae_cpp::scan::{Folder, Scan, ScanEvent, ScanFile, ScanItems, ScanPrompt, scan_items};
 use llava_sae_cpp::{CancelFlag, PromptForm, SessionOptions, demo};
 
 use crate::scan::{add, folder, rows};
@@ -46,6 +46,10 @@ fn scanned<T>(dir: &Path, with: impl FnOnce(&Scan<'_>, &Folder, &CancelFlag) -> 
     with(&scan, &found, &cancel)
 }
 
+fn all(scan: &Scan<'_>, found: &Folder) -> ScanItems {
+    ScanItems::new(found.pictures.clone(), None, scan.dir)
+}
+
 fn word(event: &ScanEvent<'_>) -> String {
     match event {
         ScanEvent::Checking => "checking".to_owned(),
@@ -69,7 +73,13 @@ fn a_scan_tells_what_happens_and_goes_on() {
                 cancel.cancel();
             }
         };
-        let stopped = scan_folder(scan, &found.pictures, &target, Overwrite::Refuse, &mut stop);
+        let stopped = scan_items(
+            scan,
+            &all(scan, found),
+            &target,
+            Overwrite::Refuse,
+            &mut stop,
+        );
         assert!(stopped.expect_err("it was cancelled").is_interrupted());
         let kept = told.last().expect("something happened").clone();
         assert_eq!(told[..3], ["checking", "reading after 0", "read"]);
@@ -78,9 +88,9 @@ fn a_scan_tells_what_happens_and_goes_on() {
     scanned(&dir, |scan, found, _| {
         let mut told = Vec::new();
         let mut listen = |event: ScanEvent<'_>| told.push(word(&event));
-        let totals = scan_folder(
+        let totals = scan_items(
             scan,
-            &found.pictures,
+            &all(scan, found),
             &target,
             Overwrite::Refuse,
             &mut listen,
@@ -113,9 +123,9 @@ fn a_baseline_is_what_a_scan_says() {
         assert_eq!(read, [true, true, false, true]);
         assert_eq!(baseline.n_pictures, 3);
 
-        let written = scan_folder(
+        let written = scan_items(
             scan,
-            &found.pictures,
+            &all(scan, found),
             &table,
             Overwrite::Refuse,
             &mut |_| {},

@@ -139,7 +139,6 @@ fn scans_know_all_shards() {
             &files.open_saes().expect("one SAE"),
             &SessionOptions::default(),
             prompt,
-            dir.path(),
             &CancelFlag::default(),
         );
         serde_json::to_value(settings.expect("files that can be read")).expect("texts")["model"]

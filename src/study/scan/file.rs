@@ -1,39 +1,21 @@
-//! Reading a table: as it was written, with what its sidecar says, or as another program has made it.
+//! What was scanned, as a reader sees it: a table, or several that are of one kind, unmerged shards among them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Int32Type};
-use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_cast::{CastOptions, cast_with_options};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-
-use super::sidecar::{Checksum, ClassSize, Contents, ScannedSae, ScannedSaes, Sidecar};
-use super::table::{
-    ActiveFeature, BATCH_ROWS, FIELDS, Row, SAE_FIELD, TableField, WRITER, parquet_error,
-};
+use super::agree::Agreement;
+use super::sidecar::{ClassSize, Contents, ScannedSaes};
+use super::table::Row;
+use super::table_file::TableFile;
 use crate::{Error, Result};
 
-/// Ends a Parquet file, behind the length of its footer in 4 bytes.
-const MAGIC: &[u8; 4] = b"PAR1";
-/// Bytes of the largest footer that is read; one of a thousand row groups has a megabyte.
-const MAX_FOOTER_BYTES: u64 = 16 << 20;
-
-/// A file of `scan`, or what another program has made of one.
+/// A file of `scan`, or what another program has made of one; or several.
 pub struct ScanFile {
-    path: PathBuf,
-    file: File,
-    metadata: ArrowReaderMetadata,
-    contents: std::result::Result<Contents, NoContents>,
+    tables: Vec<TableFile>,
+    contents: Option<Contents>,
     saes: ScannedSaes,
+    missing_shards: Vec<u32>,
 }
 
 /// Why nothing but the rows is known.
@@ -52,108 +34,72 @@ impl ScanFile {
     /// # Errors
     /// A file that cannot be read or is damaged, or that lacks one of a scan's columns.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = open_regular(path)?;
-        let shown = path.display();
-        let damaged = || {
-            let sidecar = Sidecar::path_of(path);
-            let sidecar = sidecar.display();
-            Error::invalid(format!(
-                "`{shown}` is damaged, or `{sidecar}` belongs to another file: the checksums differ"
-            ))
-            .with_hint("make it again with `llava-sae-cpp scan`")
-        };
-        let Some(sidecar) = Sidecar::read(path)? else {
-            let metadata = read_metadata(&file, path)?;
-            return Self::new(path, file, metadata, Err(NoContents::NoSidecar));
-        };
-        let checksum = Checksum::of_file(&file).map_err(Error::io("read", path))?;
-        if checksum == sidecar.table {
-            let metadata = read_metadata(&file, path)?;
-            return Self::new(path, file, metadata, Ok(sidecar.contents));
-        }
-        // Damage seldom changes a file's length, and never the name of who wrote it to another's.
-        if checksum.n_bytes == sidecar.table.n_bytes {
-            return Err(damaged());
-        }
-        let metadata = read_metadata(&file, path).map_err(|_| damaged())?;
-        let writer = metadata.metadata().file_metadata().created_by();
-        if writer.is_none_or(|writer| writer.starts_with(WRITER)) {
-            return Err(damaged());
-        }
-        Self::new(path, file, metadata, Err(NoContents::Rewritten))
+        Self::open_all(&[path.to_owned()])
     }
 
-    /// Opens a file as a scan wrote it, and takes out what is said about its rows.
+    /// As [`ScanFile::open`], the rows of several files: the shards of a scan, which count as one, or
+    /// scans with the same model and settings. All stay open.
     ///
     /// # Errors
-    /// As [`ScanFile::open`], and a file without a sidecar of its own.
-    pub(super) fn open_whole(path: &Path) -> Result<(Self, Contents)> {
-        let file = Self::open(path)?;
-        let contents = file.contents.clone();
-        let contents = contents
-            .map_err(|_| Error::invalid(format!("`{}` has lost its sidecar", path.display())))?;
-        Ok((file, contents))
-    }
-
-    fn new(
-        path: &Path,
-        file: File,
-        metadata: ArrowReaderMetadata,
-        contents: std::result::Result<Contents, NoContents>,
-    ) -> Result<Self> {
-        let fields = metadata.schema().fields();
-        let lacks = |name: &str| !fields.iter().any(|field| field.name() == name);
-        let lacks_sae = lacks(SAE_FIELD.0);
-        let missing: Vec<_> = FIELDS
-            .iter()
-            .filter(|(name, ..)| lacks(name))
-            .map(|(name, ..)| format!("`{name}`"))
-            .collect();
-        if !missing.is_empty() {
-            let what = format!(
-                "`{}` is not a table of `llava-sae-cpp scan`: it has no column {}",
-                path.display(),
-                missing.join(", ")
-            );
-            return Err(Error::invalid(what).with_hint(
-                "make one with `llava-sae-cpp scan`, and keep its columns in what you make of it",
-            ));
-        }
-        let mut scan = Self {
-            path: path.to_owned(),
-            file,
-            metadata,
-            saes: match &contents {
-                Ok(contents) => contents.saes.clone(),
-                Err(_) => ScannedSaes::One { d_sae: usize::MAX },
-            },
-            contents,
+    /// As [`ScanFile::open`]; no file, one that is given twice, files that do not belong together.
+    pub fn open_all(paths: &[PathBuf]) -> Result<Self> {
+        let tables = paths.iter().map(|path| TableFile::open(path));
+        let mut tables: Vec<_> = tables.collect::<Result<_>>()?;
+        let Some(first) = tables.first() else {
+            return Err(Error::invalid("there is no table to read"));
         };
-        if scan.contents.is_err() && !lacks_sae {
-            scan.saes = scan.named_saes()?;
+        let saes = common_saes(first, &tables[1..])?;
+        let mut agreement = Agreement::default();
+        for table in &tables {
+            agreement.add_path(&table.path)?;
+            if let Ok(contents) = &table.contents {
+                agreement.add(&table.path, contents)?;
+            }
         }
-        Ok(scan)
-    }
-
-    /// The SAEs that rows name, where nothing else is known of them.
-    fn named_saes(&self) -> Result<ScannedSaes> {
-        let mut ids = BTreeSet::new();
-        self.for_each_batch(&[SAE_FIELD], &mut |batch| {
-            let column = self.column(batch, &SAE_FIELD)?;
-            let named = column.as_string::<i32>();
-            ids.extend(named.iter().flatten().map(str::to_owned));
-            Ok(())
-        })?;
-        let d_sae = usize::MAX;
-        let saes = ids.into_iter().map(|id| ScannedSae { id, d_sae });
-        Ok(ScannedSaes::Several {
-            saes: saes.collect(),
+        let missing_shards = agreement.missing();
+        // As in the merged table, so that sums are the same to the bit.
+        tables.sort_by_key(|table| {
+            let shard = table
+                .contents
+                .as_ref()
+                .ok()
+                .and_then(|contents| contents.shard);
+            shard.map(|shard| shard.index())
+        });
+        let all: Option<Vec<_>> = tables
+            .iter()
+            .map(|table| table.contents.as_ref().ok())
+            .collect();
+        let contents = all.map(|all| {
+            let mut contents = all[0].clone();
+            all[1..].iter().for_each(|other| contents.add(other));
+            contents.shard = contents.shard.filter(|_| all.len() == 1);
+            contents
+        });
+        Ok(Self {
+            tables,
+            contents,
+            saes,
+            missing_shards,
         })
     }
 
     /// What the scan says about its rows, where it is known.
-    pub fn contents(&self) -> std::result::Result<&Contents, NoContents> {
-        self.contents.as_ref().map_err(|reason| *reason)
+    pub fn contents(&self) -> Option<&Contents> {
+        self.contents.as_ref()
+    }
+
+    /// The tables of which nothing but the rows is known, and why.
+    pub fn unknown(&self) -> impl Iterator<Item = (&Path, NoContents)> {
+        self.tables.iter().filter_map(|table| {
+            let reason = table.contents.as_ref().err()?;
+            Some((&*table.path, *reason))
+        })
+    }
+
+    /// The shards that are missing for the whole scan, if these are shards of one.
+    pub fn missing_shards(&self) -> &[u32] {
+        &self.missing_shards
     }
 
     /// The SAEs whose features the rows are: those of the scan, or, where that is not known, those that rows name.
@@ -167,7 +113,7 @@ impl ScanFile {
     /// # Errors
     /// A file that cannot be read.
     pub fn class_sizes(&self) -> Result<Cow<'_, [ClassSize]>> {
-        if let Ok(contents) = &self.contents {
+        if let Some(contents) = &self.contents {
             return Ok(Cow::Borrowed(&contents.classes));
         }
         let mut paths = BTreeMap::<Option<String>, HashSet<String>>::new();
@@ -188,175 +134,41 @@ impl ScanFile {
 
     /// The number of rows.
     pub fn n_rows(&self) -> u64 {
-        let n_rows = self.metadata.metadata().file_metadata().num_rows();
-        u64::try_from(n_rows).unwrap_or(0)
+        self.tables.iter().map(TableFile::n_rows).sum()
     }
 
-    /// Gives every row to `on_row`, in the file's order, with few of them in memory.
+    /// Gives every row to `on_row`, in the files' order, with few of them in memory.
     ///
     /// # Errors
     /// A file that cannot be read, an error of `on_row`.
     pub fn for_each_row(&self, on_row: &mut dyn FnMut(Row<'_>) -> Result<()>) -> Result<()> {
-        let mut fields = FIELDS.to_vec();
-        fields.extend(self.saes.are_named().then_some(SAE_FIELD));
-        self.for_each_batch(&fields, &mut |batch| self.rows_of(batch, on_row))
+        let mut tables = self.tables.iter();
+        tables.try_for_each(|table| table.for_each_row(on_row))
     }
+}
 
-    /// Gives every batch of rows to `on_batch`, with the columns of `fields`.
-    fn for_each_batch(
-        &self,
-        fields: &[TableField],
-        on_batch: &mut dyn FnMut(&RecordBatch) -> Result<()>,
-    ) -> Result<()> {
-        let file = self
-            .file
-            .try_clone()
-            .map_err(Error::io("read", &self.path))?;
-        let is_read = |name: &str| fields.iter().any(|(field, ..)| *field == name);
-        let columns = self.metadata.schema().fields().iter().enumerate();
-        let roots = columns.filter(|(_, column)| is_read(column.name()));
-        let roots = roots.map(|(i, _)| i);
-        let mut batches = catch_panic(&self.path, || {
-            let descriptor = self.metadata.parquet_schema();
-            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
-                .with_projection(ProjectionMask::roots(descriptor, roots))
-                .with_batch_size(BATCH_ROWS)
-                .build()
-                .map_err(|error| parquet_error("read", &self.path, error))
-        })?;
-        loop {
-            let batch = catch_panic(&self.path, || {
-                let batch = batches.next().transpose();
-                batch.map_err(|error| parquet_error("read", &self.path, error.into()))
-            })?;
-            let Some(batch) = batch else { return Ok(()) };
-            on_batch(&batch)?;
-        }
-    }
-
-    fn rows_of(
-        &self,
-        batch: &RecordBatch,
-        on_row: &mut dyn FnMut(Row<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let [paths, classes, features, labels, sums, maxima, counts] = self.columns(batch)?;
-        let (paths, classes, labels) = (
-            paths.as_string::<i32>(),
-            classes.as_string::<i32>(),
-            labels.as_string::<i32>(),
-        );
-        let (features, counts) = (
-            features.as_primitive::<Int32Type>(),
-            counts.as_primitive::<Int32Type>(),
-        );
-        let (sums, maxima) = (
-            sums.as_primitive::<Float32Type>(),
-            maxima.as_primitive::<Float32Type>(),
-        );
-        let saes = match self.saes.are_named() {
-            true => Some(self.column(batch, &SAE_FIELD)?),
-            false => None,
-        };
-        let saes = saes.as_ref().map(|column| column.as_string::<i32>());
-        for i in 0..batch.num_rows() {
-            let sae = saes.map(|saes| saes.value(i));
-            let mut known = self.saes.iter().filter(|(id, _)| *id == sae);
-            let feature = usize::try_from(features.value(i)).ok();
-            let feature = feature.filter(|&feature| known.any(|(_, d_sae)| feature < d_sae));
-            let feature = feature.ok_or_else(|| {
-                let name = match sae {
-                    None => features.value(i).to_string(),
-                    Some(sae) => format!("`{sae}/{}`", features.value(i)),
-                };
-                Error::invalid(format!(
-                    "`{}` has a row of feature {name}, which its SAE does not have",
-                    self.path.display(),
+/// The SAEs of tables that belong together.
+fn common_saes(first: &TableFile, others: &[TableFile]) -> Result<ScannedSaes> {
+    let mut saes = first.saes.clone();
+    for table in others {
+        match (&mut saes, &table.saes) {
+            (ScannedSaes::One { d_sae }, ScannedSaes::One { d_sae: other }) => {
+                *d_sae = (*d_sae).max(*other);
+            }
+            (ScannedSaes::Several { saes }, ScannedSaes::Several { saes: others }) => {
+                let known: BTreeSet<_> = saes.iter().map(|sae| sae.id.clone()).collect();
+                let others = others.iter().filter(|sae| !known.contains(&sae.id));
+                saes.extend(others.cloned());
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "one of `{}` and `{}` has a column `sae`, and the other has none",
+                    first.path.display(),
+                    table.path.display()
                 ))
-            })?;
-            on_row(Row {
-                path: paths.value(i),
-                class: classes.is_valid(i).then(|| classes.value(i)),
-                sae,
-                label: labels.is_valid(i).then(|| labels.value(i)),
-                active: ActiveFeature {
-                    feature,
-                    sum: sums.value(i),
-                    max: maxima.value(i),
-                    count: usize::try_from(counts.value(i)).unwrap_or(0),
-                },
-            })?;
+                .with_hint("give tables that have the same columns"));
+            }
         }
-        Ok(())
     }
-
-    /// The columns of `FIELDS`.
-    fn columns(&self, batch: &RecordBatch) -> Result<[ArrayRef; FIELDS.len()]> {
-        let columns = FIELDS.iter().map(|field| self.column(batch, field));
-        let columns: Vec<_> = columns.collect::<Result<_>>()?;
-        Ok(columns.try_into().expect("a column for each field"))
-    }
-
-    /// A column in its type: other programs choose other widths.
-    fn column(&self, batch: &RecordBatch, field: &TableField) -> Result<ArrayRef> {
-        const STRICT: CastOptions<'_> = CastOptions {
-            safe: false,
-            format_options: arrow_cast::display::FormatOptions::new(),
-        };
-        let (name, data_type, is_nullable) = field;
-        let shown = self.path.display();
-        let column = batch
-            .column_by_name(name)
-            .ok_or_else(|| Error::invalid(format!("`{shown}` lost its column `{name}`")))?;
-        let column = cast_with_options(column, data_type, &STRICT)
-            .map_err(|error| Error::invalid(format!("`{shown}`, column `{name}`: {error}")))?;
-        if column.null_count() > 0 && !is_nullable {
-            let what = format!("`{shown}` has rows without `{name}`");
-            return Err(Error::invalid(what).with_hint("leave such rows out"));
-        }
-        Ok(column)
-    }
-}
-
-/// Opens a regular file.
-fn open_regular(path: &Path) -> Result<File> {
-    let read_error = || Error::io("read", path);
-    // A pipe would wait for ever.
-    if !path.metadata().map_err(read_error())?.is_file() {
-        let what = format!("cannot read `{}`: it is not a regular file", path.display());
-        return Err(Error::invalid(what));
-    }
-    File::open(path).map_err(read_error())
-}
-
-fn read_metadata(mut file: &File, path: &Path) -> Result<ArrowReaderMetadata> {
-    let read_error = || Error::io("read", path);
-    let n_bytes = file.seek(SeekFrom::End(0)).map_err(read_error())?;
-    let mut end = [0; 8];
-    if n_bytes >= 12 {
-        file.seek(SeekFrom::Start(n_bytes - 8))
-            .and_then(|_| file.read_exact(&mut end))
-            .map_err(read_error())?;
-    }
-    let (length, magic) = end.split_at(4);
-    let footer_bytes = u64::from(u32::from_le_bytes(length.try_into().expect("four bytes")));
-    if magic != MAGIC || footer_bytes > (n_bytes - 12).min(MAX_FOOTER_BYTES) {
-        let what = format!(
-            "`{}` is not a Parquet file, or its end is missing",
-            path.display()
-        );
-        return Err(Error::invalid(what).with_hint("make it again with `llava-sae-cpp scan`"));
-    }
-    // Arrow's own schema in the metadata would choose types by the program that wrote the file.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    catch_panic(path, || {
-        ArrowReaderMetadata::load(file, options).map_err(|error| parquet_error("read", path, error))
-    })
-}
-
-/// The `parquet` crate (56) panics on some damaged pages: of 597 files with flipped bits, on 21.
-fn catch_panic<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-        let what = format!("`{}` is damaged", path.display());
-        Err(Error::invalid(what).with_hint("make it again"))
-    })
+    Ok(saes)
 }

@@ -1,15 +1,14 @@
 //! The pictures in a folder and the folders below it, and what else is there.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use image::ImageFormat;
 
+use super::item::{Item, Stamp, folder_of};
 use crate::picture::content::{self, START_BYTES};
 use crate::{Error, Result};
 
@@ -36,57 +35,11 @@ const SYSTEM_NAMES: [&str; 14] = [
     "thumbs.db",
 ];
 
-/// A file that should be a picture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundPicture {
-    /// Below the folder, with `/` between its parts. Bytes of a name that are not UTF-8 are shown by
-    /// their numbers, as in `caf\xE9`, and backslashes of such a name are doubled.
-    pub path: String,
-    /// The same on the disk, where it is another.
-    path_on_disk: Option<PathBuf>,
-    /// Its length in bytes.
-    pub(super) n_bytes: u64,
-    /// When it was changed, in nanoseconds since 1970.
-    pub(super) modified_ns: u64,
-    /// Its place among the pictures of the folder.
-    pub(super) position: usize,
-}
-
-impl FoundPicture {
-    /// The name of the folder that it lies in; none directly in the scanned one.
-    pub fn class(&self) -> Option<&str> {
-        class_of(&self.path)
-    }
-
-    /// Where it lies, with the scanned folder in front.
-    pub fn in_folder(&self, dir: &Path) -> PathBuf {
-        match &self.path_on_disk {
-            Some(path) => dir.join(path),
-            None => dir.join(&self.path),
-        }
-    }
-}
-
-/// The name of the folder that a picture lies in, by its path below the scanned one.
-pub(super) fn class_of(path: &str) -> Option<&str> {
-    let (folder, _) = path.rsplit_once('/')?;
-    Some(folder.rsplit('/').next().unwrap_or(folder))
-}
-
-/// The error of a folder without a picture that could be read; why, was told of each.
-pub(in crate::study) fn none_read(dir: &Path, n_pictures: usize) -> Error {
-    let shown = dir.display();
-    Error::invalid(format!(
-        "none of the {n_pictures} pictures in `{shown}` could be read"
-    ))
-    .with_hint("the warnings say why")
-}
-
 /// What is in a folder and the folders below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folder {
     /// The pictures, by path.
-    pub pictures: Vec<FoundPicture>,
+    pub pictures: Vec<Item>,
     /// Pictures of types that are not read, by type.
     pub unread_pictures: BTreeMap<String, usize>,
     /// Other files, by how their names end.
@@ -110,17 +63,14 @@ impl Folder {
         let Self {
             pictures, failures, ..
         } = &mut folder;
-        pictures.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        pictures.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         pictures.dedup_by(|next, last| {
-            let is_same = next.path == last.path;
+            let is_same = next.name == last.name;
             if is_same {
-                failures.push(format!("two files have the path `{}`", last.path));
+                failures.push(format!("two files have the path `{}`", last.name));
             }
             is_same
         });
-        for (position, picture) in pictures.iter_mut().enumerate() {
-            picture.position = position;
-        }
         Ok(folder)
     }
 
@@ -157,9 +107,9 @@ impl Folder {
                 }
                 // Its name says that it is a picture, and reading it will say what is wrong.
                 metadata if has_picture_name(&below) => {
-                    self.pictures.push(FoundPicture::new(&below, metadata.ok()));
+                    self.add_picture(&below, metadata.ok().as_ref());
                 }
-                Ok(metadata) => self.add_by_content(&path, &below, metadata),
+                Ok(metadata) => self.add_by_content(&path, &below, &metadata),
                 Err(error) => self.note_failure(&path, &error),
             }
         }
@@ -167,7 +117,7 @@ impl Folder {
     }
 
     /// Adds a file whose name does not tell what it is.
-    fn add_by_content(&mut self, path: &Path, below: &Path, metadata: Metadata) {
+    fn add_by_content(&mut self, path: &Path, below: &Path, metadata: &Metadata) {
         // A pipe would wait for ever.
         let start = if metadata.is_file() {
             start_of(path).unwrap_or_default()
@@ -180,7 +130,7 @@ impl Folder {
             // A camera's own format is a TIFF file too, of a preview.
             (Some(ImageFormat::Tiff), _, Some(raw)) => (&mut self.unread_pictures, raw),
             (Some(_), ..) => {
-                self.pictures.push(FoundPicture::new(below, Some(metadata)));
+                self.add_picture(below, Some(metadata));
                 return;
             }
             (None, Some(foreign), _) if foreign.is_picture => {
@@ -195,43 +145,16 @@ impl Folder {
         *counts.entry(name).or_default() += 1;
     }
 
+    fn add_picture(&mut self, below: &Path, metadata: Option<&Metadata>) {
+        let mut item = Item::of_file(below, folder_of(below));
+        item.stamp = Some(Stamp::new(metadata));
+        self.pictures.push(item);
+    }
+
     fn note_failure(&mut self, path: &Path, error: &io::Error) {
         self.failures
             .push(format!("cannot read `{}`: {error}", path.display()));
     }
-}
-
-impl FoundPicture {
-    fn new(below: &Path, metadata: Option<Metadata>) -> Self {
-        let parts: Vec<_> = below.iter().map(shown_name).collect();
-        let modified = metadata.as_ref().and_then(|metadata| {
-            let time = metadata.modified().ok()?;
-            let since = time.duration_since(UNIX_EPOCH).ok()?;
-            u64::try_from(since.as_nanos()).ok()
-        });
-        Self {
-            path: parts.join("/"),
-            path_on_disk: below.to_str().is_none().then(|| below.to_owned()),
-            n_bytes: metadata.map_or(0, |metadata| metadata.len()),
-            modified_ns: modified.unwrap_or(0),
-            position: 0,
-        }
-    }
-}
-
-/// A name as text, no two alike but by design.
-fn shown_name(name: &OsStr) -> Cow<'_, str> {
-    if let Some(name) = name.to_str() {
-        return name.into();
-    }
-    let mut shown = String::new();
-    for chunk in name.as_encoded_bytes().utf8_chunks() {
-        shown.push_str(&chunk.valid().replace('\\', r"\\"));
-        for byte in chunk.invalid() {
-            shown.push_str(&format!(r"\x{byte:02X}"));
-        }
-    }
-    shown.into()
 }
 
 fn is_hidden(name: &OsStr) -> bool {

@@ -1,36 +1,51 @@
-//! The features of a folder of pictures, as one Parquet file, and what can be asked of it.
+//! The features of many pictures, as one Parquet file, and what can be asked of it.
 //!
 //! ```text
-//! folder.rs: pictures, sorted ─► workers.rs: a session a thread ─► features of each, in order
+//! folder.rs, list.rs: items, sorted ─► shard.rs: all, or a range of them
+//!   ─► workers.rs: a session a thread ─► features of each, in order
 //!   ─► parts.rs: small files beside the target, so that a run can go on where it stopped
-//!   ─► joined into the target ─► top.rs: the images of a feature, the features of a class
+//!   ─► join.rs: the target ─► top.rs: the images of a feature, the features of a class
+//! merge.rs: shards ─► agree.rs: whether they are of one scan ─► join.rs
 //! ```
 //!
-//! `steps.rs` does all this. `table.rs` holds the schema, `sidecar.rs` what is said about a table beside it, and `file.rs` reads
-//! both, and tables that other programs have rewritten.
+//! `steps.rs` does all this. `table.rs` holds the schema, `sidecar.rs` what is said about a table beside it, and
+//! `file.rs` reads both, of several tables too, and tables that other programs have rewritten.
 
+mod agree;
 mod file;
 mod folder;
+mod item;
+mod join;
+mod lines;
+mod list;
+mod manifest;
+mod merge;
 mod parts;
 mod settings;
+mod shard;
 mod sidecar;
 mod steps;
 mod table;
+mod table_file;
 mod top;
 mod workers;
 
 pub use file::{NoContents, ScanFile};
-pub use folder::{Folder, FoundPicture, PICTURE_EXTENSIONS};
+pub use folder::{Folder, PICTURE_EXTENSIONS};
+pub use item::Item;
+pub use list::{ItemList, Separator};
+pub use merge::merge;
 pub use parts::{Totals, check_output};
 pub use settings::{ScanPrompt, Settings};
+pub use shard::{Listing, ScanItems, Shard};
 pub use sidecar::{ClassSize, Contents, ScannedSae, ScannedSaes};
-pub use steps::{ScanEvent, scan_folder};
-pub use table::{ActiveFeature, Row};
+pub use steps::{ScanEvent, scan_items};
+pub use table::Row;
 pub use top::{
     By, ClassFeature, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class,
     images_of_feature,
 };
-pub use workers::{PictureFeatures, Scan, jobs_at_once, read_pictures};
+pub use workers::{ActiveFeature, PictureFeatures, Scan, jobs_at_once, read_pictures};
 
-pub(in crate::study) use folder::none_read;
+pub(in crate::study) use item::none_read;
 pub(in crate::study) use settings::identity;

@@ -8,10 +8,13 @@ use std::path::Path;
 use gguf_tools::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
+use super::shard::Shard;
+use crate::llama;
 use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SaeSet, SessionOptions};
 
-/// The folder, which stands in parts only: a finished file holds no path of the machine.
+/// What stands in parts only: the folder, since a finished file holds no path of the machine, and the shard.
 const FOLDER: &str = "folder";
+const SHARD: &str = "shard";
 
 /// The text that goes with each picture.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +25,7 @@ pub struct ScanPrompt<'a> {
     pub form: PromptForm,
 }
 
-/// What the numbers depend on, by name: the model's files by length and hash, the prompt, how
+/// What the numbers depend on, by name: the program's version, the model's files by length and hash, the prompt, how
 /// pictures are prepared, and how llama.cpp computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -38,12 +41,14 @@ impl Settings {
         saes: &SaeSet,
         options: &SessionOptions,
         prompt: ScanPrompt<'_>,
-        folder: &Path,
         cancel: &CancelFlag,
     ) -> Result<Self> {
         let identity = |path: &Path| identity(path, cancel);
         let mut settings = BTreeMap::new();
         let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+        let program = concat!("llava-sae-cpp ", env!("CARGO_PKG_VERSION"));
+        let bindings = llama::BINDINGS_VERSION;
+        set("program", format!("{program}, llama-cpp-sys-2 {bindings}"));
         let model = Gguf::open_with_shards(&files.model)?;
         let shards: Vec<_> = model
             .paths()
@@ -86,15 +91,27 @@ impl Settings {
             false => "as in the file",
         };
         set("weights", weights.to_owned());
-        let folder = folder.canonicalize().map_err(Error::io("read", folder))?;
-        set(FOLDER, folder.to_string_lossy().into_owned());
         Ok(Self(settings))
     }
 
-    /// What a finished file says: all but the folder.
+    /// What a part says: also the folder that is scanned, and the shard.
+    ///
+    /// # Errors
+    /// A folder that is not there.
+    pub(super) fn for_parts(&self, folder: &Path, shard: Option<Shard>) -> Result<Self> {
+        let folder = folder.canonicalize().map_err(Error::io("read", folder))?;
+        let folder = folder.to_string_lossy().into_owned();
+        let mut settings = self.0.clone();
+        settings.insert(FOLDER.to_owned(), folder);
+        settings.extend(shard.map(|shard| (SHARD.to_owned(), shard.to_string())));
+        Ok(Self(settings))
+    }
+
+    /// What a finished file says: what its numbers depend on.
     pub(super) fn for_all_to_see(&self) -> Self {
         let mut settings = self.0.clone();
         settings.remove(FOLDER);
+        settings.remove(SHARD);
         Self(settings)
     }
 

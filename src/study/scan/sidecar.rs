@@ -2,15 +2,18 @@
 //! checksum, so that a damaged table is found before the `parquet` crate sees a byte: that crate (56)
 //! believes the lengths in a damaged file. The table itself is a plain Parquet file.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gguf_tools::new_file::{CompleteFile, NewFile};
 use serde::{Deserialize, Serialize};
 
-use super::folder::FoundPicture;
+use super::item::{Item, Stamp};
 use super::settings::Settings;
+use super::shard::{Listing, Shard};
 use crate::{Error, Result, Sae, SaeSet};
 
 /// The version of the table's schema and of this file.
@@ -117,6 +120,15 @@ impl ScannedSaes {
 pub struct Contents {
     /// What the numbers depend on.
     pub settings: Settings,
+    /// What computed them: devices and the kernels that llama.cpp has for them, on which last bits depend.
+    #[serde(default)]
+    pub computed_by: BTreeSet<String>,
+    /// What was scanned; not known of parts, and of older tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<Listing>,
+    /// Which shard of that the rows are, where they are not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
     /// The SAEs.
     #[serde(flatten)]
     pub saes: ScannedSaes,
@@ -133,15 +145,17 @@ pub struct Contents {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CoveredPicture {
     pub(super) path: String,
-    pub(super) n_bytes: u64,
-    pub(super) modified_ns: u64,
+    #[serde(default)]
+    pub(super) class: Option<String>,
+    #[serde(flatten)]
+    pub(super) stamp: Stamp,
     pub(super) is_skipped: bool,
 }
 
 impl CoveredPicture {
-    pub(super) fn is_still(&self, picture: &FoundPicture) -> bool {
-        (&self.path, self.n_bytes, self.modified_ns)
-            == (&picture.path, picture.n_bytes, picture.modified_ns)
+    pub(super) fn is_still(&self, item: &Item) -> bool {
+        let class = self.class.as_deref();
+        (&self.path, class, Some(self.stamp)) == (&item.name, item.class.as_deref(), item.stamp)
     }
 }
 
@@ -149,6 +163,9 @@ impl Contents {
     pub(super) fn new(settings: Settings, saes: ScannedSaes) -> Self {
         Self {
             settings,
+            computed_by: BTreeSet::new(),
+            listing: None,
+            shard: None,
             saes,
             classes: Vec::new(),
             n_skipped: 0,
@@ -159,6 +176,15 @@ impl Contents {
     /// The number of pictures that were read.
     pub fn n_images(&self) -> u64 {
         self.classes.iter().map(|class| class.n_images).sum()
+    }
+
+    /// Adds the counts of another table of the same scan, and what computed it.
+    pub(super) fn add(&mut self, other: &Self) {
+        for class in &other.classes {
+            self.add_images(class.class.as_deref(), class.n_images);
+        }
+        self.n_skipped += other.n_skipped;
+        self.computed_by.extend(other.computed_by.iter().cloned());
     }
 
     /// Counts pictures of a class that were read.
@@ -244,9 +270,25 @@ impl Sidecar {
         Ok(Some(sidecar))
     }
 
-    pub(super) fn to_json(&self) -> Vec<u8> {
+    /// Gives a table and its sidecar, which is written to `file`, their names, the sidecar first: alone it is
+    /// nothing, so that whoever finds the table finds both. Should the program die in between, and there was an
+    /// older table, that has a sidecar that is not its own, which is an error to readers, and no wrong counts;
+    /// what the new one is made of is still there.
+    pub(super) fn publish(&self, file: NewFile, table: CompleteFile) -> Result<()> {
+        file.finish_with(&self.to_json())?;
+        table.publish()
+    }
+
+    fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec_pretty(self).expect("plain data");
         json.push(b'\n');
         json
     }
+}
+
+/// The error of a table without a sidecar, where that is needed.
+pub(super) fn no_sidecar(table: &Path) -> Error {
+    let shown = table.display();
+    Error::invalid(format!("`{shown}` has no `{shown}.json` beside it"))
+        .with_hint("give a file as a scan wrote it, with what it wrote beside it")
 }

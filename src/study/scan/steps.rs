@@ -4,11 +4,12 @@ use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
 
-use super::folder::{FoundPicture, none_read};
+use super::item::{Item, none_read};
 use super::parts::{Parts, Progress, Totals};
 use super::settings::Settings;
+use super::shard::ScanItems;
 use super::workers::{Scan, read_pictures};
-use crate::{Error, Result};
+use crate::{Error, Result, llama};
 
 /// What happens in a scan.
 #[derive(Debug)]
@@ -33,42 +34,37 @@ pub enum ScanEvent<'a> {
     },
 }
 
-/// Writes the features of `pictures` into the table `target`, from where an earlier run stopped; of several SAEs
-/// in one pass of the model.
+/// Writes the features of `items` into the table `target`, from where an earlier run stopped; of several SAEs
+/// in one pass of the model. A shard may be empty.
 /// `on_event` is told what happens.
 ///
 /// # Errors
-/// Those of [`read_pictures`], two SAEs of the same id, parts of a scan with other settings, another scan that is running, a
-/// file that cannot be written; no picture that could be read.
-pub fn scan_folder(
+/// Those of [`read_pictures`], two SAEs of the same id, parts of a scan with other settings or of another shard,
+/// another scan that is running, a file that cannot be written; without shards, no picture that could be read.
+pub fn scan_items(
     scan: &Scan<'_>,
-    pictures: &[FoundPicture],
+    items: &ScanItems,
     target: &Path,
     overwrite: Overwrite,
     on_event: &mut dyn FnMut(ScanEvent<'_>),
 ) -> Result<Totals> {
     let saes = scan.files.open_saes()?;
     on_event(ScanEvent::Checking);
-    let settings = Settings::new(
-        scan.files,
-        &saes,
-        scan.options,
-        scan.prompt,
-        scan.dir,
-        scan.cancel,
-    )?;
-    let mut parts = Parts::open(target, settings, saes, pictures)?;
-    let read = read_rest(scan, &mut parts, pictures, on_event);
+    let settings = Settings::new(scan.files, &saes, scan.options, scan.prompt, scan.cancel)?;
+    let settings = settings.for_parts(scan.dir, items.shard())?;
+    let computed_by = llama::computed_by(scan.options.gpu_layers != 0);
+    let mut parts = Parts::open(target, settings, computed_by, saes, items.items())?;
+    let read = read_rest(scan, &mut parts, items.items(), on_event);
     // Where there is no room, both fail, for the same reason.
     let read = read.and(parts.finish_part());
     let Progress { n_done, n_skipped } = parts.progress();
-    if read.is_ok() && n_done == n_skipped {
+    if read.is_ok() && n_done == n_skipped && items.shard().is_none() {
         parts.discard()?;
-        return Err(none_read(scan.dir, n_done));
+        return Err(none_read(&format!("`{}`", scan.dir.display()), n_done));
     }
     let joined = read.and_then(|()| {
         on_event(ScanEvent::Joining);
-        parts.join(overwrite, scan.cancel)
+        parts.join(items, overwrite, scan.cancel)
     });
     if joined.is_err() && n_done > 0 {
         on_event(ScanEvent::Kept { n_done });
@@ -76,16 +72,16 @@ pub fn scan_folder(
     joined
 }
 
-/// Reads the pictures that are in no part yet.
+/// Reads the items that are in no part yet.
 fn read_rest(
     scan: &Scan<'_>,
     parts: &mut Parts,
-    pictures: &[FoundPicture],
+    items: &[Item],
     on_event: &mut dyn FnMut(ScanEvent<'_>),
 ) -> Result<()> {
-    let rest: Vec<_> = pictures.iter().filter(|found| !parts.has(found)).collect();
+    let rest: Vec<_> = items.iter().filter(|item| !parts.has(item)).collect();
     on_event(ScanEvent::Reading {
-        n_done: pictures.len() - rest.len(),
+        n_done: items.len() - rest.len(),
     });
     read_pictures(scan, &rest, &mut |i, result| {
         on_event(match &result {

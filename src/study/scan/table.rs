@@ -16,7 +16,8 @@ use parquet::file::properties::WriterProperties;
 use gguf_tools::new_file::{CompleteFile, NewFile};
 
 use super::sidecar::{Checksum, ScannedSaes};
-use crate::{Error, Result};
+use super::workers::ActiveFeature;
+use crate::{Error, FeatureId, Result, SaeSet};
 
 /// Rows that are encoded or decoded at once.
 pub(super) const BATCH_ROWS: usize = 8192;
@@ -42,25 +43,12 @@ pub(super) const SAE_FIELD: TableField = ("sae", DataType::Utf8, false);
 /// Where that stands: in front of the feature.
 const SAE_COLUMN: usize = 2;
 
-/// A feature that a picture activates.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ActiveFeature {
-    /// Its index.
-    pub feature: usize,
-    /// Its activations over the image's rows, summed.
-    pub sum: f32,
-    /// The largest of them.
-    pub max: f32,
-    /// The number of image rows on which it is active.
-    pub count: usize,
-}
-
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row<'a> {
-    /// The picture's path below the scanned folder, with `/` between its parts.
+    /// The picture's name: its path below the scanned folder, or as a list has it.
     pub path: &'a str,
-    /// The name of the folder that it lies in; none directly in the scanned one.
+    /// Its class, where it has one.
     pub class: Option<&'a str>,
     /// The SAE's name, in a table of several.
     pub sae: Option<&'a str>,
@@ -81,11 +69,30 @@ fn schema(saes: &ScannedSaes) -> SchemaRef {
     ))
 }
 
-/// Writes a table. The bytes depend on the rows alone, not on how the rows came.
-pub(super) struct TableWriter {
-    shown: PathBuf,
+/// The rows of an item: for each SAE its active features.
+pub(super) fn rows_of<'a>(
+    saes: &'a SaeSet,
+    path: &'a str,
+    class: Option<&'a str>,
+    active: &'a [Vec<ActiveFeature>], // for each SAE
+) -> impl Iterator<Item = Row<'a>> {
+    active.iter().enumerate().flat_map(move |(sae, active)| {
+        active.iter().map(move |&active| Row {
+            path,
+            class,
+            sae: saes.shown_id(sae),
+            label: saes.label(FeatureId {
+                sae,
+                index: active.feature,
+            }),
+            active,
+        })
+    })
+}
+
+/// Rows that become a batch.
+pub(super) struct RowBuilder {
     schema: SchemaRef,
-    arrow: ArrowWriter<HashedFile>,
     path: StringBuilder,
     class: StringBuilder,
     sae: Option<StringBuilder>,
@@ -94,6 +101,78 @@ pub(super) struct TableWriter {
     sum: Float32Builder,
     max: Float32Builder,
     count: Int32Builder,
+}
+
+impl RowBuilder {
+    /// Of a table of the features of `saes`.
+    pub(super) fn new(saes: &ScannedSaes) -> Self {
+        Self {
+            schema: schema(saes),
+            path: StringBuilder::new(),
+            class: StringBuilder::new(),
+            sae: saes.are_named().then(StringBuilder::new),
+            feature: Int32Builder::new(),
+            label: StringBuilder::new(),
+            sum: Float32Builder::new(),
+            max: Float32Builder::new(),
+            count: Int32Builder::new(),
+        }
+    }
+
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// A row that names no SAE in a table of several.
+    pub(super) fn push(&mut self, row: &Row<'_>) -> Result<()> {
+        let int = |n: usize| i32::try_from(n).expect("features and tokens are counted in 31 bits");
+        if let Some(sae) = &mut self.sae {
+            let id = row
+                .sae
+                .ok_or_else(|| Error::invalid("a row names no SAE"))?;
+            sae.append_value(id);
+        }
+        self.path.append_value(row.path);
+        self.class.append_option(row.class);
+        self.feature.append_value(int(row.active.feature));
+        self.label.append_option(row.label);
+        self.sum.append_value(row.active.sum);
+        self.max.append_value(row.active.max);
+        self.count.append_value(int(row.active.count));
+        Ok(())
+    }
+
+    fn n_rows(&self) -> usize {
+        self.feature.len()
+    }
+
+    /// The rows since the last batch.
+    pub(super) fn finish(&mut self) -> RecordBatch {
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(self.path.finish()),
+            Arc::new(self.class.finish()),
+            Arc::new(self.feature.finish()),
+            Arc::new(self.label.finish()),
+            Arc::new(self.sum.finish()),
+            Arc::new(self.max.finish()),
+            Arc::new(self.count.finish()),
+        ];
+        if let Some(sae) = &mut self.sae {
+            columns.insert(SAE_COLUMN, Arc::new(sae.finish()));
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
+        batch.expect("columns of one length")
+    }
+}
+
+/// Writes a table. The bytes depend on the rows alone, not on how the rows came.
+pub(super) struct TableWriter {
+    shown: PathBuf,
+    rows: RowBuilder,
+    arrow: ArrowWriter<HashedFile>,
 }
 
 impl TableWriter {
@@ -112,61 +191,22 @@ impl TableWriter {
             file,
             hasher: blake3::Hasher::new(),
         };
-        let schema = schema(saes);
-        let arrow = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options)
+        let rows = RowBuilder::new(saes);
+        let arrow = ArrowWriter::try_new_with_options(file, Arc::clone(rows.schema()), options)
             .map_err(|error| parquet_error("write", &shown, error))?;
-        Ok(Self {
-            shown,
-            schema,
-            arrow,
-            path: StringBuilder::new(),
-            class: StringBuilder::new(),
-            sae: saes.are_named().then(StringBuilder::new),
-            feature: Int32Builder::new(),
-            label: StringBuilder::new(),
-            sum: Float32Builder::new(),
-            max: Float32Builder::new(),
-            count: Int32Builder::new(),
-        })
+        Ok(Self { shown, rows, arrow })
     }
 
     pub(super) fn push(&mut self, row: &Row<'_>) -> Result<()> {
-        let int = |n: usize| i32::try_from(n).expect("features and tokens are counted in 31 bits");
-        self.path.append_value(row.path);
-        self.class.append_option(row.class);
-        if let Some(sae) = &mut self.sae {
-            let id = row.sae.ok_or_else(|| {
-                Error::invalid(format!("a row of `{}` names no SAE", self.shown.display()))
-            })?;
-            sae.append_value(id);
+        self.rows.push(row)?;
+        match self.rows.n_rows() {
+            BATCH_ROWS => self.write_batch(),
+            _ => Ok(()),
         }
-        self.feature.append_value(int(row.active.feature));
-        self.label.append_option(row.label);
-        self.sum.append_value(row.active.sum);
-        self.max.append_value(row.active.max);
-        self.count.append_value(int(row.active.count));
-        if self.feature.len() == BATCH_ROWS {
-            self.write_batch()?;
-        }
-        Ok(())
     }
 
     fn write_batch(&mut self) -> Result<()> {
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(self.path.finish()),
-            Arc::new(self.class.finish()),
-            Arc::new(self.feature.finish()),
-            Arc::new(self.label.finish()),
-            Arc::new(self.sum.finish()),
-            Arc::new(self.max.finish()),
-            Arc::new(self.count.finish()),
-        ];
-        if let Some(sae) = &mut self.sae {
-            columns.insert(SAE_COLUMN, Arc::new(sae.finish()));
-        }
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
-        let batch = batch.expect("columns of one length");
-        let written = self.arrow.write(&batch);
+        let written = self.arrow.write(&self.rows.finish());
         written.map_err(|error| parquet_error("write", &self.shown, error))
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::file::ScanFile;
 use super::sidecar::{ClassSize, ScannedSaes};
-use super::table::ActiveFeature;
+use super::workers::ActiveFeature;
 use crate::labels::{find_feature, find_in_saes, is_index};
 use crate::{Error, FeatureId, FeatureName, Result};
 

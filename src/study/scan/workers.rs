@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::folder::FoundPicture;
+use super::item::Item;
 use super::settings::ScanPrompt;
-use super::table::ActiveFeature;
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
@@ -17,6 +16,19 @@ use crate::{
 
 /// Results of a worker that wait until it is their turn.
 const MAX_WAITING: usize = 8;
+
+/// A feature that a picture activates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActiveFeature {
+    /// Its index.
+    pub feature: usize,
+    /// Its activations over the image's rows, summed.
+    pub sum: f32,
+    /// The largest of them.
+    pub max: f32,
+    /// The number of image rows on which it is active.
+    pub count: usize,
+}
 
 /// The features that a picture activates.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +44,15 @@ pub struct PictureFeatures {
 pub fn jobs_at_once(options: &SessionOptions, wanted: usize) -> usize {
     let is_on_device = options.gpu_layers != 0 && llama::has_gpu();
     if is_on_device { 1 } else { wanted }
+}
+
+/// How a session computes that reads many pictures: it keeps nothing of them for later runs.
+pub(super) fn for_many_pictures(options: &SessionOptions) -> SessionOptions {
+    SessionOptions {
+        image_cache: options.image_cache.clone().map(ImageCache::read_only),
+        prompt_store: None,
+        ..options.clone()
+    }
 }
 
 /// Runs the prompt on an image and reads features, without generating.
@@ -56,7 +77,7 @@ fn read_image(
     Ok(session.run(&prompt, options)?.trace)
 }
 
-/// How the pictures of a folder are read.
+/// How pictures are read.
 pub struct Scan<'a> {
     /// The model's files.
     pub files: &'a ModelFiles,
@@ -64,7 +85,7 @@ pub struct Scan<'a> {
     pub options: &'a SessionOptions,
     /// What goes with each picture.
     pub prompt: ScanPrompt<'a>,
-    /// The folder.
+    /// The folder that is scanned, or in which relative paths begin.
     pub dir: &'a Path,
     /// Pictures at once, or as many as [`jobs_at_once`] allows; they share `options.threads` threads and the
     /// language model's weights.
@@ -84,7 +105,7 @@ pub struct Scan<'a> {
 /// When a worker panicked.
 pub fn read_pictures(
     scan: &Scan<'_>,
-    pictures: &[&FoundPicture],
+    pictures: &[&Item],
     on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
 ) -> Result<()> {
     if pictures.is_empty() {
@@ -93,9 +114,7 @@ pub fn read_pictures(
     let jobs = jobs_at_once(scan.options, scan.jobs).clamp(1, pictures.len());
     let options = SessionOptions {
         threads: (scan.options.threads / jobs).max(1),
-        image_cache: scan.options.image_cache.clone().map(ImageCache::read_only),
-        prompt_store: None,
-        ..scan.options.clone()
+        ..for_many_pictures(scan.options)
     };
     let first = HookedModel::open(scan.files, options.clone())?;
     thread::scope(|scope| {
@@ -128,7 +147,7 @@ pub fn read_pictures(
 fn work<'a>(
     model: Result<Arc<HookedModel>>,
     scan: &Scan<'_>,
-    pictures: impl Iterator<Item = &'a &'a FoundPicture>,
+    pictures: impl Iterator<Item = &'a &'a Item>,
     results: &SyncSender<Result<Result<PictureFeatures>>>,
 ) {
     let mut session = match model {
@@ -143,8 +162,12 @@ fn work<'a>(
         let result = if scan.cancel.is_cancelled() {
             Err(Error::interrupted())
         } else {
-            let path = picture.in_folder(scan.dir);
-            features_of(&mut session, &path, scan.prompt, scan.cancel)
+            features_of(
+                &mut session,
+                picture.open(scan.dir),
+                scan.prompt,
+                scan.cancel,
+            )
         };
         let is_last = result.is_err();
         if results.send(result).is_err() || is_last {
@@ -154,13 +177,13 @@ fn work<'a>(
 }
 
 /// A picture's features; the outer error is not the picture's fault.
-fn features_of(
+pub(super) fn features_of(
     session: &mut Session,
-    path: &Path,
+    picture: Result<Picture>,
     prompt: ScanPrompt<'_>,
     cancel: &CancelFlag,
 ) -> Result<Result<PictureFeatures>> {
-    let image = Picture::open(path).and_then(|picture| session.encode_image(&picture));
+    let image = picture.and_then(|picture| session.encode_image(&picture));
     let image = match image {
         Ok(image) => image,
         Err(error) if error.is_of_input() => return Ok(Err(error)),

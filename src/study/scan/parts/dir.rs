@@ -57,10 +57,7 @@ impl PartsDir {
         NewFile::create_in(&self.path, target, overwrite)
     }
 
-    /// Gives a table and its sidecar their names, the sidecar first: alone it is nothing, so that whoever
-    /// finds the table finds both. Should the program die in between, and there was an older table, that
-    /// has a sidecar that is not its own, which is an error to readers, and no wrong counts; what the
-    /// new one is made of is still there.
+    /// Gives a table and its sidecar their names, here or beside the folder.
     pub(super) fn publish(
         &self,
         table: CompleteFile,
@@ -68,8 +65,7 @@ impl PartsDir {
         target: &Path,
     ) -> Result<()> {
         let file = self.new_file(&Sidecar::path_of(target), Overwrite::Replace)?;
-        file.finish_with(&sidecar.to_json())?;
-        table.publish()
+        sidecar.publish(file, table)
     }
 
     /// The names in the folder.

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 use gguf_tools::new_file::Overwrite;
 
 use self::dir::{PartsDir, remove_part};
-use super::file::ScanFile;
-use super::folder::{FoundPicture, class_of};
+use super::item::Item;
+use super::join::Joined;
 use super::settings::Settings;
+use super::shard::ScanItems;
 use super::sidecar::{Contents, CoveredPicture, ScannedSaes, Sidecar};
-use super::table::{ActiveFeature, Row, TableWriter};
-use crate::{CancelFlag, Error, FeatureId, Result, SaeSet};
+use super::table::{TableWriter, rows_of};
+use super::table_file::TableFile;
+use super::workers::ActiveFeature;
+use crate::{CancelFlag, Error, Result, SaeSet};
 
 /// Pictures of a part, at most.
 const PART_PICTURES: usize = 64;
@@ -50,6 +53,7 @@ pub(super) struct Parts {
     dir: PartsDir,
     target: PathBuf,
     settings: Settings,
+    computed_by: String,
     saes: SaeSet,
     paths: BTreeMap<usize, PathBuf>, // of finished parts, by the position of their first picture
     next_part_idx: usize,            // behind the last part
@@ -71,8 +75,9 @@ impl Parts {
     pub(super) fn open(
         target: &Path,
         settings: Settings,
+        computed_by: String,
         saes: SaeSet,
-        pictures: &[FoundPicture],
+        items: &[Item],
     ) -> Result<Self> {
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
         let (dir, earlier) = PartsDir::open(&target)?;
@@ -80,6 +85,7 @@ impl Parts {
             dir,
             target,
             settings,
+            computed_by,
             saes,
             paths: BTreeMap::new(),
             next_part_idx: 0,
@@ -90,20 +96,17 @@ impl Parts {
             n_waiting_rows: 0,
             last_part: Instant::now(),
         };
-        let by_path: HashMap<&str, &FoundPicture> = pictures
-            .iter()
-            .map(|picture| (&*picture.path, picture))
-            .collect();
+        let by_name: HashMap<&str, &Item> = items.iter().map(|item| (&*item.name, item)).collect();
         for (part_idx, path) in earlier {
             parts.next_part_idx = part_idx + 1;
-            parts.take_up(path, &by_path)?;
+            parts.take_up(path, &by_name)?;
         }
         Ok(parts)
     }
 
     /// Whether a picture is in a finished part.
-    pub(super) fn has(&self, picture: &FoundPicture) -> bool {
-        self.done.contains(&picture.path)
+    pub(super) fn has(&self, item: &Item) -> bool {
+        self.done.contains(&item.name)
     }
 
     /// How far the scan is.
@@ -120,21 +123,23 @@ impl Parts {
     /// A part that cannot be written.
     pub(super) fn add(
         &mut self,
-        picture: &FoundPicture,
+        item: &Item,
         result: Result<Vec<Vec<ActiveFeature>>>,
     ) -> Result<()> {
         // A part has all pictures between its first and its last, so that parts have an order.
-        if self.waiting_positions.end != picture.position {
+        if self.waiting_positions.end != item.position {
             self.finish_part()?;
         }
         if self.waiting.is_empty() {
-            self.waiting_positions.start = picture.position;
+            self.waiting_positions.start = item.position;
         }
-        self.waiting_positions.end = picture.position + 1;
+        self.waiting_positions.end = item.position + 1;
         let covered = CoveredPicture {
-            path: picture.path.clone(),
-            n_bytes: picture.n_bytes,
-            modified_ns: picture.modified_ns,
+            path: item.name.clone(),
+            class: item.class.as_deref().map(str::to_owned),
+            stamp: item
+                .stamp
+                .expect("items are looked at before they are read"),
             is_skipped: result.is_err(),
         };
         let active = result.unwrap_or_default();
@@ -160,23 +165,15 @@ impl Parts {
         let saes = ScannedSaes::new(&self.saes);
         let mut table = TableWriter::new(file, &saes)?;
         let mut contents = Contents::new(self.settings.clone(), saes);
+        contents.computed_by.insert(self.computed_by.clone());
         for (covered, active) in &self.waiting {
-            let class = class_of(&covered.path);
+            let class = covered.class.as_deref();
             match covered.is_skipped {
                 true => contents.n_skipped += 1,
                 false => contents.add_images(class, 1),
             }
-            for (sae, active) in active.iter().enumerate() {
-                for &active in active {
-                    let index = active.feature;
-                    table.push(&Row {
-                        path: &covered.path,
-                        class,
-                        sae: self.saes.shown_id(sae),
-                        label: self.saes.label(FeatureId { sae, index }),
-                        active,
-                    })?;
-                }
+            for row in rows_of(&self.saes, &covered.path, class, active) {
+                table.push(&row)?;
             }
         }
         contents.pictures = self.waiting.drain(..).map(|(covered, _)| covered).collect();
@@ -189,38 +186,30 @@ impl Parts {
         Ok(())
     }
 
-    /// Joins the parts into the target and removes them. `cancel` stops it.
+    /// Joins the parts, which are of `items`, into the target and removes them. `cancel` stops it.
     ///
     /// # Errors
-    /// No picture that could be read; a part that cannot be read, a target that cannot be written, a
-    /// cancellation. The parts stay then.
-    pub(super) fn join(mut self, overwrite: Overwrite, cancel: &CancelFlag) -> Result<Totals> {
+    /// A part that cannot be read, a target that cannot be written, a cancellation. The parts stay then.
+    pub(super) fn join(
+        mut self,
+        items: &ScanItems,
+        overwrite: Overwrite,
+        cancel: &CancelFlag,
+    ) -> Result<Totals> {
         self.finish_part()?;
         check_output(&self.target, overwrite)?;
-        let file = self.dir.new_file(&self.target, overwrite)?;
-        let saes = ScannedSaes::new(&self.saes);
-        let mut table = TableWriter::new(file, &saes)?;
-        let mut contents = Contents::new(self.settings.for_all_to_see(), saes);
-        let mut n_rows = 0;
-        for path in self.paths.values() {
-            if cancel.is_cancelled() {
-                return Err(Error::interrupted());
-            }
-            let (part, of_part) = ScanFile::open_whole(path)?;
-            for class in &of_part.classes {
-                contents.add_images(class.class.as_deref(), class.n_images);
-            }
-            contents.n_skipped += of_part.n_skipped;
-            n_rows += part.n_rows();
-            part.for_each_row(&mut |row| table.push(&row))?;
-        }
-        let totals = Totals {
-            n_images: contents.n_images(),
-            n_skipped: contents.n_skipped,
-            n_rows,
+        let settings = self.settings.for_all_to_see();
+        let contents = Contents {
+            listing: Some(items.listing().clone()),
+            shard: items.shard(),
+            ..Contents::new(settings, ScannedSaes::new(&self.saes))
         };
-        let (checksum, table) = table.finish()?;
-        let sidecar = Sidecar::new(checksum, contents);
+        let file = self.dir.new_file(&self.target, overwrite)?;
+        let mut joined = Joined::new(file, contents)?;
+        for path in self.paths.values() {
+            joined.add(path, cancel)?;
+        }
+        let (totals, table, sidecar) = joined.finish()?;
         self.dir.publish(table, &sidecar, &self.target)?;
         self.paths.values().try_for_each(|path| remove_part(path))?;
         Ok(totals)
@@ -235,9 +224,9 @@ impl Parts {
     }
 
     /// Takes up a part that an earlier run finished.
-    fn take_up(&mut self, path: PathBuf, pictures: &HashMap<&str, &FoundPicture>) -> Result<()> {
+    fn take_up(&mut self, path: PathBuf, items: &HashMap<&str, &Item>) -> Result<()> {
         let shown = path.display();
-        let Ok((_, contents)) = ScanFile::open_whole(&path) else {
+        let Ok((_, contents)) = TableFile::open_whole(&path) else {
             log::warn!("`{shown}` is damaged: its pictures are read again");
             return remove_part(&path);
         };
@@ -252,8 +241,8 @@ impl Parts {
             ));
         }
         let is_still = |covered: &CoveredPicture| {
-            let picture = pictures.get(&*covered.path);
-            picture.is_some_and(|picture| covered.is_still(picture))
+            let item = items.get(&*covered.path);
+            item.is_some_and(|item| covered.is_still(item))
         };
         if let Some(changed) = contents.pictures.iter().find(|covered| !is_still(covered)) {
             log::warn!(
@@ -263,8 +252,8 @@ impl Parts {
             return remove_part(&path);
         }
         let mut covered = contents.pictures.iter().map(|covered| &*covered.path);
-        let first = covered.clone().next().and_then(|path| pictures.get(path));
-        match first.map(|picture| picture.position) {
+        let first = covered.clone().next().and_then(|path| items.get(path));
+        match first.map(|item| item.position) {
             Some(position) if !covered.any(|path| self.done.contains(path)) => {
                 self.note(contents, position, path);
                 Ok(())

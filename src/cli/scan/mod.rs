@@ -1,27 +1,41 @@
-//! `scan`: the features of a folder of pictures, as a Parquet file.
+//! `scan`: the features of many pictures, as a Parquet file.
+
+mod items;
+mod merge;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use gguf_tools::new_file::{Overwrite, check_is_no_input};
-use llava_sae_cpp::CancelFlag;
-use llava_sae_cpp::scan::{Scan, ScanEvent, check_output, jobs_at_once, scan_folder};
+use llava_sae_cpp::scan::{Scan, ScanEvent, Totals, check_output, jobs_at_once, scan_items};
+use llava_sae_cpp::{CancelFlag, ModelFiles};
 
+use self::items::ItemArgs;
+use self::merge::MergeArgs;
 use super::args::{ModelArgs, TextArgs};
-use super::folder::{pictures_in, warn_of_gap};
+use super::folder::warn_of_gap;
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Spinner, Verbosity};
 
-/// Write the features of a folder of pictures into a Parquet file
+/// Write the features of many pictures into a Parquet file
 #[derive(Args)]
 #[command(after_long_help = COLUMNS)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(disable_help_subcommand = true)]
 pub(super) struct ScanArgs {
-    /// The folder; pictures in folders below it have a class, their folder's name
-    dir: PathBuf,
+    #[command(subcommand)]
+    command: Option<ScanCommand>,
+    #[command(flatten)]
+    items: ItemArgs,
     /// The Parquet file to write
-    #[arg(short, long, value_name = "FILE.parquet")]
-    output: PathBuf,
+    #[arg(
+        short,
+        long,
+        value_name = "FILE.parquet",
+        required = true
+    )]
+    output: Option<PathBuf>,
     /// Pictures that are read at once; they share the threads and the language model's weights
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
@@ -34,11 +48,17 @@ pub(super) struct ScanArgs {
     model: ModelArgs,
 }
 
+/// What else can be done with scans; a folder of such a name is `./merge`.
+#[derive(Subcommand)]
+enum ScanCommand {
+    Merge(MergeArgs),
+}
+
 const COLUMNS: &str = "\
 A row for each picture and feature that it activates (on the image's rows), pictures by path, SAEs as they
 are given, features by index:
-  path     string          below the folder, with / between its parts
-  class    string or null  the name of the folder that it lies in; null directly in the scanned one
+  path     string          below the folder, with / between its parts; of a list, as it stands there
+  class    string or null  the manifest's; without one, the name of the folder in the path
   sae      string          the SAE's id; with several SAEs alone
   feature  int32           the feature's index
   label    string or null  its label
@@ -47,11 +67,11 @@ are given, features by index:
   count    int32           the number of image rows on which it is active
 
 FILE.parquet.json says how many images of each class there are, how many were skipped, with which model
-and settings, and the table's checksum; `top` reads both.
+and settings, what computed them, which pictures they are of, and the table's checksum; `top` reads both.
 
 What is done is kept in FILE.parquet.parts until all is: after an interruption, the same command resumes. A
-picture that cannot be read is reported and skipped. Hidden files, and those that systems keep for
-themselves, are left out; a file is a picture by its name or by its first bytes.
+picture that cannot be read or is not there is reported and skipped. In a folder, hidden files, and those that systems keep for
+themselves, are left out, and a file is a picture by its name or by its first bytes.
 
 Examples:
   llava-sae-cpp scan -d llava-gemma-2b pictures/ -o features.parquet
@@ -60,18 +80,45 @@ Examples:
       Four at once, with a quarter of the cores each
   llava-sae-cpp scan -d gemma --sae layer-6.gguf --sae layer-12.gguf pictures/ -o both.parquet
       Two SAEs in one pass of the model, at the cost of both encoders
+  llava-sae-cpp scan -d llava-gemma-2b --manifest train.csv -o features.parquet
+      The pictures that a table lists, with its classes
+  find photos -name '*.jpg' -print0 | llava-sae-cpp scan -d llava-gemma-2b -0 - -o features.parquet
+      … or that another program does
+  llava-sae-cpp scan -d llava-gemma-2b pictures/ --shard 3/64 -o shard-3.parquet
+      The third of 64 shards, on one of many machines
+  llava-sae-cpp scan merge shard-*.parquet -o features.parquet
+      … and all of them become the table of one scan
   llava-sae-cpp top features.parquet --class pizza
       What pictures in folders called `pizza` activate more than the others";
 
+impl ScanArgs {
+    /// The model's files, which have been looked at.
+    fn opened_files(
+        &self,
+        verbosity: Verbosity,
+        cancel: &CancelFlag,
+    ) -> llava_sae_cpp::Result<ModelFiles> {
+        let files = self.model.announced_files(verbosity, cancel)?;
+        files.check()?;
+        files.projector()?;
+        Ok(files)
+    }
+}
+
 pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
+    if let Some(ScanCommand::Merge(args)) = &args.command {
+        return merge::run(args, verbosity, &cancel);
+    }
+    let output = args.output.as_ref().expect("clap requires it");
     let overwrite = Overwrite::if_forced(args.force);
-    check_output(&args.output, overwrite)?;
-    let pictures = pictures_in(&args.dir, verbosity)?;
-    let inputs = pictures.iter().map(|picture| picture.in_folder(&args.dir));
-    check_is_no_input(&args.output, inputs.chain(args.model.given_files()))?;
-    let files = args.model.announced_files(verbosity, &cancel)?;
-    files.check()?;
-    files.projector()?;
+    check_output(output, overwrite)?;
+    let items = args.items.read(verbosity)?;
+    let dir = args.items.base();
+    let inputs = items.items().iter().map(|item| item.file(&dir));
+    let other_inputs = args.model.given_files().into_iter();
+    let other_inputs = other_inputs.chain(args.items.manifest().cloned());
+    check_is_no_input(output, inputs.chain(other_inputs))?;
+    let files = args.opened_files(verbosity, &cancel)?;
     let options = args.model.options()?;
     args.model.probe(&files, &options, verbosity, &cancel)?;
     let jobs = jobs_at_once(&options, args.jobs.get());
@@ -82,17 +129,18 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
         files: &files,
         options: &options,
         prompt: args.prompt.scanned(),
-        dir: &args.dir,
+        dir: &dir,
         jobs,
         cancel: &cancel,
     };
-    let totals = scan_folder(
-        &scan,
-        &pictures,
-        &args.output,
-        overwrite,
-        &mut shown(pictures.len(), verbosity),
-    )?;
+    let shown = &mut shown(items.items().len(), verbosity);
+    let totals = scan_items(&scan, &items, output, overwrite, shown)?;
+    warn_of_skipped(&totals);
+    Ok(Outcome::Done)
+}
+
+/// Says that pictures are missing.
+fn warn_of_skipped(totals: &Totals) {
     if totals.n_skipped > 0 {
         let n_pictures = totals.n_images + totals.n_skipped;
         warn_of_gap(&format!(
@@ -100,7 +148,6 @@ pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
             totals.n_skipped
         ));
     }
-    Ok(Outcome::Done)
 }
 
 /// Shows what happens in a scan of so many pictures, on stderr.
