@@ -129,8 +129,9 @@ pub(crate) fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
     let cancel = match &cli.command {
-        // It only reads, so that it can end at once.
+        // They only read, so that they can end at once.
         Some(Command::Top(_)) => CancelFlag::default(),
+        Some(Command::Scan(args)) if args.is_worker() => CancelFlag::default(),
         _ => stop_on_ctrl_c(),
     };
     let result = match cli.command {

@@ -72,6 +72,7 @@ mod scan_resume;
 mod scan_several;
 mod scan_shards;
 mod scan_top;
+mod scan_worker;
 mod screen;
 #[cfg(feature = "serve")]
 mod serve;

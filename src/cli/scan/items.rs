@@ -19,7 +19,7 @@ const STDIN: &str = "-";
 pub(super) struct ItemArgs {
     /// The folder; pictures in folders below it have a class, their folder's name. `-` reads paths from stdin, a
     /// line each. With a manifest, where its relative paths begin [default: the manifest's folder]
-    #[arg(required_unless_present = "manifest")]
+    #[arg(required_unless_present_any = ["manifest", "worker"])]
     dir: Option<PathBuf>,
     /// Scan the pictures that this table lists, Parquet, CSV or JSON lines (by its name), in the column `path`, and
     /// take classes from its column `class`, if it has one

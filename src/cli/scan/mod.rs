@@ -2,6 +2,7 @@
 
 mod items;
 mod merge;
+mod worker;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -33,9 +34,13 @@ pub(super) struct ScanArgs {
         short,
         long,
         value_name = "FILE.parquet",
-        required = true
+        required_unless_present = "worker"
     )]
     output: Option<PathBuf>,
+    /// Stay warm: read paths or pictures from stdin, a line each, and answer each with a batch of rows on stdout, in
+    /// Arrow's stream format
+    #[arg(long, conflicts_with_all = ["dir", "manifest", "null", "shard", "output", "jobs", "force"])]
+    worker: bool,
     /// Pictures that are read at once; they share the threads and the language model's weights
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
@@ -88,10 +93,17 @@ Examples:
       The third of 64 shards, on one of many machines
   llava-sae-cpp scan merge shard-*.parquet -o features.parquet
       … and all of them become the table of one scan
+  echo photo.jpg | llava-sae-cpp scan -d llava-gemma-2b --worker > answers.arrows
+      A process that other programs keep, and give pictures one after another (docs/scans.md)
   llava-sae-cpp top features.parquet --class pizza
       What pictures in folders called `pizza` activate more than the others";
 
 impl ScanArgs {
+    /// Whether it is a worker, which writes nothing but its answers and so may end at any time.
+    pub(super) fn is_worker(&self) -> bool {
+        self.worker
+    }
+
     /// The model's files, which have been looked at.
     fn opened_files(
         &self,
@@ -108,6 +120,9 @@ impl ScanArgs {
 pub(super) fn run(args: ScanArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
     if let Some(ScanCommand::Merge(args)) = &args.command {
         return merge::run(args, verbosity, &cancel);
+    }
+    if args.worker {
+        return worker::run(&args, verbosity, &cancel);
     }
     let output = args.output.as_ref().expect("clap requires it");
     let overwrite = Overwrite::if_forced(args.force);

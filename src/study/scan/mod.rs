@@ -5,6 +5,7 @@
 //!   ─► workers.rs: a session a thread ─► features of each, in order
 //!   ─► parts.rs: small files beside the target, so that a run can go on where it stopped
 //!   ─► join.rs: the target ─► top.rs: the images of a feature, the features of a class
+//! worker.rs: lines, one after another ─► features of each ─► batches
 //! merge.rs: shards ─► agree.rs: whether they are of one scan ─► join.rs
 //! ```
 //!
@@ -28,6 +29,7 @@ mod steps;
 mod table;
 mod table_file;
 mod top;
+mod worker;
 mod workers;
 
 pub use file::{NoContents, ScanFile};
@@ -45,6 +47,7 @@ pub use top::{
     By, ClassFeature, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class,
     images_of_feature,
 };
+pub use worker::answer;
 pub use workers::{ActiveFeature, PictureFeatures, Scan, jobs_at_once, read_pictures};
 
 pub(in crate::study) use item::none_read;
