@@ -62,4 +62,6 @@ pub use sae_core::{
     Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
     rank, saved_set, steering,
 };
-pub use study::{ScoredRun, Sweep, baseline, metrics, reproduce, scan};
+#[cfg(feature = "scan")]
+pub use study::scan;
+pub use study::{ScoredRun, Sweep, baseline, metrics, pictures, reproduce};

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use llava_sae_cpp::chat::{Chat, ChatTemplate};
+use llava_sae_cpp::pictures::ScanPrompt;
 use llava_sae_cpp::probe::{ProbeOptions, probe};
-use llava_sae_cpp::scan::ScanPrompt;
 use llava_sae_cpp::{
     CancelFlag, FlashAttention, ImageCache, ImageEmbeddings, ImagePrep, KvType, ModelFiles,
     Picture, Prompt, PromptForm, PromptStore, Sampling, Session, SessionOptions, demo,

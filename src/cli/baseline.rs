@@ -6,7 +6,7 @@ use clap::Args;
 use gguf_tools::new_file::Overwrite;
 use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::baseline::measure;
-use llava_sae_cpp::scan::Scan;
+use llava_sae_cpp::pictures::Scan;
 use llava_sae_cpp::{CancelFlag, Error};
 
 use super::args::{ModelArgs, TextArgs};

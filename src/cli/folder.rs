@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::scan::{Folder, Item, PICTURE_EXTENSIONS};
+use llava_sae_cpp::pictures::{Folder, Item, PICTURE_EXTENSIONS};
 use llava_sae_cpp::{Error, Result};
 
 use super::progress::Verbosity;

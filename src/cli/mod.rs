@@ -9,6 +9,7 @@ mod export_cvec;
 mod feature;
 mod features;
 mod folder;
+#[cfg(feature = "scan")]
 mod globs;
 mod hints;
 mod interventions;
@@ -21,11 +22,13 @@ mod progress;
 #[cfg(feature = "pull")]
 mod pull;
 mod reproduce;
+#[cfg(feature = "scan")]
 mod scan;
 mod seen;
 #[cfg(feature = "serve")]
 mod serve;
 mod sweep;
+#[cfg(feature = "scan")]
 mod top;
 
 use std::process::ExitCode;
@@ -66,7 +69,9 @@ enum Command {
     Pull(pull::PullArgs),
     Baseline(baseline::BaselineArgs),
     ExportCvec(export_cvec::ExportCvecArgs),
+    #[cfg(feature = "scan")]
     Scan(scan::ScanArgs),
+    #[cfg(feature = "scan")]
     Top(top::TopArgs),
     Reproduce(reproduce::ReproduceArgs),
     #[cfg(feature = "serve")]
@@ -130,7 +135,9 @@ pub(crate) fn main() -> ExitCode {
     cli.verbosity.start_logging();
     let cancel = match &cli.command {
         // They only read, so that they can end at once.
+        #[cfg(feature = "scan")]
         Some(Command::Top(_)) => CancelFlag::default(),
+        #[cfg(feature = "scan")]
         Some(Command::Scan(args)) if args.is_worker() => CancelFlag::default(),
         _ => stop_on_ctrl_c(),
     };
@@ -147,7 +154,9 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Pull(args)) => pull::run(args, cli.verbosity, cancel),
         Some(Command::Baseline(args)) => baseline::run(args, cli.verbosity, cancel),
         Some(Command::ExportCvec(args)) => export_cvec::run(args, cli.verbosity, cancel),
+        #[cfg(feature = "scan")]
         Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),
+        #[cfg(feature = "scan")]
         Some(Command::Top(args)) => top::run(&args),
         Some(Command::Reproduce(args)) => reproduce::run(args, cli.verbosity, cancel),
         #[cfg(feature = "serve")]

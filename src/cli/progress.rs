@@ -90,6 +90,7 @@ impl Counter {
     }
 
     /// The same bar with things that are done already, which say nothing about the time that is left.
+    #[cfg(feature = "scan")]
     pub(super) fn begun_at(self, n_done: usize) -> Self {
         self.0.set_position(n_done as u64);
         self.0.reset_eta();

@@ -2,7 +2,7 @@
 
 use gguf_tools::sae::Baseline;
 
-use super::scan::{ActiveFeature, Item, Scan, none_read, read_pictures};
+use super::pictures::{ActiveFeature, Item, Scan, none_read, read_pictures};
 use crate::{Result, SaeSet};
 
 /// Measures what the features of `saes`, which are those of `scan.files`, usually do on the image rows of

@@ -3,8 +3,11 @@
 
 pub mod baseline;
 pub(crate) mod control_vector;
+mod identity;
 pub mod metrics;
+pub mod pictures;
 pub mod reproduce;
+#[cfg(feature = "scan")]
 pub mod scan;
 mod sweep;
 

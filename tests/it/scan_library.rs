@@ -5,7 +5,8 @@ use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::baseline::measure;
-use llava_sae_cpp::scan::{Folder, Scan, ScanEvent, ScanFile, ScanItems, ScanPrompt, scan_items};
+use llava_sae_cpp::pictures::{Folder, Scan, ScanPrompt};
+use llava_sae_cpp::scan::{ScanEvent, ScanFile, ScanItems, scan_items};
 use llava_sae_cpp::{CancelFlag, PromptForm, SessionOptions, demo};
 
 use crate::scan::{add, folder, rows};

@@ -1,6 +1,7 @@
 //! Scans, their tables and baselines with several SAEs: in one pass, what each SAE gives alone.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -14,6 +15,7 @@ use crate::command_line::{json, names, run, stdout};
 use crate::fixture::Fixture;
 use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, two_classes, with_sidecar};
 use crate::scan_top::{list, number, rewrite};
+use crate::scan_worker::{answer, worker};
 use crate::several_saes::{sae_at, with};
 
 /// SAEs of three places, which are neither in the order of their names nor in that of the blocks.
@@ -364,4 +366,33 @@ fn baselines_of_several_are_those_of_each() {
         let copy = copies.join(sae.file_name().expect("a file's name"));
         assert!(read(sae) == read(&copy), "{sae:?}");
     }
+}
+
+/// Shards and a worker of several SAEs, whose rows name theirs.
+#[test]
+fn shards_and_workers_of_several() {
+    let Scans { dir, all, .. } = scans();
+    let saes = saes(&folder("several-shards-saes"));
+    let out = folder("several-shards");
+    let shards = [1, 2].map(|index| out.join(format!("{index}.parquet")));
+    for (index, shard) in ["1/2", "2/2"].into_iter().zip(&shards) {
+        write(dir, shard, &saes, &["--shard", index]);
+    }
+    let merged = out.join("merged.parquet");
+    let [first, second] = shards.each_ref().map(|shard| text(shard));
+    stdout(&["scan", "merge", "-q", second, first, "-o", text(&merged)]);
+    assert!(with_sidecar(&merged) == with_sidecar(all));
+
+    let (child, mut stdin, mut answers) = worker(dir, &model(&saes));
+    stdin.write_all(b"guitar.png\nno.png\n").expect("it reads");
+    drop(stdin);
+    let mut expected = rows(all);
+    expected.retain(|row| row.path == "guitar.png");
+    let batch = answers.next().expect("an answer").expect("a batch");
+    let answered = answer(&batch, 0);
+    assert_eq!(answered, Ok(expected));
+    let batch = answers.next().expect("an answer").expect("a batch");
+    assert!(answer(&batch, 1).is_err());
+    assert!(answers.next().is_none());
+    assert!(child.wait_with_output().expect("it ends").status.success());
 }

@@ -14,10 +14,15 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::bad_input::check;
 use crate::command_line::{names, program};
+#[cfg(target_os = "linux")]
+use crate::fixture::Fixture;
 use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, two_classes};
 
 /// A worker in `dir`, its stdin, and its stream of answers.
-fn worker(dir: &Path, args: &[&str]) -> (Child, ChildStdin, StreamReader<BufReader<ChildStdout>>) {
+pub(crate) fn worker(
+    dir: &Path,
+    args: &[&str],
+) -> (Child, ChildStdin, StreamReader<BufReader<ChildStdout>>) {
     let mut child = program()
         .current_dir(dir)
         .args(["scan", "--worker", "-t", "1"])
@@ -34,7 +39,7 @@ fn worker(dir: &Path, args: &[&str]) -> (Child, ChildStdin, StreamReader<BufRead
 }
 
 /// The rows of an answer, and what it says is wrong.
-fn answer(batch: &RecordBatch, input: i64) -> Result<Vec<OwnedRow>, String> {
+pub(crate) fn answer(batch: &RecordBatch, input: i64) -> Result<Vec<OwnedRow>, String> {
     let column = |name: &str| batch.column_by_name(name).expect("it is there");
     let text = |name: &str| column(name).as_string::<i32>().clone();
     let int = |name: &str| column(name).as_primitive::<Int32Type>().clone();
@@ -55,7 +60,9 @@ fn answer(batch: &RecordBatch, input: i64) -> Result<Vec<OwnedRow>, String> {
     let row = |i| OwnedRow {
         path: text("path").value(i).to_owned(),
         class: optional("class", i),
-        sae: None,
+        sae: batch
+            .column_by_name("sae")
+            .map(|_| text("sae").value(i).to_owned()),
         feature: int("feature").value(i) as usize,
         label: optional("label", i),
         sum: float("sum").value(i),
@@ -228,4 +235,36 @@ fn workers_that_end() {
     refused(&[text(&dir)], "DIR");
     refused(&["--shard", "1/2"], "--shard");
     refused(&["--jobs", "2"], "--jobs");
+}
+
+/// What a worker holds in memory does not grow with what it has answered; `scripts/check-worker.sh` asks 20,000 times.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_workers_memory_stays() {
+    let dir = folder("worker-memory");
+    let names = Fixture::Demo.picture_names();
+    for name in &names {
+        fs::copy(Fixture::Demo.picture(name), dir.join(name)).expect("a copy");
+    }
+    let (child, mut stdin, mut answers) = worker(&dir, &["--image-cache", "0"]);
+    let mut ask = |n_rounds: usize| {
+        for name in (0..n_rounds).flat_map(|_| &names) {
+            let data = BASE64_STANDARD.encode(fs::read(dir.join(name)).expect("a picture"));
+            let line = format!("{name}\n{{\"path\": \"{name}\", \"data\": \"{data}\"}}\n{{\n");
+            stdin.write_all(line.as_bytes()).expect("it reads");
+            for is_answered in [true, true, false] {
+                let batch = answers.next().expect("an answer").expect("a batch");
+                let error = batch.column_by_name("error").expect("it is there");
+                assert_eq!(error.is_null(0), is_answered);
+            }
+        }
+        let statm = fs::read_to_string(format!("/proc/{}/statm", child.id())).expect("Linux");
+        let pages = statm.split(' ').nth(1).expect("resident pages");
+        pages.parse::<f64>().expect("a number")
+    };
+    let warm = ask(3);
+    let later = ask(6);
+    assert!(later < 1.03 * warm, "{warm} and {later} pages");
+    drop(stdin);
+    assert!(child.wait_with_output().expect("it ends").status.success());
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Gguf, Overwrite, ShardName, TensorInfo, Writer};
-use llava_sae_cpp::scan::{ScanPrompt, Settings};
+use llava_sae_cpp::pictures::ScanPrompt;
+use llava_sae_cpp::scan::Settings;
 use llava_sae_cpp::{CancelFlag, ModelFiles, PromptForm, SessionOptions};
 
 use crate::bad_input::check;

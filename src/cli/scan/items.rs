@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::scan::{Item, ItemList, ScanItems, Separator, Shard};
+use llava_sae_cpp::pictures::Item;
+use llava_sae_cpp::scan::{ItemList, ScanItems, Separator, Shard};
 use llava_sae_cpp::{Error, Result};
 
 use crate::cli::folder::pictures_in;

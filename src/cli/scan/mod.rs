@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use gguf_tools::new_file::{Overwrite, check_is_no_input};
-use llava_sae_cpp::scan::{Scan, ScanEvent, Totals, check_output, jobs_at_once, scan_items};
+use llava_sae_cpp::pictures::{Scan, jobs_at_once};
+use llava_sae_cpp::scan::{ScanEvent, Totals, check_output, scan_items};
 use llava_sae_cpp::{CancelFlag, ModelFiles};
 
 use self::items::ItemArgs;

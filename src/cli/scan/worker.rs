@@ -4,7 +4,8 @@ use std::io::{self, BufReader, ErrorKind};
 use std::path::Path;
 
 use llava_sae_cpp::CancelFlag;
-use llava_sae_cpp::scan::{Scan, answer};
+use llava_sae_cpp::pictures::Scan;
+use llava_sae_cpp::scan::answer;
 
 use super::ScanArgs;
 use crate::cli::outcome::{CommandResult, Outcome};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::protocol::Protocol;
 use super::verdict::{Claim, ClassReading, SteeredPicture, Verdict};
 use crate::llama;
-use crate::study::scan::identity;
+use crate::study::identity::identity;
 use crate::{CancelFlag, ModelFiles, Result, SessionOptions};
 
 /// What became of a protocol, and of what it was run with.

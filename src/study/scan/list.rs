@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
-use super::item::{Item, folder_of};
 use super::lines::{Line, next_line, path_of};
 use super::manifest;
+use crate::study::pictures::{Item, folder_of};
 use crate::{Error, Result};
 
 /// Bytes of the longest path.

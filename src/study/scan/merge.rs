@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use gguf_tools::new_file::{NewFile, Overwrite};
 
 use super::agree::Agreement;
-use super::item::none_read;
 use super::join::Joined;
 use super::parts::{Totals, check_output};
 use super::sidecar::{Contents, Sidecar, no_sidecar};
+use crate::study::pictures::none_read;
 use crate::{CancelFlag, Error, Result};
 
 /// Numbers that an error lists.

@@ -1,8 +1,8 @@
 //! The features of many pictures, as one Parquet file, and what can be asked of it.
 //!
 //! ```text
-//! folder.rs, list.rs: items, sorted ─► shard.rs: all, or a range of them
-//!   ─► workers.rs: a session a thread ─► features of each, in order
+//! a folder, or list.rs: items, sorted ─► shard.rs: all, or a range of them
+//!   ─► pictures::read_pictures: features of each, in order
 //!   ─► parts.rs: small files beside the target, so that a run can go on where it stopped
 //!   ─► join.rs: the target ─► top.rs: the images of a feature, the features of a class
 //! worker.rs: lines, one after another ─► features of each ─► batches
@@ -14,8 +14,6 @@
 
 mod agree;
 mod file;
-mod folder;
-mod item;
 mod join;
 mod lines;
 mod list;
@@ -30,15 +28,12 @@ mod table;
 mod table_file;
 mod top;
 mod worker;
-mod workers;
 
 pub use file::{NoContents, ScanFile};
-pub use folder::{Folder, PICTURE_EXTENSIONS};
-pub use item::Item;
 pub use list::{ItemList, Separator};
 pub use merge::merge;
 pub use parts::{Totals, check_output};
-pub use settings::{ScanPrompt, Settings};
+pub use settings::Settings;
 pub use shard::{Listing, ScanItems, Shard};
 pub use sidecar::{ClassSize, Contents, ScannedSae, ScannedSaes};
 pub use steps::{ScanEvent, scan_items};
@@ -48,7 +43,3 @@ pub use top::{
     images_of_feature,
 };
 pub use worker::answer;
-pub use workers::{ActiveFeature, PictureFeatures, Scan, jobs_at_once, read_pictures};
-
-pub(in crate::study) use item::none_read;
-pub(in crate::study) use settings::identity;

@@ -1,8 +1,6 @@
 //! What the numbers of a scan depend on, so that only a run of the same kind goes on with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use gguf_tools::gguf::Gguf;
@@ -10,20 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::shard::Shard;
 use crate::llama;
+use crate::study::identity::identity;
+use crate::study::pictures::ScanPrompt;
 use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SaeSet, SessionOptions};
 
 /// What stands in parts only: the folder, since a finished file holds no path of the machine, and the shard.
 const FOLDER: &str = "folder";
 const SHARD: &str = "shard";
-
-/// The text that goes with each picture.
-#[derive(Clone, Copy, Debug)]
-pub struct ScanPrompt<'a> {
-    /// The text.
-    pub text: &'a str,
-    /// How it is understood.
-    pub form: PromptForm,
-}
 
 /// What the numbers depend on, by name: the program's version, the model's files by length and hash, the prompt, how
 /// pictures are prepared, and how llama.cpp computes.
@@ -127,23 +118,4 @@ impl Settings {
         let differences: Vec<_> = names.into_iter().filter_map(difference).collect();
         differences.join("; ")
     }
-}
-
-/// A file's length and hash.
-pub(in crate::study) fn identity(path: &Path, cancel: &CancelFlag) -> Result<String> {
-    let read_error = || Error::io("read", path);
-    let mut file = File::open(path).map_err(read_error())?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        if cancel.is_cancelled() {
-            return Err(Error::interrupted());
-        }
-        match file.read(&mut buffer).map_err(read_error())? {
-            0 => break,
-            n_read => hasher.update(&buffer[..n_read]),
-        };
-    }
-    let hash = hasher.finalize().to_hex();
-    Ok(format!("{} bytes, blake3 {hash}", hasher.count()))
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::item::Item;
+use crate::study::pictures::Item;
 
 /// The largest number of shards.
 const MAX_SHARDS: u32 = 1_000_000;

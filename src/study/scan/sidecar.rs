@@ -11,9 +11,9 @@ use std::sync::Arc;
 use gguf_tools::new_file::{CompleteFile, NewFile};
 use serde::{Deserialize, Serialize};
 
-use super::item::{Item, Stamp};
 use super::settings::Settings;
 use super::shard::{Listing, Shard};
+use crate::study::pictures::{Item, Stamp};
 use crate::{Error, Result, Sae, SaeSet};
 
 /// The version of the table's schema and of this file.

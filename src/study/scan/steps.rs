@@ -4,11 +4,11 @@ use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
 
-use super::item::{Item, none_read};
 use super::parts::{Parts, Progress, Totals};
 use super::settings::Settings;
 use super::shard::ScanItems;
-use super::workers::{Scan, read_pictures};
+use crate::study::pictures::{Item, none_read};
+use crate::study::pictures::{Scan, read_pictures};
 use crate::{Error, Result, llama};
 
 /// What happens in a scan.

@@ -16,7 +16,7 @@ use parquet::file::properties::WriterProperties;
 use gguf_tools::new_file::{CompleteFile, NewFile};
 
 use super::sidecar::{Checksum, ScannedSaes};
-use super::workers::ActiveFeature;
+use crate::study::pictures::ActiveFeature;
 use crate::{Error, FeatureId, Result, SaeSet};
 
 /// Rows that are encoded or decoded at once.

@@ -18,7 +18,7 @@ use parquet::arrow::arrow_reader::{
 use super::file::NoContents;
 use super::sidecar::{Checksum, Contents, ScannedSae, ScannedSaes, Sidecar, no_sidecar};
 use super::table::{BATCH_ROWS, FIELDS, Row, SAE_FIELD, TableField, WRITER, parquet_error};
-use super::workers::ActiveFeature;
+use crate::study::pictures::ActiveFeature;
 use crate::{Error, Result};
 
 /// Ends a Parquet file, behind the length of its footer in 4 bytes.

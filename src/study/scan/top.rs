@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::file::ScanFile;
 use super::sidecar::{ClassSize, ScannedSaes};
-use super::workers::ActiveFeature;
 use crate::labels::{find_feature, find_in_saes, is_index};
+use crate::study::pictures::ActiveFeature;
 use crate::{Error, FeatureId, FeatureName, Result};
 
 /// Classes that an error lists.

@@ -12,13 +12,13 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::item::Item;
 use super::lines::{Line, json_reason, next_line, path_of};
 use super::list::{Class, given, item_of};
 use super::settings::Settings;
 use super::sidecar::ScannedSaes;
 use super::table::{RowBuilder, rows_of};
-use super::workers::{PictureFeatures, Scan, features_of, for_many_pictures};
+use crate::study::pictures::Item;
+use crate::study::pictures::{PictureFeatures, Scan, features_of, for_many_pictures};
 use crate::{Error, HookedModel, Picture, Result, SaeSet, Session, llama};
 
 /// Bytes of the longest line: a picture of 192 MiB in base64.

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use gguf_tools::new_file::Overwrite;
 
 use self::dir::{PartsDir, remove_part};
-use super::item::Item;
 use super::join::Joined;
 use super::settings::Settings;
 use super::shard::ScanItems;
 use super::sidecar::{Contents, CoveredPicture, ScannedSaes, Sidecar};
 use super::table::{TableWriter, rows_of};
 use super::table_file::TableFile;
-use super::workers::ActiveFeature;
+use crate::study::pictures::ActiveFeature;
+use crate::study::pictures::Item;
 use crate::{CancelFlag, Error, Result, SaeSet};
 
 /// Pictures of a part, at most.

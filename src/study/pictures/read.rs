@@ -6,12 +6,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::item::Item;
-use super::settings::ScanPrompt;
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
     Activations, CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, Kinds,
-    ModelFiles, Picture, Result, RunOptions, Sae, Session, SessionOptions, Trace,
+    ModelFiles, Picture, PromptForm, Result, RunOptions, Sae, Session, SessionOptions, Trace,
 };
 
 /// Results of a worker that wait until it is their turn.
@@ -47,7 +46,7 @@ pub fn jobs_at_once(options: &SessionOptions, wanted: usize) -> usize {
 }
 
 /// How a session computes that reads many pictures: it keeps nothing of them for later runs.
-pub(super) fn for_many_pictures(options: &SessionOptions) -> SessionOptions {
+pub(in crate::study) fn for_many_pictures(options: &SessionOptions) -> SessionOptions {
     SessionOptions {
         image_cache: options.image_cache.clone().map(ImageCache::read_only),
         prompt_store: None,
@@ -75,6 +74,15 @@ fn read_image(
         ..RunOptions::default()
     };
     Ok(session.run(&prompt, options)?.trace)
+}
+
+/// The text that goes with each picture.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanPrompt<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// How it is understood.
+    pub form: PromptForm,
 }
 
 /// How pictures are read.
@@ -177,7 +185,7 @@ fn work<'a>(
 }
 
 /// A picture's features; the outer error is not the picture's fault.
-pub(super) fn features_of(
+pub(in crate::study) fn features_of(
     session: &mut Session,
     picture: Result<Picture>,
     prompt: ScanPrompt<'_>,

@@ -22,9 +22,9 @@ pub struct Item {
     pub class: Option<Arc<str>>,
     source: Source,
     /// How its file was when the list was made, where that is known.
-    pub(super) stamp: Option<Stamp>,
+    pub stamp: Option<Stamp>,
     /// Its place among all items; before these are sorted, its place in their list.
-    pub(super) position: usize,
+    pub position: usize,
 }
 
 /// Where an item's contents are.
@@ -38,11 +38,11 @@ enum Source {
 
 /// What tells a file that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub struct Stamp {
     /// Its length in bytes.
-    pub(super) n_bytes: u64,
+    pub n_bytes: u64,
     /// When it was changed, in nanoseconds since 1970.
-    pub(super) modified_ns: u64,
+    pub modified_ns: u64,
 }
 
 impl Stamp {
@@ -62,7 +62,7 @@ impl Stamp {
 
 impl Item {
     /// The item of a file, by its path below the folder that is scanned, or by any other.
-    pub(super) fn of_file(path: &Path, class: Option<Arc<str>>) -> Self {
+    pub(in crate::study) fn of_file(path: &Path, class: Option<Arc<str>>) -> Self {
         let parts = path.components().map(|part| match part {
             Component::RootDir => "".into(),
             part => shown_name(part.as_os_str()),
@@ -91,12 +91,12 @@ impl Item {
     ///
     /// # Errors
     /// Those of [`Picture::open`].
-    pub(super) fn open(&self, dir: &Path) -> Result<Picture> {
+    pub(in crate::study) fn open(&self, dir: &Path) -> Result<Picture> {
         Picture::open(&self.file(dir))
     }
 
     /// Looks how its file is now, if nobody has.
-    pub(super) fn look(&mut self, dir: &Path) -> Stamp {
+    pub fn look(&mut self, dir: &Path) -> Stamp {
         let file = self.file(dir);
         *self
             .stamp
@@ -106,13 +106,13 @@ impl Item {
 
 /// The class of a file where nothing else says it: the name of the folder that it lies in, if that is part of its
 /// path.
-pub(super) fn folder_of(path: &Path) -> Option<Arc<str>> {
+pub(in crate::study) fn folder_of(path: &Path) -> Option<Arc<str>> {
     let folder = path.parent()?.file_name()?;
     Some(shown_name(folder).into())
 }
 
 /// A name as text, no two alike but by design.
-pub(super) fn shown_name(name: &OsStr) -> Cow<'_, str> {
+fn shown_name(name: &OsStr) -> Cow<'_, str> {
     if let Some(name) = name.to_str() {
         return name.into();
     }
