@@ -18,6 +18,7 @@ mod llama_flags;
 mod metrics;
 mod one_of;
 mod outcome;
+mod page;
 mod progress;
 #[cfg(feature = "pull")]
 mod pull;

@@ -1,11 +1,10 @@
 //! `sweep`: a feature at several strengths at once.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::gguf::Overwrite;
-use gguf_tools::new_file::{NewFile, check_is_no_input};
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
@@ -16,6 +15,7 @@ use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{UnitsName, parse_positions};
 use super::outcome::{CommandResult, Failure, Outcome};
+use super::page;
 use super::progress::{Spinner, Verbosity};
 
 /// Steer one feature with several strengths at once, and compare the results
@@ -116,7 +116,9 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
                 .into(),
         );
     }
-    let page = start_page(&args)?;
+    let inputs = args.image.iter().chain(args.prompt.file()).cloned();
+    let overwrite = Overwrite::if_forced(args.force);
+    let page = page::start(args.html.as_deref(), overwrite, &args.model, inputs)?;
     let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
     let model = session.model().clone();
@@ -188,17 +190,6 @@ fn report(
             .map(|(&strength, scored)| point(strength, scored))
             .collect(),
     }
-}
-
-/// Checks, before any work, that the page can be written, and starts its file.
-fn start_page(args: &SweepArgs) -> llava_sae_cpp::Result<Option<NewFile>> {
-    let start = |path: &Path| {
-        let inputs = args.model.given_files().into_iter();
-        let inputs = inputs.chain(args.image.iter().chain(args.prompt.file()).cloned());
-        check_is_no_input(path, inputs)?;
-        NewFile::create(path, Overwrite::if_forced(args.force))
-    };
-    args.html.as_deref().map(start).transpose()
 }
 
 fn print_table(

@@ -6,12 +6,13 @@ mod seen;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use gguf_tools::new_file::{NewFile, check_is_no_input};
+use gguf_tools::new_file::NewFile;
 use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::report::page::Page;
 use llava_sae_cpp::{CancelFlag, Picture};
 
 use super::outcome::{CommandResult, Failure, Outcome};
+use super::page;
 use super::progress::Verbosity;
 
 pub(super) use self::args::FeaturesArgs;
@@ -77,15 +78,10 @@ struct Outputs {
 /// the page's file.
 fn start_outputs(args: &FeaturesArgs) -> llava_sae_cpp::Result<Outputs> {
     let maps = args.heatmap.as_deref().map(OutputDir::create).transpose()?;
-    let page = args.html.as_deref().map(|path| {
-        let others = args.image.iter().chain(args.interventions.file());
-        let others = others.chain(args.prompt.file());
-        let inputs = args.model.given_files().into_iter();
-        check_is_no_input(path, inputs.chain(others.cloned()))?;
-        NewFile::create(path, args.overwrite())
-    });
+    let others = args.image.iter().chain(args.interventions.file());
+    let inputs = others.chain(args.prompt.file()).cloned();
     Ok(Outputs {
         _maps: maps,
-        page: page.transpose()?,
+        page: page::start(args.html.as_deref(), args.overwrite(), &args.model, inputs)?,
     })
 }
