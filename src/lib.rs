@@ -64,4 +64,4 @@ pub use sae_core::{
 };
 #[cfg(feature = "scan")]
 pub use study::scan;
-pub use study::{ScoredRun, Sweep, baseline, metrics, pictures, reproduce};
+pub use study::{ScoredRun, Sweep, baseline, explain, metrics, pictures, reproduce};

@@ -5,6 +5,7 @@ mod baseline;
 mod capture;
 mod convert;
 mod describe;
+mod explain;
 mod export_cvec;
 mod feature;
 mod features;
@@ -63,6 +64,7 @@ enum Command {
     Labels(labels::LabelsArgs),
     Feature(feature::FeatureArgs),
     Sweep(sweep::SweepArgs),
+    Explain(explain::ExplainArgs),
     Capture(capture::CaptureArgs),
     Metrics(metrics::MetricsArgs),
     Convert(convert::ConvertArgs),
@@ -105,6 +107,8 @@ Examples:
       … and do the same to another picture
   llava-sae-cpp sweep --steer 4501:-8..0:2 --word dog -d llava-gemma-2b photo.jpg
       Several strengths at once, to pick one
+  llava-sae-cpp explain --word dog -d llava-gemma-2b photo.jpg
+      Which features, and where, made the model say a word
   llava-sae-cpp features --top 20 --json photo.jpg
       The features of an image, as JSON
   llava-sae-cpp labels mushroom
@@ -147,6 +151,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Features(args)) => features::run(args, cli.verbosity, cancel),
         Some(Command::Labels(args)) => labels::run(&args, cli.verbosity, &cancel),
         Some(Command::Feature(args)) => feature::run(&args, cli.verbosity, &cancel),
+        Some(Command::Explain(args)) => explain::run(args, cli.verbosity, cancel),
         Some(Command::Sweep(args)) => sweep::run(args, cli.verbosity, cancel),
         Some(Command::Capture(args)) => capture::run(args, cli.verbosity, cancel),
         Some(Command::Metrics(args)) => metrics::run(args, cli.verbosity, cancel),

@@ -102,6 +102,12 @@ impl Counter {
         self.0.suspend(print);
     }
 
+    /// Says how many are done, and how many there are, as far as is known.
+    pub(super) fn set(&self, n_done: usize, n_things: usize) {
+        self.0.set_length(n_things as u64);
+        self.0.set_position(n_done as u64);
+    }
+
     pub(super) fn advance(&self) {
         self.0.inc(1);
     }

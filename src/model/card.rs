@@ -76,6 +76,9 @@ pub struct TokenEffect {
     pub logit: f32,
 }
 
+/// Directions that are taken to logits together: of a large vocabulary, each takes a megabyte.
+const DIRECTIONS_AT_ONCE: usize = 16;
+
 /// What turns rows of the residual stream into logits.
 pub(super) struct Unembedding {
     norm_weight: Vec<f32>, // [d_model]
@@ -166,17 +169,12 @@ pub(super) fn nearest(
 
 /// The tokens that adding `unit` to the residual stream moves most.
 fn token_effects(model: &HookedModel, unit: &[f32], top: usize) -> Result<TokenEffects> {
-    let unembedding = model.unembedding()?;
-    let scaled = unit.iter().zip(&unembedding.norm_weight);
-    let scaled: Vec<f32> = scaled.map(|(x, weight)| x * weight).collect();
-    let logits = multiply(&unembedding.matrix, &scaled, model.options().threads)?;
-    let sum: f64 = logits.iter().copied().map(f64::from).sum();
-    let mean = (sum / logits.len() as f64) as f32;
+    let logits = centred_logits(model, unit)?;
     let language_model = model.language_model();
     let unused: HashSet<i32> = language_model.unused_tokens().into_iter().collect();
     let logits = language_model.token_ids().zip(logits);
     let logits = logits.filter(|(id, _)| !unused.contains(id) && !language_model.is_special(*id));
-    let logits: Vec<_> = logits.map(|(id, logit)| (id, logit - mean)).collect();
+    let logits: Vec<_> = logits.collect();
     let effect = |(id, logit)| TokenEffect {
         id,
         text: model.token_text(Token::text(id)).unwrap_or_default(),
@@ -189,10 +187,59 @@ fn token_effects(model: &HookedModel, unit: &[f32], top: usize) -> Result<TokenE
     })
 }
 
-/// The products of `row` with all rows of `matrix`.
-fn multiply(matrix: &Arc<Matrix>, row: &[f32], threads: usize) -> Result<Vec<f32>> {
+/// What the decoder rows of these features do to the logit of the token `id`, as [`TokenEffects`] has it of unit-length
+/// rows.
+pub(super) fn direct_logits(
+    model: &HookedModel,
+    features: &[FeatureId],
+    id: i32,
+) -> Result<Vec<f32>> {
+    let id = usize::try_from(id).expect("ids are not negative");
+    let mut found = Vec::new();
+    for features in features.chunks(DIRECTIONS_AT_ONCE) {
+        let mut directions = Vec::new();
+        for feature in features {
+            directions.extend(
+                model.saes()[feature.sae]
+                    .decoder_direction(feature.index)?
+                    .row,
+            );
+        }
+        let logits = centred_logits(model, &directions)?;
+        let of_each = logits.chunks_exact(logits.len() / features.len());
+        found.extend(of_each.map(|logits| logits[id]));
+    }
+    Ok(found)
+}
+
+/// What each of `directions`, `[n, d_model]`, does to the logits, minus the mean of that: `[n, n_vocab]`.
+fn centred_logits(model: &HookedModel, directions: &[f32]) -> Result<Vec<f32>> {
+    let Unembedding {
+        norm_weight,
+        matrix,
+    } = model.unembedding()?;
+    let weights = norm_weight.iter().cycle();
+    let scaled: Vec<f32> = directions
+        .iter()
+        .zip(weights)
+        .map(|(x, weight)| x * weight)
+        .collect();
+    let mut logits = multiply(matrix, &scaled, model.options().threads)?;
+    let n_vocab = logits.len() / (directions.len() / norm_weight.len());
+    for logits in logits.chunks_exact_mut(n_vocab) {
+        let sum: f64 = logits.iter().copied().map(f64::from).sum();
+        let mean = (sum / n_vocab as f64) as f32;
+        for logit in logits {
+            *logit -= mean;
+        }
+    }
+    Ok(logits)
+}
+
+/// The products of each of `rows` with all rows of `matrix`.
+fn multiply(matrix: &Arc<Matrix>, rows: &[f32], threads: usize) -> Result<Vec<f32>> {
     let mut product = MatrixProduct::new(Arc::clone(matrix), threads)?;
-    Ok(product.apply(row)?.to_vec())
+    Ok(product.apply(rows)?.to_vec())
 }
 
 /// A vector of length `norm` brought to length 1; zeros stay.

@@ -182,6 +182,12 @@ impl HookedModel {
         card::of(self, feature, top)
     }
 
+    /// What the decoder rows of these features, of SAEs in the residual stream, do to the logit of the token `id`
+    /// straight through the unembedding, above the mean over the vocabulary.
+    pub(crate) fn direct_logits(&self, features: &[FeatureId], id: i32) -> Result<Vec<f32>> {
+        card::direct_logits(self, features, id)
+    }
+
     /// The features of an SAE, by its place among them, whose decoder directions are most like `vector`'s, and the
     /// cosines, largest first: `top` of them. With zeros, a cosine is 0.
     ///

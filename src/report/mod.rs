@@ -2,6 +2,7 @@
 //! are called; nothing here knows a command line.
 
 pub(crate) mod difference;
+pub mod explain;
 pub mod features;
 pub mod heatmap;
 pub mod json;

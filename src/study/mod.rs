@@ -1,8 +1,9 @@
-//! What is measured with runs: sweeps, how well SAEs fit, folders of pictures, baselines, control
+//! What is measured with runs: sweeps, why a word was said, how well SAEs fit, folders of pictures, baselines, control
 //! vectors, published experiments.
 
 pub mod baseline;
 pub(crate) mod control_vector;
+pub mod explain;
 mod identity;
 pub mod metrics;
 pub mod pictures;

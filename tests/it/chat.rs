@@ -259,6 +259,8 @@ fn a_model_without_a_template_takes_one() {
     let bare = ["-m", &without];
     let words = ["no chat template", "`--raw-prompt`", "`--chat-template`"];
     check(&[&bare[..], &files].concat(), 1, &words);
+    let explain = ["explain", "--word", "a"];
+    check(&[&explain[..], &bare, &files].concat(), 1, &words);
     let own = folder().join("own.jinja");
     let session = Fixture::Demo.session(TensorType::F32, exact_options());
     let source = session

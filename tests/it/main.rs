@@ -17,6 +17,8 @@ mod control_vector;
 mod conversion;
 mod convert_sae;
 mod engine;
+mod explain;
+mod explain_page;
 mod families;
 mod feature_lists;
 mod fixture;

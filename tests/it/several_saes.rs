@@ -14,7 +14,7 @@ use crate::command_line::{json, run, stdout};
 use crate::fixture::{Fixture, picture, temporary_root};
 
 /// The demo's SAE at two layers: at the second it was trained on, at the first it sees something else.
-fn saes(name: &str) -> [PathBuf; 2] {
+pub(crate) fn saes(name: &str) -> [PathBuf; 2] {
     let dir = temporary_root().join("several").join(name);
     std::fs::create_dir_all(&dir).expect("a folder of our own");
     [

@@ -12,9 +12,11 @@ pub(crate) const FEATURES: &str = include_str!("explorer/features.html");
 pub(crate) const POSITION: &str = include_str!("explorer/position.html");
 /// How these look.
 pub(crate) const STYLE: &str = include_str!("explorer/explorer.css");
+/// The colours of heat maps.
+pub(crate) const HEAT_SCRIPT: &str = include_str!("explorer/heat.js");
 /// What they do, in this order.
 pub(crate) const SCRIPTS: [&str; 3] = [
-    include_str!("explorer/heat.js"),
+    HEAT_SCRIPT,
     include_str!("explorer/stage.js"),
     include_str!("explorer/list.js"),
 ];

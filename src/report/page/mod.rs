@@ -111,7 +111,7 @@ struct PictureData {
 
 /// What patches show of a picture.
 #[derive(Serialize)]
-struct ViewData {
+pub(super) struct ViewData {
     image: String,        // a data URL
     whole: Option<Whole>, // where that is a part only
     grid: [usize; 2],
@@ -249,7 +249,8 @@ fn data_url(picture: &RgbImage) -> String {
     format!("data:image/png;base64,{png}")
 }
 
-fn view_data(view: &View, pictures: &[Picture]) -> ViewData {
+/// What a page shows of a view.
+pub(super) fn view_data(view: &View, pictures: &[Picture]) -> ViewData {
     let picture = &pictures[view.image];
     ViewData {
         image: data_url(&view.part(picture)),
