@@ -206,6 +206,21 @@ fn broken_lines_are_answered() {
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
+/// A picture whose prompt does not fit, which other pictures' may.
+#[test]
+fn a_small_context_is_answered() {
+    let dir = two_classes("worker-context");
+    let (child, mut stdin, mut answers) = worker(&dir, &["-c", "16"]);
+    stdin.write_all(b"guitar.png\nno.png\n").expect("it reads");
+    drop(stdin);
+    for (input, word) in [(0, "78 tokens"), (1, "no.png")] {
+        let batch = answers.next().expect("an answer").expect("a batch");
+        let said = answer(&batch, input).expect_err("there is no room for it");
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(child.wait_with_output().expect("it ends").status.success());
+}
+
 /// A worker ends when nobody reads its answers, at once when it is told to, and takes nothing that it would ignore.
 #[test]
 fn workers_that_end() {

@@ -96,11 +96,11 @@ impl Item {
     }
 
     /// Looks how its file is now, if nobody has.
-    pub fn look(&mut self, dir: &Path) -> Stamp {
-        let file = self.file(dir);
-        *self
-            .stamp
-            .get_or_insert_with(|| Stamp::new(file.metadata().ok().as_ref()))
+    pub fn look(&mut self, dir: &Path) {
+        if self.stamp.is_none() {
+            let metadata = self.file(dir).metadata();
+            self.stamp = Some(Stamp::new(metadata.ok().as_ref()));
+        }
     }
 }
 

@@ -60,6 +60,7 @@ pub fn answer(scan: &Scan<'_>, questions: &mut dyn BufRead, answers: &mut dyn Wr
         };
         let picture = question.picture(scan.dir);
         let read = features_of(&mut session, picture, scan.prompt, scan.cancel);
+        // Pictures differ in size, so a prompt that does not fit is no reason to end either.
         match read.unwrap_or_else(Err) {
             Ok(features) => answers.write(&question.item, &features)?,
             Err(error) if error.is_of_input() => answers.refuse(Some(&question.item), &error)?,
