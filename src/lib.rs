@@ -25,8 +25,13 @@
 //! # Ok::<(), llava_sae_cpp::Error>(())
 //! ```
 //!
-//! The library prints nothing; warnings and llama.cpp's messages go to the `log` crate.
+//! The library prints nothing, but for the command line in [`cli`]; warnings and llama.cpp's messages go to
+//! the `log` crate.
 
+// The command line uses the library by this name, as its other users do.
+extern crate self as llava_sae_cpp;
+
+pub mod cli;
 pub mod demo;
 mod error;
 mod file_cache;

@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-mod cli;
+use llava_sae_cpp::{cli, probe};
 
 fn main() -> std::process::ExitCode {
-    llava_sae_cpp::probe::child_main().unwrap_or_else(cli::main)
+    probe::child_main().unwrap_or_else(|| cli::main(std::env::args_os()).into())
 }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
+use llava_sae_cpp::report::capture::RowColumns;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::{
     CancelFlag, Error, ImageChunk, ImageEmbeddings, Keep, Kinds, Prompt, Run, RunOptions, SaeSet,
-    SaeTrace, Stop, TokenKind, saved_set,
+    SaeTrace, Stop, saved_set,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -89,8 +90,7 @@ pub(super) fn run(args: CaptureArgs, verbosity: Verbosity, cancel: CancelFlag) -
         return Err(Error::interrupted().into());
     }
 
-    let mut tensors = Tensors::of_run(&run, session.model().saes());
-    tensors.add_places(&prompt, run.trace.tokens.len());
+    let mut tensors = Tensors::of_run(&run, &prompt, session.model().saes());
     let chunks = || images.iter().flat_map(ImageEmbeddings::chunks);
     let n_rows = chunks().map(ImageChunk::n_rows).sum();
     if n_rows > 0 {
@@ -130,23 +130,13 @@ fn start_file(args: &CaptureArgs) -> llava_sae_cpp::Result<NewFile> {
 struct Tensors(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
 
 impl Tensors {
-    fn of_run(run: &Run, saes: &SaeSet) -> Self {
+    fn of_run(run: &Run, prompt: &Prompt, saes: &SaeSet) -> Self {
         let trace = &run.trace;
+        let columns = RowColumns::new(prompt, &trace.tokens);
         let n_rows = trace.tokens.len();
-        let ids = trace.tokens.iter().map(|token| token.id.unwrap_or(-1));
-        let kinds = trace.tokens.iter().map(|token| match token.kind {
-            TokenKind::Text => 0_u8,
-            TokenKind::Image => 1,
-            TokenKind::Generated => 2,
-        });
         let mut tensors = Self(Vec::new());
-        tensors.add(
-            "token_ids",
-            Dtype::I32,
-            vec![n_rows],
-            ids.flat_map(i32::to_le_bytes).collect(),
-        );
-        tensors.add("kinds", Dtype::U8, vec![n_rows], kinds.collect());
+        tensors.add_i32("token_ids", vec![n_rows], &columns.token_ids);
+        tensors.add("kinds", Dtype::U8, vec![n_rows], columns.kinds);
         for ((sae_idx, sae), seen) in saes.iter().enumerate().zip(&trace.saes) {
             let prefix = match saes.shown_id(sae_idx) {
                 None => String::new(),
@@ -157,27 +147,11 @@ impl Tensors {
         if !run.logits.is_empty() {
             tensors.add_f32("logits", vec![run.logits.len()], &run.logits);
         }
+        let shape = vec![n_rows, columns.position_width];
+        tensors.add_i32("positions", shape, &columns.positions);
+        tensors.add_i32("images", vec![n_rows], &columns.images);
+        tensors.add_i32("chunks", vec![n_rows], &columns.chunks);
         tensors
-    }
-
-    /// The positions of a run's rows, and the images and chunks that they belong to.
-    fn add_places(&mut self, prompt: &Prompt, n_rows: usize) {
-        let width = if prompt.has_mrope() { 4 } else { 1 };
-        let positions = prompt.positions().take(n_rows);
-        let positions = positions.flat_map(|position| position[..width].to_vec());
-        let bytes = positions.flat_map(i32::to_le_bytes).collect();
-        self.add("positions", Dtype::I32, vec![n_rows, width], bytes);
-        let [mut images, mut chunks] = [(); 2].map(|()| vec![-1_i32; n_rows]);
-        for (chunk_idx, (first, chunk)) in (0..).zip(prompt.chunks()) {
-            // A run without logits stops behind the last row that is looked at.
-            let rows = first.min(n_rows)..(first + chunk.n_rows()).min(n_rows);
-            chunks[rows.clone()].fill(chunk_idx);
-            images[rows].fill(chunk.image as i32);
-        }
-        for (name, values) in [("images", images), ("chunks", chunks)] {
-            let bytes = values.into_iter().flat_map(i32::to_le_bytes).collect();
-            self.add(name, Dtype::I32, vec![n_rows], bytes);
-        }
     }
 
     /// What was seen where an SAE reads.
@@ -204,6 +178,11 @@ impl Tensors {
 
     fn add(&mut self, name: &str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
         self.0.push((name.to_owned(), dtype, shape, bytes));
+    }
+
+    fn add_i32(&mut self, name: &str, shape: Vec<usize>, values: &[i32]) {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+        self.add(name, Dtype::I32, shape, bytes.collect());
     }
 
     fn add_f32(&mut self, name: &str, shape: Vec<usize>, values: &[f32]) {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::metrics::{self, Fit, Metrics};
-use llava_sae_cpp::report::json;
+use llava_sae_cpp::metrics::{self, Metrics};
+use llava_sae_cpp::report::{self, json};
 use llava_sae_cpp::{
     CancelFlag, Error, ImageCache, ImageEmbeddings, Picture, Sae, SaeSet, Session,
 };
@@ -51,29 +51,8 @@ pub(super) struct MetricsArgs {
 struct Report {
     model: String,
     sae: String,
-    text: FitReport,
-    image: FitReport,
-    loss: LossReport,
-}
-
-#[derive(Serialize)]
-struct FitReport {
-    n_rows: usize,
-    l0: Option<f64>,
-    explained_variance: Option<f64>,
-    mse: Option<f64>,
-    cossim: Option<f64>,
-    never_active: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct LossReport {
-    n_tokens: usize,
-    ce_loss_without_sae: Option<f64>,
-    ce_loss_with_sae: Option<f64>,
-    ce_loss_with_ablation: Option<f64>,
-    ce_loss_score: Option<f64>,
-    zeros_cost_nothing: bool,
+    #[serde(flatten)]
+    measured: report::metrics::Report,
 }
 
 pub(super) fn run(args: MetricsArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
@@ -127,16 +106,7 @@ fn report(args: &MetricsArgs, saes: &SaeSet, sae: &Sae, metrics: &Metrics) -> Re
             1 => args.model.shown_sae(),
             _ => sae.id().to_owned(),
         },
-        text: fit_report(&metrics.text),
-        image: fit_report(&metrics.image),
-        loss: LossReport {
-            n_tokens: metrics.loss.n_tokens(),
-            ce_loss_without_sae: metrics.loss.without_sae(),
-            ce_loss_with_sae: metrics.loss.with_sae(),
-            ce_loss_with_ablation: metrics.loss.with_ablation(),
-            ce_loss_score: metrics.loss.score(),
-            zeros_cost_nothing: metrics.loss.zeros_cost_nothing(),
-        },
+        measured: report::metrics::Report::new(metrics),
     }
 }
 
@@ -221,24 +191,14 @@ fn measure(
     Ok(())
 }
 
-fn fit_report(fit: &Fit) -> FitReport {
-    FitReport {
-        n_rows: fit.n_rows(),
-        l0: fit.l0(),
-        explained_variance: fit.explained_variance(),
-        mse: fit.mse(),
-        cossim: fit.cosine(),
-        never_active: fit.never_active(),
-    }
-}
-
 fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
     writeln!(
         out,
         "rows     number       L0  explained variance         MSE  cosine  never active"
     )?;
-    for (name, fit) in [("text", &report.text), ("image", &report.image)] {
+    let measured = &report.measured;
+    for (name, fit) in [("text", &measured.text), ("image", &measured.image)] {
         let share = fit
             .never_active
             .map(|share| format!("{:.1} %", 100.0 * share));
@@ -253,7 +213,7 @@ fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
             share.unwrap_or("-".to_owned()),
         )?;
     }
-    let loss = &report.loss;
+    let loss = &measured.loss;
     let increase = loss.ce_loss_with_sae.zip(loss.ce_loss_without_sae);
     writeln!(
         out,

@@ -18,6 +18,7 @@ mod labels;
 mod llama_flags;
 mod metrics;
 mod one_of;
+mod open;
 mod outcome;
 mod page;
 mod progress;
@@ -33,12 +34,14 @@ mod sweep;
 #[cfg(feature = "scan")]
 mod top;
 
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use llava_sae_cpp::{CancelFlag, Error};
+
+pub use open::{Opened, open};
 
 use describe::DescribeArgs;
 use outcome::{CommandResult, INTERRUPTED, print};
@@ -134,9 +137,10 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
-/// Parses the arguments, runs the command, and turns its result into an exit code.
-pub(crate) fn main() -> ExitCode {
-    let cli = parse().unwrap_or_else(|error| error.exit());
+/// Runs the command that `args` say, the program's name first, and returns its exit code. Wrong usage, and what
+/// only prints help, end the process.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = parse(args).unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
     let cancel = match &cli.command {
         // They only read, so that they can end at once.
@@ -179,9 +183,9 @@ pub(crate) fn main() -> ExitCode {
 
 /// Reads the command line. The main command's options in front of a subcommand would be lost, so
 /// they are refused there, except for `-v` and `-q`, which every command has.
-fn parse() -> Result<Cli, clap::Error> {
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
-    let args = llama_flags::with_long_names(&command, std::env::args_os());
+    let args = llama_flags::with_long_names(&command, args.into_iter());
     let matches = command.try_get_matches_from_mut(args)?;
     if let Some(subcommand) = matches.subcommand_name() {
         let misplaced = command.get_arguments().find(|argument| {

@@ -1,7 +1,6 @@
 //! How commands end, and what they print.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use gguf_tools::terminal::printable;
 use llava_sae_cpp::Error;
@@ -33,31 +32,31 @@ pub(super) enum Outcome {
 
 pub(super) type CommandResult = Result<Outcome, Failure>;
 
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
 pub(super) const INTERRUPTED: u8 = 130;
 
-pub(super) fn exit_code(result: CommandResult) -> ExitCode {
+pub(super) fn exit_code(result: CommandResult) -> u8 {
     match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Refuted) => ExitCode::FAILURE,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Ok(Outcome::Done) => DONE,
+        Ok(Outcome::Refuted) => FAILED,
+        Ok(Outcome::Interrupted) => INTERRUPTED,
         // Whoever reads our output has seen enough.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            ExitCode::SUCCESS
-        }
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
         Err(Failure::Output(error)) => {
             eprintln!("error: cannot write the output: {error}");
-            ExitCode::FAILURE
+            FAILED
         }
         Err(Failure::Library(error)) if error.is_interrupted() => {
             eprintln!("error: interrupted");
-            ExitCode::from(INTERRUPTED)
+            INTERRUPTED
         }
         Err(Failure::Library(error)) => {
             eprintln!("error: {}", printable(&error.to_string()));
             if let Some(hint) = hints::hint(&error) {
                 eprintln!("hint: {}", printable(&hint));
             }
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }

@@ -10,7 +10,7 @@ use super::options::SessionOptions;
 use crate::llama::{self, Model};
 use crate::picture::Picture;
 use crate::prompt::{ImageEmbeddings, Prompt, PromptForm};
-use crate::run::{Engine, Request, Run, RunOptions, Step};
+use crate::run::{EditorAt, Engine, Request, Run, RunOptions, Step};
 use crate::{CancelFlag, Error, Result, Sae, Site, Token};
 
 /// A model with an [`Engine`] that grows as runs ask for it.
@@ -124,9 +124,29 @@ impl Session {
         options: RunOptions,
         on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Run> {
-        let mut runs =
-            self.run_side_by_side(prompt, vec![options], &mut |_, step| on_step(step))?;
-        Ok(runs.pop().expect("a run for each of the options"))
+        self.run_edited(prompt, options, Vec::new(), on_step)
+    }
+
+    /// As [`Session::run_with`], with editors besides the options' interventions.
+    ///
+    /// # Errors
+    /// As [`Session::run`], those of editors, and hook points that this model does not have.
+    pub fn run_edited(
+        &mut self,
+        prompt: &Prompt,
+        options: RunOptions,
+        editors: Vec<EditorAt>,
+        on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Run> {
+        let prompt = Arc::new(prompt.clone());
+        let engine = self.engine_for(&prompt, options.max_tokens, 1)?;
+        let request = Request {
+            prompt,
+            options,
+            editors,
+        };
+        let mut runs = engine.run(vec![request], &mut |_, step| on_step(step))?;
+        Ok(runs.pop().expect("a run for each request"))
     }
 
     /// Runs a prompt once for each of `options`, as sequences of their own: one prompt after the other,

@@ -41,6 +41,7 @@ mod watch;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use gguf_tools::gguf::Gguf;
@@ -61,7 +62,7 @@ const WITHOUT: &str = "the files can be loaded without a trial";
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
     /// The command line of a program that calls [`child_main`] first of all, such as
-    /// `["llava-sae-cpp"]`; empty means this process's own executable.
+    /// `["llava-sae-cpp"]`; empty means what [`set_child_command`] said, or else this process's own executable.
     pub command: Vec<OsString>,
     /// Where it is noted which files were seen; without it, every call starts a child.
     pub seen: Option<SeenFiles>,
@@ -84,6 +85,14 @@ impl Default for ProbeOptions {
             memory_limit: None,
         }
     }
+}
+
+static CHILD_COMMAND: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Says what becomes a child where this process's own executable does not, such as an interpreter that has loaded this
+/// library: the command line of a program that calls [`child_main`] first of all. The first call counts.
+pub fn set_child_command(command: Vec<OsString>) {
+    let _ = CHILD_COMMAND.set(command);
 }
 
 /// A file that has to be tried, and what is noted when it has been.
@@ -167,8 +176,11 @@ fn child_command(options: &ProbeOptions) -> Result<(OsString, &[OsString])> {
             "this program was started for a trial of a model's files, and did not call `probe::child_main`",
         ));
     }
-    if let [program, args @ ..] = &options.command[..] {
-        return Ok((program.clone(), args));
+    let known = CHILD_COMMAND.get().into_iter();
+    for command in std::iter::once(&options.command).chain(known) {
+        if let [program, args @ ..] = &command[..] {
+            return Ok((program.clone(), args));
+        }
     }
     let own = std::env::current_exe().map_err(|error| {
         let what = format!("cannot find this program's own file: {error}");

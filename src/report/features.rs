@@ -45,7 +45,29 @@ pub enum Order {
     Activation,
 }
 
+/// What scores are, in words.
+pub fn subject(pool: Pool, over: &Over) -> String {
+    let pooled = match pool {
+        Pool::Max => "largest activation",
+        Pool::Sum => "sum of activations",
+        Pool::Mean => "mean activation",
+        Pool::Count => "number of active positions",
+    };
+    format!("{pooled} of {over}")
+}
+
 impl Ranking {
+    /// What features are ordered by, in words; `has_lift` says whether that is the lift.
+    pub fn described(&self, has_lift: bool) -> String {
+        match has_lift {
+            true => format!(
+                "largest activation of {}, minus the usual one on pictures",
+                self.over
+            ),
+            false => subject(self.pool, &self.over),
+        }
+    }
+
     /// Looks up the tokens that positions name, and checks what can be checked before a run of `prompt`.
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! What a run looks like: JSON, tables, heat maps, a page. A front end decides where they go and what they
 //! are called; nothing here knows a command line.
 
+pub mod capture;
 pub(crate) mod difference;
 pub mod explain;
 pub mod features;
 pub mod heatmap;
 pub mod json;
+pub mod metrics;
 pub mod page;
 mod reproduction;
 pub mod sweep;

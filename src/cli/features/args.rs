@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::rank::{Over, Pool};
-use llava_sae_cpp::report::features::{Order, Ranking};
+use llava_sae_cpp::report::features::{self, Order, Ranking};
 use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::About;
 use llava_sae_cpp::report::table::Score;
@@ -129,7 +129,7 @@ impl FeaturesArgs {
 
     /// What the score is, in words.
     pub(super) fn subject(&self) -> String {
-        format!("{} of {}", self.pool.phrase(), self.over())
+        features::subject(self.pool.into(), &self.over())
     }
 
     /// What the table's scores are; those of a group are means.
@@ -211,11 +211,6 @@ impl FeaturesArgs {
         let saes = session.model().saes();
         let lifts = saes.iter().map(|sae| ranking.has_lift(sae));
         let has_lift = lifts.collect::<Result<Vec<_>, _>>()?.contains(&true);
-        let positions = self.over().to_string();
-        let ranked_by = match has_lift {
-            true => format!("largest activation of {positions}, minus the usual one on pictures"),
-            false => self.subject(),
-        };
         let hooks = saes.iter().map(|sae| sae.hook_point().to_string());
         let hooks: Vec<_> = hooks.collect();
         Ok(About {
@@ -223,8 +218,8 @@ impl FeaturesArgs {
             sae: self.model.shown_sae(),
             hook: hooks.join(", "),
             prompt: asked.shown(session)?,
-            ranked_by,
-            positions,
+            ranked_by: ranking.described(has_lift),
+            positions: self.over().to_string(),
             has_lift,
             interventions: saved_set::entries(steering, session.model().saes()),
         })
@@ -247,17 +242,6 @@ impl From<PoolArg> for Pool {
             PoolArg::Sum => Self::Sum,
             PoolArg::Mean => Self::Mean,
             PoolArg::Count => Self::Count,
-        }
-    }
-}
-
-impl PoolArg {
-    fn phrase(self) -> &'static str {
-        match self {
-            Self::Max => "largest activation",
-            Self::Sum => "sum of activations",
-            Self::Mean => "mean activation",
-            Self::Count => "number of active positions",
         }
     }
 }
