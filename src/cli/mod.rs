@@ -3,6 +3,7 @@
 mod args;
 mod baseline;
 mod capture;
+mod compared;
 mod convert;
 mod describe;
 mod explain;

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::FeatureName;
+use llava_sae_cpp::compare::Sort;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
-    By, ClassFeature, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile,
-    features_of_class, images_of_feature,
+    By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
+    images_of_feature,
 };
 use serde::Serialize;
 
+use super::compared::{self, Entry};
 use super::folder::warn_of_gap;
 use super::globs::expanded;
 use super::one_of::one_of;
@@ -42,6 +44,10 @@ pub(super) struct TopArgs {
     /// rows on which it is active
     #[arg(long, value_name = "VALUE", default_value = "max", value_parser = one_of([By::Max, By::Sum, By::Count], By::name))]
     by: By,
+    /// The order of a class's features: by the difference of means, by the effect size (Hedges' g) or by the area
+    /// under the ROC curve, the chance that an image of the class has the larger value than another image
+    #[arg(long, value_name = "ORDER", default_value = "difference", conflicts_with = "feature", value_parser = compared::sorts())]
+    sort: Sort,
     /// How many images, or features of each SAE
     #[arg(long, value_name = "N", default_value = "10")]
     top: NonZeroUsize,
@@ -60,8 +66,8 @@ Examples:
       … in shards of a scan that were not merged
   llava-sae-cpp top both.parquet --feature gemma-2b-layer-6/7310
       … a feature of one of several SAEs
-  llava-sae-cpp top features.parquet --class pizza --json
-      What images in folders called `pizza` activate more than the others";
+  llava-sae-cpp top features.parquet --class pizza --sort auroc --json
+      What images in folders called `pizza` activate more than the others, and tells them apart best";
 
 /// What `--feature … --json` prints.
 #[derive(Serialize)]
@@ -91,22 +97,11 @@ struct ClassReport<'a> {
     file: String,
     class: &'a str,
     by: By,
+    sort: Sort,
     n_inside: u64,
     n_outside: u64,
     counts_known: bool,
-    features: Vec<ClassEntry<'a>>,
-}
-
-#[derive(Serialize)]
-struct ClassEntry<'a> {
-    rank: usize,
-    feature: FeatureName,
-    label: Option<&'a str>,
-    difference: f64,
-    mean_inside: f64,
-    mean_outside: f64,
-    share_inside: f64,
-    share_outside: f64,
+    features: Vec<Entry<'a>>,
 }
 
 pub(super) fn run(args: &TopArgs) -> CommandResult {
@@ -129,7 +124,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
         });
     }
     let class = args.class.as_deref().unwrap_or_default();
-    let found = features_of_class(&file, class, by, top)?;
+    let found = features_of_class(&file, class, by, args.sort, top)?;
     let counts_known = contents.is_some();
     print(|out| match args.json {
         true => json::print(out, &class_report(args, class, &found, counts_known)),
@@ -219,29 +214,19 @@ fn class_report<'a>(
     found: &'a ClassFeatures,
     counts_known: bool,
 ) -> ClassReport<'a> {
-    let ranked = found.saes.iter().flat_map(|of_sae| {
-        let features = of_sae.features.iter().enumerate();
-        features.map(|(i, feature)| (of_sae.sae.as_deref(), i + 1, feature))
+    let features = found.saes.iter().flat_map(|of_sae| {
+        let sae = of_sae.sae.as_deref();
+        compared::entries(&of_sae.features, sae)
     });
     ClassReport {
         file: shown(&args.files),
         class,
         by: args.by,
+        sort: args.sort,
         n_inside: found.n_inside,
         n_outside: found.n_outside,
         counts_known,
-        features: ranked
-            .map(|(sae, rank, feature)| ClassEntry {
-                rank,
-                feature: FeatureName::new(sae, feature.feature),
-                label: feature.label.as_deref(),
-                difference: feature.difference(),
-                mean_inside: feature.mean_inside,
-                mean_outside: feature.mean_outside,
-                share_inside: feature.share_inside,
-                share_outside: feature.share_outside,
-            })
-            .collect(),
+        features: features.collect(),
     }
 }
 
@@ -297,36 +282,7 @@ fn print_features(
             sae.unwrap_or_default()
         );
         writeln!(out, "{}", one_line(&title))?;
-        print_table(out, &of_sae.features)?;
-    }
-    Ok(())
-}
-
-fn print_table(out: &mut dyn Write, features: &[ClassFeature]) -> io::Result<()> {
-    if features.is_empty() {
-        return writeln!(out, "  there is none");
-    }
-    writeln!(
-        out,
-        "                      mean value       share of images"
-    )?;
-    writeln!(
-        out,
-        "  rank  feature    more    inside   outside  inside  outside  label"
-    )?;
-    for (i, feature) in features.iter().enumerate() {
-        let line = format!(
-            "{:>6}  {:>7}  {:>6.3}  {:>8.3}  {:>8.3}  {:>5.0}%  {:>6.0}%  {}",
-            i + 1,
-            feature.feature,
-            feature.difference(),
-            feature.mean_inside,
-            feature.mean_outside,
-            100.0 * feature.share_inside,
-            100.0 * feature.share_outside,
-            feature.label.as_deref().map(one_line).unwrap_or_default(),
-        );
-        writeln!(out, "{}", line.trim_end())?;
+        compared::print_table(out, &of_sae.features)?;
     }
     Ok(())
 }

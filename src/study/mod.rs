@@ -2,6 +2,7 @@
 //! vectors, published experiments.
 
 pub mod baseline;
+pub mod compare;
 pub(crate) mod control_vector;
 pub mod explain;
 mod identity;

@@ -5,6 +5,8 @@
 #[allow(unsafe_code)] // an allocator that counts
 #[path = "../../gguf-tools/tests/broken_files/allocations.rs"]
 mod allocations;
+
+mod against;
 mod bad_input;
 mod baseline;
 mod browser;

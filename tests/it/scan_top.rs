@@ -137,6 +137,74 @@ fn features_of_a_class() {
     );
 }
 
+/// Hedges' g and the area under the ROC curve by their definitions, of a feature's values in all images.
+fn effect_and_area(inside: &[f64], outside: &[f64]) -> (Option<f64>, f64) {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let squares = |values: &[f64]| -> f64 {
+        let about = mean(values);
+        values.iter().map(|x| (x - about).powi(2)).sum()
+    };
+    let freedom = (inside.len() + outside.len() - 2) as f64;
+    let deviation = ((squares(inside) + squares(outside)) / freedom).sqrt();
+    let cohens_d = (mean(inside) - mean(outside)) / deviation;
+    let effect = (deviation > 0.0).then(|| cohens_d * (1.0 - 3.0 / (4.0 * freedom - 1.0)));
+    let pair = |a: f64, b: f64| f64::from(u8::from(a > b)) + 0.5 * f64::from(u8::from(a == b));
+    let pairs = inside
+        .iter()
+        .flat_map(|&a| outside.iter().map(move |&b| pair(a, b)));
+    let area = pairs.sum::<f64>() / (inside.len() * outside.len()) as f64;
+    (effect, area)
+}
+
+#[test]
+fn how_far_features_tell_a_class_apart() {
+    let file = scanned();
+    let rows = rows(&file);
+    let (n_inside, n_outside) = (2, 4);
+    let values = |feature: usize, by: &str, is_inside: bool| {
+        let of_feature = rows.iter().filter(|row| row.feature == feature);
+        let side = of_feature.filter(|row| (row.class.as_deref() == Some("food")) == is_inside);
+        let mut values: Vec<_> = side.map(|row| value(row, by)).collect();
+        values.resize(if is_inside { n_inside } else { n_outside }, 0.0);
+        values
+    };
+    let report = |by: &str, sort: &str, top: &str| {
+        let args = ["top", text(&file), "--class", "food", "--by", by, "--json"];
+        json(&[&args[..], &["--sort", sort, "--top", top]].concat())
+    };
+    for by in ["max", "sum", "count"] {
+        let by_difference = report(by, "difference", "1000");
+        let all = list(&by_difference, "features");
+        assert!(all.len() > 20);
+        for entry in all {
+            let feature = entry["feature"].as_u64().expect("an index") as usize;
+            let sides = [true, false].map(|is_inside| values(feature, by, is_inside));
+            let (effect, area) = effect_and_area(&sides[0], &sides[1]);
+            assert!((number(&entry["auroc"]) - area).abs() < 1e-12);
+            match effect {
+                // Both are in f64, whose rounding a small deviation makes larger.
+                Some(effect) => {
+                    assert!((number(&entry["effect_size"]) / effect - 1.0).abs() < 1e-9)
+                }
+                None => assert!(entry["effect_size"].is_null()),
+            }
+        }
+        for (sort, key) in [("effect", "effect_size"), ("auroc", "auroc")] {
+            let key = |entry: &serde_json::Value| entry[key].as_f64().unwrap_or(f64::INFINITY);
+            let sorted = report(by, sort, "1000");
+            assert_eq!(sorted["sort"], sort);
+            let sorted = list(&sorted, "features");
+            assert!(sorted.is_sorted_by(|a, b| key(a) >= key(b)), "{sort}");
+            assert_eq!(sorted.len(), all.len());
+            assert_ne!(sorted[0]["feature"], all[0]["feature"], "another order");
+            let first = report(by, sort, "3");
+            assert_eq!(list(&first, "features")[..], sorted[..3]);
+        }
+    }
+    let table = stdout(&["top", text(&file), "--class", "food", "--sort", "auroc"]);
+    assert!(table.contains("effect size  AUROC  label\n"), "{table}");
+}
+
 #[test]
 fn questions_that_are_refused() {
     let file = scanned();
@@ -147,6 +215,8 @@ fn questions_that_are_refused() {
     top(&["--feature", "1", "--class", "food"], 2, &["--class"]);
     top(&["--feature", "1", "--top", "0"], 2, &["--top"]);
     top(&["--feature", "1", "--by", "mean"], 2, &["--by"]);
+    top(&["--feature", "1", "--sort", "auroc"], 2, &["--class"]);
+    top(&["--class", "food", "--sort", "p"], 2, &["--sort"]);
     top(&["--feature", "768"], 1, &["768 features", "0 to 767"]);
     top(&["--feature", "-1"], 1, &["`-1`", "0 to 767"]);
     top(&["--feature", "unicorn"], 1, &["`unicorn`", "hint: "]);

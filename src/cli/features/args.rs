@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::new_file::Overwrite;
+use llava_sae_cpp::compare::Sort;
 use llava_sae_cpp::rank::{Over, Pool};
 use llava_sae_cpp::report::features::{self, Order, Ranking};
 use llava_sae_cpp::report::heatmap;
@@ -14,6 +15,7 @@ use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{Kinds, SaeSet, Session, saved_set};
 
 use crate::cli::args::{Asked, GenerateArgs, ModelArgs, PromptArgs};
+use crate::cli::compared;
 use crate::cli::hints;
 use crate::cli::interventions::{self, InterventionArgs};
 
@@ -71,6 +73,14 @@ pub(in crate::cli) struct FeaturesArgs {
     /// One list for all pictures together, by the mean of their scores
     #[arg(long, requires = "image", conflicts_with = "outputs")]
     pub(super) group: bool,
+    /// Compare with the pictures of this folder, or with this picture; repeatable. IMAGE may be folders too, and the
+    /// list is of features whose score is larger in IMAGE, on average
+    #[arg(long, value_name = "DIR", requires = "image", conflicts_with_all = ["outputs", "group", "rank", "generation"])]
+    pub(super) against: Vec<PathBuf>,
+    /// With `--against`, the order: by the difference of mean scores, by the effect size (Hedges' g) or by the area
+    /// under the ROC curve, the chance that a picture has a larger score than one that it is compared with
+    #[arg(long, value_name = "ORDER", default_value = "difference", requires = "against", value_parser = compared::sorts())]
+    pub(super) sort: Sort,
     /// Print one JSON object per image, each on its own line; with `--group`, one for all
     #[arg(long)]
     pub(super) json: bool,
@@ -100,6 +110,8 @@ Examples:
       The features of a picture, as JSON
   llava-sae-cpp features --top 5 --heatmap maps photo.jpg
       The first five, each drawn over the picture: maps/photo-1-….png
+  llava-sae-cpp features dogs/ --against cats/ --sort auroc
+      What tells the pictures of one folder from those of another
   llava-sae-cpp features --html page.html --steer carrot:-16 --at image photo.jpg other.jpg
       A page on two pictures, with their captions before and after the intervention";
 

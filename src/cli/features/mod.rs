@@ -1,5 +1,6 @@
 //! `features`: the features that images, or a text, activate.
 
+mod against;
 mod args;
 mod seen;
 
@@ -18,6 +19,9 @@ use super::progress::Verbosity;
 pub(super) use self::args::FeaturesArgs;
 
 pub(super) fn run(args: FeaturesArgs, verbosity: Verbosity, cancel: CancelFlag) -> CommandResult {
+    if !args.against.is_empty() {
+        return against::run(&args, verbosity, &cancel);
+    }
     let outputs = start_outputs(&args)?;
     let interventions = args.interventions.read()?;
     let asked = args.prompt.read()?;

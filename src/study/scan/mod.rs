@@ -39,7 +39,6 @@ pub use sidecar::{ClassSize, Contents, ScannedSae, ScannedSaes};
 pub use steps::{ScanEvent, scan_items};
 pub use table::Row;
 pub use top::{
-    By, ClassFeature, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class,
-    images_of_feature,
+    By, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class, images_of_feature,
 };
 pub use worker::answer;

@@ -1,7 +1,6 @@
 //! What a scan says of a feature, and of a class. One pass over the rows, and memory for the answer
 //! and a number for each feature.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -9,6 +8,7 @@ use serde::Serialize;
 use super::file::ScanFile;
 use super::sidecar::{ClassSize, ScannedSaes};
 use crate::labels::{find_feature, find_in_saes, is_index};
+use crate::study::compare::{ClassFeature, Compared, Comparison, Sort, falling};
 use crate::study::pictures::ActiveFeature;
 use crate::{Error, FeatureId, FeatureName, Result};
 
@@ -71,30 +71,6 @@ pub struct FeatureImages {
     pub images: Vec<TopImage>,
 }
 
-/// How a feature's value in a class differs from that elsewhere. Images that do not activate it count as 0.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClassFeature {
-    /// Its index.
-    pub feature: usize,
-    /// Its label, where it has one.
-    pub label: Option<String>,
-    /// The mean over the class's images.
-    pub mean_inside: f64,
-    /// The mean over all other images.
-    pub mean_outside: f64,
-    /// The share of the class's images that activate it.
-    pub share_inside: f64,
-    /// The share of all other images that activate it.
-    pub share_outside: f64,
-}
-
-impl ClassFeature {
-    /// The class's mean less the others'.
-    pub fn difference(&self) -> f64 {
-        self.mean_inside - self.mean_outside
-    }
-}
-
 /// The features that a class activates more than other images do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassFeatures {
@@ -111,7 +87,7 @@ pub struct ClassFeatures {
 pub struct SaeFeatures {
     /// The SAE's id, in a table of several.
     pub sae: Option<String>,
-    /// The features, by falling difference.
+    /// The features, best first.
     pub features: Vec<ClassFeature>,
 }
 
@@ -193,12 +169,8 @@ fn keep_best(images: &mut Vec<TopImage>, by: By, n_images: usize) {
     images.truncate(n_images);
 }
 
-fn falling(a: f64, b: f64) -> Ordering {
-    b.total_cmp(&a)
-}
-
-/// The `n_features` features of each SAE that images of `class` activate most above all other images, on average.
-/// Where a file does not say how many images there are, those count that have a row.
+/// The `n_features` features of each SAE that images of `class` activate more than all other images, on average,
+/// best first by `sort`. Where a file does not say how many images there are, those count that have a row.
 ///
 /// # Errors
 /// A class that the file does not have, or has alone; a file that cannot be read.
@@ -206,14 +178,9 @@ pub fn features_of_class(
     file: &ScanFile,
     class: &str,
     by: By,
+    sort: Sort,
     n_features: usize,
 ) -> Result<ClassFeatures> {
-    #[derive(Clone, Default)]
-    struct Sums {
-        label: Option<String>,
-        value: [f64; 2],    // outside, inside
-        n_firing: [u64; 2], // outside, inside
-    }
     let sizes = file.class_sizes()?;
     let found = sizes
         .iter()
@@ -228,39 +195,28 @@ pub fn features_of_class(
         .with_hint("scan a folder that holds a folder of pictures for each class"));
     }
     let saes: Vec<_> = file.saes().iter().map(|(id, _)| id).collect();
-    let mut sums = vec![BTreeMap::<usize, Sums>::new(); saes.len()];
-    file.for_each_row(&mut |row| {
-        let sae = saes.iter().position(|id| *id == row.sae);
-        let sae = sae.expect("a file's rows are of its SAEs");
-        let sums = sums[sae].entry(row.active.feature).or_default();
-        if sums.label.is_none() {
-            sums.label = row.label.map(str::to_owned);
-        }
-        let side = usize::from(row.class == Some(class));
-        sums.value[side] += by.of(&row.active);
-        sums.n_firing[side] += 1;
-        Ok(())
+    let comparison = Comparison {
+        n_images: [n_outside, n_inside],
+        sort,
+        n_features,
+    };
+    let features = comparison.features(saes.len(), &|take| {
+        file.for_each_row(&mut |row| {
+            let sae = saes.iter().position(|id| *id == row.sae);
+            take(Compared {
+                sae: sae.expect("a file's rows are of its SAEs"),
+                is_inside: row.class == Some(class),
+                label: row.label,
+                feature: row.active.feature,
+                value: by.of(&row.active),
+            });
+            Ok(())
+        })
     })?;
-    let sizes = [n_outside as f64, n_inside as f64];
-    let compare = |(feature, sums): (usize, Sums)| ClassFeature {
-        feature,
-        label: sums.label,
-        mean_inside: sums.value[1] / sizes[1],
-        mean_outside: sums.value[0] / sizes[0],
-        share_inside: sums.n_firing[1] as f64 / sizes[1],
-        share_outside: sums.n_firing[0] as f64 / sizes[0],
-    };
-    let best = |sums: BTreeMap<usize, Sums>| {
-        let features = sums.into_iter().map(compare);
-        let mut features: Vec<_> = features.filter(|one| one.difference() > 0.0).collect();
-        // By rising index where they are equal, as the sort is stable.
-        features.sort_by(|a, b| falling(a.difference(), b.difference()));
-        features.truncate(n_features);
-        features
-    };
-    let of_each = saes.into_iter().zip(sums).map(|(id, sums)| SaeFeatures {
+    let of_each = saes.into_iter().zip(features);
+    let of_each = of_each.map(|(id, features)| SaeFeatures {
         sae: id.map(str::to_owned),
-        features: best(sums),
+        features,
     });
     Ok(ClassFeatures {
         n_inside,
