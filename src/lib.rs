@@ -50,7 +50,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use llama::{FlashAttention, KvType, Sampling, VisionGraph};
 pub use model::{
     EncoderOptions, EncoderWeights, EngineSize, FeatureCard, HookedModel, ModelFiles, Neighbour,
-    Session, SessionOptions, TokenEffect, TokenEffects,
+    NeuronpediaSource, Session, SessionOptions, TokenEffect, TokenEffects, neuronpedia_addresses,
 };
 pub use picture::{ImageCache, ImagePrep, Picture};
 pub use prompt::chat;

@@ -97,6 +97,8 @@ kinds! {
     NoPosition = (19, "no_position", 400, "ValueError"),
     /// A search by label, and no SAE has labels.
     NoLabels = (20, "no_labels", 400, "ValueError"),
+    /// A question about what features usually do, and the SAE's file does not say it.
+    NoBaseline = (21, "no_baseline", 400, "ValueError"),
     /// The files cannot be tried in a process of their own.
     NoProbe = (17, "no_probe", 500, "RuntimeError"),
     /// Nothing has that name or address where models are published.

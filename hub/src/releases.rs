@@ -112,6 +112,13 @@ pub fn find(release: &str, id: &str) -> Result<ListedSae> {
     })
 }
 
+/// Whether Neuronpedia has an SAE of the list under these names.
+pub fn has_labels(model: &str, source: &str) -> bool {
+    let mut saes = releases().flat_map(|release| release.saes);
+    let is_there = |labels: &str| labels.split_once('/') == Some((model, source));
+    saes.any(|line| !line.starts_with('!') && line.split('\t').nth(2).is_some_and(is_there))
+}
+
 /// The known names that share most with the one that was given.
 fn nearest(given: &str, known: &[&str]) -> String {
     let words = |name: &str| -> Vec<String> {
@@ -174,6 +181,11 @@ mod tests {
 
         let sae = find("gemma-2b-res-jb", "blocks.17.hook_resid_post").expect("listed");
         assert_eq!(sae.labels, None);
+        assert!(
+            has_labels("gemma-2b", "12-res-jb")
+                && has_labels("gemma-3-4b-it", "17-gemmascope-2-res-16k")
+        );
+        assert!(!has_labels("gemma-2b", "17-res-jb") && !has_labels("gemma-2b", ""));
     }
 
     #[test]

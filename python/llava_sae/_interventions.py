@@ -44,8 +44,8 @@ class Interventions(TypedDict, total=False):
     at: str | Iterable[str | int]
     """The positions: ``"all"``, ``"image"``, ``"prompt"``, ``"generated"``, ``"last"``, ``"-1"``, ``"5..9"``,
     ``"token:TEXT"``, ``"patch:ROW,COL"``, …, or several of them."""
-    units: Literal["raw", "unit"]
-    """Of `steer`, `clamp` and `vector`: decoder rows as trained, or directions of length 1."""
+    units: Literal["raw", "unit", "usual"]
+    """Of `steer`, `clamp` and `vector`: decoder rows as trained, directions of length 1, or usual activations."""
     when: tuple[FeatureName, float]
     """Only in rows where this feature's activation is above this number."""
     interventions: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]

@@ -278,7 +278,7 @@ class Model:
         *,
         steer: tuple[FeatureName, Sequence[float]] | Mapping[FeatureName, Sequence[float]],
         at: str = "all",
-        units: Literal["raw", "unit"] = "raw",
+        units: Literal["raw", "unit", "usual"] = "raw",
         word: str | None = None,
         max_tokens: int = 128,
         temperature: float = 0.0,

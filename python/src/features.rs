@@ -162,6 +162,7 @@ impl Features {
             ranked_by: self.ranking.described(has_lift),
             positions,
             has_lift,
+            neuronpedia: llava_sae_cpp::neuronpedia_addresses(self.model.saes()),
             interventions: saved_set::entries(None, saes),
         });
         let shown = Shown {
@@ -196,9 +197,9 @@ impl Features {
 
     /// The features of the given labels' search, by their names.
     fn search(&self, py: Python<'_>, text: &str) -> PyResult<Vec<String>> {
-        let found = self.model.saes().search_labels(text).or_raise(py)?;
+        let found = self.model.saes().search_labels(text, None).or_raise(py)?;
         let shown = |id| self.model.saes().shown(id).to_string();
-        Ok(found.into_iter().map(shown).collect())
+        Ok(found.features.into_iter().map(shown).collect())
     }
 
     /// The positions, as `features --json` prints them.

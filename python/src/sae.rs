@@ -178,7 +178,8 @@ impl Sae {
 
     /// The features whose labels hold these words.
     fn search(&self, py: Python<'_>, text: &str) -> PyResult<Vec<usize>> {
-        llava_sae_cpp::labels::search(text, self.sae.labels()).or_raise(py)
+        let found = llava_sae_cpp::labels::search(text, None, self.sae.labels());
+        found.map(|found| found.features).or_raise(py)
     }
 
     /// `[d_sae, d_in]`.

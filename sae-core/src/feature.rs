@@ -59,6 +59,8 @@ pub struct DecoderDirection {
     pub row: Vec<f32>,
     /// Its length, `‖W_dec[feature]‖`.
     pub norm: f32,
+    /// The feature's usual activation ([`Sae::usual`](crate::Sae::usual)).
+    pub usual: Option<f32>,
 }
 
 /// What an SAE's encoder says about a feature in a row.

@@ -1,5 +1,7 @@
 //! What the name of a feature means: an index or a label. Pure text.
 
+use serde::{Deserialize, Serialize};
+
 use crate::feature::FeatureId;
 use crate::{Error, ErrorKind, Result};
 
@@ -87,55 +89,143 @@ pub fn find_in_saes(
     )
 }
 
-/// The features whose labels hold each word of `text`, in upper or lower case and as a part of a longer word too,
-/// best match first: a label that is `text`, its words one after the other, each as a word, parts of words; among
-/// equals the shorter label.
+/// How labels are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Matching {
+    /// Each word is a word of the label, or a part of one. First comes a label that is the text, then those with its
+    /// words one after the other, those with each as a word, those with parts of words; among equals the shorter one.
+    Contains,
+    /// The label begins with the text, whose last word may be the beginning of one.
+    Prefix,
+    /// Each word is one of the label's but for typing errors: none in up to 2 letters, one in up to 5, else two, as
+    /// Elasticsearch's fuzziness `AUTO` counts them. First come those with the fewest.
+    Fuzzy,
+}
+
+impl Matching {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Contains, Self::Prefix, Self::Fuzzy];
+
+    /// Its name, as options and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Contains => "contains",
+            Self::Prefix => "prefix",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found<T> {
+    /// How it was searched.
+    pub matching: Matching,
+    /// Best match first.
+    pub features: Vec<T>,
+}
+
+/// The features whose labels match `text`, in upper or lower case. Without `matching`, labels that contain it, and
+/// where there are none, those that do but for typing errors.
 ///
 /// # Errors
 /// No labels; a text without a letter or digit.
-pub fn search<'a, T>(text: &str, labels: impl IntoIterator<Item = (T, &'a str)>) -> Result<Vec<T>> {
-    let mut labels = labels.into_iter().peekable();
-    if labels.peek().is_none() {
-        let what = format!("cannot search labels for `{text}`: there are none");
-        return Err(Error::new(ErrorKind::NoLabels, what).with_hint("convert the SAE with labels"));
-    }
+pub fn search<'a, T>(
+    text: &str,
+    matching: Option<Matching>,
+    labels: impl IntoIterator<Item = (T, &'a str)>,
+) -> Result<Found<T>> {
     let wanted = words(text);
     if wanted.is_empty() {
         let what = format!("cannot search labels for `{text}`: it has no letter or digit");
         return Err(Error::invalid(what).with_hint("give a word, or the beginning of one"));
     }
-    let with_closeness = labels.filter_map(|(feature, label)| {
-        let closeness = Closeness::of(&words(label), &wanted)?;
-        Some((closeness, label.chars().count(), feature))
+    let labels = labels.into_iter().map(|(feature, label)| Label {
+        words: words(label),
+        n_chars: label.chars().count(),
+        feature,
     });
-    let mut found: Vec<_> = with_closeness.collect();
-    found.sort_by_key(|&(closeness, length, _)| (closeness, length));
-    Ok(found.into_iter().map(|(_, _, feature)| feature).collect())
-}
-
-/// How a label holds the words that are searched for, closest first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Closeness {
-    Whole,
-    Phrase,
-    Words,
-    Parts,
-}
-
-impl Closeness {
-    fn of(label: &[String], wanted: &[String]) -> Option<Self> {
-        if label == wanted {
-            return Some(Self::Whole);
-        }
-        if holds_phrase(label, wanted) {
-            return Some(Self::Phrase);
-        }
-        if wanted.iter().all(|word| label.contains(word)) {
-            return Some(Self::Words);
-        }
-        let is_part = |part: &String| label.iter().any(|word| word.contains(part));
-        wanted.iter().all(is_part).then_some(Self::Parts)
+    let labels: Vec<_> = labels.collect();
+    if labels.is_empty() {
+        let what = format!("cannot search labels for `{text}`: there are none");
+        return Err(Error::new(ErrorKind::NoLabels, what).with_hint("convert the SAE with labels"));
     }
+    let is_found = |matching| {
+        let mut distances = labels.iter().map(|label| label.distance(&wanted, matching));
+        distances.any(|distance| distance.is_some())
+    };
+    let matching = matching.unwrap_or_else(|| {
+        let is_fuzzy = !is_found(Matching::Contains) && is_found(Matching::Fuzzy);
+        if is_fuzzy {
+            Matching::Fuzzy
+        } else {
+            Matching::Contains
+        }
+    });
+    let found = labels.into_iter().filter_map(|label| {
+        let distance = label.distance(&wanted, matching)?;
+        Some((distance, label.n_chars, label.feature))
+    });
+    let mut found: Vec<_> = found.collect();
+    found.sort_by_key(|&(distance, n_chars, _)| (distance, n_chars));
+    let features = found.into_iter().map(|(_, _, feature)| feature);
+    Ok(Found {
+        matching,
+        features: features.collect(),
+    })
+}
+
+/// A label that is searched.
+struct Label<T> {
+    words: Vec<String>,
+    n_chars: usize,
+    feature: T,
+}
+
+impl<T> Label<T> {
+    /// How far it is from the words that are wanted; none where it does not match.
+    fn distance(&self, wanted: &[String], matching: Matching) -> Option<usize> {
+        let label = &self.words;
+        match matching {
+            Matching::Contains => {
+                let is_part = |part: &String| label.iter().any(|word| word.contains(part));
+                if label == wanted {
+                    Some(0)
+                } else if holds_phrase(label, wanted) {
+                    Some(1)
+                } else if wanted.iter().all(|word| label.contains(word)) {
+                    Some(2)
+                } else {
+                    wanted.iter().all(is_part).then_some(3)
+                }
+            }
+            Matching::Prefix => {
+                let (last, first) = wanted.split_last()?;
+                let begins = label.starts_with(first)
+                    && label
+                        .get(first.len())
+                        .is_some_and(|word| word.starts_with(last));
+                begins.then_some(0)
+            }
+            Matching::Fuzzy => wanted.iter().map(|word| fewest_errors(word, label)).sum(),
+        }
+    }
+}
+
+/// The typing errors between a word and the nearest of `words`, if they are few.
+fn fewest_errors(wanted: &str, words: &[String]) -> Option<usize> {
+    let n_chars = wanted.chars().count();
+    let most = match n_chars {
+        0..=2 => 0,
+        3..=5 => 1,
+        _ => 2,
+    };
+    let near = words
+        .iter()
+        .filter(|word| word.chars().count().abs_diff(n_chars) <= most);
+    let errors = near.map(|word| strsim::osa_distance(wanted, word));
+    errors.min().filter(|&errors| errors <= most)
 }
 
 /// Whether the words of `phrase` stand in `text` one after the other, in upper or lower case.
@@ -189,7 +279,8 @@ fn ambiguous(name: &str, found: &[(usize, &str)]) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{holds_word, search};
+    use super::Matching::{Contains, Fuzzy, Prefix};
+    use super::{Matching, holds_word, search};
 
     #[test]
     fn words_of_a_text() {
@@ -209,22 +300,52 @@ mod tests {
             "ice",
             "ice cream in a cone",
         ];
-        let check = |text: &str, expected: &[usize]| {
-            let found = search(text, labels.iter().copied().enumerate());
-            assert_eq!(found.expect("there are labels"), expected, "{text}");
+        let check = |text: &str, matching: Option<Matching>, expected: &[usize]| {
+            let found = search(text, matching, labels.iter().copied().enumerate());
+            assert_eq!(
+                found.expect("there are labels").features,
+                expected,
+                "{text}"
+            );
         };
-        check("ice cream", &[3, 2, 5, 0, 1]);
-        check("CREAM, on", &[0, 5]);
-        check("dog", &[1]);
-        check("ic", &[4, 3, 2, 5, 1, 0]);
-        check("cat", &[]);
+        check("ice cream", None, &[3, 2, 5, 0, 1]);
+        check("CREAM, on", Some(Contains), &[0, 5]);
+        check("dog", None, &[1]);
+        check("ic", None, &[4, 3, 2, 5, 1, 0]);
+        check("cat", None, &[]);
+        check("ice cr", Some(Prefix), &[3, 5]);
+        check("IC", Some(Prefix), &[4, 3, 5]);
+        check("cream ice", Some(Prefix), &[]);
+        check("raem", Some(Contains), &[]);
+        check("ice craem", Some(Fuzzy), &[3, 2, 5, 0]);
+        check("sumer", Some(Fuzzy), &[0]);
+        check("sumer", None, &[0]);
+        check("icd", Some(Fuzzy), &[4, 3, 2, 5, 1, 0]);
+        check("ix", Some(Fuzzy), &[]);
+        check("crxxm", Some(Fuzzy), &[]);
+    }
+
+    #[test]
+    fn a_typing_error_is_looked_through_where_nothing_else_is_found() {
+        let labels = [(7, "mushroom"), (8, "mushrooms, straw"), (9, "mush")];
+        let found = |text: &str| search(text, None, labels).expect("there are labels");
+        let check = |text: &str, matching: Matching, features: &[i32]| {
+            assert_eq!(
+                (found(text).matching, &found(text).features[..]),
+                (matching, features)
+            );
+        };
+        check("mush", Contains, &[9, 7, 8]);
+        check("mushrom", Fuzzy, &[7, 8]);
+        check("mushrooom", Fuzzy, &[7, 8]);
+        check("museum", Contains, &[]);
     }
 
     #[test]
     fn a_search_for_nothing_or_in_nothing_is_refused() {
-        let error = search("?!", [(0, "dog")]).expect_err("no word");
+        let error = search("?!", None, [(0, "dog")]).expect_err("no word");
         assert!(error.to_string().contains("`?!`"), "{error}");
-        let error = search::<usize>("dog", []).expect_err("no labels");
+        let error = search::<usize>("dog", None, []).expect_err("no labels");
         assert_eq!(error.kind(), crate::ErrorKind::NoLabels);
     }
 }

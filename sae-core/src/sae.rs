@@ -160,6 +160,16 @@ impl Sae {
         self.baseline.as_ref()
     }
 
+    /// What a feature's activation usually is where it is active ([`Baseline::usual`]); 0 where no picture of the
+    /// baseline activates it. None where the file does not say it.
+    ///
+    /// # Panics
+    /// When there is no such feature.
+    pub fn usual(&self, feature: usize) -> Option<f32> {
+        let usual = self.baseline.as_ref()?.usual.as_ref()?;
+        Some(usual[feature])
+    }
+
     /// Where in the model it reads.
     pub fn hook_point(&self) -> HookPoint {
         self.hook_point
@@ -257,6 +267,7 @@ impl Sae {
         Ok(DecoderDirection {
             row: self.decoder_row(feature)?,
             norm: self.decoder_norm[feature],
+            usual: self.usual(feature),
         })
     }
 

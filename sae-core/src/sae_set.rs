@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::feature::{FeatureId, FeatureName};
-use crate::labels;
+use crate::labels::{self, Found, Matching};
 use crate::sae::Sae;
 use crate::{Error, Result};
 
@@ -56,16 +56,25 @@ impl SaeSet {
         labels::find_in_saes(name, &ids, |sae, rest| self.saes[sae].find_feature(rest))
     }
 
-    /// The features of all SAEs whose labels hold the words of `text`, best match first ([`labels::search`]).
+    /// The features of all SAEs whose labels match `text` ([`labels::search`]).
     ///
     /// # Errors
     /// SAEs without labels; a text without a word.
-    pub fn search_labels(&self, text: &str) -> Result<Vec<FeatureId>> {
+    pub fn search_labels(
+        &self,
+        text: &str,
+        matching: Option<Matching>,
+    ) -> Result<Found<FeatureId>> {
         let labels = self.saes.iter().enumerate().flat_map(|(sae, labelled)| {
             let labels = labelled.labels();
             labels.map(move |(index, label)| (FeatureId { sae, index }, label))
         });
-        labels::search(text, labels)
+        labels::search(text, matching, labels)
+    }
+
+    /// A feature's usual activation, where its SAE's file says it ([`Sae::usual`]).
+    pub fn usual(&self, feature: FeatureId) -> Option<f32> {
+        self.saes[feature.sae].usual(feature.index)
     }
 
     /// A feature's label, where it has one.

@@ -86,10 +86,14 @@ fn print_card(out: &mut dyn Write, card: &FeatureCard) -> io::Result<()> {
         ("encoder bias", Some(card.encoder_bias)),
         ("encoder norm", Some(card.encoder_norm)),
         ("decoder norm", Some(card.decoder_norm)),
+        ("usual", card.usual),
     ] {
         if let Some(value) = value {
             writeln!(out, "  {name:<12}  {value:>8.3}")?;
         }
+    }
+    if let Some(page) = &card.neuronpedia {
+        writeln!(out, "  {:<12}  {}", "Neuronpedia", one_line(page))?;
     }
     writeln!(out, "Neighbours (by cosine of decoder directions):")?;
     writeln!(out, "  rank  feature  cosine  label")?;

@@ -17,6 +17,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ErrorKind::Exists => "`--force`",
         ErrorKind::HookPointMissing => "`--hook-name`",
         ErrorKind::NoLabels => "`convert --labels`",
+        ErrorKind::NoBaseline => "`llava-sae-cpp baseline`, `--units raw`",
         ErrorKind::NormFactorMissing => "`--norm-factor`",
         #[cfg(feature = "pull")]
         ErrorKind::Offline => "without `--offline` and `HF_HUB_OFFLINE`",

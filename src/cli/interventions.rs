@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use clap::builder::TypedValueParser;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Args, Command, FromArgMatches};
 use llava_sae_cpp::steering::{
     Change, Condition, Intervention, KINDS, Kind, Number, Positions, Steering, Target, Targets,
     Units, Vector,
@@ -11,6 +12,7 @@ use llava_sae_cpp::steering::{
 use llava_sae_cpp::{FeatureId, HookPoint, HookedModel, Result, SaeSet, saved_set};
 
 use super::hints::with_hint;
+use super::one_of::one_of;
 
 /// The group of all arguments that ask for an intervention.
 pub(super) const ANY: &str = "intervention";
@@ -39,20 +41,22 @@ pub(super) struct InterventionArgs {
     /// must read at the same hook point or at an earlier one
     #[arg(long, value_name = "FEATURE>X", value_parser = parse_condition, requires = CHANGES, help_heading = "Interventions")]
     when: Option<(String, f32)>,
-    /// The unit of strengths and values
+    /// The unit of strengths and values: decoder rows as trained (raw), decoder directions of unit length, as on
+    /// Neuronpedia (unit), or the feature's usual activation where it is active, as the SAE file's baseline has it (usual)
     #[arg(
         long,
         value_name = "UNITS",
         default_value = "raw",
+        value_parser = units(),
         requires = CHANGES,
         help_heading = "Interventions"
     )]
-    units: UnitsName,
+    units: Units,
     /// Add the interventions of a JSON file, such as the output of `--json`
     ///
     /// The file holds a list, or an object with a list under `interventions`, of objects with the
     /// keys `kind` (the option's name: steer, clamp, ...), `feature` (an index or a label), `value` (a number;
-    /// none for ablate), `units` (raw, unit; default raw), `at` (as `--at`; default all), `when` (an object
+    /// none for ablate), `units` (raw, unit, usual; default raw), `at` (as `--at`; default all), `when` (an object
     /// with `feature` and `above`) and `label` (if given, it must be the SAE's). The kinds vector,
     /// project and cap take a vector instead of a feature: its numbers as `values`, or the `file` that holds
     /// them (a path relative to the set's folder), and its `hook` point.
@@ -137,21 +141,9 @@ impl FromArgMatches for ChangeArgs {
 /// Pairs of a feature's name and a number.
 type Numbers = Vec<(String, f32)>;
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum UnitsName {
-    /// Decoder rows as trained
-    Raw,
-    /// Unit-length decoder directions, as on Neuronpedia
-    Unit,
-}
-
-impl From<UnitsName> for Units {
-    fn from(name: UnitsName) -> Self {
-        match name {
-            UnitsName::Raw => Self::Raw,
-            UnitsName::Unit => Self::Unit,
-        }
-    }
+/// The units of numbers.
+pub(super) fn units() -> impl TypedValueParser<Value = Units> {
+    one_of(Units::ALL, Units::name)
 }
 
 pub(super) fn parse_positions(text: &str) -> std::result::Result<Positions, String> {
@@ -277,7 +269,7 @@ impl InterventionArgs {
             interventions.push(Intervention {
                 target,
                 change: Change::new(kind, number)?,
-                units: self.units.into(),
+                units: self.units,
                 at: self.at.clone(),
                 when,
             });

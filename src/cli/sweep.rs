@@ -9,11 +9,11 @@ use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::sweep::{Point, Report};
-use llava_sae_cpp::steering::{Change, Intervention, Positions};
+use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
 use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
-use super::interventions::{UnitsName, parse_positions};
+use super::interventions::{parse_positions, units};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::page;
 use super::progress::{Spinner, Verbosity};
@@ -37,9 +37,9 @@ pub(super) struct SweepArgs {
     /// leaves the special tokens out
     #[arg(long, value_name = "WHERE", default_value = "all", value_parser = parse_positions, allow_hyphen_values = true)]
     at: Positions,
-    /// The unit of strengths
-    #[arg(long, value_name = "UNITS", default_value = "raw")]
-    units: UnitsName,
+    /// The unit of strengths, as for `--units` of the main command: raw, unit, or usual, the feature's usual activation
+    #[arg(long, value_name = "UNITS", default_value = "raw", value_parser = units())]
+    units: Units,
     /// Say for each text whether it contains this word (or words), ignoring case
     #[arg(long, value_name = "WORD")]
     word: Option<String>,
@@ -125,7 +125,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let feature = model.find_feature(&args.steer.feature)?;
     let steering = |&strength: &f32| {
         model.steering(vec![Intervention {
-            units: args.units.into(),
+            units: args.units,
             at: args.at.clone(),
             ..Intervention::new(feature, Change::steer(strength))
         }])
@@ -182,7 +182,7 @@ fn report(
         images: json::paths(&args.image),
         feature,
         label,
-        units: args.units.into(),
+        units: args.units,
         at: args.at.to_string(),
         word: args.word.clone(),
         original: point(0.0, &sweep.original),

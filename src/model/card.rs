@@ -10,6 +10,7 @@ use gguf_tools::sae::Architecture;
 use serde::Serialize;
 
 use super::hooked_model::HookedModel;
+use super::neuronpedia::NeuronpediaSource;
 use crate::llama::{Matrix, MatrixProduct, Model};
 use crate::{Error, ErrorKind, FeatureId, FeatureName, Result, RowProduct, Sae, Site, Token};
 
@@ -30,6 +31,10 @@ pub struct FeatureCard {
     pub encoder_norm: f32,
     /// `‖W_dec[feature]‖`.
     pub decoder_norm: f32,
+    /// Its usual activation, where the SAE's file says it ([`Sae::usual`]).
+    pub usual: Option<f32>,
+    /// Its page on Neuronpedia, where the SAE is known there.
+    pub neuronpedia: Option<String>,
     /// The features of its SAE whose decoder directions are most like its own, itself left out.
     pub neighbours: Vec<Neighbour>,
     /// What its direction does to the next token; none if its SAE is not in the residual stream.
@@ -140,6 +145,10 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
         encoder_bias: sae.b_enc()[index],
         encoder_norm: encoder_norm.sqrt() as f32,
         decoder_norm: direction.norm,
+        usual: direction.usual,
+        neuronpedia: NeuronpediaSource::of(sae)
+            .and_then(|source| source.address())
+            .map(|address| format!("{address}/{index}")),
         neighbours: others.take(top).map(neighbour).collect(),
         tokens: tokens.transpose()?,
     })

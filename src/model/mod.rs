@@ -7,6 +7,7 @@ pub(crate) mod files;
 pub(crate) mod fingerprint;
 mod hooked_model;
 mod memory;
+mod neuronpedia;
 mod options;
 mod session;
 
@@ -15,5 +16,6 @@ pub use self::encoders::{EncoderOptions, EncoderWeights};
 pub use self::engine::EngineSize;
 pub use self::files::ModelFiles;
 pub use self::hooked_model::HookedModel;
+pub use self::neuronpedia::{NeuronpediaSource, addresses as neuronpedia_addresses};
 pub use self::options::SessionOptions;
 pub use self::session::Session;

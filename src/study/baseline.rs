@@ -44,6 +44,7 @@ pub fn measure(
 struct Sums {
     max: Vec<f64>,         // [d_sae]: largest activations, summed over pictures
     active_rows: Vec<u64>, // [d_sae]
+    squares: Vec<f64>,     // [d_sae]: of largest activations, likewise
 }
 
 impl Sums {
@@ -51,6 +52,7 @@ impl Sums {
         Self {
             max: vec![0.0; d_sae],
             active_rows: vec![0; d_sae],
+            squares: vec![0.0; d_sae],
         }
     }
 
@@ -59,6 +61,7 @@ impl Sums {
         for active in picture {
             self.max[active.feature] += f64::from(active.max);
             self.active_rows[active.feature] += active.count as u64;
+            self.squares[active.feature] += f64::from(active.max).powi(2);
         }
     }
 
@@ -66,9 +69,14 @@ impl Sums {
     fn baseline(&self, n_rows: u64, n_pictures: u32) -> Baseline {
         let mean = |sum: &f64| (sum / f64::from(n_pictures)) as f32;
         let share = |&n_active: &u64| (n_active as f64 / n_rows as f64) as f32;
+        let usual = |(&sum, &squares): (&f64, &f64)| match sum > 0.0 {
+            true => (squares / sum) as f32,
+            false => 0.0,
+        };
         Baseline {
             mean_max: self.max.iter().map(mean).collect(),
             frequency: self.active_rows.iter().map(share).collect(),
+            usual: Some(self.max.iter().zip(&self.squares).map(usual).collect()),
             n_pictures,
         }
     }

@@ -61,6 +61,7 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
     let copy = SaeFile::open(&target).expect("a valid file");
     let baseline = copy.baseline().expect("readable").expect("present");
     assert_eq!(baseline.n_pictures as usize, pictures.len());
+    let usual = baseline.usual.as_ref().expect("measured");
     for (feature, &mean) in baseline.mean_max.iter().enumerate() {
         let max = |features: &HashMap<u64, (f64, Option<f64>)>| {
             features.get(&(feature as u64)).map_or(0.0, |entry| entry.0)
@@ -69,6 +70,17 @@ fn a_baseline_is_the_mean_of_the_pictures_maxima() {
         assert!(
             (f64::from(mean) - expected).abs() < 1e-4,
             "{feature}: {mean} {expected}"
+        );
+        let squares = seen
+            .iter()
+            .map(|features| max(features).powi(2))
+            .sum::<f64>();
+        let sum = expected * seen.len() as f64;
+        let expected = if sum > 0.0 { squares / sum } else { 0.0 };
+        let usual = f64::from(usual[feature]);
+        assert!(
+            (usual - expected).abs() < 1e-4,
+            "{feature}: {usual} {expected}"
         );
     }
     assert!(baseline.frequency.iter().any(|&share| share > 0.3));
@@ -203,4 +215,146 @@ fn baselines_that_are_refused() {
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
     let lift = ["features", "--rank", "lift", picture()];
     check(&[&lift[..], &files].concat(), 1, &["no baseline", "hint: "]);
+}
+
+/// Strengths in multiples of what is usual are raw ones times that, wherever units go.
+#[test]
+fn strengths_count_usual_activations() {
+    let demo = demo::files().expect("the cache folder can be written");
+    let sae = SaeFile::open(&demo.saes[0]).expect("a valid file");
+    let usual = sae
+        .baseline()
+        .expect("readable")
+        .expect("the demo has one")
+        .usual;
+    let usual = usual.expect("measured");
+    let carrot = 430;
+    // Both are the same number in f32 where the multiple is a power of two.
+    let raw = |multiple: f32| (multiple * usual[carrot]).to_string();
+    let describe = |kind: &str, value: &str, units: &str| {
+        let change = format!("carrot:{value}");
+        json(&[
+            kind,
+            &change,
+            "--units",
+            units,
+            "--at",
+            "image",
+            "-n",
+            "24",
+            "--json",
+            picture(),
+        ])
+    };
+    for (kind, multiple) in [("--steer", -2.0), ("--clamp", 4.0)] {
+        let counted = describe(kind, &multiple.to_string(), "usual");
+        assert_eq!(counted["interventions"][0]["units"], "usual");
+        assert_eq!(counted["interventions"][0]["value"], multiple);
+        let expected = describe(kind, &raw(multiple), "raw");
+        assert_eq!(counted["steered"], expected["steered"], "{kind}");
+        assert_ne!(
+            counted["steered"],
+            describe(kind, "0", "usual")["steered"],
+            "{kind}"
+        );
+
+        let dir = temporary_root().join("usual-set");
+        std::fs::create_dir_all(&dir).expect("a folder of our own");
+        let set = dir.join("set.json");
+        std::fs::write(&set, counted.to_string()).expect("a file of our own");
+        let args = [
+            "--interventions",
+            text(&set),
+            "-n",
+            "24",
+            "--json",
+            picture(),
+        ];
+        assert_eq!(json(&args)["steered"], counted["steered"]);
+    }
+    let sweep = |range: &str, units: &str| {
+        let steer = format!("carrot:{range}");
+        json(&[
+            "sweep",
+            "--steer",
+            &steer,
+            "--units",
+            units,
+            "-n",
+            "8",
+            "--json",
+            picture(),
+        ])
+    };
+    let counted = sweep("-2..0:1", "usual");
+    assert_eq!(counted["units"], "usual");
+    let step = raw(1.0);
+    let expected = sweep(&format!("-{}..0:{step}", raw(2.0)), "raw");
+    for (counted, expected) in [0, 1, 2].map(|i| (&counted["steered"][i], &expected["steered"][i]))
+    {
+        assert_eq!(counted["text"], expected["text"]);
+        assert!(
+            (counted["kl"].as_f64().expect("a number")
+                - expected["kl"].as_f64().expect("a number"))
+            .abs()
+                < 1e-6
+        );
+    }
+    let vector = |name: &str, args: &[&str]| {
+        let file = temporary_root().join(name);
+        let args = [&["export-cvec", "--force", "-o", text(&file)], args].concat();
+        stdout(&args);
+        std::fs::read(&file).expect("just written")
+    };
+    let counted = vector("usual.gguf", &["--steer", "carrot:-2", "--units", "usual"]);
+    let expected = format!("carrot:{}", raw(-2.0));
+    assert_eq!(counted, vector("raw.gguf", &["--steer", &expected]));
+
+    let silent = usual.iter().position(|&usual| usual == 0.0);
+    let silent = format!("{}:1", silent.expect("one that no picture activates"));
+    let refused = |args: &[&str], words: &[&str]| {
+        check(&[args, &["--units", "usual", picture()]].concat(), 1, words);
+    };
+    refused(&["--steer", &silent], &["no picture", "`--units raw`"]);
+    let plain = Fixture::Demo.converted(TensorType::F32).join("sae.gguf");
+    let files = files_with(&plain);
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let of_plain = [&["--steer", "carrot:1"][..], &files].concat();
+    refused(
+        &of_plain,
+        &["does not say what is usual", "`llava-sae-cpp baseline`"],
+    );
+}
+
+/// What is usual is near to how strongly a feature stands for its word in text, which a mean over all pictures is not.
+#[test]
+fn usual_activations_are_those_of_what_a_feature_stands_for() {
+    let demo = demo::files().expect("the cache folder can be written");
+    let sae = SaeFile::open(&demo.saes[0]).expect("a valid file");
+    let baseline = sae.baseline().expect("readable").expect("the demo has one");
+    let usual = baseline.usual.expect("measured");
+    let classes = std::fs::read("tests/fixtures/demo/sae/class_features.json").expect("a fixture");
+    let classes: HashMap<String, serde_json::Value> =
+        serde_json::from_slice(&classes).expect("JSON");
+    let ratios = |values: &[f32]| {
+        let ratio = |class: &serde_json::Value| {
+            let feature = class["feature"].as_u64().expect("an index") as usize;
+            f64::from(values[feature]) / class["mean"].as_f64().expect("a number")
+        };
+        let mut ratios: Vec<f64> = classes.values().map(ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
+    };
+    // Lowest, median and highest of 42 classes.
+    let shown = |ratios: Vec<f64>| [0, ratios.len() / 2, ratios.len() - 1].map(|i| ratios[i]);
+    let [low, median, high] = shown(ratios(&usual));
+    assert!(
+        low > 0.4 && (0.55..0.7).contains(&median) && high < 2.2,
+        "{low} {median} {high}"
+    );
+    let [low, median, high] = shown(ratios(&baseline.mean_max));
+    assert!(
+        low < 0.05 && median < 0.13 && high < 0.4,
+        "{low} {median} {high}"
+    );
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use gguf_tools::gguf::{Array, Gguf, TensorType, Value};
-use llava_sae_cpp::{ErrorKind, FeatureCard, FeatureId, Session, TokenEffect};
+use gguf_tools::gguf::{Array, Edits, Gguf, TensorType, Value};
+use llava_sae_cpp::{ErrorKind, FeatureCard, FeatureId, Session, TokenEffect, demo};
 use serde_json::json;
 
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
-use crate::fixture::{Fixture, exact_options};
+use crate::fixture::{Fixture, exact_options, picture, temporary_root};
 use crate::hook_points::{self, ARCHITECTURES};
 use crate::several_saes::{sae_at, with};
 
@@ -165,7 +165,7 @@ fn a_card_is_printed_and_has_the_same_as_json() {
     let keys = features[0].as_object().expect("an object").keys();
     let mut keys: Vec<_> = keys.map(String::as_str).collect();
     keys.sort_unstable();
-    let expected = "decoder_norm encoder_bias encoder_norm feature hook_point label neighbours threshold tokens";
+    let expected = "decoder_norm encoder_bias encoder_norm feature hook_point label neighbours neuronpedia threshold tokens usual";
     assert_eq!(keys.join(" "), expected);
 
     let mushroom = &features[0];
@@ -177,7 +177,13 @@ fn a_card_is_printed_and_has_the_same_as_json() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], title);
     let number = |value: &serde_json::Value| value.as_f64().expect("a number");
-    for key in ["threshold", "encoder_bias", "encoder_norm", "decoder_norm"] {
+    for key in [
+        "threshold",
+        "encoder_bias",
+        "encoder_norm",
+        "decoder_norm",
+        "usual",
+    ] {
         let shown = format!(
             "  {:<12}  {:>8.3}",
             key.replace('_', " "),
@@ -269,6 +275,55 @@ fn names_say_which_sae_is_meant() {
     );
 }
 
+/// Where Neuronpedia has the SAE, and nowhere else.
+#[cfg(feature = "pull")]
+#[test]
+fn cards_and_pages_lead_to_neuronpedia() {
+    let files = demo::files().expect("the cache folder can be written");
+    let mut edits = Edits::default();
+    edits.set("sae.labels_source", "gemma-2b/12-res-jb");
+    let original = Gguf::open(&files.saes[0]).expect("a GGUF file");
+    let known = original.edited_copy(&edits).expect("a copy");
+    let path = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let mmproj = files.mmproj.as_deref().expect("the demo sees");
+    let known = [path(&files.model), path(mmproj), path(&known)];
+    let known = ["-m", &known[0], "--mmproj", &known[1], "--sae", &known[2]];
+    let address = "https://www.neuronpedia.org/gemma-2b/12-res-jb/430";
+    let card = |more: &[&str]| {
+        json(&[&["feature", "430", "--json"], more].concat())["features"][0].clone()
+    };
+    assert_eq!(card(&known)["neuronpedia"], address);
+    assert!(card(&[])["neuronpedia"].is_null(), "the demo is not there");
+    let text = stdout(&[&["feature", "430"], &known[..]].concat());
+    assert!(
+        text.contains(&format!("  Neuronpedia   {address}\n")),
+        "{text}"
+    );
+    assert!(!stdout(&["feature", "430"]).contains("Neuronpedia"));
+
+    let page = temporary_root().join("neuronpedia.html");
+    let of_page = |more: &[&str]| {
+        let args = [
+            "features",
+            "--force",
+            "-n",
+            "1",
+            "--html",
+            page.to_str().expect("plain"),
+            picture(),
+        ];
+        stdout(&[&args[..], more].concat());
+        let html = std::fs::read_to_string(&page).expect("just written");
+        let (_, data) = html.split_once("\"neuronpedia\":").expect("a page's data");
+        data.split_once('}').expect("an object").0.to_owned() + "}"
+    };
+    assert_eq!(
+        of_page(&known),
+        r#"{"":"https://www.neuronpedia.org/gemma-2b/12-res-jb"}"#
+    );
+    assert_eq!(of_page(&[]), "{}");
+}
+
 #[test]
 fn labels_are_searched_by_words() {
     let report = json(&["labels", "MUSHROOM", "--json"]);
@@ -280,13 +335,58 @@ fn labels_are_searched_by_words() {
     assert_eq!(report["text"], "MUSHROOM");
     let n_found = report["n_found"].as_u64().expect("a count");
     let text = stdout(&["labels", "MUSHROOM", "--top", "1"]);
+    let usual = first["usual"].as_f64().expect("the demo has a baseline");
     let expected = format!(
-        "{n_found} labels hold `MUSHROOM`\n     1  {:>7}  mushroom\n",
+        "{n_found} labels hold `MUSHROOM`\n  rank  feature    usual  label\n     1  {:>7}  {usual:>7.3}  mushroom\n",
         first["feature"].as_u64().expect("an index")
     );
     assert_eq!(text, expected);
+    assert_eq!(report["matching"], "contains");
+    let card = json(&["feature", "mushroom", "--json"]);
+    assert_eq!(card["features"][0]["usual"], first["usual"]);
+    let card = stdout(&["feature", "mushroom"]);
+    assert!(
+        card.contains(&format!("  usual         {usual:>8.3}\n")),
+        "{card}"
+    );
     assert_eq!(stdout(&["labels", "quux"]), "0 labels hold `quux`\n");
     assert_eq!(json(&["labels", "quux", "--json"])["features"], json!([]));
+}
+
+#[test]
+fn labels_are_searched_by_beginnings_and_in_spite_of_typing_errors() {
+    let search = |args: &[&str]| json(&[&["labels", "--json", "--top", "1000"], args].concat());
+    let labels = |report: &serde_json::Value| -> Vec<String> {
+        let entries = report["features"].as_array().expect("a list").iter();
+        let labels = entries.map(|entry| entry["label"].as_str().expect("a label").to_owned());
+        labels.collect()
+    };
+    let held = search(&["mushroom"]);
+    let typo = search(&["mushrom"]);
+    assert_eq!(typo["matching"], "fuzzy");
+    assert_eq!(labels(&typo)[0], "mushroom");
+    assert_eq!(
+        labels(&typo),
+        labels(&search(&["mushroom", "--match", "fuzzy"]))
+    );
+    assert_eq!(search(&["mushrom", "--match", "contains"])["n_found"], 0);
+    let begin = search(&["mush", "--match", "prefix"]);
+    assert_eq!(begin["matching"], "prefix");
+    let expected = labels(&held)
+        .into_iter()
+        .filter(|label| label.starts_with("mush"));
+    assert_eq!(labels(&begin), expected.collect::<Vec<_>>());
+    assert!(labels(&begin).len() < labels(&held).len());
+    let text = stdout(&["labels", "mushrom", "--top", "1"]);
+    assert!(
+        text.contains("labels hold, but for typing errors, `mushrom`\n"),
+        "{text}"
+    );
+    check(
+        &["labels", "dog", "--match", "regex"],
+        2,
+        &["--match", "fuzzy"],
+    );
 }
 
 #[test]
@@ -307,7 +407,7 @@ fn what_cannot_be_shown_is_refused() {
     let error = session
         .model()
         .saes()
-        .search_labels("dog")
+        .search_labels("dog", None)
         .expect_err("no labels");
     assert_eq!(error.kind(), ErrorKind::NoLabels);
 }

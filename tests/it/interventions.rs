@@ -71,6 +71,7 @@ impl Reference {
             let norm = match intervention.units {
                 Units::Raw => 1.0,
                 Units::Unit => length,
+                Units::Usual => unreachable!("this SAE has no baseline"),
             };
             let (h, is_active) = self.h(feature, x);
             let a = if is_active { h } else { 0.0 };

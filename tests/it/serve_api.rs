@@ -157,10 +157,21 @@ fn what_is_known_of_features() {
     let labels = served.get("/api/labels?q=carrot&top=2").json();
     let expected = command_line::json(&["labels", "carrot", "--top", "2", "--json"]);
     assert_eq!(labels["n_found"], expected["n_found"]);
-    let named = |entry: &Value| json!({"feature": entry["feature"], "label": entry["label"]});
+    let named = |entry: &Value| json!({"feature": entry["feature"], "label": entry["label"], "usual": entry["usual"]});
     let expected: Vec<_> = list(&expected["features"]).iter().map(named).collect();
     assert_eq!(labels["labels"], json!(expected));
     assert!(!expected.is_empty());
+    let typo = |how: &str| served.get(&format!("/api/labels?q=carot{how}")).json();
+    assert_eq!(
+        (&typo("")["matching"], &typo("")["labels"][0]),
+        (&json!("fuzzy"), &labels["labels"][0])
+    );
+    assert_eq!(typo("&match=contains")["n_found"], 0);
+    let begin = served.get("/api/labels?q=carr&match=prefix").json();
+    assert_eq!(
+        (&begin["matching"], &begin["labels"][0]),
+        (&json!("prefix"), &labels["labels"][0])
+    );
 
     let card = |path: &str| served.get(&format!("{FEATURES}/{path}"));
     let expected = |args: &[&str]| {
@@ -180,6 +191,7 @@ fn what_is_known_of_features() {
     refused("/api/features/3?top=1001", 400, "at most");
     refused("/api/labels", 400, "no letter or digit");
     refused("/api/labels?q=a&top=x", 400, "top");
+    refused("/api/labels?q=a&match=x", 400, "`fuzzy`");
 }
 
 #[test]

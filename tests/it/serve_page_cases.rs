@@ -250,6 +250,45 @@ fn features_of_several_saes() {
 }
 
 #[test]
+fn a_misspelt_label_is_found_and_steered_in_usual_activations() {
+    let Some((_served, mut page)) = open_files(&demo::files().expect("the demo")) else {
+        return;
+    };
+    page.expect("document.querySelectorAll('.option').length > 20", true);
+    page.click("#search");
+    page.enter("mushrom");
+    page.expect(
+        "document.querySelector('.option bdi')?.textContent.includes('mushroom')",
+        true,
+    );
+    page.click(".option");
+    page.click("#subtract");
+    let units = "document.querySelector('#interventions select[aria-label^=units]')";
+    page.value(&format!(
+        "{units}.value = 'usual', {units}.dispatchEvent(new Event('change'))"
+    ));
+    page.expect(
+        "document.querySelector('#interventions input[type=number]').value",
+        "-0.65",
+    );
+    page.expect(&format!("{units}.value"), "usual");
+    page.expect(
+        "document.querySelector('#command code').textContent.includes('--units usual')",
+        true,
+    );
+    // Another query finds what it says.
+    page.value("document.querySelector('#search').select()");
+    page.click("#search");
+    page.value("document.querySelector('#search').select()");
+    page.enter("carrot");
+    page.expect(
+        "[...document.querySelectorAll('.option bdi')].every(label => label.textContent.includes('carrot'))",
+        true,
+    );
+    assert!(page.errors().is_empty(), "{:?}", page.errors());
+}
+
+#[test]
 fn a_model_that_sees_no_pictures() {
     let mut files = demo::files().expect("the demo");
     files.mmproj = None;

@@ -64,6 +64,9 @@ fn interventions_are_said_as_the_command_line_takes_them() {
         {"kind": "steer", "feature": 4, "value": 3, "units": "unit", "at": "patch:0..1,2..3", "when": when},
         {"kind": "steer", "feature": 5, "value": 2, "units": "unit", "at": "patch:0..1,2..3", "when": when},
     ]));
+    check(
+        json!([{"kind": "steer", "feature": "carrot", "value": -1.5, "units": "usual", "at": "image"}]),
+    );
     // What all options share differs, or cannot be said.
     let only_in_a_file = |steering: Value| {
         let answer = ask(&steering);

@@ -19,9 +19,10 @@
 //! | `sae.log_sparsity` | `[d_sae]` | optional: log10 of how often a feature is active in training |
 //! | `sae.image_baseline` | `[d_sae]` | optional: mean over pictures of the largest activation on image rows |
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature is active |
+//! | `sae.image_usual` | `[d_sae]` | optional, with the baseline: mean over pictures of the largest activation `m` on image rows, each counting by its own: `Σ m² / Σ m`, or 0 where there is none |
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of; and
-//! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its two vectors' bytes and of that number.
+//! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its vectors' bytes and of that number.
 //! `sae.checksum` (u32, optional) is of the keys that decide how features are computed
 //! (`SaeMeta::crc32`) and of all tensors above but the baseline's: the CRC-32 of their CRC-32s, the
 //! keys' first, then in the file's order, each as four bytes with the lowest first.
@@ -47,6 +48,7 @@ pub(super) const THRESHOLD: &str = "sae.threshold";
 pub(super) const LOG_SPARSITY: &str = "sae.log_sparsity";
 pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
 pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
+pub(super) const IMAGE_USUAL: &str = "sae.image_usual";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
@@ -103,6 +105,7 @@ impl SaeMeta {
         tensors.push(vector(LOG_SPARSITY, d_sae, false));
         tensors.push(vector(IMAGE_BASELINE, d_sae, false));
         tensors.push(vector(IMAGE_FREQUENCY, d_sae, false));
+        tensors.push(vector(IMAGE_USUAL, d_sae, false));
         tensors
     }
 
@@ -160,6 +163,10 @@ impl SaeMeta {
                 let names = parts.join("`, `");
                 return Err(refused(gguf, &format!("`{names}` belong together")));
             }
+        }
+        if gguf.tensor(IMAGE_USUAL).is_some() && gguf.tensor(IMAGE_BASELINE).is_none() {
+            let why = format!("`{IMAGE_USUAL}` belongs to `{IMAGE_BASELINE}`, which is missing");
+            return Err(refused(gguf, &why));
         }
         Ok(())
     }

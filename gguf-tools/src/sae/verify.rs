@@ -6,7 +6,7 @@ use flate2::Crc;
 use super::file::SaeFile;
 use super::schema::{
     BASELINE_CHECKSUM, BASELINE_PICTURES, CHECKSUM, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, refused,
+    IMAGE_USUAL, SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, refused,
 };
 use super::source::norm;
 use crate::gguf::{TensorInfo, checksum};
@@ -29,7 +29,8 @@ impl SaeFile {
         for tensor in self.gguf().tensors() {
             let name = tensor.name.as_str();
             // A later measurement replaces these; they have a checksum of their own.
-            if !self.meta.has_tensor(name) || matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY) {
+            let is_baseline = matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL);
+            if !self.meta.has_tensor(name) || is_baseline {
                 continue;
             }
             sums.push(match name {
@@ -79,6 +80,8 @@ impl SaeFile {
         if let Some(baseline) = self.baseline()? {
             self.check_range(IMAGE_BASELINE, &baseline.mean_max, f32::INFINITY)?;
             self.check_range(IMAGE_FREQUENCY, &baseline.frequency, 1.0)?;
+            let usual = baseline.usual.as_deref().unwrap_or_default();
+            self.check_range(IMAGE_USUAL, usual, f32::INFINITY)?;
             if baseline.n_pictures == 0 {
                 return Err(refused(
                     self.gguf(),

@@ -26,6 +26,7 @@ fn converted(dir: &Path, weight_type: TensorType) -> PathBuf {
     let baseline = Baseline {
         mean_max: vec![0.5; D_SAE],
         frequency: vec![0.25; D_SAE],
+        usual: Some(vec![1.75; D_SAE]),
         n_pictures: 3,
     };
     let file = SaeFile::open(&target).expect("just written");
@@ -192,7 +193,11 @@ fn whatever_else_has_changed() {
 #[test]
 fn baselines_have_a_checksum_of_their_own() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    for name in ["sae.image_baseline", "sae.image_frequency"] {
+    for name in [
+        "sae.image_baseline",
+        "sae.image_frequency",
+        "sae.image_usual",
+    ] {
         let path = converted(dir.path(), TensorType::F32);
         overwrite(&path, name, 8, &[0; 4]);
         let error = refused(verify(&path));
@@ -208,12 +213,37 @@ fn baselines_have_a_checksum_of_their_own() {
     let baseline = Baseline {
         mean_max: vec![2.0; D_SAE],
         frequency: vec![0.125; D_SAE],
+        usual: None,
         n_pictures: 7,
     };
     baseline
         .write(&file, &measured, Overwrite::Refuse)
         .expect("writable");
     verify(&measured).expect("just written");
+}
+
+#[test]
+fn what_is_usual_is_kept_where_it_was_measured() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = SaeFile::open(&converted(dir.path(), TensorType::F16)).expect("a right file");
+    let measured = dir.path().join("measured.gguf");
+    let baseline = |usual| Baseline {
+        mean_max: vec![0.5; D_SAE],
+        frequency: vec![0.25; D_SAE],
+        usual,
+        n_pictures: 8,
+    };
+    for usual in [Some(vec![2.0; D_SAE]), None] {
+        let written = baseline(usual);
+        let write = written.write(&file, &measured, Overwrite::Replace);
+        write.expect("writable");
+        let read = SaeFile::open(&measured).expect("a right file");
+        assert_eq!(read.baseline().expect("readable"), Some(written));
+    }
+    let short = baseline(Some(vec![1.0; 2]));
+    let error = short.write(&file, &measured, Overwrite::Replace);
+    let error = error.expect_err("too few").to_string();
+    assert!(error.contains("`sae.image_usual` has 2 values"), "{error}");
 }
 
 #[test]
@@ -230,6 +260,7 @@ fn ranges_of_vectors() {
         "sae.screen_norm",
         "sae.image_baseline",
         "sae.image_frequency",
+        "sae.image_usual",
         "sae.decoder_norm",
     ] {
         check(name, -0.5, "holds -0.5 at index 3");

@@ -310,7 +310,7 @@ fn an_intervention(n_saes: usize) -> impl Strategy<Value = Intervention> {
         Just(None),
         (feature(), number()).prop_map(|(feature, above)| Some(Condition { feature, above }))
     ];
-    let units = prop_oneof![Just(Units::Raw), Just(Units::Unit)];
+    let units = prop::sample::select(&Units::ALL[..]);
     let targets = (feature(), vector, any::<bool>());
     let at = vec(crate::positions::tests::a_word(), 1..4);
     (0..KINDS.len(), number(), targets, units, at, when).prop_map(

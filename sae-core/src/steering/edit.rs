@@ -112,12 +112,13 @@ impl Edit {
                         Target::Vector(vector) => DecoderDirection {
                             row: vector.values().to_vec(),
                             norm: vector.norm(),
+                            usual: None,
                         },
                     };
                     directions.entry(target.clone()).or_insert(Arc::new(found))
                 }
             };
-            let number = intervention.number(known.norm)?;
+            let number = intervention.number(known)?;
             let kind = intervention.change.kind();
             if let (Formula::Constant, None) = (kind.formula, intervention.when) {
                 edit.additions.push(Addition {

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::kinds::{Change, Formula, Number, Targets};
 use super::target::Target;
-use crate::feature::FeatureId;
+use crate::feature::{DecoderDirection, FeatureId};
 use crate::positions::Positions;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// One change of one feature, or along one vector.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,8 +41,12 @@ impl Intervention {
         Self { at, ..self }
     }
 
-    /// The change's number, with units converted to multiples of the direction, whose length is `norm`.
-    pub(super) fn number(&self, norm: f32) -> Result<f64> {
+    /// The change's number, with units converted to multiples of the direction, which is the target's.
+    ///
+    /// # Errors
+    /// A kind that is not for the target; a number that is not finite; units of which the target has none.
+    pub fn number(&self, direction: &DecoderDirection) -> Result<f64> {
+        let norm = direction.norm;
         let (target, kind) = (&self.target, self.change.kind());
         let is_for = match target {
             Target::Feature(_) => kind.targets != Targets::Vectors,
@@ -61,9 +65,12 @@ impl Intervention {
                 "{target} cannot be {verb} by `{number}`: the number must be finite"
             )));
         }
-        let counts_units = kind.number == Number::OfUnits && self.units == Units::Unit;
+        let units = match kind.number {
+            Number::OfUnits => self.units,
+            Number::None | Number::Plain => Units::Raw,
+        };
         let is_projection = matches!(kind.formula, Formula::OfProjection(_));
-        if (counts_units || is_projection) && norm <= 0.0 {
+        if (units == Units::Unit || is_projection) && norm <= 0.0 {
             let why = match target {
                 Target::Feature(_) => "its decoder row is all zeros",
                 Target::Vector(_) => "it is all zeros",
@@ -73,10 +80,30 @@ impl Intervention {
                     .with_hint("use another one: changing this one has no effect"),
             );
         }
-        Ok(match counts_units {
-            true => f64::from(number) / f64::from(norm),
-            false => number.into(),
+        Ok(match units {
+            Units::Raw => number.into(),
+            Units::Unit => f64::from(number) / f64::from(norm),
+            Units::Usual => f64::from(number) * f64::from(self.usual(direction)?),
         })
+    }
+
+    /// The usual activation of the target, which has one.
+    fn usual(&self, direction: &DecoderDirection) -> Result<f32> {
+        let target = &self.target;
+        let refused = |why: &str| {
+            let what = format!("{target} has no usual activation to count in: {why}");
+            Error::new(ErrorKind::NoBaseline, what)
+        };
+        match (target, direction.usual) {
+            (Target::Vector(_), _) => {
+                Err(refused("vectors have no activations").with_hint("count in raw units"))
+            }
+            (_, None) => Err(refused("the SAE's file does not say what is usual")
+                .with_hint("measure it on a folder of varied pictures")),
+            (_, Some(0.0)) => Err(refused("no picture of the SAE's baseline activates it")
+                .with_hint("count in raw units, or measure what is usual on pictures that do")),
+            (_, Some(usual)) => Ok(usual),
+        }
     }
 }
 
@@ -100,6 +127,23 @@ pub enum Units {
     /// Decoder rows scaled to length 1, and activations by the rows' lengths: Neuronpedia. A raw
     /// number is this one divided by `‖W_dec[feature]‖`.
     Unit,
+    /// Multiples of the feature's usual activation ([`Sae::usual`](crate::Sae::usual)), which make strengths of
+    /// features comparable. A raw number is this one times the usual activation.
+    Usual,
+}
+
+impl Units {
+    /// Every unit.
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Unit, Self::Usual];
+
+    /// Its name, as options and saved sets have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Unit => "unit",
+            Self::Usual => "usual",
+        }
+    }
 }
 
 /// Refuses two changes of one target at overlapping positions, unless both are additions. Conditions do not

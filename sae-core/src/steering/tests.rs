@@ -25,7 +25,8 @@ impl TinySae {
         let direction = |feature: FeatureId| {
             let row = self.decoder_rows[feature.index].clone();
             let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
-            Ok(DecoderDirection { row, norm })
+            let usual = Some((feature.index + 2) as f32);
+            Ok(DecoderDirection { row, norm, usual })
         };
         let hook_point = HookPoint::parse("blocks.0.hook_resid_post")?;
         Edit::new(hook_point, &interventions, d_model, direction, |feature| {
@@ -312,6 +313,50 @@ fn unit_numbers_count_directions_of_length_1() {
 }
 
 #[test]
+fn usual_numbers_count_usual_activations() {
+    let usual = |change: Change| Intervention {
+        units: Units::Usual,
+        ..intervention(0, change)
+    };
+    // Feature 0 is at 1, and usually at 2.
+    let check = |change: Change, expected: [f32; 2]| {
+        let edited = two_features().apply(vec![usual(change)], &[1.0, 1.0]);
+        assert_eq!(edited, expected);
+    };
+    check(Change::steer(-1.0), [-5.0, -7.0]);
+    check(Change::clamp(0.5), [1.0, 1.0]);
+    check(Change::clamp(1.5), [7.0, 9.0]);
+    check(Change::scale(2.0), [4.0, 5.0]);
+    check(Change::ablate(), [-2.0, -3.0]);
+
+    let hook_point = HookPoint::parse("blocks.0.hook_resid_post").expect("a known name");
+    let refused = |intervention: Intervention, usual, words: &str| {
+        let direction = |_| {
+            let row = vec![3.0, 4.0];
+            Ok(DecoderDirection {
+                row,
+                norm: 5.0,
+                usual,
+            })
+        };
+        let edit = Edit::new(hook_point, &[intervention], 2, direction, |_| Ok(None));
+        let error = edit.expect_err("not what is usual");
+        assert_eq!(error.kind(), ErrorKind::NoBaseline);
+        assert!(
+            error.to_string().contains(words) && error.hint().is_some(),
+            "{error}"
+        );
+    };
+    refused(usual(Change::steer(1.0)), None, "does not say");
+    refused(usual(Change::clamp(1.0)), Some(0.0), "no picture");
+    let vector = Intervention {
+        units: Units::Usual,
+        ..along(&[0.0, -2.0], Change::vector(3.0))
+    };
+    refused(vector, None, "vectors have no activations");
+}
+
+#[test]
 fn each_intervention_has_its_own_positions() {
     let everything = vec![
         Intervention {
@@ -496,7 +541,7 @@ fn in_two_orders() -> impl Strategy<Value = (Vec<Intervention>, Vec<Intervention
         number().prop_map(Change::project),
         number().prop_map(Change::cap),
     ];
-    let units = prop_oneof![Just(Units::Raw), Just(Units::Unit)];
+    let units = prop::sample::select(&Units::ALL[..]);
     let changes = vec((of_feature, units, when), 4);
     (additions, changes, vec(of_vector, 2)).prop_flat_map(move |(additions, changes, vectors)| {
         let additions = additions

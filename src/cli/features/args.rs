@@ -12,7 +12,7 @@ use llava_sae_cpp::report::heatmap;
 use llava_sae_cpp::report::page::About;
 use llava_sae_cpp::report::table::Score;
 use llava_sae_cpp::steering::Steering;
-use llava_sae_cpp::{Kinds, SaeSet, Session, saved_set};
+use llava_sae_cpp::{Kinds, SaeSet, Session, neuronpedia_addresses, saved_set};
 
 use crate::cli::args::{Asked, GenerateArgs, ModelArgs, PromptArgs};
 use crate::cli::compared;
@@ -233,6 +233,7 @@ impl FeaturesArgs {
             ranked_by: ranking.described(has_lift),
             positions: self.over().to_string(),
             has_lift,
+            neuronpedia: neuronpedia_addresses(saes),
             interventions: saved_set::entries(steering, session.model().saes()),
         })
     }

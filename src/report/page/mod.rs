@@ -75,6 +75,8 @@ pub struct About {
     pub positions: String,
     /// Whether features have a lift.
     pub has_lift: bool,
+    /// Where the SAEs' features have pages on Neuronpedia ([`crate::neuronpedia_addresses`]).
+    pub neuronpedia: BTreeMap<String, String>,
     /// What was done to the run that is steered.
     pub interventions: Vec<saved_set::Entry>,
 }

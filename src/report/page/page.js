@@ -16,7 +16,7 @@ for (const picture of data.pictures) {
 
 function describedIntervention({ kind, feature, value, units, at }) {
   const name = label(feature) === undefined ? feature : `${feature} (${label(feature)})`;
-  const unit = units === "unit" ? " in unit directions" : "";
+  const unit = { unit: " in unit directions", usual: " × its usual activation" }[units] ?? "";
   const amount = value === null ? "" : `, ${signed(value)}${unit}`;
   return `${kind} ${name}${amount}, at ${at.replaceAll(",", ", ")}`;
 }

@@ -2,7 +2,7 @@
 
 document.title = `Sweep of feature ${data.feature}`;
 find("#title").append(`Feature ${data.feature}`, labelElement(data.label));
-find("#about").textContent = `Steered at: ${data.at.replaceAll(",", ", ")} · strengths in ${data.units} directions`;
+find("#about").textContent = `Steered at: ${data.at.replaceAll(",", ", ")} · strengths in ${data.units === "usual" ? "multiples of its usual activation" : `${data.units} directions`}`;
 find("#marks").textContent = describedMarks(data);
 find("#curves").append(...sweepCharts(data));
 find("#texts").append(sweepTexts(data));

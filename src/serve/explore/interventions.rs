@@ -99,8 +99,8 @@ fn arguments(interventions: &[Intervention], saes: &SaeSet) -> Option<Vec<String
     if first.at != Positions::ALL {
         arguments.extend(["--at".to_owned(), first.at.to_string()]);
     }
-    if first.units == Units::Unit {
-        arguments.extend(["--units".to_owned(), "unit".to_owned()]);
+    if first.units != Units::Raw {
+        arguments.extend(["--units".to_owned(), first.units.name().to_owned()]);
     }
     if let Some(when) = first.when {
         let name = named(when.feature)?;

@@ -1,5 +1,6 @@
 //! `GET /api/model`: what is served, and what can be asked of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,11 +11,11 @@ use utoipa::ToSchema;
 use super::examples::{self, Example};
 use super::request::MAX_TOP;
 use super::sweep::MAX_STRENGTHS;
-use crate::Sae;
 use crate::serve::app::App;
 use crate::serve::body::MAX_BYTES;
 use crate::serve::sae::MAX_HEAT_MAPS;
 use crate::steering::{KINDS, Kind, Number, Targets};
+use crate::{Sae, neuronpedia_addresses};
 
 /// What is served, and what can be asked of it.
 #[derive(Serialize, ToSchema)]
@@ -33,6 +34,9 @@ pub(crate) struct Model {
     parallel: usize,
     has_images: bool,
     saes: Vec<SaeInfo>,
+    /// The addresses of the features' pages on Neuronpedia, each of which is `/INDEX` below: by the SAE that features
+    /// are named with, or by nothing where there is one, of those that are known there.
+    neuronpedia: BTreeMap<String, String>,
     /// The kinds of interventions.
     kinds: Vec<KindInfo>,
     /// Pictures to begin with.
@@ -51,12 +55,14 @@ struct SaeInfo {
     n_labels: usize,
     /// Whether it is known what its features usually do on pictures, so that there are lifts.
     has_baseline: bool,
+    /// Whether numbers can count usual activations.
+    has_usual: bool,
 }
 
 #[derive(Serialize, ToSchema)]
 struct KindInfo {
     name: &'static str,
-    /// What its number is: `units`, of decoder rows or of directions of length 1; `plain`; or `none`.
+    /// What its number is: `units`, of decoder rows, directions of length 1 or usual activations; `plain`; or `none`.
     number: &'static str,
     /// What it changes: `features`, `vectors` or `both`.
     targets: &'static str,
@@ -92,6 +98,7 @@ pub(crate) async fn describe(State(app): State<Arc<App>>) -> Json<Model> {
         parallel: app.parallel,
         has_images,
         saes: model.saes().iter().map(|sae| SaeInfo::of(sae)).collect(),
+        neuronpedia: neuronpedia_addresses(model.saes()),
         kinds: KINDS.into_iter().map(KindInfo::of).collect(),
         examples: match has_images {
             true => examples::all(),
@@ -121,6 +128,7 @@ impl SaeInfo {
             d_sae: meta.d_sae,
             n_labels: sae.labels().count(),
             has_baseline: sae.baseline().is_some(),
+            has_usual: sae.usual(0).is_some(),
         }
     }
 }

@@ -41,7 +41,7 @@ text_request! {
         strengths: Vec<f32>,
         /// What the numbers are of: an intervention on features that takes one (`steer`).
         kind: Option<String>,
-        /// The unit of strengths, `raw` as without it, or `unit`.
+        /// The unit of strengths: `raw` as without it, `unit`, or `usual`, the feature's usual activation.
         #[schema(value_type = Option<String>)]
         units: Option<Units>,
         /// The positions that are changed (`all`).

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::serve::refusal::Refusal;
-use crate::{Error, HookedModel, Sae};
+use crate::{Error, HookedModel, NeuronpediaSource, Sae};
 
 /// The names of a model and its SAEs.
 pub(in crate::serve) struct Names {
@@ -31,7 +31,8 @@ pub(super) struct Source {
 impl Source {
     fn new((place, sae): (usize, &Arc<Sae>)) -> Self {
         let meta = sae.meta();
-        let (model, name) = known_name(sae).unzip();
+        let known = NeuronpediaSource::of(sae).map(|known| (known.model, known.source));
+        let (model, name) = known.unzip();
         Self {
             sae: place,
             id: sae.id().to_owned(),
@@ -45,33 +46,6 @@ impl Source {
         let (_, set) = self.name.split_once('-').expect("a layer and a set");
         set
     }
-}
-
-/// The SAE's model and source on Neuronpedia: those that its labels come from, or that the list of published SAEs
-/// names.
-fn known_name(sae: &Sae) -> Option<(String, String)> {
-    let from_labels = sae.meta().labels_source.as_deref().and_then(|labels| {
-        let (model, source) = labels.split_once('/')?;
-        Some((model.to_owned(), source.to_owned()))
-    });
-    let is_source = |(_, source): &(String, String)| {
-        let layer = source.split_once('-').map(|(layer, _)| layer);
-        layer.is_some_and(|layer| layer.parse::<usize>().is_ok())
-    };
-    let named = from_labels.filter(is_source);
-    named.or_else(|| published(sae).filter(is_source))
-}
-
-#[cfg(feature = "pull")]
-fn published(sae: &Sae) -> Option<(String, String)> {
-    let (release, id) = (sae.meta().release.as_deref()?, sae.meta().id.as_deref()?);
-    let labels = llava_sae_hub::releases::find(release, id).ok()?.labels?;
-    Some((labels.model, labels.source))
-}
-
-#[cfg(not(feature = "pull"))]
-fn published(_: &Sae) -> Option<(String, String)> {
-    None
 }
 
 impl Names {

@@ -33,8 +33,11 @@ const searchLabels = debounced(async (query) => {
   if (query.trim() === "") return;
   try {
     const { labels } = await getJson(`/api/labels?${new URLSearchParams({ q: query.trim(), top: 50 })}`);
-    for (const { feature, label: text } of labels) listInactive(remember(feature, text));
-    if (state.query === query) drawList();
+    const features = labels.map(({ feature, label: text }) => remember(feature, text));
+    features.forEach(listInactive);
+    if (state.query !== query) return;
+    state.alsoFound = new Set(features); // those with a typing error do not hold the query
+    drawList();
   } catch (error) {
     showError(error);
   }
@@ -99,10 +102,14 @@ async function fillCard() {
 }
 
 function drawnCard(card) {
-  const numbers = [["threshold", card.threshold], ["encoder norm", card.encoder_norm], ["decoder norm", card.decoder_norm]]
+  const numbers = [["threshold", card.threshold], ["encoder norm", card.encoder_norm], ["decoder norm", card.decoder_norm], ["usual activation", card.usual]]
     .filter(([, value]) => typeof value === "number")
     .map(([name, value]) => `${name} ${number(value)}`);
   const parts = [element("p", { className: "note", textContent: [card.hook_point, ...numbers].join(" · ") })];
+  if (card.neuronpedia) {
+    const link = element("a", { href: card.neuronpedia, target: "_blank", rel: "noreferrer", textContent: "Its page on Neuronpedia" });
+    parts.push(element("p", { className: "note" }, link));
+  }
   const tokens = (title, list, sign) => {
     const chips = list.map(({ text, logit }) =>
       element("span", {}, element("bdi", { textContent: text }), element("small", { textContent: ` ${sign}${Math.abs(logit).toFixed(2)}` })));

@@ -25,6 +25,9 @@ function largestOf({ feature }) {
   return feature === undefined ? 0 : state.picture.byIndex.get(idOf(feature))?.max ?? 0;
 }
 
+// The feature's largest activation in the unit of numbers: of usual ones, about 1.
+const inUnits = (units, largest) => (units === "usual" ? 1 : largest);
+
 // The number with which a kind starts.
 function startOf(kind, largest) {
   const reach = largest || UNKNOWN_REACH / 2;
@@ -35,9 +38,9 @@ function startOf(kind, largest) {
 // The slider's range: by the feature's largest activation on this picture, and wide enough for the number.
 function reachOf({ entry, largest }) {
   const kind = kindOf(entry.kind);
-  const isFactor = ["scale", "project"].includes(kind.name);
-  const usual = isFactor ? PLAIN_REACH : 2 * largest || UNKNOWN_REACH;
-  const reach = Math.max(usual, Math.abs(entry.value ?? 0));
+  const isPlain = ["scale", "project"].includes(kind.name) || entry.units === "usual";
+  const first = isPlain ? PLAIN_REACH : 2 * largest || UNKNOWN_REACH;
+  const reach = Math.max(first, Math.abs(entry.value ?? 0));
   const step = 10 ** Math.floor(Math.log10(reach / 40));
   const most = Math.ceil(reach / step) * step;
   return { low: kind.name === "clamp" && !(entry.value < 0) ? 0 : -most, high: most, step };
@@ -134,7 +137,7 @@ function drawnIntervention(one) {
   item.append(element("div", { className: "row" }, on, titled(kindChoice(one), "kind"), nameOf(entry), titled(removal(one), "remove")));
   if (number !== "none") item.append(element("div", { className: "row" }, ...numberOf(one, titled)));
   const last = element("div", { className: "row small" }, element("label", {}, "at ", titled(placesOf(entry), "positions")));
-  if (number === "units") last.append(element("label", {}, "units ", titled(unitsOf(entry), "units")));
+  if (number === "units") last.append(element("label", {}, "units ", titled(unitsOf(one), "units")));
   if (entry.when) last.append(element("span", { className: "note", textContent: `where ${entry.when.feature} is above ${entry.when.above}` }));
   item.append(last);
   return item;
@@ -147,7 +150,7 @@ function kindChoice(one) {
   const select = element("select", { title: kindOf(entry.kind).help }, ...options(kinds.map(({ name }) => name), entry.kind));
   select.addEventListener("change", () => {
     entry.kind = select.value;
-    entry.value = startOf(kindOf(entry.kind), one.largest);
+    entry.value = startOf(kindOf(entry.kind), inUnits(entry.units, one.largest));
     drawInterventions();
     find("#interventions").children[interventions.indexOf(one)].querySelector("select").focus();
     changed();
@@ -184,11 +187,20 @@ function placesOf(entry) {
   return input;
 }
 
-function unitsOf(entry) {
-  const title = "raw: multiples of the decoder row as it was trained; unit: of its direction at length 1";
-  const select = element("select", { title }, ...options(["raw", "unit"], entry.units ?? "raw"));
+// What is usual is another order of magnitude, so that the number starts anew.
+function unitsOf(one) {
+  const { entry } = one;
+  const title = "raw: multiples of the decoder row as it was trained; unit: of its direction at length 1; usual: of the feature’s usual activation";
+  const known = entry.feature !== undefined && asked.model.saes.some(({ has_usual }) => has_usual) ? ["raw", "unit", "usual"] : ["raw", "unit"];
+  const select = element("select", { title }, ...options(known, entry.units ?? "raw"));
   select.addEventListener("change", () => {
+    const isOther = [entry.units, select.value].includes("usual");
     entry.units = select.value;
+    if (isOther) {
+      entry.value = startOf(kindOf(entry.kind), inUnits(entry.units, one.largest));
+      drawInterventions();
+      find("#interventions").children[interventions.indexOf(one)].querySelector("select[aria-label^=units]").focus();
+    }
     changed();
   });
   return select;

@@ -46,6 +46,7 @@ struct Data {
     labels: BTreeMap<usize, String>,
     names: BTreeMap<usize, String>,
     positions: &'static str,
+    neuronpedia: BTreeMap<String, String>,
 }
 
 /// The page, with headers by which it loads and sends nothing elsewhere, and stands in no other page.
@@ -82,5 +83,6 @@ fn html() -> Html {
         labels: BTreeMap::new(),
         names: BTreeMap::new(),
         positions: "",
+        neuronpedia: BTreeMap::new(),
     })
 }

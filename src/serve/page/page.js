@@ -33,6 +33,7 @@ async function start() {
   for (const id of ["where", "position", "card"]) find(`#${id}`).hidden = true;
   try {
     asked.model = await getJson("/api/model");
+    data.neuronpedia = asked.model.neuronpedia;
     const { model, sae_name: saeName, saes, has_images: hasImages, examples, version } = asked.model;
     const described = saes.map(({ id, hook, d_sae: width }) => `SAE ${saes.length > 1 ? id : saeName}, ${hook}, ${width} features`);
     find("#about").textContent = [`Model ${model}`, ...described, `version ${version}`].join(" · ");

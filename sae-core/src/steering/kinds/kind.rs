@@ -25,7 +25,8 @@ pub struct Kind {
 pub enum Number {
     /// There is none.
     None,
-    /// It counts decoder rows as trained, or directions of length 1, as [`Units`](crate::steering::Units) say.
+    /// It counts decoder rows as trained, directions of length 1, or usual activations, as
+    /// [`Units`](crate::steering::Units) say.
     OfUnits,
     /// It has no unit.
     Plain,

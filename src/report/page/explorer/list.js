@@ -31,7 +31,7 @@ function matches() {
   const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
   const isFound = ({ feature }) => {
     const text = `${named(feature)} ${label(feature) ?? ""}`.toLowerCase();
-    return words.every((word) => text.includes(word));
+    return words.every((word) => text.includes(word)) || state.alsoFound.has(feature);
   };
   return state.picture.features
     .filter((entry) => isFound(entry) && (entry.nTokens > 0 || words.length > 0))
@@ -73,6 +73,15 @@ function markChosen() {
   else find("#list").removeAttribute("aria-activedescendant");
 }
 
+// A link to the feature's page on Neuronpedia, where it has one.
+function neuronpediaLink(feature) {
+  const [, sae, index] = /^(?:(.*)\/)?(\d+)$/s.exec(named(feature));
+  if (!Object.hasOwn(data.neuronpedia, sae ?? "")) return [];
+  const address = data.neuronpedia[sae ?? ""];
+  const link = element("a", { href: `${address}/${index}`, target: "_blank", rel: "noreferrer", textContent: "On Neuronpedia" });
+  return [" ", link];
+}
+
 function choose(feature) {
   state.feature = state.picture.byIndex.get(feature) ?? null;
   if (state.feature) {
@@ -86,6 +95,7 @@ function choose(feature) {
       : isElsewhere
         ? `Active outside of ${data.positions} only, up to ${number(max)}.`
         : `${place} at ${nTokens} of ${data.positions}, up to ${number(max)}.`;
+    find("#chosen-numbers").append(...neuronpediaLink(feature));
     // A list that follows the position would be sorted anew beneath the keys.
     if (!state.held && state.order !== HERE) {
       state.position = state.feature.argmax;
@@ -153,6 +163,7 @@ find("#more").addEventListener("click", () => {
 
 find("#search").addEventListener("input", (event) => {
   state.query = event.target.value;
+  state.alsoFound = new Set();
   state.showsAll = false;
   drawList();
 });

@@ -16,6 +16,7 @@ const state = {
   position: 0,
   held: false, // whether the position stays when the pointer moves on
   query: "",
+  alsoFound: new Set(), // features that match the query in other ways than by its words
   order: "rank", // what the list is sorted by, a key of `orders`
   showsAll: false,
 };
