@@ -69,4 +69,6 @@ pub use sae_core::{
 };
 #[cfg(feature = "scan")]
 pub use study::scan;
-pub use study::{ScoredRun, Sweep, baseline, compare, explain, metrics, pictures, reproduce};
+pub use study::{
+    ScoredRun, Sweep, baseline, compare, explain, metrics, pictures, random_control, reproduce,
+};

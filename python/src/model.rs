@@ -511,6 +511,7 @@ impl Model {
                 steered: steered
                     .map(|(&strength, scored)| point(strength, scored))
                     .collect(),
+                control: None,
             }))
         })
     }

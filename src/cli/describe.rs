@@ -14,12 +14,12 @@ use llava_sae_cpp::report::table::{self, Score};
 use llava_sae_cpp::steering::Steering;
 use llava_sae_cpp::{
     CancelFlag, ImageEmbeddings, Keep, Kinds, Prompt, Run, RunOptions, Sae, SaeSet, SaeTrace,
-    Session, Stop, saved_set,
+    Session, Stop, random_control, saved_set,
 };
 use serde::Serialize;
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
-use super::interventions::{ANY, InterventionArgs};
+use super::interventions::{ANY, InterventionArgs, parse_control};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Spinner, Verbosity};
 
@@ -36,6 +36,14 @@ pub(super) struct DescribeArgs {
     /// Print the original output too
     #[arg(long, requires = ANY)]
     compare: bool,
+    /// Print the output of a control too: the same interventions on random features (and along random directions), which
+    /// add as much to a row; `random:SEED` draws others
+    ///
+    /// A random feature is one of the SAE's, of those that usually add about as much to pictures' rows where the SAE's
+    /// file has a baseline. Strengths and clamp values are scaled by the lengths of the decoder rows. What the control
+    /// changes too is no effect of the feature.
+    #[arg(long, value_name = "random[:SEED]", requires = ANY, value_parser = parse_control)]
+    control: Option<u64>,
     /// After the text, list the N features that the image activated most
     #[arg(long, value_name = "N", default_value_t = 0)]
     top: usize,
@@ -59,13 +67,23 @@ struct Report {
     interventions: Vec<saved_set::Entry>,
     original: Option<json::Output>,
     steered: Option<json::Output>,
+    control: Option<ControlReport>,
     features: Vec<json::FeatureEntry>,
     n_prompt_tokens: usize,
     n_image_tokens: usize,
     timings: Timings,
 }
 
-/// Wall-clock times; of two runs, the prompts' are summed, and both generate at the same time.
+/// The same interventions on random targets.
+#[derive(Serialize)]
+struct ControlReport {
+    seed: u64,
+    interventions: Vec<saved_set::Entry>,
+    #[serde(flatten)]
+    output: json::Output,
+}
+
+/// Wall-clock times; of several runs, the prompts' are summed, and all generate at the same time.
 #[derive(Serialize)]
 struct Timings {
     load_ms: f64,
@@ -84,6 +102,13 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         false => args.model.open(verbosity, &cancel)?,
     };
     let steering = interventions.steering(session.model())?;
+    let control = args.control.zip(steering.as_deref());
+    let control = control.map(|(seed, steering)| {
+        let model = session.model();
+        let interventions = random_control(steering.interventions(), model.saes(), seed)?;
+        model.steering(interventions)
+    });
+    let control = control.transpose()?;
     let load_time = start.elapsed();
     let images = asked.encode(&session, &args.image, verbosity)?;
     let prompt = asked.build(&session, &images, &cancel)?;
@@ -92,21 +117,23 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
         false => Over::IMAGE,
     };
 
+    let original = (args.compare || steering.is_none()).then_some(Which::Original);
+    let steered = steering.as_ref().map(Which::Steered);
+    let beside = control.as_ref().map(Which::Control);
+    let wanted: Vec<_> = original.into_iter().chain(steered).chain(beside).collect();
     let runs = describe(
         &mut session,
         &prompt,
-        steering.as_ref(),
+        &wanted,
         &over,
         &args,
         verbosity,
         &cancel,
     )?;
     let was_interrupted = runs.iter().any(|run| run.stop == Stop::Interrupted);
-    let (original, steered) = match (runs.as_slice(), &steering) {
-        ([original], None) => (Some(original), None),
-        ([steered], Some(_)) => (None, Some(steered)),
-        ([original, steered], _) => (Some(original), Some(steered)),
-        _ => unreachable!("a run, or two"),
+    let output = |is_it: fn(&Which<'_>) -> bool| {
+        let run = wanted.iter().position(is_it).map(|i| &runs[i]);
+        run.map(json::Output::new)
     };
 
     let scores = match args.top {
@@ -122,8 +149,15 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
             image: json::paths(&args.image).into_iter().next(),
             images: json::paths(&args.image),
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),
-            original: original.map(json::Output::new),
-            steered: steered.map(json::Output::new),
+            original: output(|which| matches!(which, Which::Original)),
+            steered: output(|which| matches!(which, Which::Steered(_))),
+            control: output(|which| matches!(which, Which::Control(_))).map(|output| {
+                ControlReport {
+                    seed: args.control.unwrap_or_default(),
+                    interventions: saved_set::entries(control.as_deref(), saes),
+                    output,
+                }
+            }),
             features: (scores.iter().enumerate())
                 .flat_map(|(sae, scores)| json::features(scores, saes, sae))
                 .collect(),
@@ -165,26 +199,46 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     Ok(Outcome::Done)
 }
 
-/// Runs the prompt without interventions, with them, or, to compare them, both ways side by side. The
-/// first run's text is printed as it comes.
+/// A run of the prompt.
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    Original,
+    Steered(&'a Arc<Steering>),
+    Control(&'a Arc<Steering>),
+}
+
+impl Which<'_> {
+    fn steering(self) -> Option<Arc<Steering>> {
+        match self {
+            Self::Original => None,
+            Self::Steered(steering) | Self::Control(steering) => Some(Arc::clone(steering)),
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Original => "Original output:\n",
+            Self::Steered(_) => "Output after intervention:\n",
+            Self::Control(_) => "Output after the same on random features:\n",
+        }
+    }
+}
+
+/// Runs the prompt in all ways that are wanted, side by side. The first run's text is printed as it comes.
 fn describe(
     session: &mut Session,
     prompt: &Prompt,
-    steering: Option<&Arc<Steering>>,
+    wanted: &[Which<'_>],
     over: &Over,
     args: &DescribeArgs,
     verbosity: Verbosity,
     cancel: &CancelFlag,
 ) -> Result<Vec<Run>, Failure> {
-    let steerings = match steering {
-        Some(_) if args.compare => vec![None, steering],
-        _ => vec![steering],
-    };
     // Features are read before interventions, so either run shows the same ones: the first is asked.
     let options = (0..)
-        .zip(&steerings)
-        .map(|(i, &steering)| RunOptions {
-            steering: steering.cloned(),
+        .zip(wanted)
+        .map(|(i, which)| RunOptions {
+            steering: which.steering(),
             keep: Keep {
                 features: match args.top > 0 && i == 0 {
                     true => over.kinds(),
@@ -199,8 +253,8 @@ fn describe(
         })
         .collect();
     let spinner = Spinner::start("reading the prompt", verbosity);
-    let mut printer = Printer::new(!args.json, args.compare);
-    printer.start(steerings[0].is_some());
+    let mut printer = Printer::new(!args.json, wanted.len() > 1);
+    printer.start(wanted[0]);
     let runs = session.run_side_by_side(prompt, options, &mut |run_idx, step| {
         if run_idx == 0 && !step.text.is_empty() {
             spinner.finish();
@@ -210,9 +264,10 @@ fn describe(
     })?;
     spinner.finish();
     printer.end()?;
-    if let [_, second] = &runs[..] {
-        printer.start(true);
-        printer.text(&second.text);
+    for (run, which) in runs.iter().zip(wanted).skip(1) {
+        printer.text("\n");
+        printer.start(*which);
+        printer.text(&run.text);
         printer.end()?;
     }
     Ok(runs)
@@ -239,30 +294,25 @@ fn top_features(
 /// Prints the text as it comes. An error waits until the run is over.
 struct Printer {
     on: bool,
-    compare: bool,
+    has_titles: bool,
     is_terminal: bool,
     pending_title: Option<&'static str>,
     outcome: io::Result<()>,
 }
 
 impl Printer {
-    fn new(on: bool, compare: bool) -> Self {
+    fn new(on: bool, has_titles: bool) -> Self {
         Self {
             on,
-            compare,
+            has_titles,
             is_terminal: io::stdout().is_terminal(),
             pending_title: None,
             outcome: Ok(()),
         }
     }
 
-    fn start(&mut self, is_steered: bool) {
-        if self.compare {
-            self.pending_title = Some(match is_steered {
-                false => "Original output:\n",
-                true => "\nOutput after intervention:\n",
-            });
-        }
+    fn start(&mut self, which: Which<'_>) {
+        self.pending_title = self.has_titles.then(|| which.title());
     }
 
     fn text(&mut self, text: &str) {

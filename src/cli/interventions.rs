@@ -150,6 +150,16 @@ pub(super) fn parse_positions(text: &str) -> std::result::Result<Positions, Stri
     Positions::parse(text).map_err(with_hint)
 }
 
+/// The seed of the random targets of a control: 0 in `random`, else as in `random:7`.
+pub(super) fn parse_control(text: &str) -> std::result::Result<u64, String> {
+    let seed = match text.split_once(':') {
+        None if text == "random" => Some(0),
+        Some(("random", seed)) => seed.parse().ok(),
+        _ => None,
+    };
+    seed.ok_or_else(|| "expected `random`, or a seed besides, such as `random:7`".to_owned())
+}
+
 /// Reads `FEATURE>X`.
 fn parse_condition(text: &str) -> std::result::Result<(String, f32), String> {
     let parts = text.rsplit_once('>');
@@ -331,7 +341,19 @@ impl Interventions<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_condition, parse_names, parse_numbers};
+    use super::{parse_condition, parse_control, parse_names, parse_numbers};
+
+    #[test]
+    fn controls() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(parse_control(text).ok(), expected, "{text}");
+        };
+        check("random", Some(0));
+        check("random:7", Some(7));
+        for bad in ["", "other", "random:", "random:-1", "random:x", "7"] {
+            check(bad, None);
+        }
+    }
 
     #[test]
     fn lists_of_numbers() {

@@ -8,12 +8,14 @@ use gguf_tools::gguf::Overwrite;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
-use llava_sae_cpp::report::sweep::{Point, Report};
+use llava_sae_cpp::report::sweep::{Control, Point, Report};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word};
+use llava_sae_cpp::{
+    CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word, random_control,
+};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
-use super::interventions::{parse_positions, units};
+use super::interventions::{parse_control, parse_positions, units};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::page;
 use super::progress::{Spinner, Verbosity};
@@ -40,6 +42,11 @@ pub(super) struct SweepArgs {
     /// The unit of strengths, as for `--units` of the main command: raw, unit, or usual, the feature's usual activation
     #[arg(long, value_name = "UNITS", default_value = "raw", value_parser = units())]
     units: Units,
+    /// Steer a random feature too, which adds as much to a row, with the same strengths; `random:SEED` draws another
+    ///
+    /// As for `--control` of the main command: what the control changes too is no effect of the feature.
+    #[arg(long, value_name = "random[:SEED]", value_parser = parse_control)]
+    control: Option<u64>,
     /// Say for each text whether it contains this word (or words), ignoring case
     #[arg(long, value_name = "WORD")]
     word: Option<String>,
@@ -123,19 +130,30 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     let mut session = args.model.open(verbosity, &cancel)?;
     let model = session.model().clone();
     let feature = model.find_feature(&args.steer.feature)?;
-    let steering = |&strength: &f32| {
-        model.steering(vec![Intervention {
-            units: args.units,
-            at: args.at.clone(),
-            ..Intervention::new(feature, Change::steer(strength))
-        }])
+    let strengths = &args.steer.strengths;
+    let intervention = |&strength: &f32| Intervention {
+        units: args.units,
+        at: args.at.clone(),
+        ..Intervention::new(feature, Change::steer(strength))
     };
-    let steerings: Vec<_> = args
-        .steer
-        .strengths
+    let mut interventions: Vec<_> = strengths.iter().map(intervention).collect();
+    if let Some(seed) = args.control {
+        interventions.extend(random_control(&interventions, model.saes(), seed)?);
+    }
+    if interventions.len() > MAX_STRENGTHS {
+        let most = MAX_STRENGTHS / 2;
+        let what = format!(
+            "{} strengths with their controls are too many",
+            strengths.len()
+        );
+        return Err(Error::invalid(what)
+            .with_hint(format!("at most {most} fit into one sweep"))
+            .into());
+    }
+    let steerings = interventions
         .iter()
-        .map(steering)
-        .collect::<Result<_, _>>()?;
+        .map(|one| model.steering(vec![one.clone()]));
+    let steerings: Vec<_> = steerings.collect::<Result<_, _>>()?;
     let images = asked.encode(&session, &args.image, verbosity)?;
     let prompt = asked.build(&session, &images, &cancel)?;
     let spinner = Spinner::start("running all strengths", verbosity);
@@ -145,16 +163,36 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
         cancel: cancel.clone(),
         ..RunOptions::default()
     };
-    let sweep = session.sweep(&prompt, &steerings, &options)?;
+    let mut sweep = session.sweep(&prompt, &steerings, &options)?;
     spinner.finish();
-    let label = model.saes().label(feature).map(str::to_owned);
-    let feature = model.saes().shown(feature);
-    let report = report(&args, asked.shown(&session)?, feature, label, &sweep);
+    let of_control = sweep.steered.split_off(strengths.len());
+    let saes = model.saes();
+    let label = saes.label(feature).map(str::to_owned);
+    let mut report = report(
+        &args,
+        asked.shown(&session)?,
+        saes.shown(feature),
+        label,
+        &sweep,
+    );
+    report.control = args.control.map(|seed| {
+        let target = &interventions[strengths.len()].target;
+        let random = target.feature().expect("a feature's control is a feature");
+        let points = strengths.iter().zip(&of_control);
+        Control {
+            seed,
+            feature: saes.shown(random),
+            label: saes.label(random).map(str::to_owned),
+            steered: points
+                .map(|(&strength, scored)| Point::new(strength, scored, args.word.as_deref()))
+                .collect(),
+        }
+    });
     let mut out = io::stdout().lock();
     if args.json {
         json::print(&mut out, &report).map_err(Failure::Output)?;
     } else {
-        print_table(&mut out, &args, &report, &sweep).map_err(Failure::Output)?;
+        print_table(&mut out, &args, &report, &sweep, &of_control).map_err(Failure::Output)?;
     }
     if cancel.is_cancelled() {
         return Ok(Outcome::Interrupted);
@@ -189,6 +227,7 @@ fn report(
         steered: steered
             .map(|(&strength, scored)| point(strength, scored))
             .collect(),
+        control: None,
     }
 }
 
@@ -197,33 +236,40 @@ fn print_table(
     args: &SweepArgs,
     report: &Report,
     sweep: &Sweep,
+    of_control: &[ScoredRun],
 ) -> io::Result<()> {
-    let label = report.label.as_deref();
-    let label = label.map(|label| format!(" `{}`", one_line(label)));
-    writeln!(
-        out,
-        "Feature {}{} steered at {}:",
-        report.feature,
-        label.unwrap_or_default(),
-        report.at
-    )?;
+    let shown = |feature: &FeatureName, label: &Option<String>| {
+        let label = label
+            .as_deref()
+            .map(|label| format!(" `{}`", one_line(label)));
+        format!("{feature}{}", label.unwrap_or_default())
+    };
+    let feature = shown(&report.feature, &report.label);
+    writeln!(out, "Feature {feature} steered at {}:", report.at)?;
     let word = args.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));
     let title = word.map_or(String::new(), |word| format!("  {word:<width$}"));
     writeln!(out, "  strength       KL  logprob{title}  text")?;
-    let strengths = args.steer.strengths.iter().map(f32::to_string);
-    let rows = strengths.zip(&sweep.steered);
-    for (strength, scored) in std::iter::once(("original".to_owned(), &sweep.original)).chain(rows)
-    {
+    let row = |strength: &str, scored: &ScoredRun| {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |x| format!("{x:.3}"));
         let (kl, log_prob) = (number(scored.kl), number(scored.mean_log_prob));
         let answer = has_word(args, scored).map(|has| if has { "yes" } else { "no" });
         let answer = answer.map_or(String::new(), |answer| format!("  {answer:<width$}"));
         let text = one_line(scored.run.text.trim());
-        writeln!(
-            out,
-            "{strength:>10}  {kl:>7}  {log_prob:>7}{answer}  {text}"
-        )?;
+        format!("{strength:>10}  {kl:>7}  {log_prob:>7}{answer}  {text}")
+    };
+    writeln!(out, "{}", row("original", &sweep.original))?;
+    let strengths = &args.steer.strengths;
+    for (strength, scored) in strengths.iter().zip(&sweep.steered) {
+        writeln!(out, "{}", row(&strength.to_string(), scored))?;
+    }
+    let Some(control) = &report.control else {
+        return Ok(());
+    };
+    let random = shown(&control.feature, &control.label);
+    writeln!(out, "The same on random feature {random}:")?;
+    for (strength, scored) in strengths.iter().zip(of_control) {
+        writeln!(out, "{}", row(&strength.to_string(), scored))?;
     }
     Ok(())
 }

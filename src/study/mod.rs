@@ -3,6 +3,7 @@
 
 pub mod baseline;
 pub mod compare;
+mod control;
 pub(crate) mod control_vector;
 pub mod explain;
 mod identity;
@@ -13,4 +14,5 @@ pub mod reproduce;
 pub mod scan;
 mod sweep;
 
+pub use control::random_control;
 pub use sweep::{ScoredRun, Sweep};

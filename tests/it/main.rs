@@ -15,6 +15,7 @@ mod chat;
 mod chunks;
 mod command_line;
 mod context;
+mod control;
 mod control_vector;
 mod conversion;
 mod convert_sae;

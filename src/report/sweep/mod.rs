@@ -41,6 +41,21 @@ pub struct Report {
     pub original: Point,
     /// The others, in the order of their strengths as asked for.
     pub steered: Vec<Point>,
+    /// A random feature with the same strengths, where that was asked for.
+    pub control: Option<Control>,
+}
+
+/// A random feature that is steered as much.
+#[derive(Serialize)]
+pub struct Control {
+    /// What it was drawn with.
+    pub seed: u64,
+    /// The feature.
+    pub feature: FeatureName,
+    /// What it stands for.
+    pub label: Option<String>,
+    /// Its runs, in the order of strengths; these count what the steered feature's do.
+    pub steered: Vec<Point>,
 }
 
 /// A strength and what came of it; the original has strength 0.

@@ -267,6 +267,7 @@ impl Writer {
             word: self.word.clone(),
             original: point((&0.0, &swept.original)),
             steered: steered.map(point).collect(),
+            control: None,
         }
     }
 }

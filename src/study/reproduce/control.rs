@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::protocol::Protocol;
+use crate::study::control::{Draws, with_direction};
 use crate::{Error, Result, Sae};
 
 /// Features for each picture that is described, no two alike of one picture, `[pictures][features_per_picture]`:
@@ -16,11 +17,8 @@ pub(super) fn random_features(protocol: &Protocol, sae: &Sae) -> Result<Vec<Vec<
     let named = classes.flat_map(|class| &class.features);
     let named = named.chain(&protocol.reading.hidden);
     let named: HashSet<_> = named.chain(&protocol.steering.feature).collect();
-    let norms = sae.decoder_norm().iter().enumerate();
-    let candidates: Vec<_> = norms
-        .filter(|(feature, norm)| **norm > 0.0 && !named.contains(feature))
-        .map(|(feature, _)| feature)
-        .collect();
+    let candidates = with_direction(sae).filter(|feature| !named.contains(feature));
+    let candidates: Vec<_> = candidates.collect();
     let n_drawn = protocol.control.features_per_picture;
     if candidates.len() < n_drawn {
         return Err(Error::invalid(format!(
@@ -28,18 +26,10 @@ pub(super) fn random_features(protocol: &Protocol, sae: &Sae) -> Result<Vec<Vec<
             candidates.len()
         )));
     }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&protocol.control.seed.to_le_bytes());
-    let mut stream = hasher.finalize_xof();
+    let mut draws = Draws::new(protocol.control.seed);
     let mut draw = |_| {
         let mut rest = candidates.clone();
-        let mut next = |_| {
-            let mut bytes = [0; 8];
-            stream.fill(&mut bytes);
-            let place = u64::from_le_bytes(bytes) % rest.len() as u64;
-            rest.swap_remove(place as usize)
-        };
-        (0..n_drawn).map(&mut next).collect()
+        (0..n_drawn).map(|_| draws.take(&mut rest)).collect()
     };
     Ok((0..protocol.steering.pictures).map(&mut draw).collect())
 }
