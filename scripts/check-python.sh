@@ -24,12 +24,13 @@ python3 -m venv "$work/venv"
 "$work/tools/bin/ruff" check -q python
 "$work/tools/bin/ruff" format -q --check python
 (cd python && "../$work/tools/bin/mypy" --python-executable "../$work/venv/bin/python" llava_sae)
-run() { (cd python && "../$work/venv/bin/python" "$@"); }
-run -m pytest -q -p no:cacheprovider tests
-run notebooks/run.py
+# Not from the folder that holds the package's sources.
+run() { (cd python/tests && "../../$work/venv/bin/python" "$@"); }
+run -m pytest -q -p no:cacheprovider
+run ../notebooks/run.py
 "$work/venv/bin/llava-sae-cpp" -q assets/pictures/frog.png
 [ "${2:-}" = quick ] && exit 0
-run tests/cost.py
+run cost.py
 
 if ! { [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; }; then
     echo "check-python: left out, a Debian 13 root: it needs root and debootstrap" >&2
@@ -53,7 +54,8 @@ chroot "$root" sh -eu -c "
     cd /check
     rm -rf /venv && python3 -m venv /venv
     /venv/bin/pip install -q --no-index --find-links . llava-sae $tests
-    cd python
-    /venv/bin/python -m pytest -q -p no:cacheprovider tests
-    XDG_CACHE_HOME=/tmp /venv/bin/llava-sae-cpp -q ../assets/pictures/frog.png
+    export XDG_CACHE_HOME=/tmp/cache
+    cd python/tests
+    /venv/bin/python -m pytest -q -p no:cacheprovider
+    /venv/bin/llava-sae-cpp -q ../../assets/pictures/frog.png
 "
