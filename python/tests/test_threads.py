@@ -97,11 +97,16 @@ def test_closing_ends_what_waits():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_ctrl_c_ends_a_run(model, image):
+    # Processes that a shell starts in the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        model.generate(image, edit={model.sae.hook_name: lambda *_: time.sleep(0.3)})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(image, edit={model.sae.hook_name: lambda *_: time.sleep(0.3)})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 3
     assert model.generate(image, max_tokens=1).stop == "length"
 
