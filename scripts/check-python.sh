@@ -39,11 +39,12 @@ fi
 root=$work/debian-13
 [ -e "$root/usr/bin/python3" ] || debootstrap --variant=minbase --include=python3,python3-venv \
     trixie "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log"
-# Packages are fetched here: that root needs no network.
+# Packages are fetched here, this one among them: that root needs no network.
+rm -f "$work"/downloads/llava_sae-*
 "$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
 rm -rf "$root/check"
 mkdir -p "$root/check/tests" "$root/check/assets"
-cp "$work"/downloads/*.whl "$wheel" "$root/check"
+cp "$work"/downloads/*.whl "$root/check"
 cp -r python "$root/check/python"
 rm -rf "$root/check/python/llava_sae"
 cp -r assets/pictures "$root/check/assets"
