@@ -16,6 +16,7 @@ mod input_file;
 mod json_file;
 pub mod json_text;
 pub mod llava;
+pub mod new_dir;
 pub mod new_file;
 pub mod output_dir;
 pub mod progress;
