@@ -40,3 +40,14 @@ function interpolated(shares, nRows, nColumns, scale) {
   }
   return pixels;
 }
+
+// Draws shares over what is beneath a canvas of as many pixels.
+function paint(canvas, pixels, opacity) {
+  const drawing = canvas.getContext("2d");
+  const bitmap = drawing.createImageData(canvas.width, canvas.height);
+  pixels.forEach((share, i) => {
+    const alpha = opacity * Math.min(1, Math.max(0, share) / FADING);
+    bitmap.data.set([...colour(share), Math.round(255 * alpha)], 4 * i);
+  });
+  drawing.putImageData(bitmap, 0, 0);
+}

@@ -69,13 +69,7 @@ function drawHeat() {
   canvas.width = nColumns * scale;
   canvas.height = nRows * scale;
   canvas.classList.toggle("steps", !isSmooth);
-  const drawing = canvas.getContext("2d");
-  const bitmap = drawing.createImageData(canvas.width, canvas.height);
-  pixels.forEach((share, i) => {
-    const opacity = overlay * Math.min(1, Math.max(0, share) / FADING);
-    bitmap.data.set([...colour(share), Math.round(255 * opacity)], 4 * i);
-  });
-  drawing.putImageData(bitmap, 0, 0);
+  paint(canvas, pixels, overlay);
   image.style.filter = `grayscale(${overlay}) brightness(${1 - (1 - DIMMED) * overlay})`;
   find("#scale-largest").textContent = number(largest);
   [...stage.patches.querySelectorAll("[role=gridcell]")].forEach((cell, i) => {
