@@ -6,46 +6,25 @@
 import base64
 import json
 import os
-import random
 import resource
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drawings import drawing
+
 MAX_GROWTH = 1.03
 MIN_RATE = 0.97
 COMPARED = 400  # pictures of a round of the comparison
-SIDE = 96
 OPTIONS = ["--quiet", "--image-cache", "0"]
 PROGRAM = os.environ["PROGRAM"]
-
-
-def drawing(seed):
-    """A PNG file of some coloured rectangles."""
-    chance = random.Random(seed)
-    pixels = [bytearray(bytes(chance.randrange(256) for _ in range(3)) * SIDE) for _ in range(SIDE)]
-    for _ in range(5):
-        left, top = chance.randrange(SIDE - 8), chance.randrange(SIDE - 8)
-        width, height = chance.randint(8, SIDE - left), chance.randint(8, SIDE - top)
-        colour = bytes(chance.randrange(256) for _ in range(3))
-        for row in pixels[top : top + height]:
-            row[3 * left : 3 * (left + width)] = colour * width
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row for row in pixels), 1)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 class Worker:
