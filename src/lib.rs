@@ -67,8 +67,8 @@ pub use sae_core::{
     Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
     rank, saved_set, steering,
 };
-#[cfg(feature = "scan")]
-pub use study::scan;
 pub use study::{
     ScoredRun, Sweep, baseline, compare, explain, metrics, pictures, random_control, reproduce,
 };
+#[cfg(feature = "scan")]
+pub use study::{gallery, scan};

@@ -350,6 +350,13 @@ pub(super) struct TextArgs {
 }
 
 impl TextArgs {
+    /// The prompt of a scan, or another one that is given.
+    #[cfg(feature = "scan")]
+    pub(super) fn scanned_again<'a>(&'a self, scanned: Option<ScanPrompt<'a>>) -> ScanPrompt<'a> {
+        let is_given = self.prompt.is_some() || self.raw_prompt;
+        scanned.filter(|_| !is_given).unwrap_or(self.scanned())
+    }
+
     /// The prompt for many pictures.
     pub(super) fn scanned(&self) -> ScanPrompt<'_> {
         ScanPrompt {

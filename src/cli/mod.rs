@@ -12,6 +12,8 @@ mod feature;
 mod features;
 mod folder;
 #[cfg(feature = "scan")]
+mod gallery;
+#[cfg(feature = "scan")]
 mod globs;
 mod hints;
 mod interventions;
@@ -80,6 +82,8 @@ enum Command {
     Scan(scan::ScanArgs),
     #[cfg(feature = "scan")]
     Top(top::TopArgs),
+    #[cfg(feature = "scan")]
+    Gallery(gallery::GalleryArgs),
     Reproduce(reproduce::ReproduceArgs),
     #[cfg(feature = "serve")]
     Serve(serve::ServeArgs),
@@ -131,6 +135,8 @@ Examples:
       The features of a folder of pictures, as a table
   llava-sae-cpp top features.parquet --class pizza
       What pictures in the folder `pizza` activate more than the others
+  llava-sae-cpp gallery features.parquet --images pictures/ -d llava-gemma-2b -o gallery
+      A folder of pages: what activates each feature, with heat maps
   llava-sae-cpp reproduce -d llava-gemma-2b --images pictures/ -o report.html
       Whether the original experiment's claims hold on pictures of your own
   llava-sae-cpp serve
@@ -169,6 +175,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Some(Command::Scan(args)) => scan::run(args, cli.verbosity, cancel),
         #[cfg(feature = "scan")]
         Some(Command::Top(args)) => top::run(&args),
+        #[cfg(feature = "scan")]
+        Some(Command::Gallery(args)) => gallery::run(args, cli.verbosity, cancel),
         Some(Command::Reproduce(args)) => reproduce::run(args, cli.verbosity, cancel),
         #[cfg(feature = "serve")]
         Some(Command::Serve(args)) => serve::run(&args, cli.verbosity, &cancel),

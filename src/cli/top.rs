@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::FeatureName;
 use llava_sae_cpp::compare::Sort;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
     By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
     images_of_feature,
 };
+use llava_sae_cpp::{FeatureName, Result};
 use serde::Serialize;
 
 use super::compared::{self, Entry};
@@ -105,16 +105,9 @@ struct ClassReport<'a> {
 }
 
 pub(super) fn run(args: &TopArgs) -> CommandResult {
-    silence_panics_of_crates();
-    let file = ScanFile::open_all(&expanded(&args.files)?)?;
+    let file = open_tables(&args.files)?;
     let (by, top) = (args.by, args.top.get());
     let contents = file.contents();
-    for (table, reason) in file.unknown() {
-        warn_of_gap(&gap(table, reason));
-    }
-    if let Some(missing) = missing(file.missing_shards()) {
-        warn_of_gap(&missing);
-    }
     if let Some(name) = &args.feature {
         let found = images_of_feature(&file, name, by, top)?;
         let n_images = contents.map(Contents::n_images);
@@ -130,6 +123,22 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
         true => json::print(out, &class_report(args, class, &found, counts_known)),
         false => print_features(out, class, &found, args.by),
     })
+}
+
+/// Opens tables, which may be patterns, and says what is not known of them.
+///
+/// # Errors
+/// Those of [`ScanFile::open_all`], a pattern that no file matches.
+pub(super) fn open_tables(files: &[PathBuf]) -> Result<ScanFile> {
+    silence_panics_of_crates();
+    let file = ScanFile::open_all(&expanded(files)?)?;
+    for (table, reason) in file.unknown() {
+        warn_of_gap(&gap(table, reason));
+    }
+    if let Some(missing) = missing(file.missing_shards()) {
+        warn_of_gap(&missing);
+    }
+    Ok(file)
 }
 
 /// A damaged table makes the `parquet` crate panic, which the library turns into an error; panics of our

@@ -5,6 +5,8 @@ pub mod capture;
 pub(crate) mod difference;
 pub mod explain;
 pub mod features;
+#[cfg(feature = "scan")]
+pub mod gallery;
 pub mod heatmap;
 pub mod json;
 pub mod metrics;

@@ -6,6 +6,8 @@ pub mod compare;
 mod control;
 pub(crate) mod control_vector;
 pub mod explain;
+#[cfg(feature = "scan")]
+pub mod gallery;
 mod identity;
 pub mod metrics;
 pub mod pictures;

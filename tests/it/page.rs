@@ -17,7 +17,7 @@ const PICTURES: [&str; 2] = [
     "assets/pictures/boat.png",
 ];
 /// A label that would be a script, a picture, and placeholders of the page's template.
-const NASTY: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ {{data}}{{script}}\u{7}\n<!--\u{2028}\u{202e}日本";
+pub(crate) const NASTY: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ {{data}}{{script}}\u{7}\n<!--\u{2028}\u{202e}日本";
 /// What is shown of it: the conversion makes spaces of control characters, and what else could
 /// garble a line is shown by its code.
 const NASTY_SHOWN: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ \

@@ -31,7 +31,7 @@ fn saes(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The arguments for the demo with these SAEs.
-fn model(saes: &[PathBuf]) -> Vec<&str> {
+pub(crate) fn model(saes: &[PathBuf]) -> Vec<&str> {
     static MODELS: OnceLock<PathBuf> = OnceLock::new();
     let models = MODELS.get_or_init(|| Fixture::Demo.converted(TensorType::F16));
     with(models, saes)
@@ -44,15 +44,15 @@ fn write(dir: &Path, file: &Path, saes: &[PathBuf], more: &[&str]) {
 }
 
 /// Scans of one folder.
-struct Scans {
-    dir: PathBuf,
+pub(crate) struct Scans {
+    pub(crate) dir: PathBuf,
     /// With all three SAEs.
-    all: PathBuf,
+    pub(crate) all: PathBuf,
     /// With each.
-    alone: Vec<PathBuf>,
+    pub(crate) alone: Vec<PathBuf>,
 }
 
-fn scans() -> &'static Scans {
+pub(crate) fn scans() -> &'static Scans {
     static SCANS: OnceLock<Scans> = OnceLock::new();
     SCANS.get_or_init(|| {
         let (dir, out) = (two_classes("several"), folder("several-out"));

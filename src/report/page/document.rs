@@ -37,6 +37,43 @@ pub(crate) struct Html {
 impl Document<'_> {
     /// The page with this data.
     pub(crate) fn html(&self, data: &impl Serialize) -> Html {
+        let (style, script) = (self.style_text(), self.script_text());
+        self.html_with(data, |nonce| {
+            let style = format!("<style nonce=\"{nonce}\">\n{style}</style>");
+            let script = format!("<script nonce=\"{nonce}\">\n{script}</script>");
+            [style, script]
+        })
+    }
+
+    /// The page with this data, whose styles and scripts are in files at these addresses.
+    #[cfg(feature = "scan")]
+    pub(in crate::report) fn html_beside(
+        &self,
+        data: &impl Serialize,
+        style: &str,
+        script: &str,
+    ) -> String {
+        let page = self.html_with(data, |nonce| {
+            let style = format!("<link rel=\"stylesheet\" nonce=\"{nonce}\" href=\"{style}\">");
+            let script = format!("<script nonce=\"{nonce}\" src=\"{script}\"></script>");
+            [style, script]
+        });
+        page.text
+    }
+
+    /// Its styles.
+    pub(in crate::report) fn style_text(&self) -> String {
+        [&[include_str!("base.css")], self.styles].concat().concat()
+    }
+
+    /// Its scripts.
+    pub(in crate::report) fn script_text(&self) -> String {
+        let scripts = [&[include_str!("element.js")], self.scripts].concat();
+        scripts.join("\n")
+    }
+
+    /// The page with this data and with the elements of its style and of its script, which `elements` makes.
+    fn html_with(&self, data: &impl Serialize, elements: impl Fn(&str) -> [String; 2]) -> Html {
         let data = serde_json::to_string(data).expect("a page's data is plain");
         let data = without_markup(&data);
         // Only what holds the hash of all data runs, and no data can hold its own hash.
@@ -46,15 +83,13 @@ impl Document<'_> {
             form-action 'none'",
             self.sources
         );
-        let styles = [&[include_str!("base.css")], self.styles].concat();
-        let scripts = [&[include_str!("element.js")], self.scripts].concat();
+        let [style, script] = elements(&nonce);
         let text = include_str!("document.html")
             .replace("{{title}}", self.title)
             .replace("{{policy}}", &policy)
-            .replace("{{nonce}}", &nonce)
             .replace("{{body}}\n", &[&self.body.concat(), "\n"].concat())
-            .replace("{{style}}", &styles.concat())
-            .replace("{{script}}", &scripts.join("\n"))
+            .replace("{{style}}", &style)
+            .replace("{{script}}", &script)
             .replace("{{data}}", &data); // last, since anything may stand in it
         Html { text, policy }
     }

@@ -126,10 +126,79 @@ fn shown_name(name: &OsStr) -> Cow<'_, str> {
     shown.into()
 }
 
+/// The file of the item that a table calls `name`, if relative names begin at `dir`. A name that was no text on the
+/// disk is written with the numbers of its bytes, as in `caf\xE9`, and is read so where no file has it as it stands.
+pub fn file_of(dir: &Path, name: &str) -> PathBuf {
+    let as_it_stands = dir.join(name);
+    if !name.contains(r"\x") || as_it_stands.exists() {
+        return as_it_stands;
+    }
+    dir.join(name.split('/').map(part_of).collect::<PathBuf>())
+}
+
+/// A part of a name, as it is on the disk.
+#[cfg(unix)]
+fn part_of(part: &str) -> PathBuf {
+    if !part.contains(r"\x") {
+        return part.into();
+    }
+    let mut bytes = Vec::new();
+    let mut rest = part.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let number = behind.get(1..3).filter(|_| behind[0] == b'x');
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+        let number = number.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let (byte, length) = match (first, behind) {
+            (b'\\', [b'\\', ..]) => (b'\\', 2),
+            (b'\\', _) if number.is_some() => (number.unwrap_or_default(), 4),
+            (first, _) => (*first, 1),
+        };
+        bytes.push(byte);
+        rest = &rest[length..];
+    }
+    <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&bytes).into()
+}
+
+#[cfg(not(unix))]
+fn part_of(part: &str) -> PathBuf {
+    part.into()
+}
+
 /// The error where none of so many pictures in `place` could be read; why, was told of each.
 pub(in crate::study) fn none_read(place: &str, n_pictures: usize) -> Error {
     Error::invalid(format!(
         "none of the {n_pictures} pictures in {place} could be read"
     ))
     .with_hint("the warnings say why")
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn names_lead_to_their_files() {
+        let dir = tempfile::tempdir().expect("a folder of our own");
+        let check = |bytes: &[u8]| {
+            let path = Path::new(OsStr::from_bytes(bytes));
+            let name = Item::of_file(path, None).name;
+            let at = dir.path().join(path);
+            std::fs::create_dir_all(at.parent().expect("a folder")).expect("a folder of our own");
+            std::fs::write(&at, "").expect("a file of our own");
+            assert_eq!(file_of(dir.path(), &name), at, "{name}");
+        };
+        check(b"plain/a b.png");
+        check(b"caf\xe9/1.png");
+        check(b"both/\xff\\xe9\\\\.png");
+        // Text that looks like numbers of bytes.
+        check(br"caf\xE9.png");
+        check(br"new\xZZ\x");
+        let gone = file_of(dir.path(), r"gone\xE9\.png");
+        assert_eq!(
+            gone.file_name().map(OsStr::as_bytes),
+            Some(&b"gone\xe9\\.png"[..])
+        );
+    }
 }

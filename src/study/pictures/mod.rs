@@ -5,7 +5,7 @@ mod item;
 mod read;
 
 pub use folder::{Folder, PICTURE_EXTENSIONS};
-pub use item::{Item, Stamp};
+pub use item::{Item, Stamp, file_of};
 pub use read::{ActiveFeature, PictureFeatures, Scan, ScanPrompt, jobs_at_once, read_pictures};
 
 #[cfg(feature = "scan")]

@@ -42,3 +42,5 @@ pub use top::{
     By, ClassFeatures, FeatureImages, SaeFeatures, TopImage, features_of_class, images_of_feature,
 };
 pub use worker::answer;
+
+pub(in crate::study) use top::no_class;

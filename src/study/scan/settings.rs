@@ -16,6 +16,10 @@ use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SaeSet, SessionOp
 const FOLDER: &str = "folder";
 const SHARD: &str = "shard";
 
+const PROMPT: &str = "prompt";
+const PROMPT_FORM: &str = "prompt form";
+const RAW: &str = "raw";
+
 /// What the numbers depend on, by name: the program's version, the model's files by length and hash, the prompt, how
 /// pictures are prepared, and how llama.cpp computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +65,12 @@ impl Settings {
             let image_prep = files.image_prep_name(options.image_prep)?;
             set("image preparation", image_prep.to_owned());
         }
-        set("prompt", prompt.text.to_owned());
+        set(PROMPT, prompt.text.to_owned());
         let form = match prompt.form {
             PromptForm::Chat => "chat",
-            PromptForm::Raw => "raw",
+            PromptForm::Raw => RAW,
         };
-        set("prompt form", form.to_owned());
+        set(PROMPT_FORM, form.to_owned());
         if let Some(template) = &options.chat_template {
             let hash = blake3::hash(template.as_bytes()).to_hex();
             set(
@@ -83,6 +87,16 @@ impl Settings {
         };
         set("weights", weights.to_owned());
         Ok(Self(settings))
+    }
+
+    /// What went with each picture, where that is known.
+    pub fn prompt(&self) -> Option<ScanPrompt<'_>> {
+        let form = match self.0.get(PROMPT_FORM)?.as_str() {
+            RAW => PromptForm::Raw,
+            _ => PromptForm::Chat,
+        };
+        let text = self.0.get(PROMPT)?;
+        Some(ScanPrompt { text, form })
     }
 
     /// What a part says: also the folder that is scanned, and the shard.

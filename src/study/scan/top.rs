@@ -225,7 +225,8 @@ pub fn features_of_class(
     })
 }
 
-fn no_class(sizes: &[ClassSize], class: &str) -> Error {
+/// The error of a class that no image has.
+pub(in crate::study) fn no_class(sizes: &[ClassSize], class: &str) -> Error {
     let names = sizes.iter().filter_map(|size| size.class.as_deref());
     let names: Vec<_> = names.collect();
     let error = Error::invalid(format!("no image is of class `{class}`"));
