@@ -357,7 +357,7 @@ impl TextArgs {
         scanned.filter(|_| !is_given).unwrap_or(self.scanned())
     }
 
-    /// The prompt for many pictures.
+    /// The prompt for each of many pictures.
     pub(super) fn scanned(&self) -> ScanPrompt<'_> {
         ScanPrompt {
             text: self.prompt.as_deref().unwrap_or("Describe the image."),

@@ -6,11 +6,11 @@ use clap::Args;
 use gguf_tools::new_file::Overwrite;
 use gguf_tools::output_dir::OutputDir;
 use llava_sae_cpp::baseline::measure;
-use llava_sae_cpp::pictures::Scan;
+use llava_sae_cpp::pictures::{ItemKind, Reading, Scan};
 use llava_sae_cpp::{CancelFlag, Error};
 
 use super::args::{ModelArgs, TextArgs};
-use super::folder::{pictures_in, warn_of_gap};
+use super::folder::{items_in, warn_of_gap};
 use super::outcome::{CommandResult, Outcome};
 use super::progress::{Counter, Verbosity};
 use super::seen::note_as_seen;
@@ -45,7 +45,7 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
         [_] => None,
         _ => Some(OutputDir::create(&args.output)?),
     };
-    let pictures = pictures_in(&args.dir, verbosity)?;
+    let pictures = items_in(&args.dir, ItemKind::Pictures, verbosity)?;
     let saes = files.open_saes()?;
     files.projector()?;
     let options = args.model.options()?;
@@ -55,7 +55,7 @@ pub(super) fn run(args: BaselineArgs, verbosity: Verbosity, cancel: CancelFlag) 
     let scan = Scan {
         files: &files,
         options: &options,
-        prompt: args.prompt.scanned(),
+        reading: Reading::Pictures(args.prompt.scanned()),
         dir: &args.dir,
         jobs: 1,
         cancel: &cancel,

@@ -49,14 +49,19 @@ pub(super) fn entries<'a>(
     })
 }
 
-/// Prints them as a table.
-pub(super) fn print_table(out: &mut dyn Write, features: &[ClassFeature]) -> io::Result<()> {
+/// Prints them as a table, of sets of `items`.
+pub(super) fn print_table(
+    out: &mut dyn Write,
+    items: &str,
+    features: &[ClassFeature],
+) -> io::Result<()> {
     if features.is_empty() {
         return writeln!(out, "  there is none");
     }
+    let share = format!("share of {items}");
     writeln!(
         out,
-        "                      mean value       share of images  inside above outside"
+        "                      mean value       {share:<15}  inside above outside"
     )?;
     writeln!(
         out,

@@ -1,10 +1,10 @@
-//! The pictures of a folder, for commands that go through all of them, and what is said of the rest.
+//! The pictures or texts of a folder, for commands that go through all of them, and what is said of the rest.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use gguf_tools::terminal::one_line;
-use llava_sae_cpp::pictures::{Folder, Item, PICTURE_EXTENSIONS};
+use llava_sae_cpp::pictures::{Folder, Item, ItemKind, PICTURE_EXTENSIONS, TEXT_EXTENSION};
 use llava_sae_cpp::{Error, Result};
 
 use super::progress::Verbosity;
@@ -12,13 +12,13 @@ use super::progress::Verbosity;
 /// Types of files that a line names.
 const MAX_TYPES: usize = 8;
 
-/// The pictures in `dir` and below. What makes them incomplete is always said, and what
+/// The pictures, or the texts, in `dir` and below. What makes them incomplete is always said, and what
 /// else is left out where the user wants to read it.
 ///
 /// # Errors
-/// A folder that cannot be read or has no pictures.
-pub(super) fn pictures_in(dir: &Path, verbosity: Verbosity) -> Result<Vec<Item>> {
-    let folder = Folder::read(dir)?;
+/// A folder that cannot be read or has none.
+pub(super) fn items_in(dir: &Path, kind: ItemKind, verbosity: Verbosity) -> Result<Vec<Item>> {
+    let folder = Folder::read(dir, kind)?;
     for failure in &folder.failures {
         warn_of_gap(failure);
     }
@@ -44,15 +44,18 @@ pub(super) fn pictures_in(dir: &Path, verbosity: Verbosity) -> Result<Vec<Item>>
             eprintln!("left out, other files: {}", one_line(&types));
         }
     }
-    if folder.pictures.is_empty() {
-        let known = PICTURE_EXTENSIONS.join(", ");
-        return Err(
-            Error::invalid(format!("no pictures in `{}`", dir.display())).with_hint(format!(
-                "give a folder with PNG, JPEG, GIF, WebP, BMP or TIFF files ({known})"
-            )),
-        );
+    if folder.items.is_empty() {
+        let hint = match kind {
+            ItemKind::Pictures => {
+                let known = PICTURE_EXTENSIONS.join(", ");
+                format!("give a folder with PNG, JPEG, GIF, WebP, BMP or TIFF files ({known})")
+            }
+            ItemKind::Texts => format!("give a folder with files that end in `.{TEXT_EXTENSION}`"),
+        };
+        let what = format!("no {} in `{}`", kind.name(), dir.display());
+        return Err(Error::invalid(what).with_hint(hint));
     }
-    Ok(folder.pictures)
+    Ok(folder.items)
 }
 
 /// Says what is missing from a result, on stderr, even where nothing but results and errors is wanted.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gguf_tools::new_file::{NewFile, Overwrite, check_is_no_input};
 use gguf_tools::terminal::one_line;
+use llava_sae_cpp::pictures::ItemKind;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::reproduce::{
     ClassPictures, Event, Experiment, Protocol, Report, Verdict, only_sae,
@@ -13,7 +14,7 @@ use llava_sae_cpp::reproduce::{
 use llava_sae_cpp::{CancelFlag, Error};
 
 use super::args::ModelArgs;
-use super::folder::{pictures_in, warn_of_gap};
+use super::folder::{items_in, warn_of_gap};
 use super::outcome::{CommandResult, Failure, Outcome};
 use super::progress::{Counter, Verbosity};
 
@@ -155,7 +156,7 @@ fn pictures_of_classes(
     for class in &protocol.reading.classes {
         let folder = dir.join(&class.name);
         let pictures = match folder.is_dir() {
-            true => pictures_in(&folder, verbosity),
+            true => items_in(&folder, ItemKind::Pictures, verbosity),
             false => Err(Error::invalid(format!("no folder `{}`", folder.display()))),
         };
         let pictures = pictures.unwrap_or_else(|error| {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::compare::Sort;
+use llava_sae_cpp::pictures::{InContext, ItemKind};
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::scan::{
     By, ClassFeatures, Contents, FeatureImages, NoContents, ScanFile, features_of_class,
@@ -24,7 +25,7 @@ use super::outcome::{CommandResult, print};
 /// Missing shards that a line names.
 const MAX_SHARDS: usize = 8;
 
-/// List the images that activate a feature most, or the features of a class, from a file of `scan`
+/// List the images or texts that activate a feature most, or the features of a class, from a file of `scan`
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(group(ArgGroup::new("subject").required(true).args(["feature", "class"])))]
@@ -66,6 +67,8 @@ Examples:
       … in shards of a scan that were not merged
   llava-sae-cpp top both.parquet --feature gemma-2b-layer-6/7310
       … a feature of one of several SAEs
+  llava-sae-cpp top texts.parquet --feature dog
+      … in a scan of texts: the token that activates it most, as <<dog>>, in its context
   llava-sae-cpp top features.parquet --class pizza --sort auroc --json
       What images in folders called `pizza` activate more than the others, and tells them apart best";
 
@@ -89,6 +92,8 @@ struct ImageEntry<'a> {
     sum: f32,
     max: f32,
     count: usize,
+    #[serde(flatten)]
+    token: Option<&'a InContext>,
 }
 
 /// What `--class … --json` prints.
@@ -113,7 +118,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
         let n_images = contents.map(Contents::n_images);
         return print(|out| match args.json {
             true => json::print(out, &feature_report(args, &found, n_images)),
-            false => print_images(out, &found, args.by, n_images),
+            false => print_images(out, &file, &found, by, n_images),
         });
     }
     let class = args.class.as_deref().unwrap_or_default();
@@ -121,7 +126,7 @@ pub(super) fn run(args: &TopArgs) -> CommandResult {
     let counts_known = contents.is_some();
     print(|out| match args.json {
         true => json::print(out, &class_report(args, class, &found, counts_known)),
-        false => print_features(out, class, &found, args.by),
+        false => print_features(out, &file, class, &found, by),
     })
 }
 
@@ -212,6 +217,7 @@ fn feature_report<'a>(
                 sum: image.active.sum,
                 max: image.active.max,
                 count: image.active.count,
+                token: image.token.as_ref(),
             })
             .collect(),
     }
@@ -241,6 +247,7 @@ fn class_report<'a>(
 
 fn print_images(
     out: &mut dyn Write,
+    file: &ScanFile,
     found: &FeatureImages,
     by: By,
     n_images: Option<u64>,
@@ -248,18 +255,19 @@ fn print_images(
     let label = found.label.as_deref().map(|label| format!(" `{label}`"));
     let of_all = n_images.map(|n_images| format!(" of {n_images}"));
     let title = format!(
-        "Feature {}{}: {}{} images activate it; by {}",
+        "Feature {}{}: {}{} {}s activate it; by {}",
         found.feature,
         label.unwrap_or_default(),
         found.n_firing,
         of_all.unwrap_or_default(),
-        phrase(by)
+        noun(file),
+        phrase(file, by)
     );
     writeln!(out, "{}", one_line(&title))?;
     if found.images.is_empty() {
         return Ok(());
     }
-    writeln!(out, "  rank       sum       max  tokens  image")?;
+    writeln!(out, "  rank       sum       max  tokens  {}", noun(file))?;
     for (i, image) in found.images.iter().enumerate() {
         let active = &image.active;
         writeln!(
@@ -271,12 +279,18 @@ fn print_images(
             active.count,
             one_line(&image.path)
         )?;
+        if let Some(token) = &image.token {
+            let (before, after) = (one_line(&token.before), one_line(&token.after));
+            let line = format!("{:34}{before}<<{}>>{after}", "", one_line(&token.token));
+            writeln!(out, "{}", line.trim_end())?;
+        }
     }
     Ok(())
 }
 
 fn print_features(
     out: &mut dyn Write,
+    file: &ScanFile,
     class: &str,
     found: &ClassFeatures,
     by: By,
@@ -284,22 +298,32 @@ fn print_features(
     for of_sae in &found.saes {
         let sae = of_sae.sae.as_ref().map(|sae| format!(", {sae}"));
         let title = format!(
-            "Features that images of `{class}` ({}) activate more than the others ({}); by {}{}",
+            "Features that {}s of `{class}` ({}) activate more than the others ({}); by {}{}",
+            noun(file),
             found.n_inside,
             found.n_outside,
-            phrase(by),
+            phrase(file, by),
             sae.unwrap_or_default()
         );
         writeln!(out, "{}", one_line(&title))?;
-        compared::print_table(out, &of_sae.features)?;
+        compared::print_table(out, &format!("{}s", noun(file)), &of_sae.features)?;
     }
     Ok(())
 }
 
-fn phrase(by: By) -> &'static str {
-    match by {
-        By::Max => "largest activation",
-        By::Sum => "sum of activations",
-        By::Count => "number of image tokens",
+fn phrase(file: &ScanFile, by: By) -> &'static str {
+    match (by, file.kind()) {
+        (By::Max, _) => "largest activation",
+        (By::Sum, _) => "sum of activations",
+        (By::Count, ItemKind::Pictures) => "number of image tokens",
+        (By::Count, ItemKind::Texts) => "number of tokens",
+    }
+}
+
+/// What the rows are of.
+fn noun(file: &ScanFile) -> &'static str {
+    match file.kind() {
+        ItemKind::Pictures => "image",
+        ItemKind::Texts => "text",
     }
 }

@@ -2,7 +2,7 @@
 
 use gguf_tools::sae::Baseline;
 
-use super::pictures::{ActiveFeature, Item, Scan, none_read, read_pictures};
+use super::pictures::{ActiveFeature, Item, ItemKind, Scan, none_read, read_items};
 use crate::{Result, SaeSet};
 
 /// Measures what the features of `saes`, which are those of `scan.files`, usually do on the image rows of
@@ -10,7 +10,7 @@ use crate::{Result, SaeSet};
 /// be read; one that could not is left out.
 ///
 /// # Errors
-/// Those of [`read_pictures`]; no picture that could be read.
+/// Those of [`read_items`]; no picture that could be read.
 pub fn measure(
     scan: &Scan<'_>,
     pictures: &[Item],
@@ -20,7 +20,7 @@ pub fn measure(
     let mut sums: Vec<_> = saes.iter().map(|sae| Sums::new(sae.meta().d_sae)).collect();
     let (mut n_rows, mut n_pictures) = (0, 0);
     let all: Vec<_> = pictures.iter().collect();
-    read_pictures(scan, &all, &mut |_, result| {
+    read_items(scan, &all, &mut |_, result| {
         on_picture(result.map(|features| {
             n_rows += features.n_rows as u64;
             n_pictures += 1;
@@ -32,6 +32,7 @@ pub fn measure(
     })?;
     if n_pictures == 0 {
         return Err(none_read(
+            ItemKind::Pictures,
             &format!("`{}`", scan.dir.display()),
             pictures.len(),
         ));

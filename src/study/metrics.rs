@@ -10,10 +10,11 @@ use crate::llama::{AddBos, Edited};
 use crate::model::Session;
 use crate::prompt::Prompt;
 use crate::run::{Editor, EditorAt, Keep, Request, RunOptions, Scored, Trace, is_scored_as_read};
+use crate::study::pictures::contexts;
 use crate::{Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Token, TokenKind};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
-const TEXT_CONTEXT: usize = 128;
+pub const TEXT_CONTEXT: usize = 128;
 
 /// What was seen so far.
 #[derive(Clone, Debug)]
@@ -215,10 +216,7 @@ pub fn text_prompts(session: &Session, text: &str, cancel: &CancelFlag) -> Resul
     if ids.is_empty() {
         return Err(Error::invalid("the text is empty"));
     }
-    let chunks = ids.chunks(TEXT_CONTEXT - start.len());
-    chunks
-        .map(|chunk| Prompt::of_text(session.language_model(), [&start[..], chunk].concat()))
-        .collect()
+    contexts(session.language_model(), &start, &ids, TEXT_CONTEXT)
 }
 
 /// How well rows are reconstructed, and how many features that takes.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::baseline::measure;
-use llava_sae_cpp::pictures::{Folder, Scan, ScanPrompt};
+use llava_sae_cpp::pictures::{Folder, ItemKind, Reading, Scan, ScanPrompt};
 use llava_sae_cpp::scan::{ScanEvent, ScanFile, ScanItems, scan_items};
 use llava_sae_cpp::{CancelFlag, PromptForm, SessionOptions, demo};
 
@@ -34,21 +34,21 @@ fn scanned<T>(dir: &Path, with: impl FnOnce(&Scan<'_>, &Folder, &CancelFlag) -> 
     let scan = Scan {
         files: &files,
         options: &options,
-        prompt: ScanPrompt {
+        reading: Reading::Pictures(ScanPrompt {
             text: "Describe the image.",
             form: PromptForm::Chat,
-        },
+        }),
         dir,
         jobs: 1,
         cancel: &cancel,
     };
-    let found = Folder::read(dir).expect("our own folder");
-    assert_eq!(found.pictures.len(), NAMES.len());
+    let found = Folder::read(dir, ItemKind::Pictures).expect("our own folder");
+    assert_eq!(found.items.len(), NAMES.len());
     with(&scan, &found, &cancel)
 }
 
 fn all(scan: &Scan<'_>, found: &Folder) -> ScanItems {
-    ScanItems::new(found.pictures.clone(), None, scan.dir)
+    ScanItems::new(found.items.clone(), None, scan.dir)
 }
 
 fn word(event: &ScanEvent<'_>) -> String {
@@ -116,7 +116,7 @@ fn a_baseline_is_what_a_scan_says() {
         let d_sae = saes[0].meta().d_sae;
         let mut read = Vec::new();
         let mut on_picture = |result: llava_sae_cpp::Result<()>| read.push(result.is_ok());
-        let baselines = measure(scan, &found.pictures, &saes, &mut on_picture);
+        let baselines = measure(scan, &found.items, &saes, &mut on_picture);
         let baselines = baselines.expect("three can be read");
         let [baseline] = &baselines[..] else {
             panic!("one SAE, and {} baselines", baselines.len());

@@ -88,7 +88,7 @@ fn names_are_scanned_as_the_folder() {
 }
 
 /// Writes a Parquet file of these columns.
-fn write_parquet(file: &Path, columns: Vec<(&str, ArrayRef)>) {
+pub(crate) fn write_parquet(file: &Path, columns: Vec<(&str, ArrayRef)>) {
     let batch = RecordBatch::try_from_iter(columns).expect("columns of one length");
     let file = fs::File::create(file).expect("a file of our own");
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a schema");

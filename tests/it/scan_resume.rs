@@ -47,8 +47,8 @@ pub(crate) fn finished(file: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Starts a scan, sends it Ctrl-C when it has finished this many parts, and checks what it leaves.
-pub(crate) fn interrupted(dir: &Path, file: &Path, n_parts: usize, args: &[&str]) {
+/// Starts a scan of so many items, sends it Ctrl-C when it has finished this many parts, and checks what it leaves.
+pub(crate) fn interrupted(dir: &Path, items: &str, file: &Path, n_parts: usize, args: &[&str]) {
     let mut child = program()
         .args(["scan", text(dir), "-o", text(file), "-t", "1"])
         .args(args)
@@ -65,7 +65,7 @@ pub(crate) fn interrupted(dir: &Path, file: &Path, n_parts: usize, args: &[&str]
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.contains("error: interrupted"), "{said}");
-    assert!(said.contains("of 193 pictures are done"), "{said}");
+    assert!(said.contains(&format!("of {items} are done")), "{said}");
     assert!(!file.exists());
     let pair = |name: String| [name.clone(), name + ".json"];
     let whole: Vec<String> = finished(file).into_iter().flat_map(pair).collect();
@@ -81,7 +81,7 @@ fn an_interrupted_scan_goes_on() {
     let (whole, file) = (out.join("whole.parquet"), out.join("features.parquet"));
     assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
     let expected = with_sidecar(&whole);
-    interrupted(&dir, &file, 2, &["--jobs", "2"]);
+    interrupted(&dir, "193 pictures", &file, 2, &["--jobs", "2"]);
 
     // Other settings are refused, and nothing is lost by it.
     let n_parts = finished(&file).len();
@@ -132,7 +132,7 @@ fn an_interrupted_scan_goes_on() {
 fn a_scan_goes_on_with_what_there_is() {
     let dir = many("changes");
     let file = folder("changes-out").join("features.parquet");
-    interrupted(&dir, &file, 1, &["--jobs", "1"]);
+    interrupted(&dir, "193 pictures", &file, 1, &["--jobs", "1"]);
     fs::copy(Fixture::Demo.picture("00.png"), dir.join("a/99.png")).expect("a copy");
     // Each part is smaller than this, and the whole is larger.
     let output = scan_with_limit("200", &dir, &file, "--jobs 2");

@@ -140,6 +140,7 @@ fn an_interrupted_scan_of_several_goes_on() {
     write(&dir, &whole, &saes, &["-t", "1"]);
     interrupted(
         &dir,
+        "193 pictures",
         &file,
         2,
         &[&model(&saes)[..], &["--jobs", "2"]].concat(),

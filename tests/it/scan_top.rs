@@ -474,7 +474,7 @@ fn damaged_files() {
     let sidecar = String::from_utf8(sidecar).expect("JSON");
     let beside = file.with_extension("parquet.json");
     for (from, to, word) in [
-        ("\"format\": 2", "\"format\": 4", "another version"),
+        ("\"format\": 2", "\"format\": 9", "another version"),
         ("{", "[", "is damaged"),
         ("\"d_sae\"", "\"d\"", "is damaged"),
         ("\"blake3\": \"", "\"blake3\": \"0", "the checksums differ"),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Gguf, Overwrite, ShardName, TensorInfo, Writer};
-use llava_sae_cpp::pictures::ScanPrompt;
+use llava_sae_cpp::pictures::{Reading, ScanPrompt};
 use llava_sae_cpp::scan::Settings;
 use llava_sae_cpp::{CancelFlag, ModelFiles, PromptForm, SessionOptions};
 
@@ -139,7 +139,7 @@ fn scans_know_all_shards() {
             &files,
             &files.open_saes().expect("one SAE"),
             &SessionOptions::default(),
-            prompt,
+            Reading::Pictures(prompt),
             &CancelFlag::default(),
         );
         serde_json::to_value(settings.expect("files that can be read")).expect("texts")["model"]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::compare::{self, PictureScores, Sort};
+use llava_sae_cpp::pictures::ItemKind;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::{CancelFlag, Error, Picture};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::args::FeaturesArgs;
 use super::seen::{self, Subject};
 use crate::cli::compared::{self, Entry};
-use crate::cli::folder::{pictures_in, warn_of_gap};
+use crate::cli::folder::{items_in, warn_of_gap};
 use crate::cli::outcome::{CommandResult, print};
 use crate::cli::progress::Verbosity;
 
@@ -97,7 +98,7 @@ pub(super) fn run(args: &FeaturesArgs, verbosity: Verbosity, cancel: &CancelFlag
                 sae.unwrap_or_default()
             );
             writeln!(out, "{}", one_line(&title))?;
-            compared::print_table(out, found)?;
+            compared::print_table(out, "images", found)?;
         }
         io::Result::Ok(())
     })
@@ -110,7 +111,7 @@ fn pictures(given: &[PathBuf], verbosity: Verbosity) -> llava_sae_cpp::Result<Ve
         let metadata = path.metadata().map_err(Error::io("read", path))?;
         match metadata.is_dir() {
             true => {
-                let found = pictures_in(path, verbosity)?;
+                let found = items_in(path, ItemKind::Pictures, verbosity)?;
                 all.extend(found.iter().map(|picture| picture.file(path)));
             }
             false => all.push(path.clone()),

@@ -21,7 +21,7 @@ pub(super) fn run(args: &ScanArgs, verbosity: Verbosity, cancel: &CancelFlag) ->
     let scan = Scan {
         files: &files,
         options: &options,
-        prompt: args.prompt.scanned(),
+        reading: args.items.reading(&args.prompt),
         dir: Path::new("."),
         jobs: 1,
         cancel,

@@ -7,6 +7,7 @@ use super::{
     ClassFeature, ClassShare, GalleryClass, GalleryFeature, MAX_CLASSES, N_BINS, N_TENTHS, Tenth,
     Together, for_each_active, hash_of,
 };
+use crate::pictures::ItemKind;
 use crate::scan::{ClassSize, ScanFile};
 use crate::study::scan::no_class;
 use crate::{CancelFlag, Error, FeatureId, FeatureName, Result};
@@ -14,6 +15,7 @@ use crate::{CancelFlag, Error, FeatureId, FeatureName, Result};
 /// Numbers of all features that some image activates.
 pub(super) struct Totals {
     saes: Vec<Option<String>>,
+    kind: ItemKind,
     classes: Vec<ClassSize>,
     features: BTreeMap<FeatureId, FeatureTotals>,
     sample: Sample,
@@ -83,6 +85,7 @@ impl Totals {
             saes: saes.map(|(id, _)| id.map(str::to_owned)).collect(),
             features,
             sample,
+            kind: file.kind(),
             classes,
         })
     }
@@ -184,7 +187,7 @@ impl Totals {
             classes.any(|size| size.class.as_ref() == Some(*name))
         };
         if let Some(unknown) = names.iter().find(|name| !has(name)) {
-            return Err(no_class(&self.classes, unknown));
+            return Err(no_class(self.kind, &self.classes, unknown));
         }
         let classes = self.classes.iter().enumerate();
         let classes = classes.filter_map(|(place, size)| {

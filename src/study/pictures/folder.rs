@@ -1,4 +1,4 @@
-//! The pictures in a folder and the folders below it, and what else is there.
+//! The pictures in a folder and the folders below it, or the texts, and what else is there.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use image::ImageFormat;
 
 use super::item::{Item, Stamp, folder_of};
+use super::read::ItemKind;
 use crate::picture::content::{self, START_BYTES};
 use crate::{Error, Result};
 
@@ -16,6 +17,9 @@ use crate::{Error, Result};
 /// begins like one.
 pub const PICTURE_EXTENSIONS: [&str; 8] =
     ["png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"];
+
+/// How the names of texts end, in upper or lower case.
+pub const TEXT_EXTENSION: &str = "txt";
 
 /// What systems and programs keep for themselves beside pictures, hidden names apart.
 const SYSTEM_NAMES: [&str; 14] = [
@@ -38,8 +42,8 @@ const SYSTEM_NAMES: [&str; 14] = [
 /// What is in a folder and the folders below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folder {
-    /// The pictures, by path.
-    pub pictures: Vec<Item>,
+    /// The pictures, or the texts, by path.
+    pub items: Vec<Item>,
     /// Pictures of types that are not read, by type.
     pub unread_pictures: BTreeMap<String, usize>,
     /// Other files, by how their names end.
@@ -51,20 +55,20 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Looks through `dir` and what is below. Links are followed, but not in circles.
+    /// Looks for items of a kind in `dir` and what is below. Links are followed, but not in circles.
     ///
     /// # Errors
     /// When `dir` itself cannot be read.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub fn read(dir: &Path, kind: ItemKind) -> Result<Self> {
         let mut folder = Self::default();
         folder
-            .walk(dir, Path::new(""), &mut Vec::new())
+            .walk(dir, Path::new(""), kind, &mut Vec::new())
             .map_err(Error::io("read", dir))?;
         let Self {
-            pictures, failures, ..
+            items, failures, ..
         } = &mut folder;
-        pictures.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        pictures.dedup_by(|next, last| {
+        items.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        items.dedup_by(|next, last| {
             let is_same = next.name == last.name;
             if is_same {
                 failures.push(format!("two files have the path `{}`", last.name));
@@ -75,13 +79,19 @@ impl Folder {
     }
 
     /// Adds what is in `dir`, which is `below` the folder; `ancestors` are the folders above it.
-    fn walk(&mut self, dir: &Path, below: &Path, ancestors: &mut Vec<PathBuf>) -> io::Result<()> {
+    fn walk(
+        &mut self,
+        dir: &Path,
+        below: &Path,
+        kind: ItemKind,
+        ancestors: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
         let canonical = dir.canonicalize()?;
         if ancestors.contains(&canonical) {
             return Ok(());
         }
         ancestors.push(canonical);
-        let result = self.walk_entries(dir, below, ancestors);
+        let result = self.walk_entries(dir, below, kind, ancestors);
         ancestors.pop();
         result
     }
@@ -90,6 +100,7 @@ impl Folder {
         &mut self,
         dir: &Path,
         below: &Path,
+        kind: ItemKind,
         ancestors: &mut Vec<PathBuf>,
     ) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
@@ -101,14 +112,15 @@ impl Folder {
             let below = below.join(&name);
             match fs::metadata(&path) {
                 Ok(metadata) if metadata.is_dir() => {
-                    if let Err(error) = self.walk(&path, &below, ancestors) {
+                    if let Err(error) = self.walk(&path, &below, kind, ancestors) {
                         self.note_failure(&path, &error);
                     }
                 }
-                // Its name says that it is a picture, and reading it will say what is wrong.
-                metadata if has_picture_name(&below) => {
-                    self.add_picture(&below, metadata.ok().as_ref());
+                // Its name says what it is, and reading it will say what is wrong.
+                metadata if has_name_of(kind, &below) => {
+                    self.add_item(&below, metadata.ok().as_ref());
                 }
+                Ok(_) if kind == ItemKind::Texts => self.add_other(&below),
                 Ok(metadata) => self.add_by_content(&path, &below, &metadata),
                 Err(error) => self.note_failure(&path, &error),
             }
@@ -130,25 +142,29 @@ impl Folder {
             // A camera's own format is a TIFF file too, of a preview.
             (Some(ImageFormat::Tiff), _, Some(raw)) => (&mut self.unread_pictures, raw),
             (Some(_), ..) => {
-                self.add_picture(below, Some(metadata));
+                self.add_item(below, Some(metadata));
                 return;
             }
             (None, Some(foreign), _) if foreign.is_picture => {
                 (&mut self.unread_pictures, foreign.name.to_owned())
             }
-            _ => {
-                let name = extension.map(|name| format!(".{}", name.to_lowercase()));
-                let name = name.unwrap_or_else(|| "without an extension".to_owned());
-                (&mut self.other_files, name)
-            }
+            _ => return self.add_other(below),
         };
         *counts.entry(name).or_default() += 1;
     }
 
-    fn add_picture(&mut self, below: &Path, metadata: Option<&Metadata>) {
+    /// Counts a file that is none of the items.
+    fn add_other(&mut self, below: &Path) {
+        let extension = below.extension().map(|name| name.to_string_lossy());
+        let name = extension.map(|name| format!(".{}", name.to_lowercase()));
+        let name = name.unwrap_or_else(|| "without an extension".to_owned());
+        *self.other_files.entry(name).or_default() += 1;
+    }
+
+    fn add_item(&mut self, below: &Path, metadata: Option<&Metadata>) {
         let mut item = Item::of_file(below, folder_of(below));
         item.stamp = Some(Stamp::new(metadata));
-        self.pictures.push(item);
+        self.items.push(item);
     }
 
     fn note_failure(&mut self, path: &Path, error: &io::Error) {
@@ -162,10 +178,14 @@ fn is_hidden(name: &OsStr) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.contains(&&*name)
 }
 
-fn has_picture_name(path: &Path) -> bool {
+fn has_name_of(kind: ItemKind, path: &Path) -> bool {
+    let known = match kind {
+        ItemKind::Pictures => &PICTURE_EXTENSIONS[..],
+        ItemKind::Texts => &[TEXT_EXTENSION],
+    };
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|extension| {
-        PICTURE_EXTENSIONS
+        known
             .iter()
             .any(|known| known.eq_ignore_ascii_case(extension))
     })

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
+use super::read::ItemKind;
 use crate::{Error, Picture, Result};
 
 /// Something to scan.
@@ -29,19 +30,24 @@ pub struct Item {
 
 /// Where an item's contents are.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "scan"), allow(dead_code))]
 enum Source {
     /// In the file of its name.
     Named,
     /// In a file whose name is no text.
     File(PathBuf),
+    /// They are here: a picture's file.
+    Picture(Vec<u8>),
+    /// They are here: a text.
+    Text(String),
 }
 
-/// What tells a file that has changed.
+/// What tells a file that has changed, or a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Its length in bytes.
     pub n_bytes: u64,
-    /// When it was changed, in nanoseconds since 1970.
+    /// When it was changed, in nanoseconds since 1970; of a text that is no file, a hash of it.
     pub modified_ns: u64,
 }
 
@@ -61,6 +67,41 @@ impl Stamp {
 }
 
 impl Item {
+    /// A picture in memory.
+    #[cfg(feature = "scan")]
+    pub(in crate::study) fn with_picture(self, bytes: Vec<u8>) -> Self {
+        Self {
+            source: Source::Picture(bytes),
+            ..self
+        }
+    }
+
+    /// A text in memory.
+    #[cfg(feature = "scan")]
+    pub(in crate::study) fn of_text(name: &str, class: Option<Arc<str>>, text: String) -> Self {
+        let hash = blake3::hash(text.as_bytes());
+        let (hash, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+        Self {
+            name: name.to_owned(),
+            class,
+            stamp: Some(Stamp {
+                n_bytes: text.len() as u64,
+                modified_ns: u64::from_le_bytes(*hash),
+            }),
+            source: Source::Text(text),
+            position: 0,
+        }
+    }
+
+    /// Its text, where that is in memory.
+    #[cfg(feature = "scan")]
+    pub(in crate::study) fn text(&self) -> Option<&str> {
+        match &self.source {
+            Source::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The item of a file, by its path below the folder that is scanned, or by any other.
     pub(in crate::study) fn of_file(path: &Path, class: Option<Arc<str>>) -> Self {
         let parts = path.components().map(|part| match part {
@@ -82,17 +123,50 @@ impl Item {
     /// Where its file is, if what is relative begins at `dir`.
     pub fn file(&self, dir: &Path) -> PathBuf {
         match &self.source {
-            Source::Named => dir.join(&self.name),
             Source::File(path) => dir.join(path),
+            _ => dir.join(&self.name),
         }
     }
 
-    /// Reads it.
+    /// Reads a picture.
     ///
     /// # Errors
-    /// Those of [`Picture::open`].
+    /// Those of [`Picture::open`], an item that is a text.
     pub(in crate::study) fn open(&self, dir: &Path) -> Result<Picture> {
-        Picture::open(&self.file(dir))
+        match &self.source {
+            Source::Picture(bytes) => Picture::from_bytes(bytes, &self.name),
+            Source::Text(_) => Err(Error::invalid(format!(
+                "`{}` is a text, and not a picture",
+                self.name
+            ))),
+            _ => Picture::open(&self.file(dir)),
+        }
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not UTF-8, an item that is a picture.
+    pub(in crate::study) fn read_text(&self, dir: &Path) -> Result<Cow<'_, str>> {
+        match &self.source {
+            Source::Text(text) => Ok(text.into()),
+            Source::Picture(_) => Err(Error::invalid(format!(
+                "`{}` is a picture, and not a text",
+                self.name
+            ))),
+            _ => {
+                let path = self.file(dir);
+                let not_a_file = || Error::invalid(format!("`{}` is no file", path.display()));
+                let metadata = path.metadata().map_err(Error::io("read", &path))?;
+                // A pipe would wait for ever.
+                metadata.is_file().then_some(()).ok_or_else(not_a_file)?;
+                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+                String::from_utf8(bytes).map(Cow::from).map_err(|error| {
+                    let at = error.utf8_error().valid_up_to();
+                    Error::invalid(format!("`{}` is not UTF-8, at byte {at}", path.display()))
+                })
+            }
+        }
     }
 
     /// Looks how its file is now, if nobody has.
@@ -164,10 +238,11 @@ fn part_of(part: &str) -> PathBuf {
     part.into()
 }
 
-/// The error where none of so many pictures in `place` could be read; why, was told of each.
-pub(in crate::study) fn none_read(place: &str, n_pictures: usize) -> Error {
+/// The error where none of so many items in `place` could be read; why, was told of each.
+pub(in crate::study) fn none_read(kind: ItemKind, place: &str, n_items: usize) -> Error {
+    let items = kind.name();
     Error::invalid(format!(
-        "none of the {n_pictures} pictures in {place} could be read"
+        "none of the {n_items} {items} in {place} could be read"
     ))
     .with_hint("the warnings say why")
 }

@@ -1,4 +1,4 @@
-//! The model on many pictures, several at a time: a session for each thread, on the same weights.
+//! The model on many pictures or texts, several at a time: a session for each thread, on the same weights.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::item::Item;
+use super::text::{ReadText, features_of_text};
 use crate::llama;
 use crate::rank::{self, Over, Pool};
 use crate::{
@@ -16,26 +17,28 @@ use crate::{
 /// Results of a worker that wait until it is their turn.
 const MAX_WAITING: usize = 8;
 
-/// A feature that a picture activates.
+/// A feature that an item activates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActiveFeature {
     /// Its index.
     pub feature: usize,
-    /// Its activations over the image's rows, summed.
+    /// Its activations over the image's rows, or the text's, summed.
     pub sum: f32,
     /// The largest of them.
     pub max: f32,
-    /// The number of image rows on which it is active.
+    /// The number of those rows on which it is active.
     pub count: usize,
 }
 
-/// The features that a picture activates.
+/// The features that a picture or a text activates.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PictureFeatures {
-    /// The image's rows, active or not.
+pub struct ItemFeatures {
+    /// The image's rows, or the text's without special tokens, active or not.
     pub n_rows: usize,
     /// For each SAE its features, by rising index.
     pub active: Vec<Vec<ActiveFeature>>,
+    /// Of a text, where they are active.
+    pub text: Option<ReadText>,
 }
 
 /// How many of `wanted` pictures are read at once. Sessions of a process share ggml's device, which
@@ -45,8 +48,8 @@ pub fn jobs_at_once(options: &SessionOptions, wanted: usize) -> usize {
     if is_on_device { 1 } else { wanted }
 }
 
-/// How a session computes that reads many pictures: it keeps nothing of them for later runs.
-pub(in crate::study) fn for_many_pictures(options: &SessionOptions) -> SessionOptions {
+/// How a session computes that reads many items: it keeps nothing of them for later runs.
+pub(in crate::study) fn for_many_items(options: &SessionOptions) -> SessionOptions {
     SessionOptions {
         image_cache: options.image_cache.clone().map(ImageCache::read_only),
         prompt_store: None,
@@ -85,44 +88,85 @@ pub struct ScanPrompt<'a> {
     pub form: PromptForm,
 }
 
-/// How pictures are read.
+/// What items are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemKind {
+    /// Pictures.
+    Pictures,
+    /// Texts.
+    Texts,
+}
+
+impl ItemKind {
+    /// What they are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pictures => "pictures",
+            Self::Texts => "texts",
+        }
+    }
+}
+
+/// What is read of items.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading<'a> {
+    /// The rows of pictures, with a text.
+    Pictures(ScanPrompt<'a>),
+    /// The tokens of texts.
+    Texts {
+        /// Tokens of the contexts that texts are cut into, with the one that the model wants in front.
+        context_size: usize,
+    },
+}
+
+impl Reading<'_> {
+    /// What the items are.
+    pub fn kind(self) -> ItemKind {
+        match self {
+            Self::Pictures(_) => ItemKind::Pictures,
+            Self::Texts { .. } => ItemKind::Texts,
+        }
+    }
+}
+
+/// How items are read.
 pub struct Scan<'a> {
     /// The model's files.
     pub files: &'a ModelFiles,
     /// How the model computes; of the image cache only what is there is used.
     pub options: &'a SessionOptions,
-    /// What goes with each picture.
-    pub prompt: ScanPrompt<'a>,
+    /// What is read of each item.
+    pub reading: Reading<'a>,
     /// The folder that is scanned, or in which relative paths begin.
     pub dir: &'a Path,
-    /// Pictures at once, or as many as [`jobs_at_once`] allows; they share `options.threads` threads and the
+    /// Items at once, or as many as [`jobs_at_once`] allows; they share `options.threads` threads and the
     /// language model's weights.
     pub jobs: usize,
     /// Stops it from elsewhere.
     pub cancel: &'a CancelFlag,
 }
 
-/// Reads the features of `pictures`. `on_picture` is given each picture's index and its features, in order; a
-/// picture that cannot be read has an error instead.
+/// Reads the features of `items`. `on_item` is given each item's index and its features, in order; an item that
+/// cannot be read has an error instead.
 ///
 /// # Errors
-/// What stops all pictures: a model that cannot be opened, a prompt that does not fit, a failure of
-/// llama.cpp, a cancellation, an error of `on_picture`.
+/// What stops all items: a model that cannot be opened, a prompt that does not fit, a failure of
+/// llama.cpp, a cancellation, an error of `on_item`.
 ///
 /// # Panics
 /// When a worker panicked.
-pub fn read_pictures(
+pub fn read_items(
     scan: &Scan<'_>,
-    pictures: &[&Item],
-    on_picture: &mut dyn FnMut(usize, Result<PictureFeatures>) -> Result<()>,
+    items: &[&Item],
+    on_item: &mut dyn FnMut(usize, Result<ItemFeatures>) -> Result<()>,
 ) -> Result<()> {
-    if pictures.is_empty() {
+    if items.is_empty() {
         return Ok(());
     }
-    let jobs = jobs_at_once(scan.options, scan.jobs).clamp(1, pictures.len());
+    let jobs = jobs_at_once(scan.options, scan.jobs).clamp(1, items.len());
     let options = SessionOptions {
         threads: (scan.options.threads / jobs).max(1),
-        ..for_many_pictures(scan.options)
+        ..for_many_items(scan.options)
     };
     let first = HookedModel::open(scan.files, options.clone())?;
     thread::scope(|scope| {
@@ -134,29 +178,29 @@ pub fn read_pictures(
                 0 => Ok(first),
                 _ => first.open_beside(scan.files, options),
             };
-            let own = pictures.iter().skip(worker_idx).step_by(jobs);
+            let own = items.iter().skip(worker_idx).step_by(jobs);
             scope.spawn(move || work(model(), scan, own, &sender));
             receiver
         };
         let workers: Vec<Receiver<_>> = (0..jobs).map(start).collect();
-        for picture_idx in 0..pictures.len() {
+        for item_idx in 0..items.len() {
             // A worker that hung up has panicked, which the scope raises again.
-            let Ok(result) = workers[picture_idx % jobs].recv() else {
+            let Ok(result) = workers[item_idx % jobs].recv() else {
                 break;
             };
-            on_picture(picture_idx, result?)?;
+            on_item(item_idx, result?)?;
         }
         Ok(())
     })
 }
 
-/// Reads every picture of its own until one fails for a reason that is not the picture's, or nobody
+/// Reads every item of its own until one fails for a reason that is not the item's, or nobody
 /// listens any more.
 fn work<'a>(
     model: Result<Arc<HookedModel>>,
     scan: &Scan<'_>,
-    pictures: impl Iterator<Item = &'a &'a Item>,
-    results: &SyncSender<Result<Result<PictureFeatures>>>,
+    items: impl Iterator<Item = &'a &'a Item>,
+    results: &SyncSender<Result<Result<ItemFeatures>>>,
 ) {
     let mut session = match model {
         Ok(model) => Session::new(model),
@@ -166,16 +210,11 @@ fn work<'a>(
             return;
         }
     };
-    for picture in pictures {
+    for item in items {
         let result = if scan.cancel.is_cancelled() {
             Err(Error::interrupted())
         } else {
-            features_of(
-                &mut session,
-                picture.open(scan.dir),
-                scan.prompt,
-                scan.cancel,
-            )
+            features_of(&mut session, item, scan)
         };
         let is_last = result.is_err();
         if results.send(result).is_err() || is_last {
@@ -184,13 +223,28 @@ fn work<'a>(
     }
 }
 
-/// A picture's features; the outer error is not the picture's fault.
+/// An item's features; the outer error is not the item's fault.
 pub(in crate::study) fn features_of(
+    session: &mut Session,
+    item: &Item,
+    scan: &Scan<'_>,
+) -> Result<Result<ItemFeatures>> {
+    let (dir, cancel) = (scan.dir, scan.cancel);
+    match scan.reading {
+        Reading::Pictures(prompt) => features_of_picture(session, item.open(dir), prompt, cancel),
+        Reading::Texts { context_size } => {
+            let text = item.read_text(dir);
+            features_of_text(session, &item.name, text, context_size, cancel)
+        }
+    }
+}
+
+fn features_of_picture(
     session: &mut Session,
     picture: Result<Picture>,
     prompt: ScanPrompt<'_>,
     cancel: &CancelFlag,
-) -> Result<Result<PictureFeatures>> {
+) -> Result<Result<ItemFeatures>> {
     let image = picture.and_then(|picture| session.encode_image(&picture));
     let image = match image {
         Ok(image) => image,
@@ -201,9 +255,10 @@ pub(in crate::study) fn features_of(
     let positions = rank::pooled_positions(&trace.tokens, &Over::IMAGE)?;
     let saes = session.model().saes().iter().zip(&trace.saes);
     let active = saes.map(|(sae, trace)| active_features(&trace.activations, &positions, sae));
-    Ok(Ok(PictureFeatures {
+    Ok(Ok(ItemFeatures {
         n_rows: positions.len(),
         active: active.collect(),
+        text: None,
     }))
 }
 

@@ -8,6 +8,7 @@ use super::agree::Agreement;
 use super::sidecar::{ClassSize, Contents, ScannedSaes};
 use super::table::Row;
 use super::table_file::TableFile;
+use crate::study::pictures::ItemKind;
 use crate::{Error, Result};
 
 /// A file of `scan`, or what another program has made of one; or several.
@@ -107,7 +108,19 @@ impl ScanFile {
         &self.saes
     }
 
-    /// The images of each class: those that were scanned, or, where that is not known, those that have
+    /// What was scanned.
+    pub fn kind(&self) -> ItemKind {
+        match self
+            .tables
+            .iter()
+            .all(|table| table.kind == ItemKind::Texts)
+        {
+            true => ItemKind::Texts,
+            false => ItemKind::Pictures,
+        }
+    }
+
+    /// The images, or texts, of each class: those that were scanned, or, where that is not known, those that have
     /// a row, which takes a pass over the rows and memory for the images' paths.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ impl Joined {
     /// Begins a table in `file`, of which `contents` says all but the counts.
     pub(super) fn new(file: NewFile, contents: Contents) -> Result<Self> {
         Ok(Self {
-            table: TableWriter::new(file, &contents.saes)?,
+            table: TableWriter::new(file, &contents.saes, contents.settings.kind())?,
             contents,
             n_rows: 0,
         })
@@ -58,6 +58,7 @@ impl Joined {
             );
         }
         let totals = Totals {
+            kind: self.contents.settings.kind(),
             n_images: self.contents.n_images(),
             n_skipped: self.contents.n_skipped,
             n_rows: self.n_rows,

@@ -1,4 +1,4 @@
-//! Items that a list names: the rows of a manifest, or names one after another.
+//! Items that a list names or holds: the rows of a manifest or a corpus, or names one after another.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::BufRead;
@@ -20,7 +20,7 @@ const MAX_PATH_BYTES: usize = 1 << 16;
 pub struct ItemList {
     /// The items, in the order of their names.
     pub items: Vec<Item>,
-    /// The manifest's columns that are not read.
+    /// The file's columns that are not read.
     pub other_columns: BTreeSet<String>,
 }
 
@@ -44,6 +44,19 @@ impl ItemList {
     pub fn read_manifest(path: &Path) -> Result<Self> {
         let mut list = ListReader::new(format!("`{}`", path.display()));
         manifest::read(path, &mut list)?;
+        list.finish()
+    }
+
+    /// A single file, called by its name without its folder.
+    ///
+    /// # Errors
+    /// A path without a name.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let mut list = ListReader::new(format!("`{}`", path.display()));
+        list.add(
+            Path::new(path.file_name().unwrap_or_default()),
+            Class::Given(None),
+        )?;
         list.finish()
     }
 
@@ -85,6 +98,16 @@ pub(super) enum Class<'a> {
     Given(Option<&'a str>),
 }
 
+impl Class<'_> {
+    /// The class of an entry of this path.
+    fn of(self, path: &Path) -> Option<Arc<str>> {
+        match self {
+            Self::OfFolder => folder_of(path),
+            Self::Given(class) => class.filter(|class| !class.is_empty()).map(Arc::from),
+        }
+    }
+}
+
 impl<'a> From<&'a Option<Option<String>>> for Class<'a> {
     /// None where nothing is said; a class that is null is none.
     fn from(class: &'a Option<Option<String>>) -> Self {
@@ -110,11 +133,19 @@ pub(super) fn item_of(path: &Path, class: Class<'_>) -> Result<Item> {
     if path.as_os_str().is_empty() {
         return Err(Error::invalid("the path is empty"));
     }
-    let class = match class {
-        Class::OfFolder => folder_of(&path),
-        Class::Given(class) => class.filter(|class| !class.is_empty()).map(Arc::from),
-    };
+    let class = class.of(&path);
     Ok(Item::of_file(&path, class))
+}
+
+/// The item of a text.
+///
+/// # Errors
+/// An empty name.
+pub(super) fn item_of_text(name: &str, class: Class<'_>, text: String) -> Result<Item> {
+    if name.is_empty() {
+        return Err(Error::invalid("the name is empty"));
+    }
+    Ok(Item::of_text(name, class.of(Path::new(name)), text))
 }
 
 /// A list while it is read.
@@ -125,7 +156,7 @@ pub(super) struct ListReader {
 }
 
 impl ListReader {
-    fn new(shown: String) -> Self {
+    pub(super) fn new(shown: String) -> Self {
         Self {
             shown,
             list: ItemList::default(),
@@ -135,11 +166,25 @@ impl ListReader {
 
     /// Adds an entry.
     pub(super) fn add(&mut self, path: &Path, class: Class<'_>) -> Result<()> {
-        let mut item = item_of(path, class).map_err(|error| self.error(error))?;
+        self.add_item(item_of(path, class))
+    }
+
+    /// Adds a text.
+    pub(super) fn add_text(&mut self, name: &str, class: Class<'_>, text: String) -> Result<()> {
+        self.add_item(item_of_text(name, class, text))
+    }
+
+    fn add_item(&mut self, item: Result<Item>) -> Result<()> {
+        let mut item = item.map_err(|error| self.error(error))?;
         item.class = item.class.map(|class| self.shared(class));
         item.position = self.list.items.len();
         self.list.items.push(item);
         Ok(())
+    }
+
+    /// How many there are so far.
+    pub(super) fn n_items(&self) -> usize {
+        self.list.items.len()
     }
 
     /// Notes a column that is not read.
@@ -166,7 +211,7 @@ impl ListReader {
         }
     }
 
-    fn finish(mut self) -> Result<ItemList> {
+    pub(super) fn finish(mut self) -> Result<ItemList> {
         let items = &mut self.list.items;
         items.sort_unstable_by(|a, b| (&a.name, a.position).cmp(&(&b.name, b.position)));
         let mut pairs = items.windows(2);
@@ -178,7 +223,7 @@ impl ListReader {
                 a.position + 1,
                 b.position + 1
             );
-            return Err(Error::invalid(what).with_hint("name each picture once"));
+            return Err(Error::invalid(what).with_hint("name each once"));
         }
         Ok(self.list)
     }

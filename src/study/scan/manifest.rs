@@ -16,8 +16,8 @@ use super::list::{Class, ListReader, given};
 use super::table_file::{for_each_batch, open_regular, read_metadata};
 use crate::{Error, Result};
 
-const PATH: &str = "path";
-const CLASS: &str = "class";
+pub(super) const PATH: &str = "path";
+pub(super) const CLASS: &str = "class";
 /// Bytes of the longest line of JSON.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
@@ -40,10 +40,14 @@ pub(super) fn read(path: &Path, list: &mut ListReader) -> Result<()> {
     }
 }
 
-/// The error of a manifest without paths.
-fn no_paths<'a>(path: &Path, columns: impl Iterator<Item = &'a str>) -> Error {
+/// The error of a table without a column.
+pub(super) fn no_column<'a>(
+    path: &Path,
+    missing: &str,
+    columns: impl Iterator<Item = &'a str>,
+) -> Error {
     let columns: Vec<_> = columns.map(|name| format!("`{name}`")).collect();
-    Error::invalid(format!("`{}` has no column `{PATH}`", path.display()))
+    Error::invalid(format!("`{}` has no column `{missing}`", path.display()))
         .with_hint(format!("its columns are {}", columns.join(", ")))
 }
 
@@ -54,7 +58,7 @@ fn read_parquet(path: &Path, list: &mut ListReader) -> Result<()> {
     let fields = metadata.schema().fields();
     let names = fields.iter().map(|field| &**field.name());
     if !names.clone().any(|name| name == PATH) {
-        return Err(no_paths(path, names));
+        return Err(no_column(path, PATH, names));
     }
     names
         .filter(|name| ![PATH, CLASS].contains(name))
@@ -77,7 +81,11 @@ fn read_parquet(path: &Path, list: &mut ListReader) -> Result<()> {
 }
 
 /// A column of text, whatever its width.
-fn text_column(path: &Path, batch: &RecordBatch, name: &str) -> Result<Option<ArrayRef>> {
+pub(super) fn text_column(
+    path: &Path,
+    batch: &RecordBatch,
+    name: &str,
+) -> Result<Option<ArrayRef>> {
     let Some(column) = batch.column_by_name(name) else {
         return Ok(None);
     };
@@ -124,7 +132,7 @@ fn read_csv(path: &Path, list: &mut ListReader) -> Result<()> {
     let headers = reader.headers().map_err(csv_error)?.clone();
     let place = |name: &str| headers.iter().position(|column| column == name);
     let Some(path_at) = place(PATH) else {
-        return Err(no_paths(path, headers.iter()));
+        return Err(no_column(path, PATH, headers.iter()));
     };
     let class_at = place(CLASS);
     for (at, name) in headers.iter().enumerate() {

@@ -62,7 +62,11 @@ pub fn merge(
     }
     let (totals, table, sidecar) = joined.finish()?;
     if totals.n_images == 0 {
-        return Err(none_read("the shards", totals.n_skipped as usize));
+        return Err(none_read(
+            totals.kind,
+            "the shards",
+            totals.n_skipped as usize,
+        ));
     }
     let beside = NewFile::create(&Sidecar::path_of(target), Overwrite::Replace)?;
     sidecar.publish(beside, table)?;

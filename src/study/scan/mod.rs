@@ -1,8 +1,8 @@
-//! The features of many pictures, as one Parquet file, and what can be asked of it.
+//! The features of many pictures or texts, as one Parquet file, and what can be asked of it.
 //!
 //! ```text
-//! a folder, or list.rs: items, sorted ─► shard.rs: all, or a range of them
-//!   ─► pictures::read_pictures: features of each, in order
+//! a folder, list.rs or texts.rs: items, sorted ─► shard.rs: all, or a range of them
+//!   ─► pictures::read_items: features of each, in order
 //!   ─► parts.rs: small files beside the target, so that a run can go on where it stopped
 //!   ─► join.rs: the target ─► top.rs: the images of a feature, the features of a class
 //! worker.rs: lines, one after another ─► features of each ─► batches
@@ -26,6 +26,7 @@ mod sidecar;
 mod steps;
 mod table;
 mod table_file;
+mod texts;
 mod top;
 mod worker;
 

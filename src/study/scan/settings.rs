@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::shard::Shard;
 use crate::llama;
 use crate::study::identity::identity;
-use crate::study::pictures::ScanPrompt;
+use crate::study::pictures::{ItemKind, Reading, ScanPrompt};
 use crate::{CancelFlag, Error, ModelFiles, PromptForm, Result, SaeSet, SessionOptions};
 
 /// What stands in parts only: the folder, since a finished file holds no path of the machine, and the shard.
 const FOLDER: &str = "folder";
 const SHARD: &str = "shard";
+/// What the items are, where they are no pictures.
+const ITEMS: &str = "items";
 
 const PROMPT: &str = "prompt";
 const PROMPT_FORM: &str = "prompt form";
@@ -35,7 +37,7 @@ impl Settings {
         files: &ModelFiles,
         saes: &SaeSet,
         options: &SessionOptions,
-        prompt: ScanPrompt<'_>,
+        reading: Reading<'_>,
         cancel: &CancelFlag,
     ) -> Result<Self> {
         let identity = |path: &Path| identity(path, cancel);
@@ -60,17 +62,27 @@ impl Settings {
             })
         });
         set("SAE", identities.collect::<Result<Vec<_>>>()?.join(", "));
-        if let Some(mmproj) = &files.mmproj {
+        if let Some(mmproj) = &files.mmproj
+            && reading.kind() == ItemKind::Pictures
+        {
             set("projector", identity(mmproj)?);
             let image_prep = files.image_prep_name(options.image_prep)?;
             set("image preparation", image_prep.to_owned());
         }
-        set(PROMPT, prompt.text.to_owned());
-        let form = match prompt.form {
-            PromptForm::Chat => "chat",
-            PromptForm::Raw => RAW,
-        };
-        set(PROMPT_FORM, form.to_owned());
+        match reading {
+            Reading::Pictures(prompt) => {
+                set(PROMPT, prompt.text.to_owned());
+                let form = match prompt.form {
+                    PromptForm::Chat => "chat",
+                    PromptForm::Raw => RAW,
+                };
+                set(PROMPT_FORM, form.to_owned());
+            }
+            Reading::Texts { context_size } => {
+                set(ITEMS, reading.kind().name().to_owned());
+                set("context", format!("{context_size} tokens"));
+            }
+        }
         if let Some(template) = &options.chat_template {
             let hash = blake3::hash(template.as_bytes()).to_hex();
             set(
@@ -97,6 +109,14 @@ impl Settings {
         };
         let text = self.0.get(PROMPT)?;
         Some(ScanPrompt { text, form })
+    }
+
+    /// What was scanned.
+    pub fn kind(&self) -> ItemKind {
+        match self.0.get(ITEMS) {
+            Some(items) if items == ItemKind::Texts.name() => ItemKind::Texts,
+            _ => ItemKind::Pictures,
+        }
     }
 
     /// What a part says: also the folder that is scanned, and the shard.

@@ -90,7 +90,8 @@ impl FromStr for Shard {
 pub struct Listing {
     /// How many items there are.
     pub n_items: u64,
-    /// The BLAKE3 hash of their names and classes, each behind its length in 8 bytes.
+    /// The BLAKE3 hash of their names and classes, and of texts that are in no file of their own, each behind its
+    /// length in 8 bytes.
     pub blake3: String,
 }
 
@@ -106,6 +107,9 @@ impl Listing {
         for item in items {
             add(Some(&item.name));
             add(item.class.as_deref());
+            if let Some(text) = item.text() {
+                add(Some(text));
+            }
         }
         Self {
             n_items: items.len() as u64,

@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
 use super::shard::{Listing, Shard};
-use crate::study::pictures::{Item, Stamp};
+use crate::study::pictures::{Item, ItemKind, Stamp};
 use crate::{Error, Result, Sae, SaeSet};
 
 /// The version of the table's schema and of this file.
 const FORMAT: u32 = 2;
 /// The same of a table of several SAEs, which has a column more.
 const FORMAT_OF_SEVERAL: u32 = 3;
+/// The same of a table of texts, which has columns more; of several SAEs too.
+const FORMAT_OF_TEXTS: u32 = 4;
 /// Bytes of the largest sidecar that is read; one of 100,000 classes has ten megabytes.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -48,7 +50,7 @@ impl Checksum {
     }
 }
 
-/// How many pictures of a class could be read.
+/// How many pictures, or texts, of a class could be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassSize {
     /// The class; none for pictures directly in the folder.
@@ -214,9 +216,10 @@ pub(super) struct Sidecar {
 impl Sidecar {
     pub(super) fn new(table: Checksum, contents: Contents) -> Self {
         Self {
-            format: match contents.saes.are_named() {
-                false => FORMAT,
-                true => FORMAT_OF_SEVERAL,
+            format: match (contents.settings.kind(), contents.saes.are_named()) {
+                (ItemKind::Texts, _) => FORMAT_OF_TEXTS,
+                (ItemKind::Pictures, false) => FORMAT,
+                (ItemKind::Pictures, true) => FORMAT_OF_SEVERAL,
             },
             table,
             contents,
@@ -263,7 +266,7 @@ impl Sidecar {
         };
         let version: Version = serde_json::from_slice(&bytes)
             .map_err(|_| error("is damaged, or was not written by `llava-sae-cpp scan`"))?;
-        if ![FORMAT, FORMAT_OF_SEVERAL].contains(&version.format) {
+        if ![FORMAT, FORMAT_OF_SEVERAL, FORMAT_OF_TEXTS].contains(&version.format) {
             return Err(error("was written by another version of this program"));
         }
         let sidecar = serde_json::from_slice(&bytes).map_err(|_| error("is damaged"))?;

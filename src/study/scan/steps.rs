@@ -8,7 +8,7 @@ use super::parts::{Parts, Progress, Totals};
 use super::settings::Settings;
 use super::shard::ScanItems;
 use crate::study::pictures::{Item, none_read};
-use crate::study::pictures::{Scan, read_pictures};
+use crate::study::pictures::{Scan, read_items};
 use crate::{Error, Result, llama};
 
 /// What happens in a scan.
@@ -16,20 +16,20 @@ use crate::{Error, Result, llama};
 pub enum ScanEvent<'a> {
     /// The model's files are read through, so that only the same ones go on with what is done.
     Checking,
-    /// Pictures are read; an earlier run has done that many.
+    /// Items are read; an earlier run has done that many.
     Reading {
-        /// Pictures that are done.
+        /// Items that are done.
         n_done: usize,
     },
-    /// A picture has been read.
+    /// An item has been read.
     Read,
-    /// A picture cannot be read, and is left out.
+    /// An item cannot be read, and is left out.
     Skipped(&'a Error),
     /// The table is written.
     Joining,
     /// The scan fails, and what is done of it is kept for the next one.
     Kept {
-        /// Pictures that are done.
+        /// Items that are done.
         n_done: usize,
     },
 }
@@ -39,7 +39,7 @@ pub enum ScanEvent<'a> {
 /// `on_event` is told what happens.
 ///
 /// # Errors
-/// Those of [`read_pictures`], two SAEs of the same id, parts of a scan with other settings or of another shard,
+/// Those of [`read_items`], two SAEs of the same id, parts of a scan with other settings or of another shard,
 /// another scan that is running, a file that cannot be written; without shards, no picture that could be read.
 pub fn scan_items(
     scan: &Scan<'_>,
@@ -50,7 +50,7 @@ pub fn scan_items(
 ) -> Result<Totals> {
     let saes = scan.files.open_saes()?;
     on_event(ScanEvent::Checking);
-    let settings = Settings::new(scan.files, &saes, scan.options, scan.prompt, scan.cancel)?;
+    let settings = Settings::new(scan.files, &saes, scan.options, scan.reading, scan.cancel)?;
     let settings = settings.for_parts(scan.dir, items.shard())?;
     let computed_by = llama::computed_by(scan.options.gpu_layers != 0);
     let mut parts = Parts::open(target, settings, computed_by, saes, items.items())?;
@@ -60,7 +60,11 @@ pub fn scan_items(
     let Progress { n_done, n_skipped } = parts.progress();
     if read.is_ok() && n_done == n_skipped && items.shard().is_none() {
         parts.discard()?;
-        return Err(none_read(&format!("`{}`", scan.dir.display()), n_done));
+        return Err(none_read(
+            scan.reading.kind(),
+            &format!("`{}`", scan.dir.display()),
+            n_done,
+        ));
     }
     let joined = read.and_then(|()| {
         on_event(ScanEvent::Joining);
@@ -83,11 +87,11 @@ fn read_rest(
     on_event(ScanEvent::Reading {
         n_done: items.len() - rest.len(),
     });
-    read_pictures(scan, &rest, &mut |i, result| {
+    read_items(scan, &rest, &mut |i, result| {
         on_event(match &result {
             Ok(_) => ScanEvent::Read,
             Err(error) => ScanEvent::Skipped(error),
         });
-        parts.add(rest[i], result.map(|features| features.active))
+        parts.add(rest[i], result.ok())
     })
 }

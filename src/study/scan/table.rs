@@ -1,4 +1,5 @@
-//! The table: a row for each picture and active feature, in a Parquet file. `FIELDS` is its schema.
+//! The table: a row for each picture or text and each feature that it activates, in a Parquet file. `FIELDS` is its
+//! schema.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use parquet::file::properties::WriterProperties;
 use gguf_tools::new_file::{CompleteFile, NewFile};
 
 use super::sidecar::{Checksum, ScannedSaes};
-use crate::study::pictures::ActiveFeature;
+use crate::study::pictures::{ActiveFeature, InContext, ItemFeatures, ItemKind};
 use crate::{Error, FeatureId, Result, SaeSet};
 
 /// Rows that are encoded or decoded at once.
@@ -40,13 +41,20 @@ pub(super) const FIELDS: [TableField; 7] = [
 ];
 /// The column of tables of several SAEs alone.
 pub(super) const SAE_FIELD: TableField = ("sae", DataType::Utf8, false);
-/// Where that stands: in front of the feature.
+/// The last columns of tables of texts.
+pub(super) const TEXT_FIELDS: [TableField; 4] = [
+    ("position", DataType::Int32, false),
+    ("before", DataType::Utf8, false),
+    ("token", DataType::Utf8, false),
+    ("after", DataType::Utf8, false),
+];
+/// Where that of SAEs stands: in front of the feature.
 const SAE_COLUMN: usize = 2;
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row<'a> {
-    /// The picture's name: its path below the scanned folder, or as a list has it.
+    /// The item's name: its path below the scanned folder, or as a list has it.
     pub path: &'a str,
     /// Its class, where it has one.
     pub class: Option<&'a str>,
@@ -56,12 +64,17 @@ pub struct Row<'a> {
     pub label: Option<&'a str>,
     /// What it activates.
     pub active: ActiveFeature,
+    /// Of a text, the token that activates it most.
+    pub token: Option<InContext<&'a str>>,
 }
 
-fn schema(saes: &ScannedSaes) -> SchemaRef {
+fn schema(saes: &ScannedSaes, kind: ItemKind) -> SchemaRef {
     let mut fields = FIELDS.to_vec();
     if saes.are_named() {
         fields.insert(SAE_COLUMN, SAE_FIELD);
+    }
+    if kind == ItemKind::Texts {
+        fields.extend(TEXT_FIELDS);
     }
     let field = |(name, data_type, is_nullable)| Field::new(name, data_type, is_nullable);
     Arc::new(Schema::new(
@@ -74,10 +87,11 @@ pub(super) fn rows_of<'a>(
     saes: &'a SaeSet,
     path: &'a str,
     class: Option<&'a str>,
-    active: &'a [Vec<ActiveFeature>], // for each SAE
+    features: &'a ItemFeatures,
 ) -> impl Iterator<Item = Row<'a>> {
-    active.iter().enumerate().flat_map(move |(sae, active)| {
-        active.iter().map(move |&active| Row {
+    let of_saes = features.active.iter().enumerate();
+    of_saes.flat_map(move |(sae, active)| {
+        active.iter().enumerate().map(move |(i, &active)| Row {
             path,
             class,
             sae: saes.shown_id(sae),
@@ -86,6 +100,7 @@ pub(super) fn rows_of<'a>(
                 index: active.feature,
             }),
             active,
+            token: features.text.as_ref().map(|text| text.strongest(sae, i)),
         })
     })
 }
@@ -101,13 +116,21 @@ pub(super) struct RowBuilder {
     sum: Float32Builder,
     max: Float32Builder,
     count: Int32Builder,
+    token: Option<TokenBuilder>,
+}
+
+/// The columns of tables of texts.
+#[derive(Default)]
+struct TokenBuilder {
+    position: Int32Builder,
+    texts: [StringBuilder; 3], // before, token, after
 }
 
 impl RowBuilder {
-    /// Of a table of the features of `saes`.
-    pub(super) fn new(saes: &ScannedSaes) -> Self {
+    /// Of a table of the features of `saes` on items of a kind.
+    pub(super) fn new(saes: &ScannedSaes, kind: ItemKind) -> Self {
         Self {
-            schema: schema(saes),
+            schema: schema(saes, kind),
             path: StringBuilder::new(),
             class: StringBuilder::new(),
             sae: saes.are_named().then(StringBuilder::new),
@@ -116,6 +139,7 @@ impl RowBuilder {
             sum: Float32Builder::new(),
             max: Float32Builder::new(),
             count: Int32Builder::new(),
+            token: (kind == ItemKind::Texts).then(TokenBuilder::default),
         }
     }
 
@@ -126,7 +150,7 @@ impl RowBuilder {
     /// Adds a row.
     ///
     /// # Errors
-    /// A row that names no SAE in a table of several.
+    /// A row that names no SAE in a table of several, or no token in one of texts.
     pub(super) fn push(&mut self, row: &Row<'_>) -> Result<()> {
         let int = |n: usize| i32::try_from(n).expect("features and tokens are counted in 31 bits");
         if let Some(sae) = &mut self.sae {
@@ -134,6 +158,15 @@ impl RowBuilder {
                 .sae
                 .ok_or_else(|| Error::invalid("a row names no SAE"))?;
             sae.append_value(id);
+        }
+        if let Some(builder) = &mut self.token {
+            let token = row.token;
+            let token = token.ok_or_else(|| Error::invalid("a row names no token"))?;
+            builder.position.append_value(int(token.position));
+            let texts = [token.before, token.token, token.after];
+            for (builder, text) in builder.texts.iter_mut().zip(texts) {
+                builder.append_value(text);
+            }
         }
         self.path.append_value(row.path);
         self.class.append_option(row.class);
@@ -163,6 +196,11 @@ impl RowBuilder {
         if let Some(sae) = &mut self.sae {
             columns.insert(SAE_COLUMN, Arc::new(sae.finish()));
         }
+        if let Some(token) = &mut self.token {
+            columns.push(Arc::new(token.position.finish()));
+            let texts = token.texts.iter_mut();
+            columns.extend(texts.map(|text| Arc::new(text.finish()) as ArrayRef));
+        }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
         batch.expect("columns of one length")
     }
@@ -176,8 +214,8 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Starts a table of the features of `saes` in `file`, which is empty.
-    pub(super) fn new(file: NewFile, saes: &ScannedSaes) -> Result<Self> {
+    /// Starts a table of the features of `saes` on items of a kind in `file`, which is empty.
+    pub(super) fn new(file: NewFile, saes: &ScannedSaes, kind: ItemKind) -> Result<Self> {
         let shown = file.target().to_owned();
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
@@ -191,7 +229,7 @@ impl TableWriter {
             file,
             hasher: blake3::Hasher::new(),
         };
-        let rows = RowBuilder::new(saes);
+        let rows = RowBuilder::new(saes, kind);
         let arrow = ArrowWriter::try_new_with_options(file, Arc::clone(rows.schema()), options)
             .map_err(|error| parquet_error("write", &shown, error))?;
         Ok(Self { shown, rows, arrow })

@@ -17,8 +17,10 @@ use parquet::arrow::arrow_reader::{
 
 use super::file::NoContents;
 use super::sidecar::{Checksum, Contents, ScannedSae, ScannedSaes, Sidecar, no_sidecar};
-use super::table::{BATCH_ROWS, FIELDS, Row, SAE_FIELD, TableField, WRITER, parquet_error};
-use crate::study::pictures::ActiveFeature;
+use super::table::{
+    BATCH_ROWS, FIELDS, Row, SAE_FIELD, TEXT_FIELDS, TableField, WRITER, parquet_error,
+};
+use crate::study::pictures::{ActiveFeature, InContext, ItemKind};
 use crate::{Error, Result};
 
 /// Ends a Parquet file, behind the length of its footer in 4 bytes.
@@ -35,6 +37,8 @@ pub(super) struct TableFile {
     pub(super) contents: std::result::Result<Contents, NoContents>,
     /// The SAEs whose features the rows are: those of the scan, or, where that is not known, those that rows name.
     pub(super) saes: ScannedSaes,
+    /// What was scanned, by the columns.
+    pub(super) kind: ItemKind,
 }
 
 impl TableFile {
@@ -109,6 +113,10 @@ impl TableFile {
         let fields = metadata.schema().fields();
         let lacks = |name: &str| !fields.iter().any(|field| field.name() == name);
         let lacks_sae = lacks(SAE_FIELD.0);
+        let kind = match TEXT_FIELDS.iter().any(|(name, ..)| lacks(name)) {
+            true => ItemKind::Pictures,
+            false => ItemKind::Texts,
+        };
         let missing: Vec<_> = FIELDS
             .iter()
             .filter(|(name, ..)| lacks(name))
@@ -133,6 +141,7 @@ impl TableFile {
                 Err(_) => ScannedSaes::One { d_sae: usize::MAX },
             },
             contents,
+            kind,
         };
         if scan.contents.is_err() && !lacks_sae {
             scan.saes = scan.named_saes()?;
@@ -169,6 +178,9 @@ impl TableFile {
     pub(super) fn for_each_row(&self, on_row: &mut dyn FnMut(Row<'_>) -> Result<()>) -> Result<()> {
         let mut fields = FIELDS.to_vec();
         fields.extend(self.saes.are_named().then_some(SAE_FIELD));
+        if self.kind == ItemKind::Texts {
+            fields.extend(TEXT_FIELDS);
+        }
         self.for_each_batch(&fields, &mut |batch| self.rows_of(batch, on_row))
     }
 
@@ -206,6 +218,26 @@ impl TableFile {
             false => None,
         };
         let saes = saes.as_ref().map(|column| column.as_string::<i32>());
+        let tokens = match self.kind {
+            ItemKind::Texts => TEXT_FIELDS
+                .iter()
+                .map(|field| self.column(batch, field))
+                .collect::<Result<Vec<_>>>()?,
+            ItemKind::Pictures => Vec::new(),
+        };
+        let token = |i| {
+            let [positions, before, token, after] = &tokens[..] else {
+                return None;
+            };
+            let [before, token, after] = [before, token, after].map(|text| text.as_string::<i32>());
+            let position = positions.as_primitive::<Int32Type>().value(i);
+            Some(InContext {
+                position: usize::try_from(position).unwrap_or(0),
+                before: before.value(i),
+                token: token.value(i),
+                after: after.value(i),
+            })
+        };
         for i in 0..batch.num_rows() {
             let sae = saes.map(|saes| saes.value(i));
             let mut known = self.saes.iter().filter(|(id, _)| *id == sae);
@@ -232,6 +264,7 @@ impl TableFile {
                     max: maxima.value(i),
                     count: usize::try_from(counts.value(i)).unwrap_or(0),
                 },
+                token: token(i),
             })?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::file::ScanFile;
 use super::sidecar::{ClassSize, ScannedSaes};
 use crate::labels::{find_feature, find_in_saes, is_index};
 use crate::study::compare::{ClassFeature, Compared, Comparison, Sort, falling};
-use crate::study::pictures::ActiveFeature;
+use crate::study::pictures::{ActiveFeature, InContext, ItemKind};
 use crate::{Error, FeatureId, FeatureName, Result};
 
 /// Classes that an error lists.
@@ -47,7 +47,7 @@ impl By {
     }
 }
 
-/// An image that activates a feature.
+/// An image, or a text, that activates a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopImage {
     /// Its path below the scanned folder.
@@ -56,9 +56,11 @@ pub struct TopImage {
     pub class: Option<String>,
     /// How it activates the feature.
     pub active: ActiveFeature,
+    /// Of a text, the token that activates it most.
+    pub token: Option<InContext>,
 }
 
-/// The images of a feature.
+/// The images, or texts, of a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureImages {
     /// Its name: an index, with its SAE's id in a table of several.
@@ -91,7 +93,7 @@ pub struct SaeFeatures {
     pub features: Vec<ClassFeature>,
 }
 
-/// The `n_images` images that activate a feature most: an index, a label of a feature that some image activates,
+/// The `n_images` images, or texts with the tokens in them, that activate a feature most: an index, a label of a feature that some image activates,
 /// or a text that is part of exactly one of these; in a table of several SAEs, `SAE_ID/FEATURE`.
 ///
 /// # Errors
@@ -127,6 +129,7 @@ pub fn images_of_feature(
             path: row.path.to_owned(),
             class: row.class.map(str::to_owned),
             active: row.active,
+            token: row.token.map(InContext::to_owned),
         });
         if images.len() >= n_images.saturating_mul(2).max(1024) {
             keep_best(&mut images, by, n_images);
@@ -185,14 +188,17 @@ pub fn features_of_class(
     let found = sizes
         .iter()
         .find(|size| size.class.as_deref() == Some(class));
-    let n_inside = found.ok_or_else(|| no_class(&sizes, class))?.n_images;
+    let n_inside = found
+        .ok_or_else(|| no_class(file.kind(), &sizes, class))?
+        .n_images;
     let n_images: u64 = sizes.iter().map(|size| size.n_images).sum();
     let n_outside = n_images - n_inside;
     if n_outside == 0 {
+        let items = format!("{}s", noun(file.kind()));
         return Err(Error::invalid(format!(
-            "all images are of class `{class}`: there are no others to compare with"
+            "all {items} are of class `{class}`: there are no others to compare with"
         ))
-        .with_hint("scan a folder that holds a folder of pictures for each class"));
+        .with_hint(format!("scan {items} of several classes")));
     }
     let saes: Vec<_> = file.saes().iter().map(|(id, _)| id).collect();
     let comparison = Comparison {
@@ -225,15 +231,26 @@ pub fn features_of_class(
     })
 }
 
-/// The error of a class that no image has.
-pub(in crate::study) fn no_class(sizes: &[ClassSize], class: &str) -> Error {
+/// What tables have rows of.
+fn noun(kind: ItemKind) -> &'static str {
+    match kind {
+        ItemKind::Pictures => "image",
+        ItemKind::Texts => "text",
+    }
+}
+
+/// The error of a class that no item has.
+pub(in crate::study) fn no_class(kind: ItemKind, sizes: &[ClassSize], class: &str) -> Error {
     let names = sizes.iter().filter_map(|size| size.class.as_deref());
     let names: Vec<_> = names.collect();
-    let error = Error::invalid(format!("no image is of class `{class}`"));
+    let error = Error::invalid(format!("no {} is of class `{class}`", noun(kind)));
     if names.is_empty() {
-        return error.with_hint(
-            "a class is a folder inside the scanned one, and all pictures are directly in the scanned one",
-        );
+        return error.with_hint(match kind {
+            ItemKind::Pictures => {
+                "a class is a folder inside the scanned one, and all pictures are directly in the scanned one"
+            }
+            ItemKind::Texts => "a text's class is in a column `class`, or the folder of its file",
+        });
     }
     let shown = names.iter().take(MAX_CLASSES);
     let mut list: Vec<_> = shown.map(|name| format!("`{name}`")).collect();

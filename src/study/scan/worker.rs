@@ -1,4 +1,4 @@
-//! A process that stays warm: paths or pictures in, a line each, and a record batch out for each, in Arrow's stream
+//! A process that stays warm: paths, pictures or texts in, a line each, and a record batch out for each, in Arrow's stream
 //! format. Whoever asks may wait for an answer before the next line, or not.
 
 use std::io::{BufRead, BufWriter, Write};
@@ -13,13 +13,12 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::lines::{Line, json_reason, next_line, path_of};
-use super::list::{Class, given, item_of};
+use super::list::{Class, given, item_of, item_of_text};
 use super::settings::Settings;
 use super::sidecar::ScannedSaes;
 use super::table::{RowBuilder, rows_of};
-use crate::study::pictures::Item;
-use crate::study::pictures::{PictureFeatures, Scan, features_of, for_many_pictures};
-use crate::{Error, HookedModel, Picture, Result, SaeSet, Session, llama};
+use crate::study::pictures::{Item, ItemFeatures, Scan, features_of, for_many_items};
+use crate::{Error, HookedModel, Result, SaeSet, Session, llama};
 
 /// Bytes of the longest line: a picture of 192 MiB in base64.
 const MAX_LINE_BYTES: usize = 256 << 20;
@@ -27,18 +26,18 @@ const MAX_LINE_BYTES: usize = 256 << 20;
 /// Answers each line of `questions` with a record batch in `answers`, in their order, each written out at once.
 ///
 /// A line is a path, which begins at `scan.dir` if it is relative, or a JSON object with `path`, and if wanted
-/// `class`, and `data`, the picture itself in base64, to which `path` is then only its name. A batch has the rows of
-/// a scan's table for that picture, none if no feature is active, with a column `input` in front, the line's number from
+/// `class`, and `data`, the picture itself in base64, or `text`, to which `path` is then only its name. A batch has the
+/// rows of a scan's table for that item, none if no feature is active, with a column `input` in front, the line's number from
 /// 0, and a column `error` behind. What cannot be answered gives one row that says why, with nulls in place of a
 /// feature. The stream's schema comes once the model is loaded, with the scan's settings in its metadata.
 ///
 /// # Errors
-/// What stops all pictures: a model that cannot be opened, a failure of llama.cpp, a cancellation; questions that
+/// What stops all items: a model that cannot be opened, a failure of llama.cpp, a cancellation; questions that
 /// cannot be read, answers that cannot be written.
 pub fn answer(scan: &Scan<'_>, questions: &mut dyn BufRead, answers: &mut dyn Write) -> Result<()> {
     let saes = scan.files.open_saes()?;
-    let settings = Settings::new(scan.files, &saes, scan.options, scan.prompt, scan.cancel)?;
-    let model = HookedModel::open(scan.files, for_many_pictures(scan.options))?;
+    let settings = Settings::new(scan.files, &saes, scan.options, scan.reading, scan.cancel)?;
+    let model = HookedModel::open(scan.files, for_many_items(scan.options))?;
     let mut session = Session::new(model);
     let mut answers = Answers::new(saes, &settings, scan, answers)?;
     let mut line = Vec::new();
@@ -49,30 +48,23 @@ pub fn answer(scan: &Scan<'_>, questions: &mut dyn BufRead, answers: &mut dyn Wr
             Line::TooLong => Err(Error::invalid(format!(
                 "the line is longer than {MAX_LINE_BYTES} bytes"
             ))),
-            Line::Whole => Question::parse(&line),
+            Line::Whole => question(&line),
         };
-        let question = match question {
-            Ok(question) => question,
+        let item = match question {
+            Ok(item) => item,
             Err(error) => {
                 answers.refuse(None, &error)?;
                 continue;
             }
         };
-        let picture = question.picture(scan.dir);
-        let read = features_of(&mut session, picture, scan.prompt, scan.cancel);
-        // Pictures differ in size, so a prompt that does not fit is no reason to end either.
+        let read = features_of(&mut session, &item, scan);
+        // Items differ in size, so a prompt that does not fit is no reason to end either.
         match read.unwrap_or_else(Err) {
-            Ok(features) => answers.write(&question.item, &features)?,
-            Err(error) if error.is_of_input() => answers.refuse(Some(&question.item), &error)?,
+            Ok(features) => answers.write(&item, &features)?,
+            Err(error) if error.is_of_input() => answers.refuse(Some(&item), &error)?,
             Err(error) => return Err(error),
         }
     }
-}
-
-/// What a line asks for.
-struct Question {
-    item: Item,
-    data: Option<Vec<u8>>,
 }
 
 /// A line of JSON.
@@ -83,34 +75,30 @@ struct Fields {
     #[serde(default, deserialize_with = "given")]
     class: Option<Option<String>>,
     data: Option<String>,
+    text: Option<String>,
 }
 
-impl Question {
-    fn parse(line: &[u8]) -> Result<Self> {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if !line.starts_with(b"{") {
-            let item = item_of(&path_of(line)?, Class::OfFolder)?;
-            return Ok(Self { item, data: None });
-        }
-        let fields: Fields = serde_json::from_slice(line).map_err(|error| {
-            let reason = json_reason(&error);
-            Error::invalid(format!("the line cannot be read: {reason}"))
-        })?;
-        let class = Class::from(&fields.class);
-        let data = fields.data.map(|data| BASE64_STANDARD.decode(data));
-        Ok(Self {
-            item: item_of(Path::new(&fields.path), class)?,
-            data: data
-                .transpose()
-                .map_err(|error| Error::invalid(format!("`data` is not base64: {error}")))?,
-        })
+/// What a line asks for.
+fn question(line: &[u8]) -> Result<Item> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if !line.starts_with(b"{") {
+        return item_of(&path_of(line)?, Class::OfFolder);
     }
-
-    fn picture(&self, dir: &Path) -> Result<Picture> {
-        match &self.data {
-            Some(data) => Picture::from_bytes(data, &self.item.name),
-            None => self.item.open(dir),
+    let fields: Fields = serde_json::from_slice(line).map_err(|error| {
+        let reason = json_reason(&error);
+        Error::invalid(format!("the line cannot be read: {reason}"))
+    })?;
+    let class = Class::from(&fields.class);
+    match (fields.data, fields.text) {
+        (None, None) => item_of(Path::new(&fields.path), class),
+        (None, Some(text)) => item_of_text(&fields.path, class, text),
+        (Some(data), None) => {
+            let item = item_of(Path::new(&fields.path), class)?;
+            let data = BASE64_STANDARD.decode(data);
+            let not_base64 = |error| Error::invalid(format!("`data` is not base64: {error}"));
+            Ok(item.with_picture(data.map_err(not_base64)?))
         }
+        (Some(_), Some(_)) => Err(Error::invalid("the line has both `data` and `text`")),
     }
 }
 
@@ -130,7 +118,7 @@ impl<'a> Answers<'a> {
         scan: &Scan<'_>,
         answers: &'a mut dyn Write,
     ) -> Result<Self> {
-        let rows = RowBuilder::new(&ScannedSaes::new(&saes));
+        let rows = RowBuilder::new(&ScannedSaes::new(&saes), scan.reading.kind());
         let fields = rows.schema().fields().iter();
         let fields = fields.map(|field| field.as_ref().clone().with_nullable(true));
         let mut all = vec![Field::new("input", DataType::Int64, false)];
@@ -153,10 +141,10 @@ impl<'a> Answers<'a> {
         Ok(answers)
     }
 
-    /// Writes a picture's rows.
-    fn write(&mut self, item: &Item, features: &PictureFeatures) -> Result<()> {
+    /// Writes an item's rows.
+    fn write(&mut self, item: &Item, features: &ItemFeatures) -> Result<()> {
         let class = item.class.as_deref();
-        for row in rows_of(&self.saes, &item.name, class, &features.active) {
+        for row in rows_of(&self.saes, &item.name, class, features) {
             self.rows.push(&row)?;
         }
         let rows = self.rows.finish();

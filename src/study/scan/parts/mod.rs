@@ -17,15 +17,14 @@ use super::shard::ScanItems;
 use super::sidecar::{Contents, CoveredPicture, ScannedSaes, Sidecar};
 use super::table::{TableWriter, rows_of};
 use super::table_file::TableFile;
-use crate::study::pictures::ActiveFeature;
-use crate::study::pictures::Item;
+use crate::study::pictures::{Item, ItemFeatures, ItemKind};
 use crate::{CancelFlag, Error, Result, SaeSet};
 
-/// Pictures of a part, at most.
-const PART_PICTURES: usize = 64;
+/// Items of a part, at most.
+const PART_ITEMS: usize = 64;
 /// Rows of a part, about at most: they wait in memory.
 const PART_ROWS: usize = 1 << 20;
-/// The time after which a part is finished, however few pictures it has.
+/// The time after which a part is finished, however few items it has.
 const PART_TIME: Duration = Duration::from_secs(30);
 
 /// How far a scan is.
@@ -40,9 +39,11 @@ pub(super) struct Progress {
 /// What a finished file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
-    /// Pictures that were read.
+    /// What was scanned.
+    pub kind: ItemKind,
+    /// Pictures, or texts, that were read.
     pub n_images: u64,
-    /// Pictures that could not be read.
+    /// Those that could not be read.
     pub n_skipped: u64,
     /// Rows.
     pub n_rows: u64,
@@ -59,8 +60,8 @@ pub(super) struct Parts {
     next_part_idx: usize,            // behind the last part
     done: HashSet<String>,
     n_skipped: usize,
-    waiting: Vec<(CoveredPicture, Vec<Vec<ActiveFeature>>)>, // of the next part, for each SAE
-    waiting_positions: Range<usize>,                         // of the waiting pictures
+    waiting: Vec<(CoveredPicture, Option<ItemFeatures>)>, // of the next part; none of what cannot be read
+    waiting_positions: Range<usize>,                      // of the waiting pictures
     n_waiting_rows: usize,
     last_part: Instant,
 }
@@ -117,15 +118,11 @@ impl Parts {
         }
     }
 
-    /// Adds a picture's features of each SAE, or that it cannot be read, and finishes a part when it is time.
+    /// Adds an item's features, or that it cannot be read, and finishes a part when it is time.
     ///
     /// # Errors
     /// A part that cannot be written.
-    pub(super) fn add(
-        &mut self,
-        item: &Item,
-        result: Result<Vec<Vec<ActiveFeature>>>,
-    ) -> Result<()> {
+    pub(super) fn add(&mut self, item: &Item, features: Option<ItemFeatures>) -> Result<()> {
         // A part has all pictures between its first and its last, so that parts have an order.
         if self.waiting_positions.end != item.position {
             self.finish_part()?;
@@ -140,12 +137,12 @@ impl Parts {
             stamp: item
                 .stamp
                 .expect("items are looked at before they are read"),
-            is_skipped: result.is_err(),
+            is_skipped: features.is_none(),
         };
-        let active = result.unwrap_or_default();
-        self.n_waiting_rows += active.iter().map(Vec::len).sum::<usize>();
-        self.waiting.push((covered, active));
-        let is_due = self.waiting.len() >= PART_PICTURES
+        let active = features.iter().flat_map(|features| &features.active);
+        self.n_waiting_rows += active.map(Vec::len).sum::<usize>();
+        self.waiting.push((covered, features));
+        let is_due = self.waiting.len() >= PART_ITEMS
             || self.n_waiting_rows >= PART_ROWS
             || self.last_part.elapsed() >= PART_TIME;
         if is_due { self.finish_part() } else { Ok(()) }
@@ -163,16 +160,17 @@ impl Parts {
         let path = self.dir.part(self.next_part_idx);
         let file = self.dir.new_file(&path, Overwrite::Refuse)?;
         let saes = ScannedSaes::new(&self.saes);
-        let mut table = TableWriter::new(file, &saes)?;
+        let mut table = TableWriter::new(file, &saes, self.settings.kind())?;
         let mut contents = Contents::new(self.settings.clone(), saes);
         contents.computed_by.insert(self.computed_by.clone());
-        for (covered, active) in &self.waiting {
+        for (covered, features) in &self.waiting {
             let class = covered.class.as_deref();
-            match covered.is_skipped {
-                true => contents.n_skipped += 1,
-                false => contents.add_images(class, 1),
-            }
-            for row in rows_of(&self.saes, &covered.path, class, active) {
+            let Some(features) = features else {
+                contents.n_skipped += 1;
+                continue;
+            };
+            contents.add_images(class, 1);
+            for row in rows_of(&self.saes, &covered.path, class, features) {
                 table.push(&row)?;
             }
         }
@@ -226,8 +224,9 @@ impl Parts {
     /// Takes up a part that an earlier run finished.
     fn take_up(&mut self, path: PathBuf, items: &HashMap<&str, &Item>) -> Result<()> {
         let shown = path.display();
+        let kind = self.settings.kind().name();
         let Ok((_, contents)) = TableFile::open_whole(&path) else {
-            log::warn!("`{shown}` is damaged: its pictures are read again");
+            log::warn!("`{shown}` is damaged: its {kind} are read again");
             return remove_part(&path);
         };
         let differences = contents.settings.differences(&self.settings);
@@ -246,7 +245,7 @@ impl Parts {
         };
         if let Some(changed) = contents.pictures.iter().find(|covered| !is_still(covered)) {
             log::warn!(
-                "`{}` has changed: the pictures of `{shown}` are read again",
+                "`{}` has changed: the {kind} of `{shown}` are read again",
                 changed.path
             );
             return remove_part(&path);
