@@ -7,6 +7,7 @@ use clap::Args;
 use gguf_tools::new_dir::NewDir;
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::gallery::{Choice, Gallery, Which, gather};
+use llava_sae_cpp::pictures::ItemKind;
 use llava_sae_cpp::report::gallery::{About, CONTENTS, HeatMaps, Items, n_items, write};
 use llava_sae_cpp::scan::{ScanFile, Settings};
 use llava_sae_cpp::{
@@ -90,6 +91,12 @@ pub(super) fn run(args: GalleryArgs, verbosity: Verbosity, cancel: CancelFlag) -
             .into());
     }
     let file = open_tables(&args.files)?;
+    if args.images.is_some() && file.kind() == ItemKind::Texts {
+        let what = format!("`{}` is of texts, and has no pictures", args.table());
+        return Err(Error::invalid(what)
+            .with_hint("leave out `--images`")
+            .into());
+    }
     let settings = file.contents().map(|contents| &contents.settings);
     // What is wrong with the model is said before the work.
     let mut session = args.session(verbosity, &cancel)?;

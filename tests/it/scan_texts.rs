@@ -16,6 +16,7 @@ use llava_sae_cpp::{
 
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
+use crate::page::data;
 use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, with_sidecar};
 use crate::scan_top::{list, number};
 use crate::scan_worker::{answer, worker};
@@ -325,4 +326,40 @@ fn workers_of_texts() {
     let said = answer(&batch, 0).expect_err("it reads pictures");
     assert!(said.contains("`a` is a text, and not a picture"), "{said}");
     assert!(child.wait_with_output().expect("it ends").status.success());
+}
+
+/// A gallery of texts has the tokens in their contexts, and wants no pictures.
+#[test]
+fn galleries_of_texts() {
+    let (dir, corpus) = corpus("texts/gallery");
+    let file = dir.join("features.parquet");
+    scan_texts(&corpus, &file, &[]);
+    let feature = rows(&file)[0].feature.to_string();
+    let out = dir.join("gallery");
+    stdout(&[
+        "gallery",
+        "-q",
+        text(&file),
+        "--feature",
+        &feature,
+        "-o",
+        text(&out),
+    ]);
+    let pages = fs::read_dir(out.join("features")).expect("a folder of pages");
+    let page = pages.map(|page| page.expect("readable").path()).next();
+    let page = fs::read_to_string(page.expect("a page")).expect("text");
+    let shown = &data(&page)["top"][0];
+    let report = json(&["top", text(&file), "--feature", &feature, "--json"]);
+    let first = &list(&report, "images")[0];
+    assert_eq!(shown["name"], first["path"]);
+    for part in ["position", "before", "token", "after"] {
+        assert_eq!(shown["token"][part], first[part]);
+    }
+    let args = ["gallery", text(&file), "--images", text(&dir), "-o"];
+    let other = dir.join("other");
+    check(
+        &[&args[..], &[text(&other)]].concat(),
+        1,
+        &["is of texts", "hint: "],
+    );
 }

@@ -1,4 +1,4 @@
-// How an item looks: a picture with the feature over it, its class and its name.
+// How an item looks: a picture with the feature over it, or a token in its context, its class and its name.
 
 // The longest side of a heat map, in pixels of its own.
 const MAP_SIDE = 168;
@@ -29,11 +29,16 @@ function picture({ picture: shown, missing, map }) {
   return stage;
 }
 
+function context({ before, token, after }) {
+  return element("bdi", { className: "context" }, before, element("mark", { textContent: token }), after);
+}
+
 function itemElement(item) {
-  const { name, class: itsClass, max, count } = item;
-  const value = element("b", { textContent: short(max), title: `on ${counted(count)} image rows` });
+  const { name, class: itsClass, max, count, token } = item;
+  const rows = token === null ? "image rows" : "tokens";
+  const value = element("b", { textContent: short(max), title: `on ${counted(count)} ${rows}` });
   const caption = element("figcaption", {}, value, " ");
   if (itsClass !== null) caption.append(element("bdi", { className: "class", textContent: itsClass }), " ");
   caption.append(element("bdi", { className: "name", textContent: name }));
-  return element("figure", {}, picture(item), caption);
+  return element("figure", {}, token === null ? picture(item) : context(token), caption);
 }

@@ -1,4 +1,4 @@
-//! Items as pages show them: today pictures, as thumbnails with the feature's activation over their patches.
+//! Items as pages show them: texts by a token in its context, and pictures as thumbnails with the feature's activation over their patches.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -10,7 +10,7 @@ use image::codecs::jpeg::JpegEncoder;
 use serde::Serialize;
 
 use crate::gallery::{Example, Gallery};
-use crate::pictures::{ScanPrompt, file_of};
+use crate::pictures::{InContext, ScanPrompt, file_of};
 use crate::rank::{self, Over};
 use crate::report::view::View;
 use crate::scan::ScannedSaes;
@@ -70,6 +70,7 @@ pub(super) struct ItemData<'a> {
     picture: Option<&'a Thumbnail>,
     missing: Option<Missing>,
     map: Option<&'a Map>,
+    token: Option<InContext>,
 }
 
 /// A model that says where pictures activate features.
@@ -274,6 +275,7 @@ impl Items {
             picture: picture.and_then(|picture| picture.as_ref().ok()),
             missing: picture.and_then(|picture| picture.as_ref().err().copied()),
             map: self.maps.get(&(feature, Arc::clone(&example.item))),
+            token: example.token.as_ref().map(shown_token),
         }
     }
 
@@ -281,6 +283,16 @@ impl Items {
     pub(super) fn picture(&self, item: &Arc<str>) -> Option<String> {
         let thumbnail = self.pictures.get(item)?.as_ref().ok()?;
         Some(thumbnail.file.clone())
+    }
+}
+
+/// A token as pages show it.
+fn shown_token(token: &InContext) -> InContext {
+    InContext {
+        position: token.position,
+        before: one_line(&token.before),
+        token: one_line(&token.token),
+        after: one_line(&token.after),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Example, GalleryFeature, IMAGES_OF_TENTH, N_BINS, N_TENTHS, for_each_active, hash_of};
+use crate::pictures::InContext;
 use crate::scan::ScanFile;
 use crate::{CancelFlag, FeatureId, Result};
 
@@ -36,6 +37,7 @@ pub(super) fn collect(
             item: Arc::clone(&item),
             class: class.clone(),
             active: row.active,
+            token: row.token.map(InContext::to_owned),
         };
         let feature = &mut features[place];
         let share = f64::from(row.active.max) / f64::from(feature.largest);

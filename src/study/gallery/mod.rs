@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::labels::{find_feature, find_in_saes};
-use crate::pictures::ActiveFeature;
+use crate::pictures::{ActiveFeature, InContext};
 use crate::scan::{Row, ScanFile};
 use crate::{CancelFlag, Error, FeatureId, FeatureName, Result};
 
@@ -100,7 +100,7 @@ pub struct GalleryFeature {
     pub together: Vec<Together>,
 }
 
-/// An image that activates a feature.
+/// An image, or a text, that activates a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Its name in the table.
@@ -109,6 +109,8 @@ pub struct Example {
     pub class: Option<Arc<str>>,
     /// How it activates the feature.
     pub active: ActiveFeature,
+    /// Of a text, the token that activates it most.
+    pub token: Option<InContext>,
 }
 
 /// Images whose activations are in a part of a feature's range.
