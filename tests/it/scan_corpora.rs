@@ -8,9 +8,10 @@ use arrow_array::{ArrayRef, Int64Array, LargeStringArray, StringArray};
 
 use crate::bad_input::check;
 use crate::command_line::{names, run, stdout};
-use crate::scan::{folder, rows, scan, stderr, text, with_sidecar};
-use crate::scan_lists::write_parquet;
-use crate::scan_texts::{corpus, scan_texts, texts};
+use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, with_sidecar};
+use crate::scan_lists::{scan_names, write_parquet};
+use crate::scan_several::{model, saes};
+use crate::scan_texts::{corpus, scan_texts, texts, tokens};
 
 /// Any number of jobs and of shards gives the bytes of one scan, and so does every type of corpus its rows.
 #[test]
@@ -111,6 +112,55 @@ fn corpora_are_scanned_alike() {
     let mut paths: Vec<_> = rows(&file).into_iter().map(|row| row.path).collect();
     paths.dedup();
     assert_eq!(paths, ["unnamed.ndjson:1", "unnamed.ndjson:2"]);
+}
+
+/// Lines on stdin, in which a text may begin with `<bos>` itself; several SAEs in one pass.
+#[test]
+fn texts_on_stdin_and_several_saes() {
+    let (dir, corpus) = corpus("texts/stdin");
+    let whole = dir.join("whole.parquet");
+    scan_texts(&corpus, &whole, &[]);
+    let mut lines = fs::read_to_string(&corpus).expect("ours");
+    lines.push_str("{\"id\": \"z\", \"text\": \"<bos>a boat\"}\n");
+    let file = dir.join("stdin.parquet");
+    let scanned = scan_names(&dir, lines.as_bytes(), &file, &["--texts", "-q"]);
+    assert!(scanned.status.success(), "{}", stderr(&scanned));
+    let mut expected = rows(&whole);
+    let alone = expected.iter().filter(|row| row.path == "alone");
+    let mut begun: Vec<_> = alone.cloned().collect();
+    begun.iter_mut().for_each(|row| row.path = "z".to_owned());
+    assert!(!begun.is_empty());
+    expected.extend(begun);
+    assert_eq!(rows(&file), expected);
+
+    let saes = saes(&dir);
+    let both = dir.join("both.parquet");
+    scan_texts(&corpus, &both, &model(&saes));
+    let (of_both, tokens_of_both) = (rows(&both), tokens(&both));
+    for sae in &saes {
+        let alone = dir.join("alone.parquet");
+        scan_texts(
+            &corpus,
+            &alone,
+            &[&model(std::slice::from_ref(sae))[..], &["--force"]].concat(),
+        );
+        let id = sae.file_stem().and_then(|stem| stem.to_str());
+        let of_sae = of_both.iter().zip(&tokens_of_both);
+        let of_sae = of_sae.filter(|(row, _)| row.sae.as_deref() == id);
+        let (of_sae, of_tokens): (Vec<_>, Vec<_>) = of_sae
+            .map(|(row, token)| {
+                (
+                    OwnedRow {
+                        sae: None,
+                        ..row.clone()
+                    },
+                    token.clone(),
+                )
+            })
+            .unzip();
+        assert!(!of_sae.is_empty());
+        assert_eq!((of_sae, of_tokens), (rows(&alone), tokens(&alone)));
+    }
 }
 
 /// What is no corpus is refused with its place, and what is no text is skipped and said.

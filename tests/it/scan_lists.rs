@@ -13,8 +13,8 @@ use crate::bad_input::check;
 use crate::command_line::{names, program};
 use crate::scan::{folder, rows, scan, stderr, text, two_classes, with_sidecar};
 
-/// Scans names on stdin, from within `dir`.
-fn scan_names(dir: &Path, stdin: &[u8], file: &Path, args: &[&str]) -> Output {
+/// Scans what is on stdin, from within `dir`.
+pub(crate) fn scan_names(dir: &Path, stdin: &[u8], file: &Path, args: &[&str]) -> Output {
     let mut child = program()
         .current_dir(dir)
         .args(["scan", "-", "-o", text(file)])

@@ -25,7 +25,7 @@ const SAES: [(&str, &str); 3] = [
     ("heads", "blocks.0.attn.hook_z"),
 ];
 
-fn saes(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn saes(dir: &Path) -> Vec<PathBuf> {
     let write = |(name, hook)| sae_at(hook, &dir.join(format!("{name}.gguf")));
     SAES.map(write).to_vec()
 }

@@ -64,7 +64,7 @@ pub(crate) fn scan_texts(corpus: &Path, output: &Path, args: &[&str]) -> [Vec<u8
 }
 
 /// The rows' tokens.
-fn tokens(file: &Path) -> Vec<InContext> {
+pub(crate) fn tokens(file: &Path) -> Vec<InContext> {
     let file = ScanFile::open(file).expect("a whole file");
     let mut tokens = Vec::new();
     let read = file.for_each_row(&mut |row| {
