@@ -288,7 +288,7 @@ fn manifests_that_are_refused() {
 #[cfg(unix)]
 #[test]
 fn a_changed_class_is_read_again() {
-    use crate::scan_resume::{finished, many};
+    use crate::scan_resume::{killed, many};
     let dir = many("manifests-changed");
     let out = folder("manifests-changed-out");
     let (manifest, file) = (out.join("m.csv"), out.join("f.parquet"));
@@ -312,12 +312,7 @@ fn a_changed_class_is_read_again() {
         "-o",
         text(&file),
     ];
-    let mut first = program().args(args).spawn().expect("the program starts");
-    while finished(&file).is_empty() {
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    first.kill().expect("it is our child");
-    first.wait().expect("it is our child");
+    killed(&args, &file);
     write("new");
     let output = program().args(args).output().expect("the program starts");
     let said = stderr(&output);

@@ -7,7 +7,7 @@ use crate::bad_input::check;
 use crate::command_line::{json, names, program, run};
 use crate::scan::{add, folder, rows, scan, stderr, text, two_classes, with_sidecar};
 #[cfg(unix)]
-use crate::scan_resume::{finished, many};
+use crate::scan_resume::{killed, many};
 use crate::scan_top::list;
 
 /// Scans shard `index` of `count`, and says where it is.
@@ -100,17 +100,7 @@ fn a_killed_shard_goes_on() {
     assert!(scan(&dir, &whole, &["-q", "-t", "1"]).status.success());
     let file = out.join("2-of-2.parquet");
     let args = ["scan", "-q", "-t", "1", text(&dir), "-o", text(&file)];
-    let mut killed = program()
-        .args(args)
-        .args(["--shard", "2/2"])
-        .spawn()
-        .expect("the program starts");
-    while finished(&file).is_empty() {
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    killed.kill().expect("it is our child");
-    killed.wait().expect("it is our child");
-    assert!(!file.exists());
+    killed(&[&args[..], &["--shard", "2/2"]].concat(), &file);
 
     // Its parts are its own: not another shard's, and not the whole scan's.
     let words = ["its shard is `2/2`, and not `1/2`", "hint: "];
