@@ -6,7 +6,6 @@
 import base64
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drawings import drawing
+from timed_scan import PROGRAM, draw, scan
 
 MAX_GROWTH = 1.03
 MIN_RATE = 0.97
 COMPARED = 400  # pictures of a round of the comparison
 OPTIONS = ["--quiet", "--image-cache", "0"]
-PROGRAM = os.environ["PROGRAM"]
 
 
 class Worker:
@@ -71,23 +69,10 @@ def as_data(folder, name):
     return json.dumps({"path": name, "data": data})
 
 
-def scan(folder, names, table):
-    """Scans by names on stdin; the seconds that it took, and those of processor time."""
-
-    def now():
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return np.array([time.perf_counter(), used.ru_utime + used.ru_stime])
-
-    start = now()
-    command = [PROGRAM, "scan", "-", "-o", table, "--force", *OPTIONS]
-    subprocess.run(command, cwd=folder, input="\n".join(names).encode(), check=True)
-    return now() - start
-
-
 def check_rows(folder, names, worker, work):
     """The answers, put together, are the table."""
     table = work / "rows.parquet"
-    scan(folder, names, table)
+    scan(folder, names, table, OPTIONS)
     questions = [as_data(folder, name) if i % 2 else name for i, name in enumerate(names)]
     batches = list(worker.ask(questions))
     answered = pa.Table.from_batches(batches).replace_schema_metadata()
@@ -111,7 +96,7 @@ def check_rate(folder, names, worker, work, rounds):
         for _ in worker.ask(names[1:]):
             pass
         of_worker = now() - start
-        of_scan = scan(folder, names, table) - scan(folder, names[:1], table)
+        of_scan = scan(folder, names, table, OPTIONS) - scan(folder, names[:1], table, OPTIONS)
         ratios.append(of_scan / of_worker)
         per_second = (len(names) - 1) / np.array([of_worker[0], of_scan[0]])
         print("  worker {:.1f}, scan {:.1f} pictures/s".format(*per_second))
@@ -150,10 +135,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         folder = work / "drawings"
-        folder.mkdir()
-        names = [f"{i:05}.png" for i in range(min(n_pictures, 2000))]
-        for seed, name in enumerate(names):
-            (folder / name).write_bytes(drawing(seed))
+        names = draw(folder, min(n_pictures, 2000))
         compared = names[:COMPARED]
         worker = Worker(folder)
         check_rows(folder, compared, worker, work)
