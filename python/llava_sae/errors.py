@@ -87,6 +87,10 @@ class NoPositionError(LlavaSaeError, ValueError):
     """There is no position of the kind that was asked for."""
 
 
+class NoBaselineError(LlavaSaeError, ValueError):
+    """The SAE's file does not say what is usual, and numbers count in that; ``llava-sae-cpp baseline`` measures it."""
+
+
 class NoLabelsError(LlavaSaeError, ValueError):
     """A search by label, and no SAE has labels."""
 
@@ -160,6 +164,7 @@ _BY_KIND: dict[str, type[LlavaSaeError]] = {
     "kv_type": KvTypeError,
     "no_position": NoPositionError,
     "no_labels": NoLabelsError,
+    "no_baseline": NoBaselineError,
     "no_probe": NoProbeError,
     "not_published": NotPublishedError,
     "access_denied": AccessDeniedError,

@@ -86,6 +86,7 @@ def test_features_that_are_none(model, image, feature, error):
         ({"steer": {3: 1}, "at": "token:zebra"}, errors.NoPositionError, "zebra"),
         ({"at": "image"}, ValueError, "no intervention"),
         ({"steer": {3: 1}, "units": "feet"}, ValueError, "feet"),
+        ({"steer": {510: 1}, "units": "usual"}, errors.NoBaselineError, "no picture"),
         ({"clamp": {3: 1, "mushroom": 2}, "ablate": 3}, ValueError, None),
         ({"stear": {3: 1}}, TypeError, "stear"),
         ({"vector": (np.zeros(3), 1.0)}, ValueError, None),
