@@ -4,12 +4,7 @@
 # Each is installed from PyPI in an environment of its own below target/clients, once: 3 GB, of which Open WebUI has
 # 2 GB. PROGRAM names a program that is built already.
 set -eu
-if [ -z "${PROGRAM:-}" ]; then
-    . "$(dirname "$0")/setup.sh"
-    cargo build --release --locked --workspace
-else
-    cd "$(dirname "$0")/.."
-fi
+. "$(dirname "$0")/program.sh"
 
 # Installs the packages that are named, where they are not yet.
 environment() {

@@ -4,14 +4,7 @@
 # time it installs pyarrow and NumPy from PyPI below `target/`. PROGRAM names a program that is built already.
 #   sh scripts/check-worker.sh [PICTURES [ROUNDS]]
 set -eu
-if [ -z "${PROGRAM:-}" ]; then
-    . "$(dirname "$0")/setup.sh"
-    cargo build --release --locked --workspace
-    PROGRAM=$PWD/target/release/llava-sae-cpp
-    export PROGRAM
-else
-    cd "$(dirname "$0")/.."
-fi
+. "$(dirname "$0")/program.sh"
 venv=target/check-worker
 [ -e "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet numpy pyarrow

@@ -5,10 +5,5 @@
 # ended under load. Needs Python 3.11 and Linux. PROGRAM names a program that is built already.
 #   sh scripts/soak.sh [MINUTES]
 set -eu
-if [ -z "${PROGRAM:-}" ]; then
-    . "$(dirname "$0")/setup.sh"
-    cargo build --release --locked --workspace
-else
-    cd "$(dirname "$0")/.."
-fi
+. "$(dirname "$0")/program.sh"
 exec python3 scripts/clients/soak.py "${1:-60}"
