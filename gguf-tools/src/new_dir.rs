@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::new_file::{Overwrite, UNFINISHED};
-use crate::{Error, ErrorKind, Result};
+use crate::new_file::{Overwrite, UNFINISHED, exists_already, folder_of};
+use crate::{Error, Result};
 
 /// A folder that is made beside its target and renamed by [`NewDir::finish`]; until then the target is untouched, and
 /// dropping it leaves nothing behind.
@@ -70,10 +70,7 @@ fn beside(target: &Path) -> Result<TempDir> {
         let what = format!("cannot write `{}`: it has no name", target.display());
         Error::invalid(what).with_hint("give another output")
     })?;
-    let parent = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let parent = folder_of(target);
     let mut prefix = name.to_owned();
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
@@ -96,9 +93,7 @@ fn check(target: &Path, overwrite: Overwrite, contents: &[&str]) -> Result<()> {
         return Err(Error::invalid(what).with_hint("give another output"));
     }
     if overwrite == Overwrite::Refuse {
-        let what = format!("cannot write `{shown}`: it already exists");
-        let error = Error::new(ErrorKind::Exists, what);
-        return Err(error.with_hint("give another output, or overwrite it"));
+        return Err(exists_already(target));
     }
     for entry in fs::read_dir(target).map_err(Error::io("read", target))? {
         let name = entry.map_err(Error::io("read", target))?.file_name();
@@ -114,6 +109,7 @@ fn check(target: &Path, overwrite: Overwrite, contents: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     const CONTENTS: &[&str] = &["index.html", "pages"];
 

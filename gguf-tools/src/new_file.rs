@@ -112,10 +112,7 @@ impl NewFile {
     ) -> Result<Self> {
         // A link stays, and what it leads to is replaced.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
-        let beside = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let beside = folder_of(&target);
         // Not tempfile's own way to create and write the file: its files are private, and its errors
         // name them.
         let mut options = File::options();
@@ -219,7 +216,15 @@ impl CompleteFile {
     }
 }
 
-fn exists_already(target: &Path) -> Error {
+/// The folder that a file or folder lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+pub(crate) fn exists_already(target: &Path) -> Error {
     let what = format!("cannot write `{}`: it already exists", target.display());
     Error::new(crate::ErrorKind::Exists, what).with_hint("give another output, or overwrite it")
 }

@@ -131,7 +131,7 @@ pub struct Found<T> {
 ///
 /// # Errors
 /// No labels; a text without a letter or digit.
-pub fn search<'a, T>(
+pub fn search<'a, T: Copy>(
     text: &str,
     matching: Option<Matching>,
     labels: impl IntoIterator<Item = (T, &'a str)>,
@@ -151,28 +151,25 @@ pub fn search<'a, T>(
         let what = format!("cannot search labels for `{text}`: there are none");
         return Err(Error::new(ErrorKind::NoLabels, what).with_hint("convert the SAE with labels"));
     }
-    let is_found = |matching| {
-        let mut distances = labels.iter().map(|label| label.distance(&wanted, matching));
-        distances.any(|distance| distance.is_some())
+    let ranked = |matching| {
+        let found = labels.iter().filter_map(|label| {
+            let distance = label.distance(&wanted, matching)?;
+            Some((distance, label.n_chars, label.feature))
+        });
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|&(distance, n_chars, _)| (distance, n_chars));
+        let features = found.into_iter().map(|(_, _, feature)| feature).collect();
+        Found { matching, features }
     };
-    let matching = matching.unwrap_or_else(|| {
-        let is_fuzzy = !is_found(Matching::Contains) && is_found(Matching::Fuzzy);
-        if is_fuzzy {
-            Matching::Fuzzy
-        } else {
-            Matching::Contains
-        }
-    });
-    let found = labels.into_iter().filter_map(|label| {
-        let distance = label.distance(&wanted, matching)?;
-        Some((distance, label.n_chars, label.feature))
-    });
-    let mut found: Vec<_> = found.collect();
-    found.sort_by_key(|&(distance, n_chars, _)| (distance, n_chars));
-    let features = found.into_iter().map(|(_, _, feature)| feature);
-    Ok(Found {
-        matching,
-        features: features.collect(),
+    let found = ranked(matching.unwrap_or(Matching::Contains));
+    if matching.is_some() || !found.features.is_empty() {
+        return Ok(found);
+    }
+    let near = ranked(Matching::Fuzzy);
+    Ok(if near.features.is_empty() {
+        found
+    } else {
+        near
     })
 }
 

@@ -11,6 +11,17 @@ pub enum TokenKind {
     Generated,
 }
 
+impl TokenKind {
+    /// Its name, as reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Image => "image",
+            Self::Generated => "generated",
+        }
+    }
+}
+
 /// One position of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::rank::FeatureScore;
-use crate::{FeatureId, FeatureName, HookedModel, Run, SaeSet, Stop, Token, TokenKind};
+use crate::{FeatureId, FeatureName, HookedModel, Run, SaeSet, Stop, Token};
 use serde::Serialize;
 
 /// Prints a report on one line.
@@ -40,7 +40,8 @@ impl Output {
         }
     }
 
-    pub(super) fn text(&self) -> &str {
+    /// The text.
+    pub fn text(&self) -> &str {
         &self.text
     }
 }
@@ -97,11 +98,7 @@ pub struct TokenEntry {
 pub fn tokens(tokens: &[Token], model: &HookedModel) -> Vec<TokenEntry> {
     let entry = |(position, &token): (usize, &Token)| TokenEntry {
         position,
-        kind: match token.kind {
-            TokenKind::Text => "text",
-            TokenKind::Image => "image",
-            TokenKind::Generated => "generated",
-        },
+        kind: token.kind.name(),
         id: token.id,
         text: model.token_text(token),
     };

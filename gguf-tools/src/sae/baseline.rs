@@ -7,6 +7,7 @@ use flate2::Crc;
 use super::file::SaeFile;
 use super::schema::{
     BASELINE_CHECKSUM, BASELINE_PICTURES, IMAGE_BASELINE, IMAGE_FREQUENCY, IMAGE_USUAL,
+    is_of_baseline,
 };
 use crate::gguf::{Overwrite, TensorType, Value, Writer};
 use crate::{Error, Result};
@@ -81,12 +82,9 @@ impl Baseline {
         }
         writer.set(BASELINE_PICTURES, Value::U32(self.n_pictures));
         writer.set(BASELINE_CHECKSUM, Value::U32(self.crc32()));
-        let is_new = |name: &str| matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL);
         let copied = || {
-            source
-                .tensors()
-                .iter()
-                .filter(|tensor| !is_new(&tensor.name))
+            let tensors = source.tensors().iter();
+            tensors.filter(|tensor| !is_of_baseline(&tensor.name))
         };
         for tensor in copied() {
             writer.declare(&tensor.name, &tensor.dims, tensor.tensor_type);

@@ -6,7 +6,7 @@ use flate2::Crc;
 use super::file::SaeFile;
 use super::schema::{
     BASELINE_CHECKSUM, BASELINE_PICTURES, CHECKSUM, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    IMAGE_USUAL, SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, refused,
+    IMAGE_USUAL, SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, is_of_baseline, refused,
 };
 use super::source::norm;
 use crate::gguf::{TensorInfo, checksum};
@@ -28,9 +28,7 @@ impl SaeFile {
         let mut sums = vec![self.meta.crc32()];
         for tensor in self.gguf().tensors() {
             let name = tensor.name.as_str();
-            // A later measurement replaces these; they have a checksum of their own.
-            let is_baseline = matches!(name, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL);
-            if !self.meta.has_tensor(name) || is_baseline {
+            if !self.meta.has_tensor(name) || is_of_baseline(name) {
                 continue;
             }
             sums.push(match name {

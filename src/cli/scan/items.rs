@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gguf_tools::new_file::folder_of;
 use gguf_tools::terminal::one_line;
 use llava_sae_cpp::metrics::TEXT_CONTEXT;
 use llava_sae_cpp::pictures::{Item, ItemKind, Reading};
@@ -71,10 +72,7 @@ impl ItemArgs {
 
     /// Where relative paths begin.
     pub(super) fn base(&self) -> PathBuf {
-        let beside = |file: &PathBuf| match file.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let beside = |file: &PathBuf| folder_of(file).to_owned();
         match (&self.dir, &self.manifest) {
             (Some(dir), Some(_)) => dir.clone(),
             (Some(dir), None) if is_stdin(dir) => PathBuf::from("."),

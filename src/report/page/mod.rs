@@ -9,7 +9,7 @@ pub(crate) mod explorer;
 use std::collections::BTreeMap;
 
 use crate::rank::{self, FeatureScore, Pool};
-use crate::{FeatureId, Picture, Run, Session, Token, TokenKind, saved_set};
+use crate::{FeatureId, Picture, Run, Session, Token, saved_set};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gguf_tools::terminal::one_line;
@@ -280,11 +280,7 @@ fn whole(picture: &RgbImage, frame: [f32; 4]) -> Option<Whole> {
 
 fn tokens(tokens: &[Token], session: &Session) -> Vec<TokenData> {
     let token = |&token: &Token| TokenData {
-        kind: match token.kind {
-            TokenKind::Text => "text",
-            TokenKind::Image => "image",
-            TokenKind::Generated => "generated",
-        },
+        kind: token.kind.name(),
         text: session.token_text(token).map(|text| one_line(&text)),
     };
     tokens.iter().map(token).collect()
