@@ -7,12 +7,10 @@ use clap::Args;
 use gguf_tools::new_dir::NewDir;
 use gguf_tools::new_file::Overwrite;
 use llava_sae_cpp::gallery::{Choice, Gallery, Which, gather};
-use llava_sae_cpp::pictures::ItemKind;
+use llava_sae_cpp::pictures::{ItemKind, for_many_items};
 use llava_sae_cpp::report::gallery::{About, CONTENTS, HeatMaps, Items, n_items, write};
 use llava_sae_cpp::scan::{ScanFile, Settings};
-use llava_sae_cpp::{
-    CancelFlag, Error, ImageCache, Result, Session, SessionOptions, neuronpedia_addresses,
-};
+use llava_sae_cpp::{CancelFlag, Error, Result, Session, neuronpedia_addresses};
 
 use super::args::{ModelArgs, TextArgs};
 use super::folder::warn_of_gap;
@@ -116,7 +114,8 @@ pub(super) fn run(args: GalleryArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let items = match &args.images {
         None => Items::default(),
         Some(images) => {
-            let counter = Counter::start("pictures", n_items(&gallery), verbosity);
+            let n_shown = n_items(&gallery);
+            let counter = Counter::start("pictures", n_shown, verbosity);
             let mut n_missing = 0;
             let read = Items::read(
                 &gallery,
@@ -136,8 +135,7 @@ pub(super) fn run(args: GalleryArgs, verbosity: Verbosity, cancel: CancelFlag) -
             let items = read?;
             if n_missing > 0 {
                 warn_of_gap(&format!(
-                    "missing, of {} pictures that are shown: {n_missing}",
-                    n_items(&gallery)
+                    "missing, of {n_shown} pictures that are shown: {n_missing}"
                 ));
             }
             items
@@ -192,13 +190,7 @@ impl GalleryArgs {
         let files = self.model.announced_files(verbosity, cancel)?;
         files.check()?;
         files.projector()?;
-        let options = self.model.options()?;
-        // As in a scan: what is there of pictures is used, and nothing is kept for later runs.
-        let options = SessionOptions {
-            image_cache: options.image_cache.map(ImageCache::read_only),
-            prompt_store: None,
-            ..options
-        };
+        let options = for_many_items(&self.model.options()?);
         let session = self.model.open_files(&files, options, verbosity, cancel)?;
         Ok(Some(session))
     }

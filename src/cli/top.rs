@@ -260,14 +260,18 @@ fn print_images(
         label.unwrap_or_default(),
         found.n_firing,
         of_all.unwrap_or_default(),
-        noun(file),
+        file.kind().noun(),
         phrase(file, by)
     );
     writeln!(out, "{}", one_line(&title))?;
     if found.images.is_empty() {
         return Ok(());
     }
-    writeln!(out, "  rank       sum       max  tokens  {}", noun(file))?;
+    writeln!(
+        out,
+        "  rank       sum       max  tokens  {}",
+        file.kind().noun()
+    )?;
     for (i, image) in found.images.iter().enumerate() {
         let active = &image.active;
         writeln!(
@@ -299,14 +303,14 @@ fn print_features(
         let sae = of_sae.sae.as_ref().map(|sae| format!(", {sae}"));
         let title = format!(
             "Features that {}s of `{class}` ({}) activate more than the others ({}); by {}{}",
-            noun(file),
+            file.kind().noun(),
             found.n_inside,
             found.n_outside,
             phrase(file, by),
             sae.unwrap_or_default()
         );
         writeln!(out, "{}", one_line(&title))?;
-        compared::print_table(out, &format!("{}s", noun(file)), &of_sae.features)?;
+        compared::print_table(out, &format!("{}s", file.kind().noun()), &of_sae.features)?;
     }
     Ok(())
 }
@@ -317,13 +321,5 @@ fn phrase(file: &ScanFile, by: By) -> &'static str {
         (By::Sum, _) => "sum of activations",
         (By::Count, ItemKind::Pictures) => "number of image tokens",
         (By::Count, ItemKind::Texts) => "number of tokens",
-    }
-}
-
-/// What the rows are of.
-fn noun(file: &ScanFile) -> &'static str {
-    match file.kind() {
-        ItemKind::Pictures => "image",
-        ItemKind::Texts => "text",
     }
 }

@@ -36,7 +36,7 @@ const MAX_ASPECT_RATIO: u32 = 64;
 const PAD_COLOUR: [u8; 3] = [122, 116, 104];
 
 /// The place of the whole picture: left, top, width and height as shares of it.
-const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
+pub(crate) const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
 
 /// How a picture that is not square becomes square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -304,13 +304,7 @@ impl<'a> Seen<'a> {
 
     /// The view whose patches a feature is most active at; none without views.
     pub fn strongest_view(&self, feature: FeatureId) -> Option<usize> {
-        let largest = |view: &usize| {
-            self.patches(&self.views[*view], feature)
-                .fold(0.0, f32::max)
-        };
-        // Among equals the first.
-        let views = (0..self.views.len()).rev();
-        views.max_by(|a, b| largest(a).total_cmp(&largest(b)))
+        View::strongest(&self.views, |position| self.activation(position, feature))
     }
 
     /// A feature's activation at a position.

@@ -48,6 +48,19 @@ impl View {
         })
     }
 
+    /// The place of the one of `views` with the largest `activation` of a position, the first among equals.
+    pub fn strongest(views: &[Self], activation: impl Fn(usize) -> f32) -> Option<usize> {
+        let largest = |view: &usize| {
+            views[*view]
+                .positions()
+                .map(&activation)
+                .fold(0.0, f32::max)
+        };
+        // Among equals the first.
+        let places = (0..views.len()).rev();
+        places.max_by(|a, b| largest(a).total_cmp(&largest(b)))
+    }
+
     /// What it shows of its picture.
     pub fn part(&self, picture: &Picture) -> RgbImage {
         picture.part(self.place, SIDE)

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 use gguf_tools::gguf::TensorType;
 use llava_sae_cpp::ModelFiles;
 use llava_sae_cpp::scan::{ScanFile, ScannedSae, ScannedSaes};
-use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use crate::bad_input::check;
 use crate::command_line::{json, names, run, stdout};
@@ -311,6 +312,30 @@ fn tables_of_several_that_others_have_rewritten() {
         1,
         &["has rows without `sae`", "hint: "],
     );
+}
+
+/// A table whose rows would name their SAE, and has none.
+#[test]
+fn tables_of_several_without_rows() {
+    let Scans { all, .. } = scans();
+    let file = all.with_file_name("no-rows.parquet");
+    rewrite(&file, &rows(all)[..1]);
+    let source = fs::File::open(&file).expect("our own");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(source).expect("a table");
+    let mut batches = reader.build().expect("a table");
+    let batch = batches.next().expect("a row").expect("readable");
+    let target = fs::File::create(&file).expect("a file of our own");
+    let mut writer = ArrowWriter::try_new(target, batch.schema(), None).expect("a plain schema");
+    writer.write(&batch.slice(0, 0)).expect("written");
+    writer.close().expect("written");
+    let out = all.with_file_name("no-rows");
+    let gallery = ["gallery", text(&file), "-o", text(&out)];
+    for args in [&["top", text(&file)][..], &gallery[..]] {
+        for feature in ["1", "mlp/1"] {
+            check(&[args, &["--feature", feature]].concat(), 1, &["SAE"]);
+        }
+    }
+    assert!(!out.exists());
 }
 
 /// One pass writes the files that a pass for each SAE writes.

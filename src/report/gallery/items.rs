@@ -10,6 +10,7 @@ use image::codecs::jpeg::JpegEncoder;
 use serde::Serialize;
 
 use crate::gallery::{Example, Gallery};
+use crate::picture::WHOLE;
 use crate::pictures::{InContext, ScanPrompt, file_of};
 use crate::rank::{self, Over};
 use crate::report::view::View;
@@ -23,7 +24,6 @@ pub(super) const PICTURES: &str = "pictures";
 /// A thumbnail's longest side, in pixels.
 const SIDE: u32 = 224;
 const JPEG_QUALITY: u8 = 85;
-const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
 /// The share of a picture's activations that may differ from the table's. Other processors round in other ways, by
 /// a few per cent with quantised weights; another picture activates other features.
 const MAX_DIFFERENCE: f64 = 0.1;
@@ -164,18 +164,11 @@ impl<'a> HeatMaps<'a> {
 
     /// A feature over the view in which it is largest; none where no patch activates it.
     fn map(&self, trace: &Trace, views: &[View], feature: FeatureId) -> Option<Map> {
-        let of_view = |view: &View| {
-            let positions = view.positions();
-            let values = positions.map(|position| self.activation(trace, position, feature));
-            values.collect::<Vec<_>>()
-        };
-        let largest = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
-        let fields = views.iter().map(|view| (view, of_view(view)));
+        let activation = |position| self.activation(trace, position, feature);
         // Among equals the first, which shows the whole picture where there are several.
-        let (view, values) = fields
-            .rev()
-            .max_by(|(_, a), (_, b)| largest(a).total_cmp(&largest(b)))?;
-        let largest = largest(&values);
+        let view = &views[View::strongest(views, activation)?];
+        let values: Vec<f32> = view.positions().map(activation).collect();
+        let largest = values.iter().copied().fold(0.0, f32::max);
         let shares = values.iter().map(|value| (255.0 * value / largest).round());
         let active = shares.enumerate().filter(|(_, share)| *share > 0.0);
         (largest > 0.0).then(|| Map {

@@ -329,14 +329,15 @@ impl Session {
         let is_there = |one: &Candidate| {
             one.group == group && saes[one.feature.sae].hook_point().site() == Site::ResidPost
         };
-        let there = chosen.iter().filter(|one| is_there(one));
-        let features: Vec<FeatureId> = there.map(|one| one.feature).collect();
+        let there: Vec<usize> = (0..chosen.len())
+            .filter(|&i| is_there(&chosen[i]))
+            .collect();
+        let features: Vec<FeatureId> = there.iter().map(|&i| chosen[i].feature).collect();
         let id = asked.ids[asked.word.start];
-        let mut logits = self.model().direct_logits(&features, id)?.into_iter();
-        let effect = |one: &Candidate| {
-            if !is_there(one) {
-                return None;
-            }
+        let logits = self.model().direct_logits(&features, id)?;
+        let mut effects = vec![None; chosen.len()];
+        for (i, logit) in there.into_iter().zip(logits) {
+            let one = &chosen[i];
             let sae = &saes[one.feature.sae];
             let rows = &trace.saes[one.feature.sae].residuals;
             let row = rows.chunks_exact(sae.meta().d_in).nth(predicting);
@@ -344,9 +345,9 @@ impl Session {
             let mut active = one.active.iter();
             let found = active.find(|(position, _)| *position == predicting);
             let activation = found.map_or(0.0, |(_, activation)| *activation);
-            Some(activation * scale * logits.next().expect("one for each"))
-        };
-        Ok(chosen.iter().map(effect).collect())
+            effects[i] = Some(activation * scale * logit);
+        }
+        Ok(effects)
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) fn collect(
     let places = features.iter().enumerate();
     let places: HashMap<FeatureId, usize> = places.map(|(place, one)| (one.id, place)).collect();
     let mut strongest = vec![Strongest::default(); features.len()];
+    let mut hashes = vec![<[Vec<u64>; N_TENTHS]>::default(); features.len()]; // of the tenths' examples
     let mut item: Arc<str> = "".into();
     let mut hash = hash_of("");
     let mut class: Option<Arc<str>> = None;
@@ -43,14 +44,17 @@ pub(super) fn collect(
         let share = f64::from(row.active.max) / f64::from(feature.largest);
         let part = |n_parts: usize| ((share * n_parts as f64) as usize).min(n_parts - 1);
         feature.histogram[part(N_BINS)] += 1;
-        let tenth = &mut feature.tenths[part(N_TENTHS)];
+        let place_in_range = part(N_TENTHS);
+        let tenth = &mut feature.tenths[place_in_range];
         tenth.n_images += 1;
         // By the hashes of their names, and not by their places in the table, which its sorting decides.
-        let examples = &mut tenth.examples;
-        let at = examples.partition_point(|other| hash_of(&other.item) <= hash);
+        let hashes = &mut hashes[place][place_in_range];
+        let at = hashes.partition_point(|other| *other <= hash);
         if at < IMAGES_OF_TENTH {
-            examples.insert(at, example());
-            examples.truncate(IMAGES_OF_TENTH);
+            hashes.insert(at, hash);
+            hashes.truncate(IMAGES_OF_TENTH);
+            tenth.examples.insert(at, example());
+            tenth.examples.truncate(IMAGES_OF_TENTH);
         }
         strongest[place].add(row.active.max, n_examples, example);
         Ok(())

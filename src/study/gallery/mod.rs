@@ -18,7 +18,7 @@ mod totals;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::labels::{find_feature, find_in_saes};
+use crate::labels::find_feature;
 use crate::pictures::{ActiveFeature, InContext};
 use crate::scan::{Row, ScanFile};
 use crate::{CancelFlag, Error, FeatureId, FeatureName, Result};
@@ -208,13 +208,9 @@ pub fn gather(file: &ScanFile, choice: &Choice, cancel: &CancelFlag) -> Result<G
 /// The features that names mean.
 fn find(file: &ScanFile, totals: &Totals, names: &[String]) -> Result<BTreeSet<FeatureId>> {
     let saes: Vec<_> = file.saes().iter().collect();
-    let ids: Vec<_> = saes.iter().filter_map(|(id, _)| *id).collect();
     let find_in = |sae: usize, name: &str| find_feature(name, saes[sae].1, totals.labels(sae));
-    let find = |name: &String| match ids.is_empty() {
-        true => find_in(0, name).map(FeatureId::of_only),
-        false => find_in_saes(name, &ids, find_in),
-    };
-    names.iter().map(find).collect()
+    let found = names.iter().map(|name| file.saes().find(name, find_in));
+    found.collect()
 }
 
 /// Gives the rows whose images activate a feature to `on_row`, with that feature. An activation that is not above 0
@@ -224,13 +220,11 @@ fn for_each_active(
     cancel: &CancelFlag,
     on_row: &mut dyn FnMut(FeatureId, Row<'_>) -> Result<()>,
 ) -> Result<()> {
-    let saes: Vec<_> = file.saes().iter().map(|(id, _)| id).collect();
     file.for_each_row(&mut |row| {
         if cancel.is_cancelled() {
             return Err(Error::interrupted());
         }
-        let sae = saes.iter().position(|id| *id == row.sae);
-        let sae = sae.expect("a file's rows are of its SAEs");
+        let sae = file.saes().place_of(&row);
         let index = row.active.feature;
         if !row.active.max.is_finite() {
             let name = FeatureName::new(row.sae, index);

@@ -101,17 +101,21 @@ impl Totals {
 
     /// The features of an SAE with labels.
     pub(super) fn labels(&self, sae: usize) -> impl Iterator<Item = (usize, &str)> + Clone {
-        let first = FeatureId { sae, index: 0 };
-        let of_sae = self.features.range(first..);
-        let of_sae = of_sae.take_while(move |(id, _)| id.sae == sae);
+        let of_sae = self.of_sae(sae);
         of_sae.filter_map(|(id, totals)| Some((id.index, totals.label.as_deref()?)))
+    }
+
+    /// The features of an SAE.
+    fn of_sae(&self, sae: usize) -> impl Iterator<Item = (&FeatureId, &FeatureTotals)> + Clone {
+        let of_sae = self.features.range(FeatureId { sae, index: 0 }..);
+        of_sae.take_while(move |(id, _)| id.sae == sae)
     }
 
     /// The features of each SAE with the largest activations.
     pub(super) fn largest(&self, n_features: usize) -> BTreeSet<FeatureId> {
         let mut chosen = BTreeSet::new();
         for sae in 0..self.saes.len() {
-            let of_sae = self.features.iter().filter(|(id, _)| id.sae == sae);
+            let of_sae = self.of_sae(sae);
             let mut of_sae: Vec<_> = of_sae.map(|(id, totals)| (totals.largest, *id)).collect();
             of_sae.sort_by(|a, b| b.0.total_cmp(&a.0)); // by rising index where they are equal
             chosen.extend(of_sae.iter().take(n_features).map(|(_, id)| *id));
@@ -207,9 +211,9 @@ impl Totals {
         let sizes = [n_inside, self.n_images() - n_inside];
         let mut best = Vec::new();
         for sae in 0..self.saes.len() {
-            let first = FeatureId { sae, index: 0 };
-            let of_sae = self.features.range(first..);
-            let of_sae = of_sae.take_while(|(id, _)| id.sae == sae);
+            // What no image of the class activates, it does not activate more than others.
+            let of_sae = self.of_sae(sae);
+            let of_sae = of_sae.filter(|(_, totals)| totals.of_class(class).n_firing > 0);
             let compared = of_sae.map(|(id, totals)| {
                 let inside = totals.of_class(class);
                 let others = totals.classes.iter().enumerate();

@@ -9,7 +9,8 @@ mod text;
 pub use folder::{Folder, PICTURE_EXTENSIONS, TEXT_EXTENSION};
 pub use item::{Item, Stamp, file_of};
 pub use read::{
-    ActiveFeature, ItemFeatures, ItemKind, Reading, Scan, ScanPrompt, jobs_at_once, read_items,
+    ActiveFeature, ItemFeatures, ItemKind, Reading, Scan, ScanPrompt, for_many_items, jobs_at_once,
+    read_items,
 };
 pub use text::{InContext, ReadText};
 
@@ -17,5 +18,5 @@ pub use text::{InContext, ReadText};
 pub(super) use item::folder_of;
 pub(super) use item::none_read;
 #[cfg(feature = "scan")]
-pub(super) use read::{features_of, for_many_items};
+pub(super) use read::features_of;
 pub(super) use text::contexts;

@@ -8,7 +8,7 @@ use std::thread;
 use super::item::Item;
 use super::text::{ReadText, features_of_text};
 use crate::llama;
-use crate::rank::{self, Over, Pool};
+use crate::rank::{self, FeatureScore, Over, Pool};
 use crate::{
     Activations, CancelFlag, Error, HookedModel, ImageCache, ImageEmbeddings, Keep, Kinds,
     ModelFiles, Picture, PromptForm, Result, RunOptions, Sae, Session, SessionOptions, Trace,
@@ -49,7 +49,7 @@ pub fn jobs_at_once(options: &SessionOptions, wanted: usize) -> usize {
 }
 
 /// How a session computes that reads many items: it keeps nothing of them for later runs.
-pub(in crate::study) fn for_many_items(options: &SessionOptions) -> SessionOptions {
+pub fn for_many_items(options: &SessionOptions) -> SessionOptions {
     SessionOptions {
         image_cache: options.image_cache.clone().map(ImageCache::read_only),
         prompt_store: None,
@@ -103,6 +103,14 @@ impl ItemKind {
         match self {
             Self::Pictures => "pictures",
             Self::Texts => "texts",
+        }
+    }
+
+    /// What each of a table's is called.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Pictures => "image",
+            Self::Texts => "text",
         }
     }
 }
@@ -262,6 +270,18 @@ fn features_of_picture(
     }))
 }
 
+impl From<&FeatureScore> for ActiveFeature {
+    /// A feature whose activations were summed.
+    fn from(score: &FeatureScore) -> Self {
+        Self {
+            feature: score.feature,
+            sum: score.score,
+            max: score.max,
+            count: score.n_tokens,
+        }
+    }
+}
+
 /// The features of `sae` that are active at `positions`, by rising index.
 fn active_features(
     activations: &Activations,
@@ -271,12 +291,7 @@ fn active_features(
     let scores = rank::rank(activations, positions, sae.meta().d_sae, Pool::Sum, None);
     let mut active: Vec<_> = scores
         .into_iter()
-        .map(|score| ActiveFeature {
-            feature: score.feature,
-            sum: score.score,
-            max: score.max,
-            count: score.n_tokens,
-        })
+        .map(|score| ActiveFeature::from(&score))
         .collect();
     active.sort_unstable_by_key(|active| active.feature);
     active

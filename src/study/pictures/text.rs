@@ -224,12 +224,7 @@ type Pooled = BTreeMap<usize, (ActiveFeature, usize)>;
 
 /// Adds what a feature does in one more context, where it is strongest at the text's token `position`.
 fn add(pooled: &mut Pooled, score: &FeatureScore, position: usize) {
-    let here = ActiveFeature {
-        feature: score.feature,
-        sum: score.score,
-        max: score.max,
-        count: score.n_tokens,
-    };
+    let here = ActiveFeature::from(score);
     pooled
         .entry(score.feature)
         .and_modify(|(active, strongest)| {

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
 use super::shard::{Listing, Shard};
+use super::table::Row;
+use crate::labels::find_in_saes;
 use crate::study::pictures::{Item, ItemKind, Stamp};
-use crate::{Error, Result, Sae, SaeSet};
+use crate::{Error, FeatureId, Result, Sae, SaeSet};
 
 /// The version of the table's schema and of this file.
 const FORMAT: u32 = 2;
@@ -114,6 +116,32 @@ impl ScannedSaes {
         };
         let several = several.iter().map(|sae| (Some(&*sae.id), sae.d_sae));
         one.into_iter().chain(several)
+    }
+
+    /// The feature that `name` means, `SAE_ID/FEATURE` where rows name their SAE; `find` finds it in one of them, by
+    /// its place.
+    ///
+    /// # Errors
+    /// As [`find_in_saes`]; those of `find`.
+    pub(in crate::study) fn find(
+        &self,
+        name: &str,
+        find: impl Fn(usize, &str) -> Result<usize>,
+    ) -> Result<FeatureId> {
+        match self {
+            Self::One { .. } => find(0, name).map(FeatureId::of_only),
+            Self::Several { saes } => {
+                let ids: Vec<_> = saes.iter().map(|sae| &*sae.id).collect();
+                find_in_saes(name, &ids, find)
+            }
+        }
+    }
+
+    /// The place of the SAE that a row names.
+    pub(in crate::study) fn place_of(&self, row: &Row<'_>) -> usize {
+        let mut saes = self.iter();
+        let place = saes.position(|(id, _)| id == row.sae);
+        place.expect("a file's rows are of its SAEs")
     }
 }
 

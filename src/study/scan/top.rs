@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::file::ScanFile;
-use super::sidecar::{ClassSize, ScannedSaes};
-use crate::labels::{find_feature, find_in_saes, is_index};
+use super::sidecar::ClassSize;
+use crate::labels::{find_feature, is_index};
 use crate::study::compare::{ClassFeature, Compared, Comparison, Sort, falling};
 use crate::study::pictures::{ActiveFeature, InContext, ItemKind};
-use crate::{Error, FeatureId, FeatureName, Result};
+use crate::{Error, FeatureName, Result};
 
 /// Classes that an error lists.
 const MAX_CLASSES: usize = 20;
@@ -106,13 +106,7 @@ pub fn images_of_feature(
 ) -> Result<FeatureImages> {
     let saes: Vec<_> = file.saes().iter().collect();
     let find = |sae: usize, name: &str| find_in_sae(file, saes[sae], name);
-    let feature = match file.saes() {
-        ScannedSaes::One { .. } => FeatureId::of_only(find(0, name)?),
-        ScannedSaes::Several { saes } => {
-            let ids: Vec<_> = saes.iter().map(|sae| &*sae.id).collect();
-            find_in_saes(name, &ids, find)?
-        }
-    };
+    let feature = file.saes().find(name, find)?;
     let (id, _) = saes[feature.sae];
     let mut label = None;
     let mut n_firing = 0;
@@ -194,7 +188,7 @@ pub fn features_of_class(
     let n_images: u64 = sizes.iter().map(|size| size.n_images).sum();
     let n_outside = n_images - n_inside;
     if n_outside == 0 {
-        let items = format!("{}s", noun(file.kind()));
+        let items = format!("{}s", file.kind().noun());
         return Err(Error::invalid(format!(
             "all {items} are of class `{class}`: there are no others to compare with"
         ))
@@ -208,9 +202,8 @@ pub fn features_of_class(
     };
     let features = comparison.features(saes.len(), &|take| {
         file.for_each_row(&mut |row| {
-            let sae = saes.iter().position(|id| *id == row.sae);
             take(Compared {
-                sae: sae.expect("a file's rows are of its SAEs"),
+                sae: file.saes().place_of(&row),
                 is_inside: row.class == Some(class),
                 label: row.label,
                 feature: row.active.feature,
@@ -231,19 +224,11 @@ pub fn features_of_class(
     })
 }
 
-/// What tables have rows of.
-fn noun(kind: ItemKind) -> &'static str {
-    match kind {
-        ItemKind::Pictures => "image",
-        ItemKind::Texts => "text",
-    }
-}
-
 /// The error of a class that no item has.
 pub(in crate::study) fn no_class(kind: ItemKind, sizes: &[ClassSize], class: &str) -> Error {
     let names = sizes.iter().filter_map(|size| size.class.as_deref());
     let names: Vec<_> = names.collect();
-    let error = Error::invalid(format!("no {} is of class `{class}`", noun(kind)));
+    let error = Error::invalid(format!("no {} is of class `{class}`", kind.noun()));
     if names.is_empty() {
         return error.with_hint(match kind {
             ItemKind::Pictures => {
