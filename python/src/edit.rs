@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llava_sae_cpp::llama::Edited;
-use llava_sae_cpp::{Editor, EditorAt, Error, HookPoint, Result, Token, TokenKind};
+use llava_sae_cpp::{Editor, EditorAt, Error, HookPoint, Result, Token};
 use numpy::{IntoPyArray, PyReadonlyArray2};
 use pyo3::prelude::*;
 
@@ -55,11 +55,7 @@ pub(crate) fn editors(
 impl Function {
     fn call(&self, py: Python<'_>, rows: &mut [f32], tokens: &[Token]) -> PyResult<Edited> {
         // Rows of one kind come together.
-        let kind = match tokens[0].kind {
-            TokenKind::Text => "text",
-            TokenKind::Image => "image",
-            TokenKind::Generated => "generated",
-        };
+        let kind = tokens[0].kind.name();
         let ids = tokens.iter().map(|token| token.id.unwrap_or(-1));
         let ids = ids.collect::<Vec<i32>>().into_pyarray(py);
         let width = rows.len() / tokens.len();

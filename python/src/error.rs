@@ -12,9 +12,14 @@ pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
         (ErrorKind::Io, Some(io::ErrorKind::PermissionDenied)) => "permission_denied",
         (kind, _) => kind.name(),
     };
+    of_kind(py, name, &error.to_string(), error.hint())
+}
+
+/// The exception of a kind of failure.
+pub(crate) fn of_kind(py: Python<'_>, name: &str, what: &str, hint: Option<&str>) -> PyErr {
     let made = py
         .import("llava_sae.errors")
-        .and_then(|errors| errors.call_method1("of_kind", (name, error.to_string(), error.hint())));
+        .and_then(|errors| errors.call_method1("of_kind", (name, what, hint)));
     made.map_or_else(|failure| failure, PyErr::from_value)
 }
 

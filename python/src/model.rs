@@ -209,11 +209,6 @@ impl Model {
         self.names.clone()
     }
 
-    #[getter]
-    fn has_projector(&self) -> bool {
-        self.model.has_projector()
-    }
-
     /// The SAEs.
     fn saes(&self) -> Vec<Sae> {
         let places = 0..self.model.saes().len();
@@ -493,8 +488,7 @@ impl Model {
             if flag.is_cancelled() {
                 return Err(Error::interrupted());
             }
-            let point = |strength, scored| Point::new(strength, scored, wanted.word.as_deref());
-            let steered = wanted.strengths.iter().zip(&sweep.steered);
+            let word = wanted.word.as_deref();
             let [model_name, sae_name] = names;
             Ok(Sweep(SweepReport {
                 model: model_name,
@@ -507,10 +501,8 @@ impl Model {
                 units: wanted.units,
                 at: at.to_string(),
                 word: wanted.word.clone(),
-                original: point(0.0, &sweep.original),
-                steered: steered
-                    .map(|(&strength, scored)| point(strength, scored))
-                    .collect(),
+                original: Point::new(0.0, &sweep.original, word),
+                steered: Point::of_each(&wanted.strengths, &sweep.steered, word),
                 control: None,
             }))
         })

@@ -29,8 +29,6 @@ pub(crate) struct RunSettings {
     top_k: Option<usize>,
     top_p: Option<f32>,
     min_p: Option<f32>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
     #[serde(default)]
     stop: Vec<String>,
 }
@@ -81,7 +79,7 @@ impl RunSettings {
         let model = session.model();
         let images: Vec<_> = images.into_iter().map(|image| image.0).collect();
         let Ok(text) = serde_json::from_str::<String>(self.prompt.get()) else {
-            return ask_chat(self.prompt.get(), model, &images, cancel);
+            return ask_chat(self.prompt.get(), model, images, cancel);
         };
         let form = match self.raw_prompt {
             true => PromptForm::Raw,
@@ -118,8 +116,7 @@ impl RunSettings {
                 top_k: self.top_k.unwrap_or(default.top_k),
                 top_p: self.top_p.unwrap_or(default.top_p),
                 min_p: self.min_p.unwrap_or(default.min_p),
-                frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-                presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+                ..default
             },
             stop: self.stop.clone(),
             cancel: cancel.clone(),
@@ -132,21 +129,17 @@ impl RunSettings {
 fn ask_chat(
     messages: &str,
     model: &HookedModel,
-    images: &[Arc<Encoded>],
+    images: Vec<Arc<Encoded>>,
     cancel: &CancelFlag,
 ) -> Result<Asked> {
     let chat = Chat::parse(messages.as_bytes(), LocalFiles::Refused)?;
-    let copies = images
-        .iter()
-        .map(|image| Picture::from_rgb(image.picture.rgb().clone()));
     let encode = |picture: Picture| {
         Ok(Arc::new(Encoded {
             embeddings: model.encode_image(&picture)?,
             picture,
         }))
     };
-    let pictures = chat.pictures(copies.collect())?.into_iter();
-    let images = pictures.map(encode).collect::<Result<Vec<_>>>()?;
+    let images = chat.images(images, encode)?;
     let embeddings: Vec<_> = images.iter().map(|image| &image.embeddings).collect();
     Ok(Asked {
         prompt: model.chat_prompt(&chat.messages, &embeddings, cancel)?,

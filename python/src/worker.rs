@@ -10,7 +10,7 @@ use std::time::Duration;
 use llava_sae_cpp::{CancelFlag, Error, ErrorKind, HookedModel, Result, Session};
 use pyo3::prelude::*;
 
-use crate::error::{OrRaise, exception};
+use crate::error::{OrRaise, exception, of_kind};
 
 /// How often Ctrl-C is looked for.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -104,15 +104,11 @@ impl Worker {
         cancel: &CancelFlag,
         work: impl FnOnce(&mut Session, &Sender<T>) + Send + 'static,
     ) -> PyResult<Pending<T>> {
-        let closed = |name: &str, what: &str, hint: &str| {
-            let errors = py.import("llava_sae.errors")?;
-            let error = errors.call_method1("of_kind", (name, what, hint))?;
-            Err(PyErr::from_value(error))
-        };
+        let closed = |what: &str, hint: &str| Err(of_kind(py, "closed", what, Some(hint)));
         if self.process != std::process::id() {
             let what = "the model was opened before this process was forked off";
             let hint = "open it in this process, or start processes with `spawn`";
-            return closed("closed", what, hint);
+            return closed(what, hint);
         }
         let (sender, receiver) = mpsc::channel();
         let job = Job {
@@ -122,7 +118,7 @@ impl Worker {
         let sent = lock(&self.jobs).as_ref().map(|jobs| jobs.send(job));
         match sent {
             Some(Ok(())) => Ok(Pending::new(cancel.clone(), receiver)),
-            _ => closed("closed", "the model is closed", "open it again"),
+            _ => closed("the model is closed", "open it again"),
         }
     }
 

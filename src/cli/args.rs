@@ -412,6 +412,15 @@ impl Asked<'_> {
         }
     }
 
+    /// Reads the pictures in it; `given` are the command line's.
+    pub(super) fn open<'a>(
+        &self,
+        given: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> llava_sae_cpp::Result<Vec<Picture>> {
+        let given = given.into_iter().map(|path| Picture::open(path));
+        self.pictures(given.collect::<Result<_, _>>()?)
+    }
+
     /// Reads and encodes the pictures in it, with a spinner; `given` are the command line's.
     pub(super) fn encode<'a>(
         &self,
@@ -419,9 +428,7 @@ impl Asked<'_> {
         given: impl IntoIterator<Item = &'a PathBuf>,
         verbosity: Verbosity,
     ) -> llava_sae_cpp::Result<Vec<ImageEmbeddings>> {
-        let given = given.into_iter().map(|path| Picture::open(path));
-        let pictures = self.pictures(given.collect::<Result<_, _>>()?)?;
-        encode_pictures(session, &pictures, verbosity)
+        encode_pictures(session, &self.open(given)?, verbosity)
     }
 
     /// The prompt, with these images.

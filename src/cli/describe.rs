@@ -142,12 +142,13 @@ pub(super) fn run(args: DescribeArgs, verbosity: Verbosity, cancel: CancelFlag) 
     };
     let saes = session.model().saes();
     if args.json {
+        let paths = json::paths(&args.image);
         let report = Report {
             model: args.model.shown_model(),
             sae: (!saes.is_empty()).then(|| args.model.shown_sae()),
             prompt: asked.shown(&session)?,
-            image: json::paths(&args.image).into_iter().next(),
-            images: json::paths(&args.image),
+            image: paths.first().cloned(),
+            images: paths,
             interventions: saved_set::entries(steering.as_deref(), session.model().saes()),
             original: output(|which| matches!(which, Which::Original)),
             steered: output(|which| matches!(which, Which::Steered(_))),

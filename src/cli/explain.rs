@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use clap::Args;
 use gguf_tools::gguf::Overwrite;
 use gguf_tools::terminal::one_line;
+use llava_sae_cpp::CancelFlag;
 use llava_sae_cpp::explain::{Answer, ExplainOptions};
 use llava_sae_cpp::report::explain::{CauseEntry, PatchEntry, Question, Report};
 use llava_sae_cpp::report::json;
-use llava_sae_cpp::{CancelFlag, Picture};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs, encode_pictures};
 use super::outcome::{CommandResult, Failure, Outcome};
@@ -80,8 +80,7 @@ pub(super) fn run(args: ExplainArgs, verbosity: Verbosity, cancel: CancelFlag) -
     let page = page::start(args.html.as_deref(), overwrite, &args.model, inputs)?;
     let asked = args.prompt.read()?;
     let mut session = args.model.open(verbosity, &cancel)?;
-    let given = args.image.iter().map(|path| Picture::open(path));
-    let pictures = asked.pictures(given.collect::<Result<_, _>>()?)?;
+    let pictures = asked.open(&args.image)?;
     let images = encode_pictures(&session, &pictures, verbosity)?;
     let prompt = asked.build(&session, &images, &cancel)?;
     let options = ExplainOptions {
@@ -101,12 +100,13 @@ pub(super) fn run(args: ExplainArgs, verbosity: Verbosity, cancel: CancelFlag) -
         counter.set(progress.n_done, progress.n_in_all);
     })?;
     counter.finish();
+    let shown = json::paths(&args.image);
     let question = Question {
         model: args.model.shown_model(),
         sae: args.model.shown_sae(),
         prompt: asked.shown(&session)?,
-        image: json::paths(&args.image).into_iter().next(),
-        images: json::paths(&args.image),
+        image: shown.first().cloned(),
+        images: shown,
         word: args.word.trim().to_owned(),
     };
     let report = Report::new(question, found, &prompt, session.model(), args.top.get());

@@ -10,9 +10,7 @@ use llava_sae_cpp::llama::MAX_SEQUENCES;
 use llava_sae_cpp::report::json;
 use llava_sae_cpp::report::sweep::{Control, Point, Report};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Units};
-use llava_sae_cpp::{
-    CancelFlag, Error, FeatureName, RunOptions, ScoredRun, Sweep, holds_word, random_control,
-};
+use llava_sae_cpp::{CancelFlag, Error, FeatureName, RunOptions, ScoredRun, random_control};
 
 use super::args::{GenerateArgs, ModelArgs, PromptArgs};
 use super::interventions::{parse_control, parse_positions, units};
@@ -167,32 +165,38 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     spinner.finish();
     let of_control = sweep.steered.split_off(strengths.len());
     let saes = model.saes();
-    let label = saes.label(feature).map(str::to_owned);
-    let mut report = report(
-        &args,
-        asked.shown(&session)?,
-        saes.shown(feature),
-        label,
-        &sweep,
-    );
-    report.control = args.control.map(|seed| {
-        let target = &interventions[strengths.len()].target;
-        let random = target.feature().expect("a feature's control is a feature");
-        let points = strengths.iter().zip(&of_control);
-        Control {
-            seed,
-            feature: saes.shown(random),
-            label: saes.label(random).map(str::to_owned),
-            steered: points
-                .map(|(&strength, scored)| Point::new(strength, scored, args.word.as_deref()))
-                .collect(),
-        }
-    });
+    let word = args.word.as_deref();
+    let points = |runs: &[ScoredRun]| Point::of_each(strengths, runs, word);
+    let images = json::paths(&args.image);
+    let report = Report {
+        model: args.model.shown_model(),
+        sae: args.model.shown_sae(),
+        prompt: asked.shown(&session)?,
+        image: images.first().cloned(),
+        images,
+        feature: saes.shown(feature),
+        label: saes.label(feature).map(str::to_owned),
+        units: args.units,
+        at: args.at.to_string(),
+        word: args.word.clone(),
+        original: Point::new(0.0, &sweep.original, word),
+        steered: points(&sweep.steered),
+        control: args.control.map(|seed| {
+            let target = &interventions[strengths.len()].target;
+            let random = target.feature().expect("a feature's control is a feature");
+            Control {
+                seed,
+                feature: saes.shown(random),
+                label: saes.label(random).map(str::to_owned),
+                steered: points(&of_control),
+            }
+        }),
+    };
     let mut out = io::stdout().lock();
     if args.json {
         json::print(&mut out, &report).map_err(Failure::Output)?;
     } else {
-        print_table(&mut out, &args, &report, &sweep, &of_control).map_err(Failure::Output)?;
+        print_table(&mut out, &report).map_err(Failure::Output)?;
     }
     if cancel.is_cancelled() {
         return Ok(Outcome::Interrupted);
@@ -203,41 +207,7 @@ pub(super) fn run(args: SweepArgs, verbosity: Verbosity, cancel: CancelFlag) -> 
     Ok(Outcome::Done)
 }
 
-fn report(
-    args: &SweepArgs,
-    prompt: String,
-    feature: FeatureName,
-    label: Option<String>,
-    sweep: &Sweep,
-) -> Report {
-    let point = |strength, scored| Point::new(strength, scored, args.word.as_deref());
-    let steered = args.steer.strengths.iter().zip(&sweep.steered);
-    Report {
-        model: args.model.shown_model(),
-        sae: args.model.shown_sae(),
-        prompt,
-        image: json::paths(&args.image).into_iter().next(),
-        images: json::paths(&args.image),
-        feature,
-        label,
-        units: args.units,
-        at: args.at.to_string(),
-        word: args.word.clone(),
-        original: point(0.0, &sweep.original),
-        steered: steered
-            .map(|(&strength, scored)| point(strength, scored))
-            .collect(),
-        control: None,
-    }
-}
-
-fn print_table(
-    out: &mut dyn Write,
-    args: &SweepArgs,
-    report: &Report,
-    sweep: &Sweep,
-    of_control: &[ScoredRun],
-) -> io::Result<()> {
+fn print_table(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let shown = |feature: &FeatureName, label: &Option<String>| {
         let label = label
             .as_deref()
@@ -246,38 +216,31 @@ fn print_table(
     };
     let feature = shown(&report.feature, &report.label);
     writeln!(out, "Feature {feature} steered at {}:", report.at)?;
-    let word = args.word.as_deref().map(one_line);
+    let word = report.word.as_deref().map(one_line);
     let width = word.as_ref().map_or(0, |word| word.chars().count().max(3));
     let title = word.map_or(String::new(), |word| format!("  {word:<width$}"));
     writeln!(out, "  strength       KL  logprob{title}  text")?;
-    let row = |strength: &str, scored: &ScoredRun| {
+    let row = |strength: &str, point: &Point| {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |x| format!("{x:.3}"));
-        let (kl, log_prob) = (number(scored.kl), number(scored.mean_log_prob));
-        let answer = has_word(args, scored).map(|has| if has { "yes" } else { "no" });
+        let (kl, log_prob) = (number(point.kl), number(point.mean_log_prob));
+        let answer = point.has_word.map(|has| if has { "yes" } else { "no" });
         let answer = answer.map_or(String::new(), |answer| format!("  {answer:<width$}"));
-        let text = one_line(scored.run.text.trim());
+        let text = one_line(point.output.text().trim());
         format!("{strength:>10}  {kl:>7}  {log_prob:>7}{answer}  {text}")
     };
-    writeln!(out, "{}", row("original", &sweep.original))?;
-    let strengths = &args.steer.strengths;
-    for (strength, scored) in strengths.iter().zip(&sweep.steered) {
-        writeln!(out, "{}", row(&strength.to_string(), scored))?;
+    writeln!(out, "{}", row("original", &report.original))?;
+    for point in &report.steered {
+        writeln!(out, "{}", row(&point.strength.to_string(), point))?;
     }
     let Some(control) = &report.control else {
         return Ok(());
     };
     let random = shown(&control.feature, &control.label);
     writeln!(out, "The same on random feature {random}:")?;
-    for (strength, scored) in strengths.iter().zip(of_control) {
-        writeln!(out, "{}", row(&strength.to_string(), scored))?;
+    for point in &control.steered {
+        writeln!(out, "{}", row(&point.strength.to_string(), point))?;
     }
     Ok(())
-}
-
-/// Whether a text holds the word that was asked for; none if none was.
-fn has_word(args: &SweepArgs, scored: &ScoredRun) -> Option<bool> {
-    let word = args.word.as_deref()?;
-    Some(holds_word(&scored.run.text, word))
 }
 
 #[cfg(test)]

@@ -121,6 +121,14 @@ impl Chat {
     /// # Errors
     /// More or fewer of those than it has places for, a picture that cannot be read.
     pub fn pictures(&self, given: Vec<Picture>) -> Result<Vec<Picture>> {
+        self.images(given, Ok)
+    }
+
+    /// The same as what `given` are, which `read` makes of those that the chat brings.
+    ///
+    /// # Errors
+    /// As [`Chat::pictures`], and those of `read`.
+    pub fn images<T>(&self, given: Vec<T>, read: impl Fn(Picture) -> Result<T>) -> Result<Vec<T>> {
         let n_places = self
             .images
             .iter()
@@ -133,14 +141,14 @@ impl Chat {
             .with_hint(r#"a part {"type": "image"} takes the next picture that is given"#));
         }
         let mut given = given.into_iter();
-        let picture = |(i, source): (usize, &ImageSource)| match source {
+        let image = |(i, source): (usize, &ImageSource)| match source {
             ImageSource::Given => Ok(given.next().expect("they were counted")),
             ImageSource::Bytes(bytes) => {
-                Picture::from_bytes(bytes, &format!("image {} of the chat", i + 1))
+                Picture::from_bytes(bytes, &format!("image {} of the chat", i + 1)).and_then(&read)
             }
-            ImageSource::File(path) => Picture::open(path),
+            ImageSource::File(path) => Picture::open(path).and_then(&read),
         };
-        self.images.iter().enumerate().map(picture).collect()
+        self.images.iter().enumerate().map(image).collect()
     }
 }
 

@@ -61,13 +61,18 @@ pub struct Control {
 /// A strength and what came of it; the original has strength 0.
 #[derive(Serialize)]
 pub struct Point {
-    strength: f32,
+    /// The strength.
+    pub strength: f32,
+    /// The text.
     #[serde(flatten)]
-    output: Output,
-    kl: Option<f64>,
+    pub output: Output,
+    /// [`ScoredRun::kl`].
+    pub kl: Option<f64>,
     first_kl: f64,
-    mean_log_prob: Option<f64>,
-    has_word: Option<bool>,
+    /// [`ScoredRun::mean_log_prob`].
+    pub mean_log_prob: Option<f64>,
+    /// Whether the text holds the word; none where no word was asked for.
+    pub has_word: Option<bool>,
 }
 
 impl Point {
@@ -81,6 +86,13 @@ impl Point {
             mean_log_prob: scored.mean_log_prob,
             has_word: word.map(|word| holds_word(&scored.run.text, word)),
         }
+    }
+
+    /// What came of each of `strengths`.
+    pub fn of_each(strengths: &[f32], runs: &[ScoredRun], word: Option<&str>) -> Vec<Self> {
+        let runs = strengths.iter().zip(runs);
+        runs.map(|(&strength, run)| Self::new(strength, run, word))
+            .collect()
     }
 }
 

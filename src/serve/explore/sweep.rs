@@ -19,9 +19,7 @@ use crate::serve::prepare::CancelOnDrop;
 use crate::serve::refusal::Refusal;
 use crate::serve::stream::{self, Events, Gone};
 use crate::steering::{Change, Intervention, Kind, Positions, Steering, Targets, Units};
-use crate::{
-    Error, FeatureId, FeatureName, Keep, Prompt, Result, RunOptions, ScoredRun, Step, Sweep,
-};
+use crate::{Error, FeatureId, FeatureName, Keep, Prompt, Result, RunOptions, Step, Sweep};
 
 /// The most strengths.
 pub(super) const MAX_STRENGTHS: usize = 32;
@@ -252,8 +250,6 @@ impl Writer {
     fn report(&self, swept: &Sweep) -> Report {
         let (saes, feature) = (self.app.model.saes(), self.plan.feature);
         let word = self.word.as_deref();
-        let point = |(&strength, scored): (&f32, &ScoredRun)| Point::new(strength, scored, word);
-        let steered = self.strengths.iter().zip(&swept.steered);
         Report {
             model: self.app.shown.model.clone(),
             sae: self.app.shown.sae.clone(),
@@ -265,8 +261,8 @@ impl Writer {
             units: self.plan.units,
             at: self.plan.at.to_string(),
             word: self.word.clone(),
-            original: point((&0.0, &swept.original)),
-            steered: steered.map(point).collect(),
+            original: Point::new(0.0, &swept.original, word),
+            steered: Point::of_each(&self.strengths, &swept.steered, word),
             control: None,
         }
     }
