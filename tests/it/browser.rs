@@ -185,6 +185,17 @@ impl Page {
         self.value(fits) == true
     }
 
+    /// Checks that it fits into wide and narrow windows, that its scripts had no errors, and that it loaded nothing.
+    pub(crate) fn check_alone(&mut self) {
+        for width in [1300, 400] {
+            self.set_width(width);
+            self.expect("innerWidth", width);
+            assert!(self.fits(), "{width} pixels");
+        }
+        assert!(self.errors().is_empty(), "{:?}", self.errors());
+        self.expect("performance.getEntriesByType('resource').length", 0);
+    }
+
     /// Moves the pointer to the middle of an element.
     pub(crate) fn hover(&mut self, selector: &str) {
         self.point(selector, &["mouseMoved"]);

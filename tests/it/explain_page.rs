@@ -54,13 +54,7 @@ fn an_explanation_in_a_browser() {
         "document.querySelectorAll('figure:first-child .tried').length",
         tried[0],
     );
-    for width in [1300, 400] {
-        page.set_width(width);
-        page.expect("innerWidth", width);
-        assert!(page.fits(), "{width} pixels");
-    }
-    assert!(page.errors().is_empty(), "{:?}", page.errors());
-    page.expect("performance.getEntriesByType('resource').length", 0);
+    page.check_alone();
 }
 
 /// What the data says never becomes markup, and a page without a picture has no figures.

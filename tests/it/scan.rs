@@ -10,8 +10,9 @@ use llava_sae_cpp::scan::ScanFile;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 
 use crate::bad_input::check;
-use crate::command_line::{names, run, stdout};
+use crate::command_line::{json, names, run};
 use crate::fixture::{Fixture, temporary_root};
+use crate::scan_top::{list, number};
 
 /// A row of the table, owned.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +93,39 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// The rows of a picture or a text by what `features` prints with `args`.
+pub(crate) fn rows_by_features(
+    path: &str,
+    class: Option<&str>,
+    args: &[&str],
+) -> impl Iterator<Item = OwnedRow> {
+    let mut rows = BTreeMap::<u64, OwnedRow>::new();
+    for pool in ["sum", "max", "count"] {
+        let features = ["features", "--json", "--rank", "activation"];
+        let report = json(&[&features[..], &["--top", "768", "--pool", pool], args].concat());
+        for entry in list(&report, "features") {
+            let feature = entry["feature"].as_u64().expect("an index");
+            let row = rows.entry(feature).or_insert_with(|| OwnedRow {
+                path: path.to_owned(),
+                class: class.map(str::to_owned),
+                sae: None,
+                feature: feature as usize,
+                label: entry["label"].as_str().map(str::to_owned),
+                sum: 0.0,
+                max: 0.0,
+                count: 0,
+            });
+            let score = number(&entry["score"]) as f32;
+            match pool {
+                "sum" => row.sum = score,
+                "max" => row.max = score,
+                _ => row.count = score as usize,
+            }
+        }
+    }
+    rows.into_values()
+}
+
 /// Each value of each row is what `features` prints for the same picture.
 #[test]
 fn rows_are_what_features_says() {
@@ -111,42 +145,8 @@ fn rows_are_what_features_says() {
     ];
     let mut expected = Vec::new();
     for (path, class) in classes {
-        let path_below = text(&dir.join(path)).to_owned();
-        let mut of_picture = BTreeMap::<u64, OwnedRow>::new();
-        for pool in ["sum", "max", "count"] {
-            let report = stdout(&[
-                "features",
-                "--json",
-                "--rank",
-                "activation",
-                "--top",
-                "768",
-                "--pool",
-                pool,
-                &path_below,
-            ]);
-            let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
-            for entry in report["features"].as_array().expect("a list") {
-                let feature = entry["feature"].as_u64().expect("an index");
-                let row = of_picture.entry(feature).or_insert_with(|| OwnedRow {
-                    path: path.to_owned(),
-                    class: class.map(str::to_owned),
-                    sae: None,
-                    feature: feature as usize,
-                    label: entry["label"].as_str().map(str::to_owned),
-                    sum: 0.0,
-                    max: 0.0,
-                    count: 0,
-                });
-                let score = entry["score"].as_f64().expect("a number") as f32;
-                match pool {
-                    "sum" => row.sum = score,
-                    "max" => row.max = score,
-                    _ => row.count = score as usize,
-                }
-            }
-        }
-        expected.extend(of_picture.into_values());
+        let picture = dir.join(path);
+        expected.extend(rows_by_features(path, class, &[text(&picture)]));
     }
     assert!(expected.len() > 300, "{}", expected.len());
     assert_eq!(rows, expected);

@@ -17,7 +17,7 @@ use llava_sae_cpp::{
 use crate::bad_input::check;
 use crate::command_line::{json, stdout};
 use crate::page::data;
-use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, with_sidecar};
+use crate::scan::{folder, rows, rows_by_features, scan, stderr, text, with_sidecar};
 use crate::scan_top::{list, number};
 use crate::scan_worker::{answer, worker};
 
@@ -85,44 +85,8 @@ fn rows_are_what_features_says_of_the_text() {
     let mut sorted = texts();
     sorted.sort();
     for (path, class, content) in sorted {
-        let mut of_text = BTreeMap::<u64, OwnedRow>::new();
-        for pool in ["sum", "max", "count"] {
-            let report = json(&[
-                "features",
-                "--json",
-                "--raw-prompt",
-                "-p",
-                &content,
-                "--rank",
-                "activation",
-                "--top",
-                "768",
-                "--over",
-                "prompt",
-                "--pool",
-                pool,
-            ]);
-            for entry in list(&report, "features") {
-                let feature = entry["feature"].as_u64().expect("an index");
-                let row = of_text.entry(feature).or_insert_with(|| OwnedRow {
-                    path: path.clone(),
-                    class: class.map(str::to_owned),
-                    sae: None,
-                    feature: feature as usize,
-                    label: entry["label"].as_str().map(str::to_owned),
-                    sum: 0.0,
-                    max: 0.0,
-                    count: 0,
-                });
-                let score = number(&entry["score"]) as f32;
-                match pool {
-                    "sum" => row.sum = score,
-                    "max" => row.max = score,
-                    _ => row.count = score as usize,
-                }
-            }
-        }
-        expected.extend(of_text.into_values());
+        let args = ["--raw-prompt", "-p", &content, "--over", "prompt"];
+        expected.extend(rows_by_features(&path, class, &args));
     }
     assert!(expected.len() > 100, "{}", expected.len());
     assert_eq!(rows(&file), expected);

@@ -75,13 +75,7 @@ fn a_sweep_in_a_browser() {
     // KL falls towards strength 0, so its marks do.
     let falls = "[...document.querySelector('svg').querySelectorAll('circle')].every((mark, i, all) => i === 0 || mark.cy.baseVal.value > all[i - 1].cy.baseVal.value)";
     page.expect(falls, true);
-    for width in [1300, 400] {
-        page.set_width(width);
-        page.expect("innerWidth", width);
-        assert!(page.fits(), "{width} pixels");
-    }
-    assert!(page.errors().is_empty(), "{:?}", page.errors());
-    page.expect("performance.getEntriesByType('resource').length", 0);
+    page.check_alone();
 }
 
 /// A text that is broken to line breaks takes one line.
