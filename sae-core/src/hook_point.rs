@@ -37,6 +37,8 @@ pub enum GraphNode {
     Named(String),
     /// It multiplies by the weight of this name, such as `blk.12.attn_output.weight`.
     MultipliesBy(String),
+    /// It adds the bias of this name, such as `blk.12.attn_output.bias`.
+    Adds(String),
 }
 
 impl fmt::Display for GraphNode {
@@ -44,6 +46,7 @@ impl fmt::Display for GraphNode {
         match self {
             Self::Named(name) => write!(f, "`{name}`"),
             Self::MultipliesBy(weight) => write!(f, "the product with `{weight}`"),
+            Self::Adds(bias) => write!(f, "the sum with `{bias}`"),
         }
     }
 }
@@ -68,6 +71,8 @@ enum Mark {
     Name(&'static str),
     /// It multiplies by `blk.L.NAME.weight`.
     Weight(&'static str),
+    /// It adds `blk.L.NAME.bias`.
+    Bias(&'static str),
 }
 
 /// Which rows llama.cpp computes there in the last block.
@@ -88,13 +93,14 @@ struct Shown {
 
 /// The architectures whose graphs have been read and compared with transformers.
 const ARCHITECTURES: &[&str] = &[
-    "gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen2vl", "qwen3",
+    "gemma", "gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "phi3", "qwen2", "qwen2vl",
+    "qwen3",
 ];
 
 /// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
 /// llama-cpp-sys-2 0.1.161 carries them). No name here stands twice in a graph without a control
 /// vector; with one, Llama's sum after the feed-forward part is called `ffn_out` too.
-const NODES: [Shown; 8] = [
+const NODES: [Shown; 10] = [
     Shown {
         architectures: ARCHITECTURES,
         site: Site::ResidPost,
@@ -102,14 +108,23 @@ const NODES: [Shown; 8] = [
         last_block: LastBlock::OutputRows,
     },
     Shown {
-        architectures: &["gemma", "llama", "qwen2", "qwen2vl", "qwen3"],
+        architectures: &[
+            "gemma", "gpt2", "llama", "phi3", "qwen2", "qwen2vl", "qwen3",
+        ],
         site: Site::MlpOut,
         mark: Mark::Name("ffn_out"),
         last_block: LastBlock::OutputRows,
     },
+    // `ffn_out` stands twice where attention and MLP read the same rows.
+    Shown {
+        architectures: &["gptneox"],
+        site: Site::MlpOut,
+        mark: Mark::Bias("ffn_down"),
+        last_block: LastBlock::OutputRows,
+    },
     // Its name, `ffn_post_norm`, has no layer.
     Shown {
-        architectures: &["gemma2"],
+        architectures: &["gemma2", "olmo2"],
         site: Site::MlpOut,
         mark: Mark::Weight("post_ffw_norm"),
         last_block: LastBlock::OutputRows,
@@ -122,13 +137,19 @@ const NODES: [Shown; 8] = [
     },
     // It has no name.
     Shown {
-        architectures: &["gemma", "qwen2", "qwen2vl", "qwen3"],
+        architectures: &["gemma", "phi3", "qwen2", "qwen2vl", "qwen3"],
         site: Site::AttnOut,
         mark: Mark::Weight("attn_output"),
         last_block: LastBlock::AllRows,
     },
     Shown {
-        architectures: &["gemma2", "gemma3"],
+        architectures: &["gpt2", "gptneox"],
+        site: Site::AttnOut,
+        mark: Mark::Bias("attn_output"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: &["gemma2", "gemma3", "olmo2"],
         site: Site::AttnOut,
         mark: Mark::Name("attn_post_norm"),
         last_block: LastBlock::OutputRows,
@@ -231,6 +252,7 @@ impl HookPoint {
         Ok(match shown.mark {
             Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),
             Mark::Weight(name) => GraphNode::MultipliesBy(format!("blk.{layer}.{name}.weight")),
+            Mark::Bias(name) => GraphNode::Adds(format!("blk.{layer}.{name}.bias")),
         })
     }
 }
@@ -368,6 +390,9 @@ mod tests {
         let weight = |name| format!("the product with `blk.3.{name}.weight`");
         check("gemma2", "blocks.3.hook_mlp_out", &weight("post_ffw_norm"));
         check("qwen2", "blocks.3.hook_attn_out", &weight("attn_output"));
+        let bias = |name| format!("the sum with `blk.3.{name}.bias`");
+        check("gpt2", "blocks.3.hook_attn_out", &bias("attn_output"));
+        check("gptneox", "blocks.3.hook_mlp_out", &bias("ffn_down"));
     }
 
     #[test]
@@ -379,7 +404,7 @@ mod tests {
             assert!(node(4).is_err(), "{architecture}, {site}");
         };
         for architecture in ARCHITECTURES {
-            let has_post_norms = matches!(*architecture, "gemma2" | "gemma3");
+            let has_post_norms = matches!(*architecture, "gemma2" | "gemma3" | "olmo2");
             check(architecture, "hook_resid_post", false);
             check(architecture, "hook_mlp_out", false);
             check(architecture, "hook_attn_out", !has_post_norms);

@@ -25,7 +25,7 @@ impl HookedModel {
     /// Makes an engine.
     ///
     /// # Errors
-    /// More memory than is free; more runs than llama.cpp has sequences; a failure of llama.cpp.
+    /// A context longer than the model has positions; more memory than is free; more runs than llama.cpp has sequences; a failure of llama.cpp.
     pub fn engine(self: &Arc<Self>, size: EngineSize) -> Result<Engine> {
         let EngineSize {
             n_tokens,
@@ -37,6 +37,14 @@ impl HookedModel {
             return Err(Error::invalid(format!(
                 "{n_sequences} runs side by side are too many: llama.cpp has {MAX_SEQUENCES} sequences"
             )));
+        }
+        if let Some(longest) = self.longest_context()
+            && n_tokens > longest
+        {
+            return Err(Error::invalid(format!(
+                "{n_tokens} tokens are too many: this model has {longest} positions"
+            ))
+            .with_hint("give a shorter prompt, and a context of no more than that"));
         }
         let trained = self.language_model().trained_context();
         if n_tokens > trained {

@@ -95,9 +95,8 @@ impl HookedModel {
             sorted_tokens: OnceLock::new(),
             options,
         };
-        for sae in &model.saes {
-            model.site(sae.hook_point())?;
-        }
+        let places = model.saes.iter().map(|sae| sae.hook_point());
+        model.sites(&places.collect())?;
         Ok(Arc::new(model))
     }
 
@@ -116,8 +115,20 @@ impl HookedModel {
         &self.options
     }
 
+    /// The longest context that the model can have, where there is an end to it.
+    pub(crate) fn longest_context(&self) -> Option<usize> {
+        let has_end = self.graph.has_position_table();
+        has_end.then(|| self.language_model.trained_context())
+    }
+
     pub(crate) fn shortcuts(&self) -> &Shortcuts {
         &self.shortcuts
+    }
+
+    /// Places to hook together, with the SAEs that read there, in the model's order.
+    pub(crate) fn sites(&self, places: &BTreeSet<HookPoint>) -> Result<Vec<HookedSite>> {
+        self.graph.check_order(places)?;
+        places.iter().map(|&place| self.site(place)).collect()
     }
 
     /// A place to hook, with the SAEs that read there.

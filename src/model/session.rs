@@ -187,7 +187,11 @@ impl Session {
         // However many tokens are asked for, an answer has room for a whole trained context.
         let trained = self.model.language_model().trained_context();
         let needed = match fixed {
-            0 => n_prompt.saturating_add(max_tokens.min(trained)),
+            0 => {
+                let whole = n_prompt.saturating_add(max_tokens.min(trained));
+                let longest = self.model.longest_context().unwrap_or(usize::MAX);
+                whole.min(longest.max(n_prompt))
+            }
             fixed => fixed,
         };
         let n_together = prompt.n_together();

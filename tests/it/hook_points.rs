@@ -17,7 +17,22 @@ use crate::fixture::{F32, Oracle, exact_options, relative_error, steering, tempo
 use crate::language_models::mixture_of_experts;
 use crate::rewritten::{Tensor, rewritten};
 
-pub(crate) const ARCHITECTURES: [&str; 7] = [
+pub(crate) const ARCHITECTURES: [&str; 12] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "gptneox-sequential",
+    "llama",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen2vl",
+    "qwen3",
+];
+/// Those whose blocks have tensors of the same names, and tokens of SentencePiece.
+pub(crate) const LIKE_LLAMA: [&str; 7] = [
     "gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen2vl", "qwen3",
 ];
 const SITES: [&str; 4] = [
@@ -30,6 +45,11 @@ const N_LAYERS: usize = 3;
 
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hook_points")
+}
+
+/// Whether `<s>` stands in front of prompts.
+pub(crate) fn begins_with_bos(architecture: &str) -> bool {
+    !architecture.starts_with("gpt")
 }
 
 pub(crate) fn model(architecture: &str) -> PathBuf {
@@ -106,7 +126,7 @@ fn options() -> RunOptions {
 
 /// Whether llama.cpp computes all rows there in the last block.
 fn has_last_block(architecture: &str, site: &str) -> bool {
-    let has_post_norms = matches!(architecture, "gemma2" | "gemma3");
+    let has_post_norms = matches!(architecture, "gemma2" | "gemma3" | "olmo2");
     site == "attn.hook_z" || site == "hook_attn_out" && !has_post_norms
 }
 
@@ -237,6 +257,84 @@ fn steering_is_that_of_transformers() {
             assert_eq!(steered.token_ids, expected, "{shown}");
         }
     }
+}
+
+/// Tokens of bytes, as GPT-2 and Pythia have them.
+#[test]
+fn texts_of_bytes_have_the_ids_of_tokenizers() {
+    let oracle = Oracle::read(&root());
+    let texts = oracle.json["texts"].as_object().expect("an object");
+    for (architecture, texts) in texts {
+        let session = open(
+            architecture,
+            "blocks.1.hook_resid_post",
+            32,
+            exact_options(),
+        );
+        let session = session.expect("the fixture loads");
+        for one in texts.as_array().expect("a list") {
+            let text = one["text"].as_str().expect("a text");
+            let expected: Vec<i32> = serde_json::from_value(one["ids"].clone()).expect("ids");
+            let Ok(prompt) = session.prompt(text, PromptForm::Raw, &[]) else {
+                assert!(expected.is_empty(), "{architecture}: {text:?}");
+                continue;
+            };
+            let ids: Vec<i32> = prompt.tokens().iter().flat_map(|token| token.id).collect();
+            assert_eq!(ids, expected, "{architecture}: {text:?}");
+        }
+    }
+}
+
+/// Positions of GPT-2 are rows of a table: behind its end, llama.cpp would end the process.
+#[test]
+fn tables_of_positions_have_an_end() {
+    let (model, sae) = (model("gpt2"), sae_at("blocks.1.hook_resid_post", 32));
+    let files = ["-m", text(&model), "--sae", text(&sae), "--raw-prompt"];
+    let prompt = "a".repeat(90);
+    let run = |prompt, n| [&files[..], &["--json", "-p", prompt, "-n", n]].concat();
+    let report = json(&run(&prompt, "64"));
+    let ids = report["original"]["token_ids"].as_array();
+    // The last one is not read.
+    assert_eq!(ids.expect("a list").len(), 7);
+    assert_eq!(report["original"]["stop"], "length");
+    let too_long = "a".repeat(97);
+    check(
+        &run(&too_long, "1"),
+        1,
+        &["97 tokens", "96 positions", "hint: "],
+    );
+    let wide = [&run("a", "1")[..], &["-c", "97"]].concat();
+    check(&wide, 1, &["97 tokens", "96 positions", "hint: "]);
+}
+
+/// What attention and MLP of a block give is computed beside one another in Pythia, the MLP first.
+#[test]
+fn parallel_places_are_hooked_one_at_a_time() {
+    let saes =
+        ["hook_attn_out", "hook_mlp_out"].map(|site| sae_at(&format!("blocks.1.{site}"), 32));
+    let [attention, mlp] = saes.each_ref().map(|sae| text(sae));
+    let sequential = model("gptneox-sequential");
+    let parallel = model("gptneox");
+    let args = |model| {
+        [
+            "features",
+            "-m",
+            model,
+            "--sae",
+            attention,
+            "--sae",
+            mlp,
+            "--raw-prompt",
+            "-p",
+            "a",
+        ]
+    };
+    stdout(&args(text(&sequential)));
+    check(
+        &args(text(&parallel)),
+        1,
+        &["blocks.1.hook_attn_out", "together", "hint: "],
+    );
 }
 
 /// llama.cpp's control vector is added to the residual stream.

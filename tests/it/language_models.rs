@@ -7,7 +7,7 @@ use gguf_tools::gguf::{Array, TensorType, Value};
 
 use crate::bad_input::check;
 use crate::command_line::stdout;
-use crate::hook_points::{ARCHITECTURES, model, sae_at};
+use crate::hook_points::{LIKE_LLAMA, model, sae_at};
 use crate::rewritten::{Change, Parts, Tensor, rewritten};
 
 fn args<'a>(model: &'a str, sae: &'a str) -> [&'a str; 10] {
@@ -40,7 +40,7 @@ fn set(key: &str, value: impl Into<Value>) -> impl Fn(&mut Parts) {
 
 #[test]
 fn keys_that_every_architecture_has() {
-    for architecture in ARCHITECTURES {
+    for architecture in LIKE_LLAMA {
         let refused = |name: &str, value: Value| {
             let key = format!("{architecture}.{name}");
             check_refused(architecture, &format!("`{key}`"), &set(&key, value));
@@ -151,6 +151,14 @@ fn keys_out_of_range() {
         ("qwen2vl", "rope.dimension_sections", 1_u32.into()),
         ("qwen2vl", "rope.dimension_count", 4_u32.into()),
         ("gemma3", "final_logit_softcapping", (-30_f32).into()),
+        ("gpt2", "attention.layer_norm_epsilon", 0_f32.into()),
+        ("gpt2", "context_length", 0_u32.into()),
+        ("gptneox", "attention.layer_norm_epsilon", f32::NAN.into()),
+        ("gptneox", "use_parallel_residual", 1_u32.into()),
+        ("gptneox", "rope.dimension_count", 3_u32.into()),
+        ("olmo2", "rope.dimension_count", 4_u32.into()),
+        ("olmo2", "attention.sliding_window", (1_u32 << 31).into()),
+        ("phi3", "attention.layer_norm_rms_epsilon", 0_f32.into()),
     ] {
         let value: Value = value;
         let key = format!("{architecture}.{name}");
@@ -197,7 +205,7 @@ fn tensors_of_wrong_types() {
 
 #[test]
 fn tensors_of_wrong_shapes_and_others() {
-    for architecture in ARCHITECTURES {
+    for architecture in LIKE_LLAMA {
         let extra = |name: &str, dims: &[u64]| {
             check_refused(architecture, &format!("`{name}`"), &|parts| {
                 parts.add(Tensor::ones(name, dims));
@@ -223,6 +231,55 @@ fn tensors_of_wrong_shapes_and_others() {
                 parts.add(Tensor::ones(name, &dims));
             });
         }
+    }
+    for (architecture, names) in [
+        (
+            "gpt2",
+            &[
+                "position_embd.weight",
+                "output_norm.bias",
+                "blk.1.attn_qkv.weight",
+                "blk.1.attn_output.bias",
+                "blk.2.ffn_up.bias",
+            ][..],
+        ),
+        (
+            "gptneox",
+            &[
+                "output.weight",
+                "blk.1.attn_norm.bias",
+                "blk.0.ffn_down.bias",
+            ],
+        ),
+        (
+            "olmo2",
+            &[
+                "output.weight",
+                "blk.1.attn_q_norm.weight",
+                "blk.1.post_ffw_norm.weight",
+            ],
+        ),
+        ("phi3", &["blk.1.attn_qkv.weight", "blk.1.ffn_up.weight"]),
+    ] {
+        for name in names {
+            let block_has_others = *name == "blk.1.attn_qkv.weight" && architecture == "phi3";
+            let missing = if block_has_others {
+                "blk.1.attn_q.weight"
+            } else {
+                name
+            };
+            check_refused(architecture, &format!("`{missing}`"), &|parts| {
+                parts.take(name);
+            });
+            check_refused(architecture, &format!("`{name}`"), &|parts| {
+                let mut dims = parts.take(name).dims.clone();
+                *dims.last_mut().expect("a dimension") += 32;
+                parts.add(Tensor::ones(name, &dims));
+            });
+        }
+        check_refused(architecture, "`blk.3.attn_output.weight`", &|parts| {
+            parts.add(Tensor::ones("blk.3.attn_output.weight", &[32, 32]));
+        });
     }
     // llama.cpp would leave it out of the product.
     check_refused("gemma", "`blk.1.ffn_up.scale`", &|parts| {
@@ -309,7 +366,7 @@ fn vocabularies() {
 /// What converters write beside what the fixtures have.
 #[test]
 fn what_models_may_hold() {
-    for architecture in ARCHITECTURES {
+    for architecture in LIKE_LLAMA {
         let key = |name: &str| format!("{architecture}.{name}");
         check_works(architecture, &|parts| {
             for name in [

@@ -122,7 +122,9 @@ fn losses_are_those_of_transformers() {
         let expected = &oracle.json["losses"][architecture];
         let expected = |key: &str| expected[key].as_f64().expect("a number");
         let loss = &metrics.loss;
-        assert_eq!(loss.n_tokens(), prompt.tokens().len() - 2, "{architecture}");
+        let n_special = usize::from(hook_points::begins_with_bos(architecture));
+        let n_predicted = prompt.tokens().len() - 1;
+        assert_eq!(loss.n_tokens(), n_predicted - n_special, "{architecture}");
         for (ours, key) in [
             (loss.without_sae(), "without_sae"),
             (loss.with_sae(), "with_sae"),

@@ -262,7 +262,8 @@ fn prompts_share_blocks_in_every_architecture() {
                 prompt.expect("tokenised")
             };
             // The others have no GELU, whose table rounds to f16.
-            let bound = match architecture.starts_with("gemma") {
+            let has_gelu = architecture.starts_with("gemma") || architecture.starts_with("gpt");
+            let bound = match has_gelu {
                 true => NEIGHBOURS,
                 false => ROUNDING,
             };

@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::bad_input::check;
 use crate::fixture::{Fixture, Oracle, exact_options, temporary_root};
-use crate::hook_points::{ARCHITECTURES, model, open, root, sae_at};
+use crate::hook_points::{LIKE_LLAMA, model, open, root, sae_at};
 
 const HOOK: &str = "blocks.1.hook_resid_post";
 
@@ -126,7 +126,7 @@ fn ids(prompt: &Prompt) -> Vec<i32> {
 
 #[test]
 fn characters_without_a_token_are_named() {
-    for architecture in ARCHITECTURES {
+    for architecture in LIKE_LLAMA {
         let session = open(architecture, HOOK, 32, exact_options()).expect("the fixture loads");
         for form in [PromptForm::Raw, PromptForm::Chat] {
             let error = session.prompt("a t5 é", form, &[]).err();
@@ -295,7 +295,7 @@ fn a_prompt_that_begins_with_bos_gets_no_second_one() {
             "as it was asked for"
         );
     };
-    for architecture in ARCHITECTURES {
+    for architecture in LIKE_LLAMA {
         let session = open(architecture, HOOK, 32, exact_options()).expect("the fixture loads");
         check(&session, "<s>");
         assert_eq!(ids(&raw_prompt(&session, "<s>a b c").expect("known"))[0], 1);

@@ -2,7 +2,7 @@
 //!
 //! llama.cpp takes much of a header as it comes: some of what does not fit is an error there, some ends
 //! the process, never ends, or changes what is computed without a word. The tables mirror `load_hparams`,
-//! `load_tensors` and `create_tensor_qkv` in `src/llama-model.cpp` and the seven files of
+//! `load_tensors` and `create_tensor_qkv` in `src/llama-model.cpp` and the architectures' files in
 //! `src/models/`, as llama-cpp-sys-2 0.1.161 carries them; limits are those of llama.cpp's assertions.
 
 mod tensors;
@@ -52,7 +52,8 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
             ),
         ));
     }
-    for key in KEYS.iter().chain(own_keys) {
+    let epsilon = (!has_layer_norms(architecture)).then_some(&RMS_NORM_EPSILON);
+    for key in KEYS.iter().chain(epsilon).chain(own_keys) {
         key.check(model, architecture)?;
     }
     let header = Header {
@@ -60,7 +61,12 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
         architecture,
     };
     let sizes = Sizes::read(&header, vocabulary::check(model)?)?;
-    if matches!(architecture, "gemma2" | "gemma3") {
+    let has_windows = match architecture {
+        "gemma2" | "gemma3" => true,
+        "olmo2" => header.number("attention.sliding_window").unwrap_or(0) > 0,
+        _ => false,
+    };
+    if has_windows {
         header.check_window_pattern(sizes.n_layers)?;
     }
     if architecture == "qwen2vl" {
@@ -85,7 +91,6 @@ const KEYS: &[Key] = &[
     Key::required("*.context_length", Kind::Count(1, MAX_I32)),
     Key::required("*.embedding_length", Kind::Count(1, 1 << 20)),
     Key::required("*.block_count", Kind::Count(1, 512)), // LLAMA_MAX_LAYERS
-    Key::required("*.attention.layer_norm_rms_epsilon", Kind::Positive(1.0)),
     Key::optional("*.embedding_length_out", Kind::Count(0, 0)),
     Key::optional("*.vocab_size", Kind::Count(0, u32::MAX)),
     Key::optional("*.nextn_predict_layers", Kind::Count(0, 0)),
@@ -136,10 +141,36 @@ const GEMMA3_KEYS: &[Key] = &[
 
 const QWEN2VL_KEYS: &[Key] = &[Key::required("*.rope.dimension_sections", Kind::Ints)];
 
+const OLMO2_KEYS: &[Key] = &[
+    Key::optional("*.attention.sliding_window", Kind::Count(0, MAX_WINDOW)), // OLMo 3's
+    Key::optional("*.rope.freq_base_swa", Kind::Positive(f32::MAX)),
+];
+
+const GPT2_KEYS: &[Key] = &[LAYER_NORM_EPSILON];
+
+const GPTNEOX_KEYS: &[Key] = &[
+    LAYER_NORM_EPSILON,
+    Key::required("*.use_parallel_residual", Kind::Flag),
+];
+
+const LAYER_NORM_EPSILON: Key =
+    Key::required("*.attention.layer_norm_epsilon", Kind::Positive(1.0));
+
+const RMS_NORM_EPSILON: Key =
+    Key::required("*.attention.layer_norm_rms_epsilon", Kind::Positive(1.0));
+
+/// Whether an architecture's norms subtract a row's mean, so that its stream's means are nothing to it.
+pub(super) fn has_layer_norms(architecture: &str) -> bool {
+    matches!(architecture, "gpt2" | "gptneox")
+}
+
 /// The keys that an architecture has beside [`KEYS`]; `None` if it is not known.
 fn own_keys(architecture: &str) -> Option<&'static [Key]> {
     match architecture {
-        "gemma" | "llama" | "qwen2" | "qwen3" => Some(&[]),
+        "gemma" | "llama" | "phi3" | "qwen2" | "qwen3" => Some(&[]),
+        "gpt2" => Some(GPT2_KEYS),
+        "gptneox" => Some(GPTNEOX_KEYS),
+        "olmo2" => Some(OLMO2_KEYS),
         "qwen2vl" => Some(QWEN2VL_KEYS),
         "gemma2" => Some(GEMMA2_KEYS),
         "gemma3" => Some(GEMMA3_KEYS),
@@ -181,6 +212,7 @@ impl Sizes {
             d_ffn,
             n_experts,
             n_tokens,
+            n_context: header.number("context_length").unwrap_or(0),
             is_longrope: matches!(
                 header.get("rope.scaling.type"),
                 Some(Value::String(scaling)) if scaling == "longrope"
@@ -207,7 +239,10 @@ fn sizes_of_heads(header: &Header, d_model: u64, n_heads: u64) -> Result<(u64, u
         }
     }
     let n_rot = header.number("rope.dimension_count").unwrap_or(d_head);
-    let turns_all = matches!(header.architecture, "llama" | "qwen2" | "qwen2vl" | "qwen3");
+    let turns_all = matches!(
+        header.architecture,
+        "llama" | "olmo2" | "qwen2" | "qwen2vl" | "qwen3"
+    );
     if !n_rot.is_multiple_of(2) || n_rot > d_head || turns_all && n_rot < d_head {
         let expected = if turns_all {
             format!("{d_head}, as heads are")

@@ -8,10 +8,11 @@ mod projector;
 mod rules;
 mod vocabulary;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gguf_tools::gguf::{Gguf, ShardName, TensorInfo};
+use gguf_tools::gguf::{Gguf, ShardName, TensorInfo, Value};
 use gguf_tools::sae::SaeFile;
 
 use crate::llama::HookedNode;
@@ -214,6 +215,8 @@ pub(crate) struct Graph {
     architecture: String,
     n_layers: usize,
     d_model: u64,
+    /// Whether attention and MLP of a block read the same rows, and llama.cpp computes the MLP first.
+    is_parallel: bool,
     tensors: Vec<TensorInfo>,
 }
 
@@ -230,6 +233,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         architecture: architecture.to_owned(),
         n_layers,
         d_model,
+        is_parallel: model.get("gptneox.use_parallel_residual") == Some(&Value::Bool(true)),
         tensors: model.tensors().to_vec(),
     };
     let saes = files.saes.iter().map(|path| {
@@ -296,6 +300,27 @@ impl Graph {
         Ok(HookedNode { node, width })
     }
 
+    /// Checks that the model computes these places in the order that they have here.
+    ///
+    /// # Errors
+    /// What attention and MLP of a block give, where both read the same rows.
+    pub(crate) fn check_order(&self, places: &BTreeSet<HookPoint>) -> Result<()> {
+        let attention = |place: &HookPoint| place.site() == Site::AttnOut;
+        let has_both = |place: &HookPoint| {
+            let of_block = |other: &HookPoint| other.layer() == place.layer();
+            let is_mlp = |other: &HookPoint| other.site() == Site::MlpOut && of_block(other);
+            places.iter().any(is_mlp)
+        };
+        match places.iter().filter(|place| attention(place)).find(|place| has_both(place)) {
+            Some(place) if self.is_parallel => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cannot hook `{place}` together with what the MLP of this block gives: the model computes them beside one another"),
+            )
+            .with_hint("hook one of them at a time")),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that an SAE reads what the model shows.
     fn check_sae(&self, sae: &SaeFile) -> Result<()> {
         let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
@@ -339,6 +364,11 @@ impl Graph {
             Error::invalid(format!("no matrix `{name}` in `{}`", self.path.display()))
         })?;
         Ok(matrix.dims[0])
+    }
+
+    /// Whether positions are looked up in a table, behind whose end llama.cpp would end the process.
+    pub(crate) fn has_position_table(&self) -> bool {
+        self.tensor("position_embd.weight").is_some()
     }
 
     fn tensor(&self, name: &str) -> Option<&TensorInfo> {

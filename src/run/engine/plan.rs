@@ -161,7 +161,7 @@ impl Engine {
         if self.may_share(requests) || self.may_remember(requests) {
             places.extend(self.kept_places(requests));
         }
-        self.set_sites(places)
+        self.set_sites(&places)
     }
 
     /// Hooks what a further run needs, and what is kept of its prompt.
@@ -175,12 +175,11 @@ impl Engine {
             let sites = &self.forward.context.hook().sites;
             places.extend(sites.iter().map(|site| site.hook_point));
         }
-        self.set_sites(places)
+        self.set_sites(&places)
     }
 
-    pub(super) fn set_sites(&mut self, places: BTreeSet<HookPoint>) -> Result<()> {
-        let sites = places.into_iter().map(|place| self.model.site(place));
-        let sites = sites.collect::<Result<Vec<_>>>()?;
+    pub(super) fn set_sites(&mut self, places: &BTreeSet<HookPoint>) -> Result<()> {
+        let sites = self.model.sites(places)?;
         if self.forward.context.hook().sites != sites {
             let nodes = sites.iter().map(|site| site.hooked.clone()).collect();
             self.forward.context.set_nodes(nodes);

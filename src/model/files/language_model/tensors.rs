@@ -25,8 +25,12 @@ enum Dim {
     /// One head.
     Head,
     Ffn,
+    /// A gate beside it.
+    TwoFfn,
     Experts,
     RopePairs,
+    /// The longest context.
+    Context,
 }
 
 impl Sizes {
@@ -40,8 +44,10 @@ impl Sizes {
             Dim::AllHeads => (self.n_heads + 2 * self.n_kv_heads) * self.d_head,
             Dim::Head => self.d_head,
             Dim::Ffn => self.d_ffn,
+            Dim::TwoFfn => 2 * self.d_ffn,
             Dim::Experts => self.n_experts,
             Dim::RopePairs => self.n_rot / 2,
+            Dim::Context => self.n_context,
         }
     }
 }
@@ -100,7 +106,9 @@ impl Tensor {
     }
 }
 
-use Dim::{AllHeads, Experts, Ffn, Head, Heads, KvHeads, Model, One, RopePairs, Tokens};
+use Dim::{
+    AllHeads, Context, Experts, Ffn, Head, Heads, KvHeads, Model, One, RopePairs, Tokens, TwoFfn,
+};
 use Need::{Always, InsteadOf, Maybe, With, Without};
 
 /// The sizes that tensors' shapes are made of.
@@ -114,15 +122,23 @@ pub(super) struct Sizes {
     pub(super) d_ffn: u64,
     pub(super) n_experts: u64,
     pub(super) n_tokens: u64,
+    pub(super) n_context: u64,
     pub(super) is_longrope: bool,
 }
 
 const QKV: &str = "blk.*.attn_qkv.weight";
 
-const ALL: &[Tensor] = &[
+const EVERY: &[Tensor] = &[
     matrix("token_embd.weight", &[Model, Tokens]),
     vector("output_norm.weight", &[Model]),
+];
+
+const PRE_NORMS: &[Tensor] = &[
     vector("blk.*.attn_norm.weight", &[Model]),
+    vector("blk.*.ffn_norm.weight", &[Model]),
+];
+
+const ATTENTION: &[Tensor] = &[
     matrix("blk.*.attn_q.weight", &[Model, Heads])
         .when(InsteadOf(QKV))
         .scaled(),
@@ -138,7 +154,35 @@ const ALL: &[Tensor] = &[
     matrix(QKV, &[Model, AllHeads]).when(Maybe).scaled(),
     vector("blk.*.attn_qkv.bias", &[AllHeads]).when(With(QKV)),
     matrix("blk.*.attn_output.weight", &[Heads, Model]).scaled(),
-    vector("blk.*.ffn_norm.weight", &[Model]),
+];
+
+/// What GPT-2 and GPT-NeoX have in each block, biases throughout; neither takes queries, keys and values apart.
+const LAYER_NORM_BLOCKS: &[Tensor] = &[
+    vector("output_norm.bias", &[Model]),
+    vector("blk.*.attn_norm.bias", &[Model]),
+    vector("blk.*.ffn_norm.bias", &[Model]),
+    matrix(QKV, &[Model, AllHeads]).scaled(),
+    vector("blk.*.attn_qkv.bias", &[AllHeads]),
+    matrix("blk.*.attn_output.weight", &[Heads, Model]).scaled(),
+    vector("blk.*.attn_output.bias", &[Model]),
+    matrix("blk.*.ffn_up.weight", &[Model, Ffn]),
+    vector("blk.*.ffn_up.bias", &[Ffn]),
+    matrix("blk.*.ffn_down.weight", &[Ffn, Model]),
+    vector("blk.*.ffn_down.bias", &[Model]),
+];
+
+const POSITIONS: &[Tensor] = &[matrix("position_embd.weight", &[Model, Context])];
+
+/// Phi-3's gate stands in front of `ffn_up`.
+const GATED_FFN: &[Tensor] = &[
+    matrix("blk.*.ffn_up.weight", &[Model, TwoFfn]),
+    matrix("blk.*.ffn_down.weight", &[Ffn, Model]),
+];
+
+/// Norms of all heads' queries, and of all their keys.
+const NORMS_OF_ALL_HEADS: &[Tensor] = &[
+    vector("blk.*.attn_q_norm.weight", &[Heads]),
+    vector("blk.*.attn_k_norm.weight", &[KvHeads]),
 ];
 
 const FFN: &[Tensor] = &[
@@ -182,6 +226,9 @@ const HEAD_NORMS: &[Tensor] = &[
 /// An output of its own; without it, it is the token embedding.
 const OUTPUT: &[Tensor] = &[matrix("output.weight", &[Model, Tokens]).when(Maybe)];
 
+/// An output that is never the token embedding.
+const OWN_OUTPUT: &[Tensor] = &[matrix("output.weight", &[Model, Tokens])];
+
 const SCALED_OUTPUT: &[Tensor] = &[matrix("output.weight", &[Model, Tokens]).scaled()];
 
 const OUTPUT_BIAS: &[Tensor] = &[vector("output.bias", &[Tokens]).when(Maybe)];
@@ -205,18 +252,38 @@ fn tables(model: &Gguf, architecture: &str, sizes: &Sizes) -> Vec<&'static [Tens
         OUTPUT
     };
     match architecture {
-        "gemma" => vec![ALL, FFN],
-        "gemma2" => vec![ALL, FFN, POST_NORMS],
-        "gemma3" => vec![ALL, FFN, POST_NORMS, HEAD_NORMS, output],
-        "qwen2" | "qwen2vl" => vec![ALL, FFN, output, OUTPUT_BIAS],
-        "qwen3" => vec![ALL, SCALED_FFN, HEAD_NORMS, output],
+        "gemma" => vec![EVERY, PRE_NORMS, ATTENTION, FFN],
+        "gemma2" => vec![EVERY, PRE_NORMS, ATTENTION, FFN, POST_NORMS],
+        "gemma3" => vec![
+            EVERY, PRE_NORMS, ATTENTION, FFN, POST_NORMS, HEAD_NORMS, output,
+        ],
+        "gpt2" => vec![EVERY, PRE_NORMS, LAYER_NORM_BLOCKS, POSITIONS, output],
+        "gptneox" => vec![EVERY, PRE_NORMS, LAYER_NORM_BLOCKS, OWN_OUTPUT],
+        "olmo2" => vec![
+            EVERY,
+            ATTENTION,
+            FFN,
+            POST_NORMS,
+            NORMS_OF_ALL_HEADS,
+            OWN_OUTPUT,
+        ],
+        "phi3" => vec![
+            EVERY,
+            PRE_NORMS,
+            ATTENTION,
+            GATED_FFN,
+            output,
+            LONGROPE_FACTORS,
+        ],
+        "qwen2" | "qwen2vl" => vec![EVERY, PRE_NORMS, ATTENTION, FFN, output, OUTPUT_BIAS],
+        "qwen3" => vec![EVERY, PRE_NORMS, ATTENTION, SCALED_FFN, HEAD_NORMS, output],
         _ => {
             let factors = if sizes.is_longrope {
                 LONGROPE_FACTORS
             } else {
                 ROPE_FACTORS
             };
-            let of_llama = [ALL, output, ATTENTION_BIAS, factors];
+            let of_llama = [EVERY, PRE_NORMS, ATTENTION, output, ATTENTION_BIAS, factors];
             let feed_forward: &[_] = if sizes.n_experts == 0 {
                 &[SCALED_FFN, FFN_BIASES]
             } else {
