@@ -46,6 +46,14 @@ def refused_release(release):
     return None
 
 
+def centring(release):
+    """The last field of a release whose SAEs were trained on rows less their mean."""
+    arguments = (release.get("config_overrides") or {}).get("model_from_pretrained_kwargs") or {}
+    if set(arguments) - {"center_writing_weights"}:
+        sys.exit(f"{arguments} is new: see what it does to rows")
+    return "\tcentred" if arguments.get("center_writing_weights") else ""
+
+
 def refused_sae(path, sae_id):
     """Why one SAE of a release cannot be converted."""
     first = path.split("/")[0]
@@ -65,7 +73,7 @@ def main():
     data = importlib.metadata.distribution("sae-lens").locate_file("sae_lens/pretrained_saes.yaml")
     releases = yaml.load(data.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     print(f"# Made by make-releases.py from SAELens {version}'s pretrained_saes.yaml (MIT). In tabs:")
-    print("# `>` release, repository, model; below it its SAEs: id, folder (`*` is the id), Neuronpedia's labels,")
+    print("# `>` release, repository, model, `centred` if rows had their mean subtracted; below it its SAEs: id, folder (`*` is the id), Neuronpedia's labels,")
     print("# norm factor, each empty where there is none; `!` for what is refused, with the reason at the end.")
     for name, release in sorted(releases.items()):
         reason = refused_release(release)
@@ -76,7 +84,7 @@ def main():
         if reason is not None:
             print("!", name, "\t", release["repo_id"], "\t", release["model"], "\t", reason, sep="")
             continue
-        print(">", name, "\t", release["repo_id"], "\t", release["model"], sep="")
+        print(">", name, "\t", release["repo_id"], "\t", release["model"], centring(release), sep="")
         for sae_id, path, sae in saes:
             reason = refused_sae(path, sae_id)
             if reason is not None:

@@ -142,6 +142,9 @@ pub struct Published {
     /// The factor that brings activations to the norm that the SAE was trained on, where its
     /// configuration asks for one.
     pub norm_factor: Option<f32>,
+    /// Whether it was trained on rows less their mean, whatever its configuration says.
+    #[serde(default)]
+    pub is_centred: bool,
 }
 
 impl FromStr for SaeAddress {

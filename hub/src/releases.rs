@@ -28,6 +28,8 @@ struct Release {
     model: &'static str,
     /// Why it cannot be converted.
     refused: Option<&'static str>,
+    /// Whether its SAEs were trained on rows less their mean.
+    is_centred: bool,
     saes: Vec<&'static str>,
 }
 
@@ -39,12 +41,13 @@ fn releases() -> impl Iterator<Item = Release> {
     std::iter::from_fn(move || {
         let mut fields = lines.next()?.split('\t');
         let mut field = || fields.next().unwrap_or_default();
-        let (name, repo, model, refused) = (field(), field(), field(), field());
+        let (name, repo, model, more) = (field(), field(), field(), field());
         let mut release = Release {
             name: &name[1..],
             repo,
             model,
-            refused: name.starts_with('!').then_some(refused),
+            refused: name.starts_with('!').then_some(more),
+            is_centred: name.starts_with('>') && more == "centred",
             saes: Vec::new(),
         };
         let is_release = |line: &&str| {
@@ -105,6 +108,7 @@ pub fn find(release: &str, id: &str) -> Result<ListedSae> {
                 release: release.to_owned(),
                 id: id.to_owned(),
                 norm_factor: norm_factor.parse().ok(),
+                is_centred: found.is_centred,
             }),
         },
         model: found.model,
@@ -226,6 +230,27 @@ mod tests {
         assert!(
             hint("gemma-2b-res-jb", "blocks.13.hook_resid_post")
                 .contains("`blocks.12.hook_resid_post`")
+        );
+    }
+
+    #[test]
+    fn saes_of_centred_rows_are_known() {
+        let check = |release: &str, id: &str, is_centred: bool| {
+            let address = find(release, id).expect("listed").address;
+            let published = address.published.expect("it is of the list");
+            assert_eq!(published.is_centred, is_centred, "{release}");
+        };
+        check("gpt2-small-res-jb", "blocks.8.hook_resid_pre", true);
+        check("gpt2-small-mlp-tm", "blocks.8.hook_mlp_out", true);
+        check(
+            "gpt2-small-resid-post-v5-32k",
+            "blocks.8.hook_resid_post",
+            false,
+        );
+        check(
+            "pythia-70m-deduped-res-sm",
+            "blocks.3.hook_resid_post",
+            false,
         );
     }
 

@@ -50,7 +50,7 @@ impl Decoder {
                 *x += activation * *value;
             }
         }
-        if !is_folded(self.sae.meta().normalize_activations) {
+        if !is_folded(self.sae.meta()) {
             for x in row {
                 *x = (f64::from(*x) * normalised.deviation + normalised.mean) as f32;
             }

@@ -92,15 +92,16 @@ impl Encoder {
     /// # Errors
     /// When the runtime fails.
     pub fn encode(&mut self, rows: &[f32], out: &mut Activations) -> Result<()> {
-        let normalize = self.sae.meta().normalize_activations;
-        if self.sae.subtracted().is_empty() && is_folded(normalize) {
+        let meta = self.sae.meta();
+        if self.sae.subtracted().is_empty() && is_folded(meta) {
             return self.encode_prepared(rows, out);
         }
         let mut inputs = std::mem::take(&mut self.inputs);
         inputs.clear();
         inputs.extend_from_slice(rows);
-        for row in inputs.chunks_exact_mut(self.sae.meta().d_in) {
-            normalize_row(normalize, row);
+        let meta = self.sae.meta();
+        for row in inputs.chunks_exact_mut(meta.d_in) {
+            normalize_row(meta, row);
             for (x, b) in row.iter_mut().zip(self.sae.subtracted()) {
                 *x -= b;
             }

@@ -7,7 +7,7 @@ use gguf_tools::sae::{Architecture, Baseline, SaeFile, SaeMeta};
 use crate::feature::{DecoderDirection, FeatureReader};
 use crate::hook_point::HookPoint;
 use crate::labels;
-use crate::normalization::{Normalised, is_folded};
+use crate::normalization::{Normalised, is_rescaled};
 use crate::{Error, Result};
 
 /// An SAE's weights in memory.
@@ -281,18 +281,21 @@ impl Sae {
     pub fn feature_reader(&self, feature: usize) -> Result<Option<FeatureReader>> {
         self.check_feature(feature)?;
         let is_alone = match self.meta.architecture {
-            Architecture::Standard | Architecture::JumpRelu => {
-                is_folded(self.meta.normalize_activations)
-            }
+            Architecture::Standard | Architecture::JumpRelu => !is_rescaled(&self.meta),
             Architecture::TopK { .. } => false,
         };
         if !is_alone {
             return Ok(None);
         }
-        let encoder_row = self.encoder_row(feature)?;
+        let mut encoder_row = self.encoder_row(feature)?;
         // (x − b_dec)·W_enc + b_enc = x·W_enc + (b_enc − b_dec·W_enc).
         let products = encoder_row.iter().zip(self.subtracted());
         let offset: f64 = products.map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
+        if self.meta.is_centred {
+            // (x − mean(x))·w = x·(w − mean(w)).
+            let mean = mean(&encoder_row) as f32;
+            encoder_row.iter_mut().for_each(|w| *w -= mean);
+        }
         Ok(Some(FeatureReader {
             encoder_row,
             bias: (f64::from(self.b_enc[feature]) - offset) as f32,
@@ -310,7 +313,15 @@ impl Sae {
 
     /// What a row is brought to before the encoder.
     pub(crate) fn normalised(&self, row: &[f32]) -> Normalised {
-        Normalised::of(self.meta.normalize_activations, row)
+        Normalised::of(&self.meta, row)
+    }
+
+    /// What `row` has that is nothing to an SAE of centred rows: its mean, or 0 with others.
+    pub fn ignored_mean(&self, row: &[f32]) -> f32 {
+        match self.meta.is_centred {
+            true => mean(row) as f32,
+            false => 0.0,
+        }
     }
 
     /// How long a decoder direction is in the units of `row`: `SAELens` decodes to a normalised row and
@@ -347,6 +358,10 @@ impl Sae {
         }
         Err(labels::no_feature(&feature.to_string(), d_sae))
     }
+}
+
+fn mean(row: &[f32]) -> f64 {
+    row.iter().copied().map(f64::from).sum::<f64>() / row.len() as f64
 }
 
 /// Thresholds as they work behind a ReLU; zeros where there are none.

@@ -56,7 +56,7 @@ pub struct Neighbour {
 /// between (the logit lens).
 ///
 /// The logits are `W_U · (g ⊙ d/‖d‖)`, minus their mean over the vocabulary: `d` is the decoder row, `g` the final
-/// norm's weight (Gemma's with its 1 added), `W_U` the output matrix, or the embedding where that is shared. So
+/// norm's weight (Gemma's with its 1 added; a layer norm subtracts the mean of `d` first), `W_U` the output matrix, or the embedding where that is shared. So
 /// Neuronpedia has them: `SAEDashboard` takes unit-length rows (`fold_W_dec_norm`) times the `W_U` of
 /// `TransformerLens`, which has the norm folded in and, unless logits are capped, is centred. The norm's division,
 /// a cap on logits and the embedding's scale change no ranking and are left out.
@@ -87,6 +87,7 @@ const DIRECTIONS_AT_ONCE: usize = 16;
 /// What turns rows of the residual stream into logits.
 pub(super) struct Unembedding {
     norm_weight: Vec<f32>, // [d_model]
+    is_layer_norm: bool,   // which subtracts a row's mean
     matrix: Arc<Matrix>,   // [n_vocab, d_model]
 }
 
@@ -103,6 +104,7 @@ impl Unembedding {
         let norm_weight = gguf.require_tensor("output_norm.weight", &[d_model])?;
         Ok(Self {
             norm_weight: gguf.read_f32(norm_weight)?,
+            is_layer_norm: gguf.tensor("output_norm.bias").is_some(),
             matrix: Matrix::load(&gguf.paths()[matrix.shard_idx], matrix, false)?,
         })
     }
@@ -225,14 +227,21 @@ pub(super) fn direct_logits(
 fn centred_logits(model: &HookedModel, directions: &[f32]) -> Result<Vec<f32>> {
     let Unembedding {
         norm_weight,
+        is_layer_norm,
         matrix,
     } = model.unembedding()?;
-    let weights = norm_weight.iter().cycle();
-    let scaled: Vec<f32> = directions
-        .iter()
-        .zip(weights)
-        .map(|(x, weight)| x * weight)
-        .collect();
+    let scaled = directions
+        .chunks_exact(norm_weight.len())
+        .flat_map(|direction| {
+            let sum: f64 = direction.iter().copied().map(f64::from).sum();
+            let mean = match is_layer_norm {
+                true => (sum / direction.len() as f64) as f32,
+                false => 0.0,
+            };
+            let weights = direction.iter().zip(norm_weight);
+            weights.map(move |(x, weight)| (x - mean) * weight)
+        });
+    let scaled: Vec<f32> = scaled.collect();
     let mut logits = multiply(matrix, &scaled, model.options().threads)?;
     let n_vocab = logits.len() / (directions.len() / norm_weight.len());
     for logits in logits.chunks_exact_mut(n_vocab) {

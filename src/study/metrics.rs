@@ -140,7 +140,13 @@ impl Metrics {
                 TokenKind::Image => &mut self.image,
                 TokenKind::Text | TokenKind::Generated => &mut self.text,
             };
-            fit.add(row, &reconstruction, seen.activations.row(row_idx));
+            let mean = sae.ignored_mean(row);
+            let centred = |row: &[f32]| -> Vec<f32> { row.iter().map(|x| x - mean).collect() };
+            fit.add(
+                &centred(row),
+                &centred(&reconstruction),
+                seen.activations.row(row_idx),
+            );
         }
         Ok(())
     }

@@ -74,6 +74,12 @@ fn check_card(card: &FeatureCard, index: usize, model: &Gguf, sae: &Gguf, tolera
     let decoder = matrix(sae, "sae.w_dec");
     let of_encoder = &matrix(sae, "sae.w_enc")[index];
     let direction = &decoder[index];
+    let is_layer_norm = model.tensor("output_norm.bias").is_some();
+    let mean = match is_layer_norm {
+        true => direction.iter().sum::<f64>() / direction.len() as f64,
+        false => 0.0,
+    };
+    let read: Vec<f64> = direction.iter().map(|x| x - mean).collect();
     let length = |row: &[f64]| dot(row, row).sqrt();
     let near = |ours: f32, theirs: f64| (f64::from(ours) - theirs).abs() <= tolerance;
     assert!(near(card.encoder_norm, length(of_encoder)), "{card:?}");
@@ -96,7 +102,7 @@ fn check_card(card: &FeatureCard, index: usize, model: &Gguf, sae: &Gguf, tolera
 
     let unembedding = folded_unembedding(model).into_iter().enumerate();
     let plain = unembedding.filter(|(id, _)| is_plain(model, *id));
-    let logits = plain.map(|(id, row)| (id as i32, dot(&row, direction) / length(direction)));
+    let logits = plain.map(|(id, row)| (id as i32, dot(&row, &read) / length(direction)));
     let logits: BTreeMap<_, _> = logits.collect();
     let tokens = card.tokens.as_ref().expect("it is in the residual stream");
     check_tokens(&tokens.promoted, &logits, 1.0, tolerance);

@@ -58,16 +58,23 @@ pub(crate) fn model(architecture: &str) -> PathBuf {
 
 /// The fixture's SAE for rows of `width`, at the hook point `hook`.
 pub(crate) fn sae_at(hook: &str, width: usize) -> PathBuf {
+    sae_with(hook, width, serde_json::json!({}))
+}
+
+/// The same with these keys of its configuration instead.
+pub(crate) fn sae_with(hook: &str, width: usize, keys: serde_json::Value) -> PathBuf {
     let dir = temporary_root().join("hook-points");
     let source = tempfile::tempdir().expect("a folder of our own");
     let weights = "sae_weights.safetensors";
     let from = root().join(format!("sae-{width}")).join(weights);
     std::fs::copy(from, source.path().join(weights)).expect("a committed file");
-    let config = serde_json::json!({
+    let mut config = serde_json::json!({
         "architecture": "standard", "d_in": width, "d_sae": 16, "dtype": "float32",
         "apply_b_dec_to_input": false, "normalize_activations": "none",
         "metadata": {"sae_lens_version": "6.54.0", "hook_name": hook},
     });
+    let known = config.as_object_mut().expect("an object");
+    known.extend(keys.as_object().expect("an object").clone());
     std::fs::write(source.path().join("cfg.json"), config.to_string()).expect("a file of our own");
     std::fs::create_dir_all(&dir).expect("a folder of our own");
     // Tests run side by side: each writes its own.

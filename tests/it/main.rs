@@ -11,6 +11,7 @@ mod bad_input;
 mod baseline;
 mod browser;
 mod cards;
+mod centred;
 mod chat;
 mod chunks;
 mod command_line;

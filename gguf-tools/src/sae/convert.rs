@@ -76,6 +76,7 @@ pub fn convert_published(
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
     let published = published.or_else(|| Published::find(&sae));
     let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
+    let (is_centred, centring_said) = norm_factor::choose_centring(&sae, published);
     // Labels are held and encoded several times, and what is longer than the weights is none.
     let max_label_bytes = sae.w_dec.tensor.n_bytes().saturating_add(FREE_LABEL_BYTES);
     let labels = labels::read(&options.labels, &sae, max_label_bytes)?;
@@ -87,6 +88,7 @@ pub fn convert_published(
         hook_name: sae.hook_name.clone(),
         apply_b_dec_to_input: sae.apply_b_dec_to_input,
         normalize_activations: sae.normalize_activations,
+        is_centred,
         norm_factor: norm_factor.map(|factor| factor.value),
         source_format: Some(sae.format.name().to_owned()),
         model_name: sae.model_name.clone(),
@@ -122,12 +124,17 @@ pub fn convert_published(
     )?;
     writer.finish()?;
     Ok(ConvertedSae {
-        report: report(&meta, norm_factor, options),
+        report: report(&meta, norm_factor, centring_said, options),
         meta,
     })
 }
 
-fn report(meta: &SaeMeta, norm_factor: Option<NormFactor>, options: &SaeOptions) -> Vec<String> {
+fn report(
+    meta: &SaeMeta,
+    norm_factor: Option<NormFactor>,
+    centring_said: &str,
+    options: &SaeOptions,
+) -> Vec<String> {
     let said_by = if options.hook_name.is_some() {
         "as given"
     } else {
@@ -149,6 +156,16 @@ fn report(meta: &SaeMeta, norm_factor: Option<NormFactor>, options: &SaeOptions)
             meta.d_in, meta.d_sae
         ),
     ];
+    // Nothing to others, whose streams nothing centres.
+    let has_layer_norms = |name: &str| name.starts_with("gpt2") || name.starts_with("pythia");
+    let rows = match (meta.is_centred, meta.model_name.as_deref()) {
+        (true, _) => Some("less their mean"),
+        (false, Some(name)) if has_layer_norms(name) => Some("as they are"),
+        (false, _) => None,
+    };
+    if let Some(rows) = rows {
+        lines.push(format!("rows are read {rows}, {centring_said}"));
+    }
     if !options.labels.is_empty() {
         let n_labels = meta.labels.iter().filter(|label| !label.is_empty()).count();
         lines.push(format!(

@@ -84,6 +84,7 @@ fn read(
         hook_name,
         apply_b_dec_to_input: false,
         normalize_activations: NormalizeActivations::None,
+        is_centred: None,
         norm_factor: None,
         model_name,
         w_enc: FeatureMatrix::new(weights.take(w_enc)?, Layout::FeaturesInColumns, shape)?,

@@ -19,6 +19,9 @@ pub struct SaeMeta {
     pub apply_b_dec_to_input: bool,
     /// What its inputs went through in training; the stored weights take them as the model has them.
     pub normalize_activations: NormalizeActivations,
+    /// Whether it reads rows less their mean, as `TransformerLens` shows the stream of a model with layer norms
+    /// (`center_writing_weights`); that comes before everything else.
+    pub is_centred: bool,
     /// The factor that was folded into the weights; given exactly with `expected_average_only_in`.
     pub norm_factor: Option<f32>,
     /// The format that it was published in: `SAELens`, `Gemma Scope`.
@@ -142,6 +145,9 @@ impl SaeMeta {
             u64::from(self.norm_factor.map_or(0, f32::to_bits)),
         ] {
             crc.update(&number.to_le_bytes());
+        }
+        if self.is_centred {
+            crc.update(b"centred");
         }
         crc.sum()
     }

@@ -16,6 +16,8 @@ pub struct Published<'a> {
     /// The norm factor, where it stands there: it is used if the SAE's configuration asks for one that its
     /// files lack.
     pub norm_factor: Option<f32>,
+    /// Whether it was trained on rows less their mean, whatever its configuration says.
+    pub is_centred: bool,
 }
 
 /// An SAE whose norm factor stands in SAELens' table (6.54), not in its download, and how it is known.
@@ -41,9 +43,26 @@ const KNOWN: [Known; 1] = [Known {
     norm_factor: 0.213_819_38,
 }];
 
-impl Published<'static> {
+/// The release whose configurations do not say that GPT-2's rows were centred, as SAELens' table does.
+const CENTRED_RELEASE: &str = "gpt2-small-res-jb";
+
+impl<'a> Published<'a> {
     /// What is known of this SAE, judged by what its configuration says.
-    pub(super) fn find(sae: &Source) -> Option<Self> {
+    pub(super) fn find(sae: &'a Source) -> Option<Self> {
+        if sae.format == Format::SaeLens
+            && sae.model_name.as_deref() == Some("gpt2-small")
+            && sae.is_centred.is_none()
+            && (sae.d_in, sae.d_sae) == (768, 24576)
+            && (sae.hook_name.ends_with(".hook_resid_pre")
+                || sae.hook_name == "blocks.11.hook_resid_post")
+        {
+            return Some(Self {
+                release: CENTRED_RELEASE,
+                id: &sae.hook_name,
+                norm_factor: None,
+                is_centred: true,
+            });
+        }
         let known = KNOWN.iter().find(|known| {
             sae.format == Format::SaeLens
                 && sae.normalize_activations == NormalizeActivations::ExpectedAverageOnlyIn
@@ -55,8 +74,24 @@ impl Published<'static> {
             release: known.release,
             id: known.hook_name,
             norm_factor: Some(known.norm_factor),
+            is_centred: false,
         })
     }
+}
+
+/// Whether an SAE reads rows less their mean, and who says so. What is not written to the residual stream, such as
+/// the heads' outputs, is never centred.
+pub(super) fn choose_centring(sae: &Source, published: Option<Published>) -> (bool, &'static str) {
+    let (is_centred, said) = match published {
+        Some(Published {
+            is_centred: true, ..
+        }) => (true, "as SAELens' table says"),
+        _ => match sae.is_centred {
+            Some(is_centred) => (is_centred, "as `center_writing_weights` says"),
+            None => (false, "as nothing says otherwise"),
+        },
+    };
+    (is_centred && !sae.hook_name.ends_with("hook_z"), said)
 }
 
 /// A factor to fold, and where it is from.
@@ -116,8 +151,8 @@ mod tests {
     use super::*;
     use crate::sae::saelens::{self, CONFIG_FILE, WEIGHTS_FILE};
 
-    /// Chooses for a folder of the published shape, whose weights are never read.
-    fn choose(config: &serde_json::Value, given: Option<f32>) -> Result<Option<f32>> {
+    /// A folder of the published shape, whose weights are never read.
+    fn folder(config: &serde_json::Value) -> tempfile::TempDir {
         let shapes = [
             ("W_enc", vec![2048, 16384]),
             ("b_enc", vec![16384]),
@@ -144,10 +179,61 @@ mod tests {
         file.set_len(start.len() as u64 + end)
             .expect("a sparse file");
         std::fs::write(dir.path().join(CONFIG_FILE), config.to_string()).expect("writable");
+        dir
+    }
 
+    fn choose(config: &serde_json::Value, given: Option<f32>) -> Result<Option<f32>> {
+        let dir = folder(config);
         let sae = saelens::open(dir.path(), None).expect("a right folder");
         let chosen = super::choose(&sae, dir.path(), given, Published::find(&sae))?;
         Ok(chosen.map(|factor| factor.value))
+    }
+
+    #[test]
+    fn rows_are_centred_where_something_says_so() {
+        let known = |is_centred| Published {
+            release: "a-release",
+            id: "an-id",
+            norm_factor: None,
+            is_centred,
+        };
+        let dir = folder(&json!({"hook_name": "blocks.1.hook_mlp_out"}));
+        let mut sae = saelens::open(dir.path(), None).expect("a right folder");
+        let mut check = |said, published, expected| {
+            sae.is_centred = said;
+            assert_eq!(
+                choose_centring(&sae, published).0,
+                expected,
+                "{said:?}, {published:?}"
+            );
+        };
+        check(None, None, false);
+        check(Some(true), None, true);
+        check(Some(true), Some(known(false)), true);
+        check(Some(false), Some(known(false)), false);
+        // SAELens' table stands above the file.
+        check(Some(false), Some(known(true)), true);
+        sae.hook_name = "blocks.1.attn.hook_z".to_owned();
+        sae.is_centred = Some(true);
+        assert!(!choose_centring(&sae, None).0);
+    }
+
+    /// The files of `gpt2-small-res-jb` do not say it; others of the same width are told apart by their size.
+    #[test]
+    fn the_release_of_gpt2_is_known_by_its_shape() {
+        let dir =
+            folder(&json!({"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre"}));
+        let mut sae = saelens::open(dir.path(), None).expect("a right folder");
+        assert!(Published::find(&sae).is_none());
+        (sae.d_in, sae.d_sae) = (768, 24576);
+        let found = Published::find(&sae).expect("it is known");
+        assert_eq!(
+            (found.release, found.id),
+            ("gpt2-small-res-jb", "blocks.8.hook_resid_pre")
+        );
+        assert!(choose_centring(&sae, Some(found)).0);
+        sae.is_centred = Some(false);
+        assert!(Published::find(&sae).is_none());
     }
 
     #[test]

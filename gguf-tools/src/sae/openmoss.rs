@@ -117,6 +117,7 @@ pub(super) fn open_llama_scope(dir: &Path, hook_name: Option<&str>) -> Result<So
     Ok(Source {
         architecture: Architecture::JumpRelu,
         normalize_activations: NormalizeActivations::ExpectedAverageOnlyIn,
+        is_centred: None,
         norm_factor: Some(norm_factor),
         model_name: Some("meta-llama/Llama-3.1-8B".to_owned()),
         threshold: Some(vec![threshold * norm_factor; source.d_sae]),
@@ -236,6 +237,7 @@ fn read(
         hook_name,
         apply_b_dec_to_input: config.apply_decoder_bias_to_pre_encoder.unwrap_or(false),
         normalize_activations: NormalizeActivations::None,
+        is_centred: None,
         norm_factor: None,
         model_name: None,
         w_enc: FeatureMatrix::new(weights.take(w_enc)?, of_encoder, shape)?,

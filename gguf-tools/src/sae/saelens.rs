@@ -48,6 +48,7 @@ struct Config {
     apply_b_dec_to_input: Option<bool>,
     finetuning_scaling_factor: Option<bool>,
     model_name: Option<String>,
+    model_from_pretrained_kwargs: Option<ModelArguments>,
     hook_head_index: Option<usize>,
     hook_point_head_index: Option<usize>,
     /// Of a transcoder.
@@ -62,6 +63,14 @@ struct ConfigMetadata {
     hook_name_out: Option<String>,
     hook_head_index: Option<usize>,
     model_name: Option<String>,
+    model_from_pretrained_kwargs: Option<ModelArguments>,
+}
+
+/// How `TransformerLens` loads the model (`load_model` in SAELens' `load_model.py`, which asks for no processing
+/// beside this).
+#[derive(Clone, Copy, Deserialize)]
+struct ModelArguments {
+    center_writing_weights: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -143,6 +152,7 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
         hook_name,
         apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(true),
         normalize_activations,
+        is_centred: config.is_centred(),
         norm_factor: None,
         w_enc,
         w_dec,
@@ -302,6 +312,15 @@ impl Config {
                 "`standard`, `jumprelu` (which BatchTopK SAEs are saved as), `topk` and `gated`",
             )),
         }
+    }
+
+    /// Whether the model's rows had their mean subtracted, where the file says it.
+    fn is_centred(&self) -> Option<bool> {
+        let metadata = self.metadata.as_ref();
+        let of_metadata = metadata.and_then(|metadata| metadata.model_from_pretrained_kwargs);
+        of_metadata
+            .or(self.model_from_pretrained_kwargs)?
+            .center_writing_weights
     }
 
     fn k(&self, path: &Path) -> Result<usize> {

@@ -21,6 +21,8 @@
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature is active |
 //! | `sae.image_usual` | `[d_sae]` | optional, with the baseline: mean over pictures of the largest activation `m` on image rows, each counting by its own: `Σ m² / Σ m`, or 0 where there is none |
 //!
+//! Version 2 has the key `sae.centred` (bool): rows are read less their mean. Files without it are of version 1.
+//!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of; and
 //! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its vectors' bytes and of that number.
 //! `sae.checksum` (u32, optional) is of the keys that decide how features are computed
@@ -35,6 +37,8 @@ use crate::{Error, Result};
 
 const FILE_ARCHITECTURE: &str = "sae";
 const FORMAT_VERSION: u32 = 1;
+/// Of files with [`CENTRED`], of which programs for the first version would compute other features.
+const CENTRED_VERSION: u32 = 2;
 
 pub(super) const W_ENC: &str = "sae.w_enc";
 pub(super) const W_DEC: &str = "sae.w_dec";
@@ -54,6 +58,7 @@ pub(super) fn is_of_baseline(tensor: &str) -> bool {
     matches!(tensor, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL)
 }
 
+const CENTRED: &str = "sae.centred";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
@@ -178,7 +183,13 @@ impl SaeMeta {
 
     fn write(&self, writer: &mut Writer) {
         writer.set("general.architecture", FILE_ARCHITECTURE);
-        writer.set("sae.format_version", FORMAT_VERSION);
+        writer.set(
+            "sae.format_version",
+            match self.is_centred {
+                true => CENTRED_VERSION,
+                false => FORMAT_VERSION,
+            },
+        );
         writer.set("sae.architecture", self.architecture.name());
         if let Architecture::TopK { k } = self.architecture {
             writer.set("sae.k", k as u32);
@@ -191,6 +202,9 @@ impl SaeMeta {
             "sae.normalize_activations",
             self.normalize_activations.name(),
         );
+        if self.is_centred {
+            writer.set(CENTRED, true);
+        }
         if let Some(factor) = self.norm_factor {
             writer.set("sae.norm_factor", factor);
         }
@@ -224,10 +238,10 @@ impl SaeMeta {
             ));
         }
         let version = gguf.require_u32("sae.format_version")?;
-        if version != FORMAT_VERSION {
+        if !matches!(version, FORMAT_VERSION | CENTRED_VERSION) {
             return Err(refused(
                 gguf,
-                &format!("it has format version {version}, but this program reads version {FORMAT_VERSION}"),
+                &format!("it has format version {version}, but this program reads versions {FORMAT_VERSION} and {CENTRED_VERSION}"),
             )
             .with_hint("convert the SAE again, or use a newer version of this program"));
         }
@@ -240,6 +254,7 @@ impl SaeMeta {
             apply_b_dec_to_input: gguf.require_bool("sae.apply_b_dec_to_input")?,
             normalize_activations: NormalizeActivations::from_name(normalization)
                 .ok_or_else(|| unknown(gguf, "sae.normalize_activations", normalization))?,
+            is_centred: version == CENTRED_VERSION && gguf.require_bool(CENTRED)?,
             norm_factor: match gguf.get("sae.norm_factor") {
                 None => None,
                 Some(_) => Some(gguf.require_f32("sae.norm_factor")?),

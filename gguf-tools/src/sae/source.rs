@@ -25,6 +25,8 @@ pub(super) struct Source {
     pub(super) hook_name: String,
     pub(super) apply_b_dec_to_input: bool,
     pub(super) normalize_activations: NormalizeActivations,
+    /// Whether the rows that it was trained on had their mean subtracted, where the files say it.
+    pub(super) is_centred: Option<bool>,
     /// The factor that the files give for it; most give none.
     pub(super) norm_factor: Option<f32>,
     pub(super) model_name: Option<String>,

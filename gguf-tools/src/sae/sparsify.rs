@@ -73,6 +73,7 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
         hook_name,
         apply_b_dec_to_input: true,
         normalize_activations: NormalizeActivations::None,
+        is_centred: None,
         norm_factor: None,
         model_name: run.and_then(|run| run.model),
         w_enc: FeatureMatrix::new(

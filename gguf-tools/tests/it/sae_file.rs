@@ -121,9 +121,10 @@ fn each_fault_is_named() {
     check("architecture `gemma`, not an SAE", &|sae| {
         sae.set("general.architecture", "gemma")
     });
-    check("format version 2", &|sae| {
-        sae.set("sae.format_version", 2_u32)
+    check("format version 3", &|sae| {
+        sae.set("sae.format_version", 3_u32)
     });
+    check("`sae.centred`", &|sae| sae.set("sae.format_version", 2_u32));
     check("unknown value `gated`", &|sae| {
         sae.set("sae.architecture", "gated")
     });

@@ -97,6 +97,7 @@ fn saes(n_saes: usize) -> SaeSet {
             hook_name: format!("blocks.{layer}.hook_resid_post"),
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
+            is_centred: false,
             norm_factor: None,
             source_format: None,
             model_name: None,

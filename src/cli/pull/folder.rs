@@ -284,6 +284,7 @@ fn convert(
                 release: &published.release,
                 id: &published.id,
                 norm_factor: published.norm_factor,
+                is_centred: published.is_centred,
             }),
         }),
         types: job.types,

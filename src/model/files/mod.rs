@@ -215,6 +215,8 @@ pub(crate) struct Graph {
     architecture: String,
     n_layers: usize,
     d_model: u64,
+    /// Whether its norms subtract a row's mean, so that the stream's means are nothing to it.
+    has_layer_norms: bool,
     /// Whether attention and MLP of a block read the same rows, and llama.cpp computes the MLP first.
     is_parallel: bool,
     tensors: Vec<TensorInfo>,
@@ -233,6 +235,9 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         architecture: architecture.to_owned(),
         n_layers,
         d_model,
+        has_layer_norms: model
+            .get(&format!("{architecture}.attention.layer_norm_epsilon"))
+            .is_some(),
         is_parallel: model.get("gptneox.use_parallel_residual") == Some(&Value::Bool(true)),
         tensors: model.tensors().to_vec(),
     };
@@ -331,6 +336,15 @@ impl Graph {
             );
             error.with_message(what)
         })?;
+        if sae.meta.is_centred && !self.has_layer_norms {
+            let what = format!(
+                "`{}` reads rows less their mean, which only models with layer norms have, and `{}` has none",
+                sae.path().display(),
+                self.path.display()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .with_hint("use an SAE that was trained on this language model"));
+        }
         let layer = hook_point.layer();
         let has_norm = || self.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
         if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)

@@ -133,6 +133,7 @@ mod tests {
             hook_name: "blocks.3.hook_resid_post".to_owned(),
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
+            is_centred: false,
             norm_factor: None,
             source_format: None,
             model_name: Some("its-config".to_owned()),
