@@ -222,20 +222,25 @@ impl HookPoint {
     }
 
     /// The node that shows this hook point in llama.cpp's graph of a model of `n_layers` blocks.
-    /// `architecture` is its `general.architecture`.
+    /// `architecture` is its `general.architecture`. Of an architecture whose graph is not known, the residual stream
+    /// is where nearly all of llama.cpp's graphs have it.
     ///
     /// # Errors
-    /// An architecture whose graph is not known; a layer that does not exist; the last one, where
+    /// Another place of an architecture whose graph is not known; a layer that does not exist; the last one, where
     /// llama.cpp computes the node for the rows that need logits only, so that others never exist.
     pub fn node(self, architecture: &str, n_layers: usize) -> Result<GraphNode> {
         let layer = self.layer;
-        let mut nodes = NODES.iter().filter(|shown| shown.site == self.site);
-        let shown = nodes.find(|shown| shown.architectures.contains(&architecture));
+        let is_known = ARCHITECTURES.contains(&architecture);
+        let is_here = |shown: &&Shown| {
+            let is_stream = shown.site == Site::ResidPost && !is_known;
+            shown.site == self.site && (is_stream || shown.architectures.contains(&architecture))
+        };
+        let shown = NODES.iter().find(is_here);
         let Some(shown) = shown else {
             return Err(Error::invalid(format!(
                 "cannot hook `{self}`: where llama.cpp's graph of architecture `{architecture}` computes it is not known"
             ))
-            .with_hint(format!("use a model of one of these architectures: {}", ARCHITECTURES.join(", "))));
+            .with_hint(format!("use the residual stream, or a model of one of these architectures: {}", ARCHITECTURES.join(", "))));
         };
         if layer >= n_layers {
             return Err(Error::invalid(format!(
@@ -413,8 +418,11 @@ mod tests {
     }
 
     #[test]
-    fn unknown_architectures_are_refused() {
-        let error = parse("blocks.0.hook_resid_post")
+    fn unknown_architectures_show_the_residual_stream_alone() {
+        let stream = parse("blocks.0.hook_resid_post").node("mamba", 4);
+        assert_eq!(stream.expect("as others have it").to_string(), "`l_out-0`");
+        assert!(parse("blocks.3.hook_resid_post").node("mamba", 4).is_err());
+        let error = parse("blocks.0.hook_mlp_out")
             .node("mamba", 4)
             .expect_err("a graph that is not known");
         assert!(error.to_string().contains("`mamba`"));

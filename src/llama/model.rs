@@ -106,6 +106,21 @@ impl Model {
             * (length("key_length") + length("value_length"))
     }
 
+    /// Whether it reads tokens one after the other and keeps rows for each, which can be taken back: no encoder, no
+    /// diffusion, and no state into which tokens go.
+    pub(crate) fn keeps_each_token(&self) -> bool {
+        let model = self.as_ptr();
+        // SAFETY: the model is alive.
+        let has_state = unsafe { sys::llama_model_is_recurrent(model) };
+        // SAFETY: as above.
+        let has_state_in_some = unsafe { sys::llama_model_is_hybrid(model) };
+        // SAFETY: as above.
+        let has_encoder = unsafe { sys::llama_model_has_encoder(model) };
+        // SAFETY: as above.
+        let is_diffusion = unsafe { sys::llama_model_is_diffusion(model) };
+        !(has_state || has_state_in_some || has_encoder || is_diffusion)
+    }
+
     /// The longest context that the model was trained on, in tokens.
     pub fn trained_context(&self) -> usize {
         // SAFETY: the model is alive.

@@ -78,8 +78,14 @@ impl HookedModel {
                 PictureEncoder::new(path, projector, Arc::clone(&language_model), settings)
             })
             .transpose()?;
+        let unknown = checked.graph.unknown_architecture();
+        if let Some(architecture) = unknown {
+            check_unknown(&language_model, architecture)?;
+        }
         let is_tried = match options.try_shortcuts {
-            TryShortcuts::OnDevices => llama::computes_elsewhere(options.use_gpu()),
+            TryShortcuts::OnDevices => {
+                unknown.is_some() || llama::computes_elsewhere(options.use_gpu())
+            }
             TryShortcuts::Always => true,
         };
         let model = Self {
@@ -460,6 +466,21 @@ impl HookedModel {
     ) -> Result<()> {
         crate::study::control_vector::write(&self.language_model, steering, target, overwrite)
     }
+}
+
+/// Checks a model whose graph is not known, and says that.
+fn check_unknown(model: &Model, architecture: &str) -> Result<()> {
+    if !model.keeps_each_token() {
+        let what = format!(
+            "models of architecture `{architecture}` cannot be hooked: what they keep of a text is not a row for each token"
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .with_hint("use a model that has attention in each block, and no encoder"));
+    }
+    log::warn!(
+        "models of architecture `{architecture}` were not compared with transformers: the residual stream is taken from where llama.cpp calls it `l_out`"
+    );
+    Ok(())
 }
 
 /// A token's text without the space around it; none of a part of a character.

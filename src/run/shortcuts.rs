@@ -16,7 +16,7 @@ pub(crate) enum Shortcut {
 /// When shortcuts are tried against the whole graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TryShortcuts {
-    /// Where another device than the processor computes.
+    /// Where another device than the processor computes, and with models whose graph is not known.
     #[default]
     OnDevices,
     /// Always.

@@ -78,9 +78,7 @@ impl Engine {
                 Shortcut::StopAtHook => "the model does not stop at the hook",
                 Shortcut::ControlVector => "additions are made by the callback",
             };
-            log::warn!(
-                "{what}: on this device a shortcut gives different numbers ({distance:.1e} apart)"
-            );
+            log::warn!("{what}: here a shortcut gives different numbers ({distance:.1e} apart)");
         }
         Ok(holds)
     }

@@ -426,11 +426,126 @@ fn what_does_not_fit_is_refused() {
         &[],
         &["`blocks.1.hook_resid_mid`", "`hook_mlp_out`"],
     );
-    let sae = sae_at("blocks.1.hook_resid_post", 32);
+    let sae = sae_at("blocks.1.hook_mlp_out", 32);
     let other = rewritten(&model("llama"), &|parts| {
         parts.rename("llama", "starcoder2")
     });
     check_refused(&other, &sae, &[], &["`starcoder2`", "qwen3"]);
+}
+
+/// An architecture that was not compared: its graph and tensors are Llama's, so that its numbers have to be.
+#[test]
+fn other_architectures_show_the_residual_stream() {
+    let other = rewritten(&model("llama"), &|parts| parts.rename("llama", "mistral3"));
+    let oracle = Oracle::read(&root());
+    for layer in 0..2 {
+        let hook = format!("blocks.{layer}.hook_resid_post");
+        let files = ModelFiles {
+            model: other.clone(),
+            mmproj: None,
+            saes: vec![sae_at(&hook, 32)],
+        };
+        let mut session = Session::open(&files, exact_options()).expect("it is taken");
+        let run = run(&mut session, &oracle, options());
+        let theirs = oracle.f32(&format!("llama/{hook}/rows"));
+        let error = worst_row(&run.trace.saes[0].residuals, &theirs, 32);
+        assert!(error < F32, "{hook}: {error:.2e}");
+    }
+    let sae = sae_at("blocks.1.hook_resid_post", 32);
+    let prompt = oracle.json["prompt"].as_str().expect("a text");
+    let strength = oracle.json["strengths"]["llama/blocks.1.hook_resid_post"].to_string();
+    let steer = format!("{}:{strength}", oracle.json["feature"]);
+    let files = [
+        "-m",
+        text(&other),
+        "--sae",
+        text(&sae),
+        "-t",
+        "1",
+        "-p",
+        prompt,
+    ];
+    let exact = [
+        "--kv-type",
+        "f32",
+        "-fa",
+        "off",
+        "--raw-prompt",
+        "-n",
+        "8",
+        "--json",
+    ];
+    let report = json(&[&files[..], &exact, &["--steer", &steer, "--compare"]].concat());
+    for (run, name) in [
+        ("original", "greedy_ids"),
+        ("steered", "blocks.1.hook_resid_post/steered_ids"),
+    ] {
+        let ids: Vec<i32> =
+            serde_json::from_value(report[run]["token_ids"].clone()).expect("a list of ids");
+        assert_eq!(ids, oracle.ids(&format!("llama/{name}")), "{run}");
+    }
+    let output = crate::command_line::run(&[&files[..], &["-n", "1"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(stderr.matches("were not compared").count(), 1, "{stderr}");
+    check_refused(
+        &other,
+        &sae_at("blocks.2.hook_resid_post", 32),
+        &[],
+        &["last layer"],
+    );
+    check_refused(
+        &other,
+        &sae_at("blocks.1.hook_resid_post", 48),
+        &[],
+        &["rows of 48"],
+    );
+}
+
+/// Mamba has a state, from which no token can be taken back.
+#[test]
+fn models_with_a_state_are_refused() {
+    let mamba = rewritten(&model("llama"), &|parts| {
+        parts.rename("llama", "mamba");
+        for (key, value) in [
+            ("conv_kernel", 4),
+            ("inner_size", 64),
+            ("state_size", 8),
+            ("time_step_rank", 2),
+        ] {
+            parts.set(&format!("mamba.ssm.{key}"), value as u32);
+        }
+        for block in 0..3 {
+            let name = |part: &str| format!("blk.{block}.{part}");
+            for part in [
+                "attn_q",
+                "attn_k",
+                "attn_v",
+                "attn_output",
+                "ffn_up",
+                "ffn_gate",
+                "ffn_down",
+            ] {
+                parts.take(&name(&format!("{part}.weight")));
+                parts.take(&name(&format!("{part}.bias")));
+            }
+            parts.take(&name("ffn_norm.weight"));
+            for (part, dims) in [
+                ("ssm_in.weight", &[32, 128][..]),
+                ("ssm_conv1d.weight", &[4, 64]),
+                ("ssm_conv1d.bias", &[64]),
+                ("ssm_x.weight", &[64, 18]),
+                ("ssm_dt.weight", &[2, 64]),
+                ("ssm_dt.bias", &[64]),
+                ("ssm_a", &[8, 64]),
+                ("ssm_d", &[64]),
+                ("ssm_out.weight", &[64, 32]),
+            ] {
+                parts.add(Tensor::ones(&name(part), dims));
+            }
+        }
+    });
+    let sae = sae_at("blocks.1.hook_resid_post", 32);
+    check_refused(&mamba, &sae, &[], &["`mamba`", "cannot be hooked"]);
 }
 
 /// Tensors that make a node another place than its name says.

@@ -25,10 +25,11 @@ pub(super) struct LanguageModel<'a> {
     pub(super) d_model: u64,
     /// The number of blocks.
     pub(super) n_layers: usize,
+    /// Whether its architecture's graph is known, and was compared with transformers.
+    pub(super) is_known: bool,
 }
 
-/// Checks a language model's file. One of an architecture that is not known is left to
-/// [`crate::HookPoint::node`], which refuses it.
+/// Checks a language model's file; of an architecture that is not known, its vocabulary alone.
 pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
     let architecture = model.require_str("general.architecture")?;
     if matches!(architecture, "clip" | "sae" | "controlvector") {
@@ -39,9 +40,7 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
         architecture,
         d_model: u64::from(require("embedding_length")?),
         n_layers: require("block_count")? as usize,
-    };
-    let Some(own_keys) = own_keys(architecture) else {
-        return Ok(found);
+        is_known: own_keys(architecture).is_some(),
     };
     if model.alignment() < MIN_ALIGNMENT {
         return Err(broken(
@@ -52,6 +51,10 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
             ),
         ));
     }
+    let Some(own_keys) = own_keys(architecture) else {
+        vocabulary::check(model)?;
+        return Ok(found);
+    };
     let epsilon = (!has_layer_norms(architecture)).then_some(&RMS_NORM_EPSILON);
     for key in KEYS.iter().chain(epsilon).chain(own_keys) {
         key.check(model, architecture)?;

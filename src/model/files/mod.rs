@@ -215,6 +215,8 @@ pub(crate) struct Graph {
     architecture: String,
     n_layers: usize,
     d_model: u64,
+    /// Whether it is known, and was compared with transformers.
+    is_known: bool,
     /// Whether its norms subtract a row's mean, so that the stream's means are nothing to it.
     has_layer_norms: bool,
     /// Whether attention and MLP of a block read the same rows, and llama.cpp computes the MLP first.
@@ -229,12 +231,14 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         architecture,
         d_model,
         n_layers,
+        is_known,
     } = language_model::check(&model)?;
     let graph = Graph {
         path: files.model.clone(),
         architecture: architecture.to_owned(),
         n_layers,
         d_model,
+        is_known,
         has_layer_norms: model
             .get(&format!("{architecture}.attention.layer_norm_epsilon"))
             .is_some(),
@@ -264,6 +268,11 @@ impl Graph {
     /// The language model's file, or one of its shards.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The architecture, if its graph is not known.
+    pub(crate) fn unknown_architecture(&self) -> Option<&str> {
+        (!self.is_known).then_some(&*self.architecture)
     }
 
     /// The node that shows a hook point.
