@@ -5,7 +5,7 @@
 //!
 //! No machine that this was made on could reach the hub. A revision is pinned where several independent public
 //! projects name the same one; elsewhere it is `main`, and the commit that a model was made from stands in
-//! `sources.json` beside it. Names of files of `gemma-3-4b` and `llava-next-llama3-8b` are from public listings and
+//! `sources.json` beside it. Names of files of `gemma-3-4b`, `llava-next-llama3-8b`, `gpt2-small` and `pythia-70m` are from public listings and
 //! programs that use them, and nobody has seen them arrive here. What arrives is checked against the hashes that the hub gives for that commit.
 
 use crate::address::{LabelsAddress, ModelAddress, SaeAddress};
@@ -143,6 +143,44 @@ pub const PAIRS: &[Pair] = &[
         // 2 matrices of 4096 by 131072, 32 bits.
         sae_megabytes: 4_300,
         labels: None,
+    },
+    Pair {
+        name: "gpt2-small",
+        about: "GPT-2 small with the SAE of its residual stream before block 8; text, in raw prompts",
+        model_repo: "QuantFactory/gpt2-GGUF",
+        model_revision: "main",
+        model_file: Some("gpt2.Q8_0.gguf"),
+        mmproj_file: None,
+        model_licence: "see the repository",
+        // 124 million weights of 8.5 bits, and the embedding perhaps twice.
+        model_megabytes: 178,
+        sae: PairSae::Listed {
+            release: "gpt2-small-res-jb",
+            id: "blocks.8.hook_resid_pre",
+        },
+        sae_licence: "see the repository",
+        // 2 matrices of 768 by 24576, 32 bits.
+        sae_megabytes: 151,
+        labels: Some("gpt2-small/8-res-jb"),
+    },
+    Pair {
+        name: "pythia-70m",
+        about: "Pythia 70M, deduplicated, with the SAE of its residual stream after block 3; text, in raw prompts",
+        model_repo: "mradermacher/pythia-70m-deduped-GGUF",
+        model_revision: "main",
+        model_file: Some("pythia-70m-deduped.Q8_0.gguf"),
+        mmproj_file: None,
+        model_licence: "apache-2.0",
+        // As a program that downloads it says: 76.7 MB.
+        model_megabytes: 77,
+        sae: PairSae::Listed {
+            release: "pythia-70m-deduped-res-sm",
+            id: "blocks.3.hook_resid_post",
+        },
+        sae_licence: "see the repository",
+        // 2 matrices of 512 by 32768, 32 bits.
+        sae_megabytes: 134,
+        labels: Some("pythia-70m-deduped/3-res-sm"),
     },
 ];
 
