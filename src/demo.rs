@@ -1,23 +1,34 @@
 //! The demo model that is embedded in the program: a small LLaVA-Gemma and its text-only SAE.
-//! `assets/README.md` says what it is.
+//! `assets/README.md` says what it is. Without the feature `demo` there is none, and who asks for it is told.
 
 use std::path::{Path, PathBuf};
 
 use gguf_tools::new_file::NewFile;
 
 use crate::model::files::ModelFiles;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
-const MODEL: &[u8] = include_bytes!("../assets/model-f16.gguf");
-const MMPROJ: &[u8] = include_bytes!("../assets/mmproj-f16.gguf");
-const SAE: &[u8] = include_bytes!("../assets/sae-f16.gguf");
+#[cfg(feature = "demo")]
+const FILES: Option<[&[u8]; 3]> = {
+    use llava_sae_demo::{MMPROJ, MODEL, SAE};
+    Some([MODEL, MMPROJ, SAE])
+};
+#[cfg(not(feature = "demo"))]
+const FILES: Option<[&[u8]; 3]> = None;
+
+/// Names and contents of pictures to begin with, PNG files.
+#[cfg(all(feature = "demo", feature = "serve"))]
+pub(crate) use llava_sae_demo::PICTURES;
+#[cfg(all(not(feature = "demo"), feature = "serve"))]
+pub(crate) static PICTURES: &[(&str, &[u8])] = &[];
 
 /// The demo's files, written to the user's cache folder where they are not there yet: llama.cpp
 /// reads models from files only.
 ///
 /// # Errors
-/// When neither the cache folder nor the system's temporary folder can be written.
+/// When neither the cache folder nor the system's temporary folder can be written; without the feature `demo`.
 pub fn files() -> Result<ModelFiles> {
+    contents()?;
     let cache = directories::ProjectDirs::from("", "", "llava-sae-cpp")
         .map(|dirs| dirs.cache_dir().to_path_buf());
     let temporary = std::env::temp_dir().join("llava-sae-cpp");
@@ -39,12 +50,21 @@ pub fn files() -> Result<ModelFiles> {
 /// The demo's files in a folder of one's choice.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// When the folder cannot be written; without the feature `demo`.
 pub fn files_in(dir: &Path) -> Result<ModelFiles> {
+    let [model, mmproj, sae] = contents()?;
     Ok(ModelFiles {
-        model: write_once(dir, "demo-model", MODEL)?,
-        mmproj: Some(write_once(dir, "demo-mmproj", MMPROJ)?),
-        saes: vec![write_once(dir, "demo-sae", SAE)?],
+        model: write_once(dir, "demo-model", model)?,
+        mmproj: Some(write_once(dir, "demo-mmproj", mmproj)?),
+        saes: vec![write_once(dir, "demo-sae", sae)?],
+    })
+}
+
+/// The language model, the projector and the SAE.
+fn contents() -> Result<[&'static [u8]; 3]> {
+    FILES.ok_or_else(|| {
+        let reason = "there is no demo model: this was compiled without the feature `demo`";
+        Error::new(ErrorKind::Missing, reason).with_hint("name a model, or compile with it")
     })
 }
 

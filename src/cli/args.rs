@@ -12,6 +12,7 @@ use llava_sae_cpp::{
 };
 
 use super::one_of::one_of;
+use super::processor;
 use super::progress::{Spinner, Verbosity};
 #[cfg(feature = "pull")]
 use super::pull::HubArgs;
@@ -311,7 +312,10 @@ impl ModelArgs {
         allow(unused_variables, clippy::unnecessary_wraps)
     )]
     fn announce(&self, verbosity: Verbosity, cancel: &CancelFlag) -> llava_sae_cpp::Result<()> {
-        if self.is_demo() && !verbosity.is_quiet() {
+        if let Some(advice) = processor::advice() {
+            log::warn!("{advice}");
+        }
+        if self.is_demo() && cfg!(feature = "demo") && !verbosity.is_quiet() {
             eprintln!("using the embedded demo model; choose another with `-d DIR`");
         }
         #[cfg(feature = "pull")]

@@ -24,6 +24,7 @@ mod one_of;
 mod open;
 mod outcome;
 mod page;
+mod processor;
 mod progress;
 #[cfg(feature = "pull")]
 mod pull;

@@ -7,23 +7,8 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::demo::PICTURES;
 use crate::serve::refusal::Refusal;
-
-macro_rules! pictures {
-    ($($name:literal),+) => {
-        [$(($name, include_bytes!(concat!("../../../assets/pictures/", $name, ".png")))),+]
-    };
-}
-
-/// The pictures, PNG files; the most telling one is the first.
-static PICTURES: [(&str, &[u8]); 6] = pictures!(
-    "carrot-mushroom",
-    "apple",
-    "boat",
-    "carrot-cow",
-    "elephant-carrot",
-    "frog"
-);
 
 /// A picture to begin with.
 #[derive(Serialize, ToSchema)]
