@@ -5,6 +5,6 @@ if [ -z "${PROGRAM:-}" ]; then
     cargo build --release --locked --workspace
     PROGRAM=$PWD/target/release/llava-sae-cpp
 else
-    cd "$(dirname "$0")/.."
+    cd "$(dirname "$0")/.." || exit
 fi
 export PROGRAM

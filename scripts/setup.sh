@@ -1,7 +1,7 @@
 # Sourced by the other scripts: goes to the project's folder and sees to what llama.cpp's build needs
 # (cmake, libclang, a C++ compiler), and to a browser where `browser=wanted`. What is missing is
 # installed with apt-get or brew, which is said; where that cannot be, it is named, and the script ends.
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
