@@ -35,6 +35,7 @@ END
     touch "$folder/installed"
 }
 
+# shellcheck disable=SC2048 # words
 for part in ${*:-openai curl neuronpedia lm-eval schemathesis open-webui}; do
     python=target/clients/$part/bin/python
     case $part in

@@ -22,6 +22,7 @@ wheel=$1
 echo "check-python: $(du -h "$wheel" | cut -f1) $(basename "$wheel")"
 
 python3 -m venv "$work/venv"
+# shellcheck disable=SC2086 # a list of words
 "$work/venv/bin/pip" install -q "$wheel" $tests nbclient ipykernel
 "$work/tools/bin/ruff" check -q python
 "$work/tools/bin/ruff" format -q --check python
@@ -43,6 +44,7 @@ root=$work/debian-13
     trixie "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log"
 # Packages are fetched here, this one among them: that root needs no network.
 rm -f "$work"/downloads/llava_sae-*
+# shellcheck disable=SC2086 # a list of words
 "$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
 rm -rf "$root/check"
 mkdir -p "$root/check/tests" "$root/check/assets"
