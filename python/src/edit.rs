@@ -1,31 +1,12 @@
 //! Functions in Python that read and replace rows.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use llava_sae_cpp::llama::Edited;
 use llava_sae_cpp::{Editor, EditorAt, Error, HookPoint, Result, Token};
 use numpy::{IntoPyArray, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 use crate::arrays;
-
-/// What a function has raised, which ends its run.
-#[derive(Clone, Default)]
-pub(crate) struct Raised(Arc<Mutex<Option<PyErr>>>);
-
-impl Raised {
-    fn put(&self, error: PyErr) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-    }
-
-    /// What a run gave, unless a function has raised something.
-    pub(crate) fn or<T>(&self, given: PyResult<T>) -> PyResult<T> {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(raised) => Err(raised),
-            None => given,
-        }
-    }
-}
+use crate::raised::Raised;
 
 /// A function at a hook point: of rows `[n_rows, width]`, their kind and token ids, to other rows or None.
 struct Function {

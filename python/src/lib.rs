@@ -10,11 +10,12 @@ mod error;
 mod features;
 mod image;
 mod model;
+mod raised;
 mod sae;
 mod settings;
+mod shared_session;
 mod stream;
 mod sweep;
-mod worker;
 
 use pyo3::prelude::*;
 

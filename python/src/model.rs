@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use llava_sae_cpp::metrics::{self, Metrics};
@@ -21,24 +22,25 @@ use pyo3::types::PyDict;
 use serde::Serialize;
 
 use crate::arrays;
-use crate::edit::{Raised, editors};
+use crate::edit::editors;
 use crate::error::OrRaise;
 use crate::features::Features;
 use crate::image::{self, Encoded, Image};
+use crate::raised::Raised;
 use crate::sae::Sae;
 use crate::settings::{Asked, RankSettings, RunSettings, SweepSettings, parse};
+use crate::shared_session::{Pending, SharedSession};
 use crate::stream::{self, Event, Stream};
 use crate::sweep::Sweep;
-use crate::worker::Worker;
 
 /// Functions by hook points.
 type Functions = Vec<(String, Py<PyAny>)>;
 
-/// A loaded model, with a thread of its own.
+/// A loaded model, with one session.
 #[pyclass(frozen, module = "llava_sae._native")]
 pub(crate) struct Model {
     model: Arc<HookedModel>,
-    worker: Worker,
+    session: Arc<SharedSession>,
     names: [String; 2], // the model's and the SAE's, as reports have them
 }
 
@@ -149,14 +151,13 @@ impl Model {
         finish: impl FnOnce(&mut Session, Asked, RunOptions, Run) -> Result<T> + Send + 'static,
     ) -> PyResult<T> {
         let settings: RunSettings = parse(settings).or_raise(py)?;
-        let (cancel, raised) = (CancelFlag::default(), Raised::default());
+        let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
-        let flag = cancel.clone();
-        let done = self.worker.run(py, &cancel, move |session| {
-            let asked = settings.ask(session, images, &flag)?;
+        let done = self.session.run(py, |session, cancel| {
+            let asked = settings.ask(session, images, cancel)?;
             let options = RunOptions {
                 keep,
-                ..settings.options(session.model(), &flag)?
+                ..settings.options(session.model(), cancel)?
             };
             let run = session.run_edited(&asked.prompt, options.clone(), editors, &mut go_on)?;
             finish(session, asked, options, whole(run)?)
@@ -170,37 +171,34 @@ impl Model {
     /// The model that arguments of the command line choose.
     #[staticmethod]
     fn open(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<Self> {
-        let cancel = CancelFlag::default();
-        let (sender, receiver) = mpsc::channel();
-        let flag = cancel.clone();
-        // Ctrl-C is looked for meanwhile.
-        std::thread::spawn(move || {
-            let opened = llava_sae_cpp::cli::open(arguments, &flag);
+        // Ctrl-C is looked for meanwhile, whatever loads it.
+        let pending = Pending::start(move |cancel, sender| {
+            let opened = llava_sae_cpp::cli::open(arguments, cancel);
             let opened = opened.map(|opened| {
                 let model = Arc::clone(opened.session.model());
                 (model, [opened.model, opened.sae])
             });
             let _ = sender.send(opened);
         });
-        let pending = crate::worker::Pending::new(cancel, receiver);
+        let pending = pending.or_raise(py)?;
         let panicked = || Err(Error::invalid("the model cannot be opened"));
         let opened = pending.next(py)?.unwrap_or_else(panicked);
         let (model, names) = opened.or_raise(py)?;
         Ok(Self {
-            worker: Worker::start(Arc::clone(&model)).or_raise(py)?,
+            session: Arc::new(SharedSession::new(Arc::clone(&model))),
             model,
             names,
         })
     }
 
-    /// Ends its runs and its thread.
+    /// Ends its runs, and lets go of its session.
     fn close(&self, py: Python<'_>) {
-        self.worker.close(py);
+        self.session.close(py);
     }
 
     #[getter]
     fn is_closed(&self) -> bool {
-        self.worker.is_closed()
+        self.session.is_closed()
     }
 
     /// What reports call the model and its SAEs.
@@ -220,7 +218,7 @@ impl Model {
     /// Reads and encodes a picture: a path, the contents of a file, or pixels.
     fn image(&self, py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<Image> {
         let picture = image::read(source)?.or_raise(py)?;
-        self.worker.run(py, &CancelFlag::default(), move |session| {
+        self.session.run(py, |session, _| {
             let embeddings = session.encode_image(&picture)?;
             Ok(Image(Arc::new(Encoded {
                 picture,
@@ -238,7 +236,7 @@ impl Model {
     /// A feature by its weights alone, as `feature --json` prints it.
     fn card(&self, py: Python<'_>, feature: &str, top: usize) -> PyResult<String> {
         let feature = self.model.find_feature(feature).or_raise(py)?;
-        self.worker.run(py, &CancelFlag::default(), move |session| {
+        self.session.run(py, |session, _| {
             let card = session.model().feature_card(feature, top)?;
             Ok(serde_json::to_string(&card).expect("plain data"))
         })
@@ -247,10 +245,8 @@ impl Model {
     /// The positions of a prompt, as `features --json` prints them.
     fn tokens(&self, py: Python<'_>, images: Vec<Image>, settings: &str) -> PyResult<String> {
         let settings: RunSettings = parse(settings).or_raise(py)?;
-        let cancel = CancelFlag::default();
-        let flag = cancel.clone();
-        self.worker.run(py, &cancel, move |session| {
-            let asked = settings.ask(session, images, &flag)?;
+        self.session.run(py, |session, cancel| {
+            let asked = settings.ask(session, images, cancel)?;
             let tokens = json::tokens(asked.prompt.tokens(), session.model());
             Ok(serde_json::to_string(&tokens).expect("plain data"))
         })
@@ -270,11 +266,10 @@ impl Model {
             ranking: parse(ranking).or_raise(py)?,
             names: self.names.clone(),
         };
-        let (cancel, raised) = (CancelFlag::default(), Raised::default());
+        let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
-        let flag = cancel.clone();
-        let found = self.worker.run(py, &cancel, move |session| {
-            look.at(session, images, editors, &flag)
+        let found = self.session.run(py, |session, cancel| {
+            look.at(session, images, editors, cancel)
         });
         raised.or(found)
     }
@@ -294,12 +289,10 @@ impl Model {
             ranking: parse(ranking).or_raise(py)?,
             names: self.names.clone(),
         };
-        let cancel = CancelFlag::default();
-        let flag = cancel.clone();
-        self.worker.run(py, &cancel, move |session| {
+        self.session.run(py, |session, cancel| {
             let start = Instant::now();
             for _ in 0..n_calls {
-                let found = look.at(session, images.clone(), Vec::new(), &flag)?;
+                let found = look.at(session, images.clone(), Vec::new(), cancel)?;
                 std::hint::black_box(found.standings(top)?);
             }
             Ok(start.elapsed().as_secs_f64() / f64::from(n_calls))
@@ -338,12 +331,13 @@ impl Model {
         functions: Functions,
     ) -> PyResult<Stream> {
         let settings: RunSettings = parse(settings).or_raise(py)?;
-        let (cancel, raised) = (CancelFlag::default(), Raised::default());
+        let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
-        let flag = cancel.clone();
-        let work = move |session: &mut Session, sender: &mpsc::Sender<Result<Event>>| {
-            let run = || {
-                let asked = settings.ask(session, images, &flag)?;
+        self.session.check(py)?;
+        let shared = Arc::clone(&self.session);
+        let pending = Pending::start(move |cancel, sender: &Sender<Result<Event>>| {
+            let run = |session: &mut Session| {
+                let asked = settings.ask(session, images, cancel)?;
                 let model = Arc::clone(session.model());
                 let options = RunOptions {
                     keep: Keep {
@@ -354,7 +348,7 @@ impl Model {
                         },
                         ..Keep::default()
                     },
-                    ..settings.options(&model, &flag)?
+                    ..settings.options(&model, cancel)?
                 };
                 let described = Described::new(&asked, &options);
                 let on_step = &mut |step: Step<'_>| match sender
@@ -369,10 +363,10 @@ impl Model {
                     serde_json::to_string(&report).expect("plain data"),
                 ))
             };
-            let _ = sender.send(run());
-        };
+            let _ = sender.send(shared.run_until(cancel, run));
+        });
         Ok(Stream {
-            pending: self.worker.start_job(py, &cancel, work)?,
+            pending: pending.or_raise(py)?,
             raised,
         })
     }
@@ -467,9 +461,7 @@ impl Model {
         let settings: RunSettings = parse(settings).or_raise(py)?;
         let wanted: SweepSettings = parse(sweep).or_raise(py)?;
         let names = self.names.clone();
-        let cancel = CancelFlag::default();
-        let flag = cancel.clone();
-        self.worker.run(py, &cancel, move |session| {
+        self.session.run(py, |session, cancel| {
             let model = Arc::clone(session.model());
             let feature = model.find_feature(&wanted.feature)?;
             let at = Positions::parse(&wanted.at)?;
@@ -482,10 +474,10 @@ impl Model {
             };
             let steerings = wanted.strengths.iter().map(steering);
             let steerings: Vec<_> = steerings.collect::<Result<_>>()?;
-            let asked = settings.ask(session, images, &flag)?;
-            let options = settings.options(&model, &flag)?;
+            let asked = settings.ask(session, images, cancel)?;
+            let options = settings.options(&model, cancel)?;
             let sweep = session.sweep(&asked.prompt, &steerings, &options)?;
-            if flag.is_cancelled() {
+            if cancel.is_cancelled() {
                 return Err(Error::interrupted());
             }
             let word = wanted.word.as_deref();
@@ -518,16 +510,14 @@ impl Model {
         text: Option<String>,
     ) -> PyResult<Vec<String>> {
         let settings: RunSettings = parse(settings).or_raise(py)?;
-        let cancel = CancelFlag::default();
-        let flag = cancel.clone();
-        self.worker.run(py, &cancel, move |session| {
+        self.session.run(py, |session, cancel| {
             let n_saes = session.model().saes().len();
             let mut all: Vec<_> = (0..n_saes).map(|sae| Metrics::new(session, sae)).collect();
             let of_text = text.as_deref();
-            let of_text = of_text.map(|text| metrics::text_prompts(session, text, &flag));
+            let of_text = of_text.map(|text| metrics::text_prompts(session, text, cancel));
             for prompt in of_text.transpose()?.into_iter().flatten() {
                 for metrics in &mut all {
-                    metrics.add(session, &prompt, &flag)?;
+                    metrics.add(session, &prompt, cancel)?;
                 }
             }
             let prompts: Vec<Vec<Image>> = match (images.is_empty(), &text) {
@@ -536,11 +526,11 @@ impl Model {
                 (false, _) => images.into_iter().map(|image| vec![image]).collect(),
             };
             for images in prompts {
-                let asked = settings.ask(session, images, &flag)?;
+                let asked = settings.ask(session, images, cancel)?;
                 for metrics in &mut all {
                     match text {
-                        Some(_) => metrics.add_image(session, &asked.prompt, &flag)?,
-                        None => metrics.add(session, &asked.prompt, &flag)?,
+                        Some(_) => metrics.add_image(session, &asked.prompt, cancel)?,
+                        None => metrics.add(session, &asked.prompt, cancel)?,
                     }
                 }
             }

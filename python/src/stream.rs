@@ -4,9 +4,9 @@ use llava_sae_cpp::{FeatureName, HookedModel, Result, Step};
 use pyo3::prelude::*;
 use serde::Serialize;
 
-use crate::edit::Raised;
 use crate::error::OrRaise;
-use crate::worker::Pending;
+use crate::raised::Raised;
+use crate::shared_session::Pending;
 
 /// What a running text gives, as JSON: steps, and at the end what `generate` gives.
 #[pyclass(frozen, module = "llava_sae._native")]

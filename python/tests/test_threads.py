@@ -12,7 +12,7 @@ import pytest
 from conftest import PICTURE
 
 import llava_sae
-from llava_sae.errors import ClosedError
+from llava_sae.errors import ClosedError, InvalidError, StoppedError
 
 
 def test_one_model_in_several_threads(model, image):
@@ -82,7 +82,7 @@ def test_closing_ends_what_waits():
     def work():
         try:
             model.generate(PICTURE, edit=slow)
-        except llava_sae.errors.StoppedError as error:
+        except StoppedError as error:
             raised.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -93,6 +93,23 @@ def test_closing_ends_what_waits():
     for thread in threads:
         thread.join(timeout=5)
     assert len(raised) == 3
+
+
+def test_a_model_within_its_own_run(model, image):
+    def edit(rows, tokens):
+        model.features(image)
+
+    with pytest.raises(InvalidError, match="in the middle of the run"):
+        model.generate(image, edit={model.sae.hook_name: edit})
+    assert model.generate(image, max_tokens=1).stop == "length"
+
+
+def test_closing_a_model_within_its_own_run():
+    model = llava_sae.demo()
+    with pytest.raises(StoppedError):
+        model.features(PICTURE, edit={model.sae.hook_name: lambda *_: model.close()})
+    with pytest.raises(ClosedError):
+        model.generate(PICTURE)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
@@ -109,6 +126,28 @@ def test_ctrl_c_ends_a_run(model, image):
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 3
     assert model.generate(image, max_tokens=1).stop == "length"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_ctrl_c_ends_what_waits_for_another_thread(model, image):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    slow, ends = threading.Event(), threading.Event()
+
+    def edit(rows, tokens):
+        slow.set()
+        ends.wait(timeout=20)
+
+    other = threading.Thread(target=model.features, args=(image,), kwargs={"edit": {model.sae.hook_name: edit}})
+    other.start()
+    slow.wait()
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(image)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ends.set()
+        other.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -48,6 +48,10 @@ pub struct Context<H: RowHook> {
     has_control_vector: bool,
 }
 
+// SAFETY: llama.cpp ties a context to no thread. What the hook keeps besides `H` are pointers to graphs that lie in
+// this context and to weights of the model, followed only while the context decodes.
+unsafe impl<H: RowHook + Send> Send for Context<H> {}
+
 impl<H: RowHook> Context<H> {
     /// Makes a context; `hook` will see the rows of `nodes`.
     ///

@@ -88,6 +88,9 @@ pub struct Sampler {
     counts: HashMap<usize, u32>, // of the tokens that were chosen, by id
 }
 
+// SAFETY: llama.cpp ties a sampler to no thread, and `ptr` is its only owner.
+unsafe impl Send for Sampler {}
+
 impl Sampler {
     /// Makes a sampler for a model's vocabulary.
     pub fn new(model: &Model, sampling: Sampling) -> Self {
