@@ -229,21 +229,18 @@ impl<T: Send + 'static> Pending<T> {
 
     /// What comes next, none at the end. Ctrl-C stops the work, and is raised when it has stopped.
     pub(crate) fn next(&self, py: Python<'_>) -> PyResult<Option<T>> {
+        let raised = Raised::default();
+        let interrupted = ctrl_c(&raised);
         py.detach(|| {
             let receiver = lock(&self.receiver);
-            let mut interrupted = None;
             loop {
                 let received = receiver.recv_timeout(INTERVAL);
-                if let Err(RecvTimeoutError::Timeout) = received {
-                    if interrupted.is_none()
-                        && let Err(signal) = Python::attach(|py| py.check_signals())
-                    {
-                        self.cancel.cancel();
-                        interrupted = Some(signal);
-                    }
-                    continue;
+                let Err(RecvTimeoutError::Timeout) = received else {
+                    return raised.or(Ok(received.ok()));
+                };
+                if interrupted.is_cancelled() {
+                    self.cancel.cancel();
                 }
-                return interrupted.map_or(Ok(received.ok()), Err);
             }
         })
     }
