@@ -99,7 +99,6 @@ impl Encoder {
         let mut inputs = std::mem::take(&mut self.inputs);
         inputs.clear();
         inputs.extend_from_slice(rows);
-        let meta = self.sae.meta();
         for row in inputs.chunks_exact_mut(meta.d_in) {
             normalize_row(meta, row);
             for (x, b) in row.iter_mut().zip(self.sae.subtracted()) {

@@ -29,8 +29,9 @@ impl Normalised {
         let n = row.len() as f64;
         let sum_of =
             |value: &dyn Fn(f64) -> f64| -> f64 { row.iter().map(|&x| value(f64::from(x))).sum() };
-        let mean = match meta.is_centred {
-            true => sum_of(&|x| x) / n,
+        let is_layer_norm = meta.normalize_activations == NormalizeActivations::LayerNorm;
+        let mean = match meta.is_centred || is_layer_norm {
+            true => mean(row),
             false => 0.0,
         };
         match meta.normalize_activations {
@@ -44,17 +45,19 @@ impl Normalised {
                 deviation: (sum_of(&|x| (x - mean) * (x - mean)) / n).sqrt(),
                 epsilon: 0.0,
             },
-            NormalizeActivations::LayerNorm => {
-                let mean = sum_of(&|x| x) / n;
-                Self {
-                    mean,
-                    // As torch's `std`, of a sample.
-                    deviation: (sum_of(&|x| (x - mean).powi(2)) / (n - 1.0)).sqrt(),
-                    epsilon: 1e-5,
-                }
-            }
+            NormalizeActivations::LayerNorm => Self {
+                mean,
+                // As torch's `std`, of a sample.
+                deviation: (sum_of(&|x| (x - mean).powi(2)) / (n - 1.0)).sqrt(),
+                epsilon: 1e-5,
+            },
         }
     }
+}
+
+/// The mean of a row.
+pub(crate) fn mean(row: &[f32]) -> f64 {
+    row.iter().copied().map(f64::from).sum::<f64>() / row.len() as f64
 }
 
 /// Brings a row to what the SAE was trained on.

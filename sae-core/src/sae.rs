@@ -7,7 +7,7 @@ use gguf_tools::sae::{Architecture, Baseline, SaeFile, SaeMeta};
 use crate::feature::{DecoderDirection, FeatureReader};
 use crate::hook_point::HookPoint;
 use crate::labels;
-use crate::normalization::{Normalised, is_rescaled};
+use crate::normalization::{Normalised, is_rescaled, mean};
 use crate::{Error, Result};
 
 /// An SAE's weights in memory.
@@ -358,10 +358,6 @@ impl Sae {
         }
         Err(labels::no_feature(&feature.to_string(), d_sae))
     }
-}
-
-fn mean(row: &[f32]) -> f64 {
-    row.iter().copied().map(f64::from).sum::<f64>() / row.len() as f64
 }
 
 /// Thresholds as they work behind a ReLU; zeros where there are none.
