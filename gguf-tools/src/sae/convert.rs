@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::labels;
 use super::meta::SaeMeta;
-use super::norm_factor::{self, NormFactor, Published};
+use super::published::{self, NormFactor, Published};
 use super::recognize;
 use super::schema::{self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, W_ENC_SCREEN};
 use super::source::{FeatureMatrix, Source, norm};
@@ -75,8 +75,8 @@ pub fn convert_published(
     let (sae, _unpacked) = recognize::open(source, options.hook_name.as_deref())?;
     let weight_type = weight_type(options.weight_type, sae.d_in)?;
     let published = published.or_else(|| Published::find(&sae));
-    let norm_factor = norm_factor::choose(&sae, source, options.norm_factor, published)?;
-    let (is_centred, centring_said) = norm_factor::choose_centring(&sae, published);
+    let norm_factor = published::choose_norm_factor(&sae, source, options.norm_factor, published)?;
+    let (is_centred, centring_said) = published::choose_centring(&sae, published);
     // Labels are held and encoded several times, and what is longer than the weights is none.
     let max_label_bytes = sae.w_dec.tensor.n_bytes().saturating_add(FREE_LABEL_BYTES);
     let labels = labels::read(&options.labels, &sae, max_label_bytes)?;

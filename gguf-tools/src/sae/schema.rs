@@ -53,15 +53,15 @@ pub(super) const LOG_SPARSITY: &str = "sae.log_sparsity";
 pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
 pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
 pub(super) const IMAGE_USUAL: &str = "sae.image_usual";
-/// Whether a tensor is of the baseline, which a later measurement replaces, and which has a checksum of its own.
-pub(super) fn is_of_baseline(tensor: &str) -> bool {
-    matches!(tensor, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL)
-}
-
 const CENTRED: &str = "sae.centred";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
+
+/// Whether a tensor is of the baseline, which a later measurement replaces, and which has a checksum of its own.
+pub(super) fn is_of_baseline(tensor: &str) -> bool {
+    matches!(tensor, IMAGE_BASELINE | IMAGE_FREQUENCY | IMAGE_USUAL)
+}
 
 /// A tensor as the schema wants it.
 struct TensorSpec {

@@ -1,4 +1,5 @@
-//! The factor that activations were multiplied with in training, where that was done.
+//! What SAELens' table says of SAEs whose files lack it: the factor that activations were multiplied with in training,
+//! and whether rows had their mean subtracted.
 
 use std::path::Path;
 
@@ -105,7 +106,7 @@ pub(super) struct NormFactor {
 ///
 /// # Errors
 /// A factor that is not positive, one where the SAE asks for none, and none where it asks for one.
-pub(super) fn choose(
+pub(super) fn choose_norm_factor(
     sae: &Source,
     path: &Path,
     given: Option<f32>,
@@ -185,7 +186,7 @@ mod tests {
     fn choose(config: &serde_json::Value, given: Option<f32>) -> Result<Option<f32>> {
         let dir = folder(config);
         let sae = saelens::open(dir.path(), None).expect("a right folder");
-        let chosen = super::choose(&sae, dir.path(), given, Published::find(&sae))?;
+        let chosen = choose_norm_factor(&sae, dir.path(), given, Published::find(&sae))?;
         Ok(chosen.map(|factor| factor.value))
     }
 
