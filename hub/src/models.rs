@@ -5,8 +5,9 @@
 //!
 //! No machine that this was made on could reach the hub. A revision is pinned where several independent public
 //! projects name the same one; elsewhere it is `main`, and the commit that a model was made from stands in
-//! `sources.json` beside it. Names of files of `gemma-3-4b`, `llava-next-llama3-8b`, `gpt2-small` and `pythia-70m` are from public listings and
-//! programs that use them, and nobody has seen them arrive here. What arrives is checked against the hashes that the hub gives for that commit.
+//! `sources.json` beside it. Names of files of `gemma-3-4b`, `llava-next-llama3-8b`, `gpt2-small` and `pythia-70m` are
+//! from public listings and programs that use them, and nobody has seen them arrive here. What arrives is checked
+//! against the hashes that the hub gives for that commit.
 
 use crate::address::{LabelsAddress, ModelAddress, SaeAddress};
 use crate::releases;

@@ -56,8 +56,8 @@ pub struct Neighbour {
 /// between (the logit lens).
 ///
 /// The logits are `W_U · (g ⊙ d/‖d‖)`, minus their mean over the vocabulary: `d` is the decoder row, `g` the final
-/// norm's weight (Gemma's with its 1 added; a layer norm subtracts the mean of `d` first), `W_U` the output matrix, or the embedding where that is shared. So
-/// Neuronpedia has them: `SAEDashboard` takes unit-length rows (`fold_W_dec_norm`) times the `W_U` of
+/// norm's weight (Gemma's with its 1 added; a layer norm subtracts the mean of `d` first), `W_U` the output matrix, or
+/// the embedding where that is shared. So Neuronpedia has them: `SAEDashboard` takes unit-length rows (`fold_W_dec_norm`) times the `W_U` of
 /// `TransformerLens`, which has the norm folded in and, unless logits are capped, is centred. The norm's division,
 /// a cap on logits and the embedding's scale change no ranking and are left out.
 ///

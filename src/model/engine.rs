@@ -25,7 +25,8 @@ impl HookedModel {
     /// Makes an engine.
     ///
     /// # Errors
-    /// A context longer than the model has positions; more memory than is free; more runs than llama.cpp has sequences; a failure of llama.cpp.
+    /// A context longer than the model has positions; more memory than is free; more runs than llama.cpp has
+    /// sequences; a failure of llama.cpp.
     pub fn engine(self: &Arc<Self>, size: EngineSize) -> Result<Engine> {
         let EngineSize {
             n_tokens,

@@ -319,20 +319,22 @@ impl Graph {
     /// # Errors
     /// What attention and MLP of a block give, where both read the same rows.
     pub(crate) fn check_order(&self, places: &BTreeSet<HookPoint>) -> Result<()> {
-        let attention = |place: &HookPoint| place.site() == Site::AttnOut;
-        let has_both = |place: &HookPoint| {
-            let of_block = |other: &HookPoint| other.layer() == place.layer();
-            let is_mlp = |other: &HookPoint| other.site() == Site::MlpOut && of_block(other);
-            places.iter().any(is_mlp)
-        };
-        match places.iter().filter(|place| attention(place)).find(|place| has_both(place)) {
-            Some(place) if self.is_parallel => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("cannot hook `{place}` together with what the MLP of this block gives: the model computes them beside one another"),
-            )
-            .with_hint("hook one of them at a time")),
-            _ => Ok(()),
+        if !self.is_parallel {
+            return Ok(());
         }
+        let has_mlp = |layer| {
+            let mut mlps = places.iter().filter(|place| place.site() == Site::MlpOut);
+            mlps.any(|place| place.layer() == layer)
+        };
+        let is_beside =
+            |place: &&HookPoint| place.site() == Site::AttnOut && has_mlp(place.layer());
+        let Some(place) = places.iter().find(is_beside) else {
+            return Ok(());
+        };
+        let what = format!(
+            "cannot hook `{place}` together with what the MLP of this block gives: the model computes them beside one another"
+        );
+        Err(Error::new(ErrorKind::Unsupported, what).with_hint("hook one of them at a time"))
     }
 
     /// Checks that an SAE reads what the model shows.
