@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::bad_input::check;
-use crate::command_line::{json, run, stdout};
+use crate::command_line::{json, run, stdout, text};
 use crate::fixture::temporary_root;
-use crate::scan::{stderr, text};
+use crate::scan::stderr;
 
 const INSIDE: [&str; 3] = ["carrot-cow", "carrot-mushroom", "elephant-carrot"];
 const OUTSIDE: [&str; 3] = ["apple", "boat", "frog"];

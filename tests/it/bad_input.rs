@@ -7,7 +7,7 @@ use gguf_tools::gguf::TensorType;
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
 use llava_sae_cpp::{Keep, KvType, PromptForm, RunOptions, SessionOptions};
 
-use crate::command_line::{names, program, run};
+use crate::command_line::{names, program, run, text};
 use crate::fixture::{Fixture, exact_options, example, picture, temporary_root};
 
 /// Runs the program, which must fail with `code` and say all of `words`.
@@ -28,10 +28,6 @@ fn folder(name: &str) -> PathBuf {
     let dir = temporary_root().join("bad").join(name);
     std::fs::create_dir_all(&dir).expect("a folder of our own");
     dir
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// The three files of the demo model.

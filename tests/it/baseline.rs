@@ -8,14 +8,10 @@ use gguf_tools::sae::SaeFile;
 use llava_sae_cpp::demo;
 
 use crate::bad_input::check;
-use crate::command_line::{json, names, run, stdout};
+use crate::command_line::{json, names, run, stdout, text};
 use crate::fixture::{Fixture, picture, temporary_root};
 
 const PICTURES: &str = "assets/pictures";
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 /// The largest activation of each feature that a picture activates, and its lift.
 fn features(args: &[&str], picture: &str) -> HashMap<u64, (f64, Option<f64>)> {

@@ -6,15 +6,13 @@ use std::sync::Arc;
 use gguf_tools::gguf::{Gguf, Value};
 use llava_sae_cpp::metrics::Metrics;
 use llava_sae_cpp::steering::{Change, Intervention, Positions};
-use llava_sae_cpp::{
-    CancelFlag, FeatureId, Keep, ModelFiles, PromptForm, Run, RunOptions, Session,
-};
+use llava_sae_cpp::{CancelFlag, FeatureId, Keep, ModelFiles, RunOptions, Session};
 use serde_json::json;
 
 use crate::bad_input::check;
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::fixture::{F32, Oracle, exact_options, relative_error};
-use crate::hook_points::{model, root, sae_with, worst_row};
+use crate::hook_points::{model, prompt, root, run, sae_with, worst_row};
 
 const ARCHITECTURES: [&str; 2] = ["gpt2", "gptneox"];
 const WIDTH: usize = 32;
@@ -43,17 +41,6 @@ fn open(architecture: &str, sae: PathBuf) -> Session {
         saes: vec![sae],
     };
     Session::open(&files, exact_options()).expect("they fit together")
-}
-
-fn run(session: &mut Session, options: RunOptions) -> Run {
-    let text = Oracle::read(&root()).json["prompt"]
-        .as_str()
-        .expect("a text")
-        .to_owned();
-    let prompt = session
-        .prompt(&text, PromptForm::Raw, &[])
-        .expect("tokenised");
-    session.run(&prompt, options).expect("the run succeeds")
 }
 
 fn centred(rows: &[f32]) -> Vec<f32> {
@@ -179,13 +166,7 @@ fn the_fit_is_that_of_centred_rows() {
         }
         let n = n_rows as f64;
         let variance = squares / n - sums.iter().map(|sum| (sum / n).powi(2)).sum::<f64>();
-        let text = Oracle::read(&root()).json["prompt"]
-            .as_str()
-            .expect("a text")
-            .to_owned();
-        let prompt = session
-            .prompt(&text, PromptForm::Raw, &[])
-            .expect("tokenised");
+        let prompt = prompt(&session);
         let mut metrics = Metrics::new(&session, 0);
         let added = metrics.add(&mut session, &prompt, &CancelFlag::default());
         added.expect("it runs");
@@ -238,8 +219,4 @@ fn files_say_whether_rows_are_centred() {
         "a",
     ];
     check(&args, 1, &["less their mean", "layer norms", "hint: "]);
-}
-
-fn text(path: &std::path::Path) -> &str {
-    path.to_str().expect("a plain path")
 }

@@ -21,6 +21,11 @@ pub(crate) fn run(args: &[&str]) -> Output {
     program().args(args).output().expect("the program starts")
 }
 
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
 /// The stdout of a run that succeeds.
 pub(crate) fn stdout(args: &[&str]) -> String {
     let output = run(args);

@@ -7,7 +7,7 @@ use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{Keep, RunOptions};
 
 use crate::bad_input::check;
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::fixture::{Fixture, exact_options, prompt, relative_error, steering, temporary_root};
 use crate::hook_points;
 use gguf_tools::gguf::TensorType;
@@ -16,10 +16,6 @@ fn target(name: &str) -> PathBuf {
     let dir = temporary_root().join("control-vectors");
     std::fs::create_dir_all(&dir).expect("a folder of our own");
     dir.join(name)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// Reads a control vector as llama.cpp does (`common_control_vector_load_one` in its

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::bad_input::check;
-use crate::command_line::{run, stdout};
+use crate::command_line::{run, stdout, text};
 use crate::hook_points;
 
 /// A folder of SAELens with the fixture's weights of width 32, at the hook point `hook`.
@@ -22,10 +22,6 @@ fn saelens(dir: &Path, hook: Option<&str>) -> PathBuf {
     });
     std::fs::write(source.join("cfg.json"), config.to_string()).expect("a file of our own");
     source
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }
 
 #[test]

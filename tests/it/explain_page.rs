@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use crate::browser;
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::fixture::temporary_root;
-use crate::page::{data, text};
+use crate::page::data;
 
 const PICTURE: &str = "assets/pictures/carrot-mushroom.png";
 

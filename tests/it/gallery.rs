@@ -15,11 +15,11 @@ use serde_json::Value;
 use crate::bad_input::check;
 #[cfg(unix)]
 use crate::bad_input::send;
-use crate::command_line::{json, names, run, stdout};
+use crate::command_line::{json, names, run, stdout, text};
 use crate::fixture::temporary_root;
 use crate::gallery_numbers::gathered;
 use crate::page::{NASTY, data};
-use crate::scan::{OwnedRow, add, folder, rows, stderr, text, two_classes};
+use crate::scan::{OwnedRow, add, folder, rows, stderr, two_classes};
 use crate::scan_several::{self, Scans, scans};
 use crate::scan_top::{list, number, rewrite};
 

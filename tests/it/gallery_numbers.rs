@@ -7,8 +7,8 @@ use llava_sae_cpp::gallery::{Choice, Gallery, GalleryFeature, N_BINS, N_TENTHS, 
 use llava_sae_cpp::scan::ScanFile;
 use llava_sae_cpp::{CancelFlag, FeatureId};
 
-use crate::command_line::json;
-use crate::scan::{OwnedRow, folder, text};
+use crate::command_line::{json, text};
+use crate::scan::{OwnedRow, folder};
 use crate::scan_top::{list, number, rewrite};
 
 fn choice(which: Which) -> Choice {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::browser::Page;
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::page::NASTY;
-use crate::scan::{OwnedRow, folder, text, two_classes};
+use crate::scan::{OwnedRow, folder, two_classes};
 use crate::scan_top::rewrite;
 
 const SHOWN: &str =

@@ -5,14 +5,10 @@ use std::path::{Path, PathBuf};
 use image::{Rgb, RgbImage};
 
 use crate::bad_input;
-use crate::command_line::{names, run, stdout};
+use crate::command_line::{names, run, stdout, text};
 use crate::fixture::temporary_root;
 
 const CARROT: &str = "assets/pictures/carrot-mushroom.png";
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn folder(name: &str) -> PathBuf {
     temporary_root().join("heatmap").join(name)

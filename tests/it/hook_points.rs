@@ -8,11 +8,12 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    FlashAttention, Keep, KvType, ModelFiles, PromptForm, Run, RunOptions, Session, SessionOptions,
+    FlashAttention, Keep, KvType, ModelFiles, Prompt, PromptForm, Run, RunOptions, Session,
+    SessionOptions,
 };
 
 use crate::bad_input::check;
-use crate::command_line::{json, stdout};
+use crate::command_line::{json, stdout, text};
 use crate::fixture::{F32, Oracle, exact_options, relative_error, steering, temporary_root};
 use crate::language_models::mixture_of_experts;
 use crate::rewritten::{Tensor, rewritten};
@@ -114,11 +115,16 @@ pub(crate) fn open(
     Session::open(&files, options)
 }
 
-fn run(session: &mut Session, oracle: &Oracle, options: RunOptions) -> Run {
+/// The prompt that all is about.
+pub(crate) fn prompt(session: &Session) -> Prompt {
+    let oracle = Oracle::read(&root());
     let text = oracle.json["prompt"].as_str().expect("a text");
-    let prompt = session
-        .prompt(text, PromptForm::Raw, &[])
-        .expect("the prompt is tokenised");
+    let prompt = session.prompt(text, PromptForm::Raw, &[]);
+    prompt.expect("it is tokenised")
+}
+
+pub(crate) fn run(session: &mut Session, options: RunOptions) -> Run {
+    let prompt = prompt(session);
     session.run(&prompt, options).expect("the run succeeds")
 }
 
@@ -185,7 +191,7 @@ fn rows_are_those_of_transformers() {
         for n_ubatch in [512, 5] {
             let session = open(architecture, &hook, width, with_ubatch(n_ubatch));
             let mut session = session.expect(&shown);
-            let run = run(&mut session, &oracle, options());
+            let run = run(&mut session, options());
             let ids = run.trace.tokens.iter().map(|token| token.id.expect("text"));
             let expected = oracle.ids(&format!("{architecture}/prompt_ids"));
             assert_eq!(ids.collect::<Vec<_>>(), expected, "{shown}");
@@ -214,7 +220,7 @@ fn flash_attention_does_not_matter() {
             continue;
         }
         let mut session = open(architecture, &hook, width, flash.clone()).expect(&hook);
-        let run = run(&mut session, &oracle, options());
+        let run = run(&mut session, options());
         let theirs = oracle.f32(&format!("{architecture}/{hook}/rows"));
         // Keys and values in f16, whose last bit is 1e-3.
         let error = worst_row(&run.trace.saes[0].residuals, &theirs, width);
@@ -250,8 +256,8 @@ fn steering_is_that_of_transformers() {
                 steering: Some(steering.clone()),
                 ..plain.clone()
             };
-            let plain = run(&mut session, &oracle, plain);
-            let steered = run(&mut session, &oracle, steered);
+            let plain = run(&mut session, plain);
+            let steered = run(&mut session, steered);
             let error = relative_error(
                 &steered.logits,
                 &oracle.f32(&format!("{shown}/steered_logits")),
@@ -355,10 +361,6 @@ fn control_vectors_are_of_the_residual_stream() {
     assert!(error.contains("`blocks.1.hook_mlp_out`"), "{error}");
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
 /// Text models without a projector, from the command line.
 #[test]
 fn text_goes_without_a_picture() {
@@ -446,7 +448,7 @@ fn other_architectures_show_the_residual_stream() {
             saes: vec![sae_at(&hook, 32)],
         };
         let mut session = Session::open(&files, exact_options()).expect("it is taken");
-        let run = run(&mut session, &oracle, options());
+        let run = run(&mut session, options());
         let theirs = oracle.f32(&format!("llama/{hook}/rows"));
         let error = worst_row(&run.trace.saes[0].residuals, &theirs, 32);
         assert!(error < F32, "{hook}: {error:.2e}");

@@ -8,14 +8,10 @@ use gguf_tools::sae::{self, SaeFile, SaeOptions};
 use serde_json::{Value, json};
 
 use crate::bad_input;
-use crate::command_line::{json as json_of, run, stdout};
+use crate::command_line::{json as json_of, run, stdout, text};
 use crate::fixture::{Fixture, temporary_root};
 
 const PICTURE: &str = "tests/fixtures/tiny/pictures/00.png";
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn folder() -> PathBuf {
     let dir = temporary_root().join("intervention-args");

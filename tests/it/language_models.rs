@@ -1,21 +1,15 @@
 //! Language models with valid headers and wrong contents: each was seen to end the process by a signal,
 //! to hang, or to change the output without a word.
 
-use std::path::Path;
-
 use gguf_tools::gguf::{Array, TensorType, Value};
 
 use crate::bad_input::check;
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::hook_points::{LIKE_LLAMA, model, sae_at};
 use crate::rewritten::{Change, Parts, Tensor, rewritten};
 
 fn args<'a>(model: &'a str, sae: &'a str) -> [&'a str; 10] {
     ["-m", model, "--sae", sae, "-t", "1", "-n", "2", "-p", "a"]
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// The model with the change is refused, and what is wrong is named.

@@ -8,7 +8,7 @@ use gguf_tools::gguf::{Overwrite, TensorType};
 use gguf_tools::sae::{self, SaeOptions};
 use serde_json::{Value, json};
 
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::fixture::{Fixture, temporary_root};
 use crate::{bad_input, browser};
 
@@ -22,10 +22,6 @@ pub(crate) const NASTY: &str = "</script><img src=x onerror=alert(1)> \"quoted\"
 /// garble a line is shown by its code.
 const NASTY_SHOWN: &str = "</script><img src=x onerror=alert(1)> \"quoted\" 'so' & \\ \
     {{data}}{{script}}  <!--\\u{2028}\\u{202e}日本";
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn folder() -> PathBuf {
     let dir = temporary_root().join("page");

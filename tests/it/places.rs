@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::bad_input;
 use crate::command_line::json as json_of;
+use crate::command_line::text;
 use crate::fixture::{Fixture, exact_options, prompt, temporary_root};
 use crate::hook_points::{model, sae_at, with_ubatch};
 
@@ -306,10 +307,6 @@ fn folder() -> PathBuf {
     let dir = temporary_root().join("places");
     std::fs::create_dir_all(&dir).expect("a folder of our own");
     dir
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 fn write_vector(path: &Path, values: &[f32]) {

@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::bad_input::check;
-use crate::command_line::run;
+use crate::command_line::{run, text};
 use crate::fixture::{Fixture, exact_options, temporary_root};
 use crate::random_sae::write_safetensors;
 
@@ -24,10 +24,6 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     let dir = temporary_root().join("reproduce").join(name);
     fs::create_dir_all(&dir).expect("a folder of our own");
     dir
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 pub(crate) fn read(path: &Path) -> String {

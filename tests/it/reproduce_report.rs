@@ -7,11 +7,11 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::browser;
-use crate::command_line::{json as json_of, run};
+use crate::command_line::{json as json_of, run, text};
 use crate::fixture::Fixture;
 use crate::reproduce::{
     CLASSES, PICTURES, demo_report, demo_run, folder, outcome, pictures, protocol, read, root,
-    small, text, values_of,
+    small, values_of,
 };
 
 const PROMPT: &str =

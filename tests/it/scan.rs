@@ -10,7 +10,7 @@ use llava_sae_cpp::scan::ScanFile;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 
 use crate::bad_input::check;
-use crate::command_line::{json, names, run};
+use crate::command_line::{json, names, run, text};
 use crate::fixture::{Fixture, temporary_root};
 use crate::scan_top::{list, number};
 
@@ -25,10 +25,6 @@ pub(crate) struct OwnedRow {
     pub(crate) sum: f32,
     pub(crate) max: f32,
     pub(crate) count: usize,
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 pub(crate) fn rows(file: &Path) -> Vec<OwnedRow> {

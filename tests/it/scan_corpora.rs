@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Int64Array, LargeStringArray, StringArray};
 
 use crate::bad_input::check;
-use crate::command_line::{names, run, stdout};
-use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, with_sidecar};
+use crate::command_line::{names, run, stdout, text};
+use crate::scan::{OwnedRow, folder, rows, scan, stderr, with_sidecar};
 use crate::scan_lists::{scan_names, write_parquet};
 use crate::scan_several::{model, saes};
 use crate::scan_texts::{corpus, scan_texts, texts, tokens};

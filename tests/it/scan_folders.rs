@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::command_line::run;
-use crate::scan::{add, folder, rows, scan, stderr, text};
+use crate::command_line::{run, text};
+use crate::scan::{add, folder, rows, scan, stderr};
 
 /// The paths in the table of a scan of `dir`, and what it says.
 fn scanned(dir: &Path, args: &[&str]) -> (Vec<String>, String) {

@@ -10,8 +10,8 @@ use arrow_array::{ArrayRef, Int32Array, LargeStringArray, RecordBatch, StringArr
 use parquet::arrow::ArrowWriter;
 
 use crate::bad_input::check;
-use crate::command_line::{names, program};
-use crate::scan::{folder, rows, scan, stderr, text, two_classes, with_sidecar};
+use crate::command_line::{names, program, text};
+use crate::scan::{folder, rows, scan, stderr, two_classes, with_sidecar};
 
 /// Scans what is on stdin, from within `dir`.
 pub(crate) fn scan_names(dir: &Path, stdin: &[u8], file: &Path, args: &[&str]) -> Output {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use gguf_tools::gguf::TensorType;
 
 use crate::bad_input::{check, send};
-use crate::command_line::{names, program};
+use crate::command_line::{names, program, text};
 use crate::fixture::Fixture;
 use crate::scan::{
-    OwnedRow, folder, rows, scan, scan_with_limit, stderr, text, two_classes, with_sidecar,
+    OwnedRow, folder, rows, scan, scan_with_limit, stderr, two_classes, with_sidecar,
 };
 
 /// 12 × 16 pictures and one that is broken, which make four parts.

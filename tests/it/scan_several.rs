@@ -12,9 +12,9 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use crate::bad_input::check;
-use crate::command_line::{json, names, run, stdout};
+use crate::command_line::{json, names, run, stdout, text};
 use crate::fixture::Fixture;
-use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, two_classes, with_sidecar};
+use crate::scan::{OwnedRow, folder, rows, scan, stderr, two_classes, with_sidecar};
 use crate::scan_top::{list, number, rewrite};
 use crate::scan_worker::{answer, worker};
 use crate::several_saes::{sae_at, with};

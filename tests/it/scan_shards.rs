@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::bad_input::check;
-use crate::command_line::{json, names, program, run};
-use crate::scan::{add, folder, rows, scan, stderr, text, two_classes, with_sidecar};
+use crate::command_line::{json, names, program, run, text};
+use crate::scan::{add, folder, rows, scan, stderr, two_classes, with_sidecar};
 #[cfg(unix)]
 use crate::scan_resume::{killed, many};
 use crate::scan_top::list;

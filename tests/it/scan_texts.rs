@@ -15,9 +15,9 @@ use llava_sae_cpp::{
 };
 
 use crate::bad_input::check;
-use crate::command_line::{json, stdout};
+use crate::command_line::{json, stdout, text};
 use crate::page::data;
-use crate::scan::{folder, rows, rows_by_features, scan, stderr, text, with_sidecar};
+use crate::scan::{folder, rows, rows_by_features, scan, stderr, with_sidecar};
 use crate::scan_top::{list, number};
 use crate::scan_worker::{answer, worker};
 

@@ -14,8 +14,8 @@ use parquet::arrow::ArrowWriter;
 
 use crate::allocations::peak_of;
 use crate::bad_input::check;
-use crate::command_line::{json, run, stdout};
-use crate::scan::{OwnedRow, folder, rows, stderr, text, two_classes, with_sidecar};
+use crate::command_line::{json, run, stdout, text};
+use crate::scan::{OwnedRow, folder, rows, stderr, two_classes, with_sidecar};
 
 /// A scan of five pictures of three classes and one of none.
 fn scanned() -> PathBuf {

@@ -13,10 +13,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::bad_input::check;
-use crate::command_line::{names, program};
+use crate::command_line::{names, program, text};
 #[cfg(target_os = "linux")]
 use crate::fixture::Fixture;
-use crate::scan::{OwnedRow, folder, rows, scan, stderr, text, two_classes};
+use crate::scan::{OwnedRow, folder, rows, scan, stderr, two_classes};
 
 /// A worker in `dir`, its stdin, and its stream of answers.
 pub(crate) fn worker(

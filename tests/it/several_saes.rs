@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::bad_input::check;
 use crate::browser;
-use crate::command_line::{json, run, stdout};
+use crate::command_line::{json, run, stdout, text};
 use crate::fixture::{Fixture, picture, temporary_root};
 
 /// The demo's SAE at two layers: at the second it was trained on, at the first it sees something else.
@@ -40,10 +40,6 @@ pub(crate) fn sae_at(hook_name: &str, target: &Path) -> PathBuf {
     let source = Fixture::Demo.dir().join("sae");
     sae::convert(&source, target, &options, go_on).expect("it converts");
     target.to_owned()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }
 
 /// The demo with these SAEs.

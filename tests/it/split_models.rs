@@ -8,15 +8,11 @@ use llava_sae_cpp::scan::Settings;
 use llava_sae_cpp::{CancelFlag, ModelFiles, PromptForm, SessionOptions};
 
 use crate::bad_input::check;
-use crate::command_line::{json, stdout};
+use crate::command_line::{json, stdout, text};
 use crate::hook_points::{model, sae_at};
 
 const HOOK: &str = "blocks.1.hook_mlp_out";
 const ALL: usize = usize::MAX;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 /// Splits the llama fixture into shards of so many tensors, the last of which may be changed.
 fn split(dir: &Path, n_tensors: &[usize], change: &dyn Fn(&mut TensorInfo)) -> Vec<PathBuf> {

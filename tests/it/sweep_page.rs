@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::command_line::stdout;
+use crate::command_line::{stdout, text};
 use crate::fixture::{Fixture, temporary_root};
-use crate::page::{data, text};
+use crate::page::data;
 use crate::{bad_input, browser};
 use gguf_tools::gguf::TensorType;
 

@@ -5,13 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::browser;
-use crate::command_line::{json, names, stdout};
+use crate::command_line::{json, names, stdout, text};
 use crate::fixture::temporary_root;
 use crate::hook_points::sae_at;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn fixture(name: &str) -> PathBuf {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/next");
