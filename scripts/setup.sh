@@ -5,7 +5,9 @@ cd "$(dirname "$0")/.." || exit
 
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
-    for found in /usr/lib/llvm*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib*/libclang*.so* \
+    # `libclang-cpp.so`, the library of clang's tools, is another, which many systems have alone.
+    for found in /usr/lib/llvm*/lib/libclang.so* /usr/lib/llvm*/lib/libclang-[0-9]*.so* \
+        /usr/lib/*/libclang.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib*/libclang.so* /usr/lib*/libclang-[0-9]*.so* \
         /opt/homebrew/opt/llvm/lib/libclang.dylib /usr/local/opt/llvm/lib/libclang.dylib \
         /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
         [ -e "$found" ] && return 0
