@@ -352,7 +352,8 @@ impl<H: RowHook> Context<H> {
             // llama.cpp only reads them. The hook's state is not borrowed here.
             unsafe { guard::llama_decode(self.ptr.0.as_ptr(), batch) }
         });
-        if let Some(fault) = self.hook.get().end_graph() {
+        let is_computed = matches!(code, Ok(0));
+        if let Some(fault) = self.hook.get().end_graph(is_computed) {
             return Err(fault);
         }
         match code? {

@@ -205,14 +205,14 @@ impl<H: RowHook> EvalHook<H> {
             .begin_graph(below.filter(|_| self.recorded() > Reach::Nothing))
     }
 
-    /// Ends a graph; the error or panic in it, if any.
-    pub(super) fn end_graph(&mut self) -> Option<Error> {
+    /// Ends a graph, which was computed to its end or given up; the error or panic in it, if any.
+    pub(super) fn end_graph(&mut self, is_computed: bool) -> Option<Error> {
         self.recording.restore();
         let few_rows = self.few_rows.end_graph();
         let fault = self.fault.take().or(few_rows.err());
         fault.or_else(|| match self.replayed() {
-            Reach::End => self.recording.check_whole().err(),
-            Reach::Nothing | Reach::Node(_) => None,
+            Reach::End if is_computed => self.recording.check_whole().err(),
+            _ => None,
         })
     }
 

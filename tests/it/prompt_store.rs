@@ -402,3 +402,26 @@ fn engines_share_a_store_of_limited_size() {
         assert!(n_remembered > 0, "{max_bytes}");
     }
 }
+
+/// A remembered prompt whose run is cancelled before it is given to llama.cpp is no damaged one.
+#[test]
+fn a_cancelled_run_of_a_remembered_prompt_is_interrupted() {
+    let store = PromptStore::in_memory(MAX_BYTES);
+    let mut session = session(with_store(&store));
+    let prompt = prompt(&session, DESCRIBE, "00.png");
+    let expected = session.run(&prompt, everything(4)).expect("it runs");
+    for keep in [Keep::ALL, Keep::default()] {
+        let cancelled = RunOptions {
+            keep,
+            ..everything(4)
+        };
+        cancelled.cancel.cancel();
+        let Err(error) = session.run(&prompt, cancelled) else {
+            panic!("there is no result yet");
+        };
+        assert!(error.is_interrupted(), "{error}");
+    }
+    let again = session.run(&prompt, everything(4)).expect("it runs");
+    assert_eq!(again.token_ids, expected.token_ids);
+    assert!(again.n_remembered > 0, "nothing was remembered");
+}

@@ -343,7 +343,8 @@ fn ctrl_c_prints_what_there_is() {
         std::thread::sleep(std::time::Duration::from_secs(seconds));
         send("INT", &child);
         let output = child.wait_with_output().expect("it ends");
-        assert_eq!(output.status.code(), Some(130));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{stderr}");
         let table = String::from_utf8_lossy(&output.stdout);
         if !table.is_empty() {
             assert_eq!(table.lines().count(), 6, "{table}");
