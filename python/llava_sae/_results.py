@@ -65,25 +65,24 @@ class ActiveFeature(NamedTuple):
 class FeatureTable(Sequence[Feature]):
     """Features in order, as a table."""
 
-    def __init__(self, features: Sequence[Feature]) -> None:
-        self._features = tuple(features)
+    def __init__(self, features: Sequence[tuple[Any, ...]]) -> None:
+        self._features = features  # their fields: they become features when they are looked at
 
     def __len__(self) -> int:
         return len(self._features)
 
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        if isinstance(place, slice):
-            return FeatureTable(self._features[place])
-        return self._features[place]
+        found = self._features[place]
+        return FeatureTable(found) if isinstance(place, slice) else Feature._make(found)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FeatureTable) and self._features == other._features
+        return isinstance(other, FeatureTable) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         lines = [f"{'rank':>4}  {'feature':>8}  {'score':>8}  {'lift':>8}  label"]
-        for one in self._features:
+        for one in self:
             lift = "-" if one.lift is None else f"{one.lift:.3f}"
             label = one.label or "-"
             lines.append(f"{one.rank:>4}  {one.feature!s:>8}  {one.score:>8.3f}  {lift:>8}  {label}")
@@ -92,7 +91,7 @@ class FeatureTable(Sequence[Feature]):
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("rank", "feature", "score", "lift", "label"))
         rows = []
-        for one in self._features:
+        for one in self:
             lift = "–" if one.lift is None else f"{one.lift:.3f}"
             cells = (one.rank, one.feature, f"{one.score:.3f}", lift, one.label or "–")
             rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
@@ -183,7 +182,7 @@ class Features:
 
     def top(self, n: int = 10) -> FeatureTable:
         """Return the first `n` features of each SAE, best first."""
-        return FeatureTable([Feature._make(one) for one in self._handle.top(min(n, _ALL))])
+        return FeatureTable(self._handle.top(min(n, _ALL)))
 
     def search(self, text: str) -> FeatureTable:
         """Return the active features whose labels hold these words.

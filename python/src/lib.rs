@@ -43,6 +43,8 @@ mod _native {
     #[pymodule_export]
     use crate::sae::Sae;
     #[pymodule_export]
+    use crate::settings::{RankSettings, RunSettings};
+    #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]
     use crate::sweep::Sweep;

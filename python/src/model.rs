@@ -104,13 +104,13 @@ fn whole(run: Run) -> Result<Run> {
 }
 
 /// What is looked for in a prompt.
-struct Look {
-    settings: RunSettings,
-    ranking: RankSettings,
-    names: [String; 2],
+struct Look<'a> {
+    settings: &'a RunSettings,
+    ranking: &'a RankSettings,
+    names: &'a [String; 2],
 }
 
-impl Look {
+impl Look<'_> {
     fn at(
         &self,
         session: &mut Session,
@@ -145,12 +145,11 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         functions: Functions,
         keep: Keep,
         finish: impl FnOnce(&mut Session, Asked, RunOptions, Run) -> Result<T> + Send + 'static,
     ) -> PyResult<T> {
-        let settings: RunSettings = parse(settings).or_raise(py)?;
         let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
         let done = self.session.run(py, |session, cancel| {
@@ -243,8 +242,12 @@ impl Model {
     }
 
     /// The positions of a prompt, as `features --json` prints them.
-    fn tokens(&self, py: Python<'_>, images: Vec<Image>, settings: &str) -> PyResult<String> {
-        let settings: RunSettings = parse(settings).or_raise(py)?;
+    fn tokens(
+        &self,
+        py: Python<'_>,
+        images: Vec<Image>,
+        settings: &RunSettings,
+    ) -> PyResult<String> {
         self.session.run(py, |session, cancel| {
             let asked = settings.ask(session, images, cancel)?;
             let tokens = json::tokens(asked.prompt.tokens(), session.model());
@@ -257,14 +260,14 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
-        ranking: &str,
+        settings: &RunSettings,
+        ranking: &RankSettings,
         functions: Functions,
     ) -> PyResult<Features> {
         let look = Look {
-            settings: parse(settings).or_raise(py)?,
-            ranking: parse(ranking).or_raise(py)?,
-            names: self.names.clone(),
+            settings,
+            ranking,
+            names: &self.names,
         };
         let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
@@ -279,15 +282,15 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
-        ranking: &str,
+        settings: &RunSettings,
+        ranking: &RankSettings,
         top: usize,
         n_calls: u32,
     ) -> PyResult<f64> {
         let look = Look {
-            settings: parse(settings).or_raise(py)?,
-            ranking: parse(ranking).or_raise(py)?,
-            names: self.names.clone(),
+            settings,
+            ranking,
+            names: &self.names,
         };
         self.session.run(py, |session, cancel| {
             let start = Instant::now();
@@ -304,7 +307,7 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         functions: Functions,
     ) -> PyResult<String> {
         let keep = Keep::default();
@@ -327,15 +330,15 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
+        settings: Py<RunSettings>,
         functions: Functions,
     ) -> PyResult<Stream> {
-        let settings: RunSettings = parse(settings).or_raise(py)?;
         let raised = Raised::default();
         let editors = editors(functions, &raised).or_raise(py)?;
         self.session.check(py)?;
         let shared = Arc::clone(&self.session);
         let pending = Pending::start(move |cancel, sender: &Sender<Result<Event>>| {
+            let settings = settings.get();
             let run = |session: &mut Session| {
                 let asked = settings.ask(session, images, cancel)?;
                 let model = Arc::clone(session.model());
@@ -376,7 +379,7 @@ impl Model {
         &self,
         py: Python<'py>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         functions: Functions,
         logits: bool,
     ) -> PyResult<(Bound<'py, PyDict>, String)> {
@@ -437,7 +440,7 @@ impl Model {
         &self,
         py: Python<'py>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         functions: Functions,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let keep = Keep {
@@ -455,10 +458,9 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         sweep: &str,
     ) -> PyResult<Sweep> {
-        let settings: RunSettings = parse(settings).or_raise(py)?;
         let wanted: SweepSettings = parse(sweep).or_raise(py)?;
         let names = self.names.clone();
         self.session.run(py, |session, cancel| {
@@ -506,10 +508,9 @@ impl Model {
         &self,
         py: Python<'_>,
         images: Vec<Image>,
-        settings: &str,
+        settings: &RunSettings,
         text: Option<String>,
     ) -> PyResult<Vec<String>> {
-        let settings: RunSettings = parse(settings).or_raise(py)?;
         self.session.run(py, |session, cancel| {
             let n_saes = session.model().saes().len();
             let mut all: Vec<_> = (0..n_saes).map(|sae| Metrics::new(session, sae)).collect();

@@ -1,4 +1,4 @@
-//! Options as Python gives them: JSON, by the command line's names.
+//! Options as Python gives them: JSON, by the command line's names. What is read once serves calls with the same options.
 
 use std::sync::Arc;
 
@@ -10,12 +10,15 @@ use llava_sae_cpp::{
     CancelFlag, Error, HookedModel, Picture, Prompt, PromptForm, Result, RunOptions, Sampling,
     Session, saved_set,
 };
+use pyo3::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::error::OrRaise;
 use crate::image::{Encoded, Image};
 
 /// What a run does.
+#[pyclass(frozen, module = "llava_sae._native")]
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunSettings {
@@ -34,6 +37,7 @@ pub(crate) struct RunSettings {
 }
 
 /// How features are ranked.
+#[pyclass(frozen, module = "llava_sae._native")]
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RankSettings {
@@ -66,6 +70,22 @@ pub(crate) struct Asked {
 /// Reads settings, which Python has made.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T> {
     serde_json::from_str(json).map_err(|error| Error::invalid(format!("wrong options: {error}")))
+}
+
+#[pymethods]
+impl RunSettings {
+    #[new]
+    fn new(py: Python<'_>, json: &str) -> PyResult<Self> {
+        parse(json).or_raise(py)
+    }
+}
+
+#[pymethods]
+impl RankSettings {
+    #[new]
+    fn new(py: Python<'_>, json: &str) -> PyResult<Self> {
+        parse(json).or_raise(py)
+    }
 }
 
 impl RunSettings {

@@ -1,6 +1,5 @@
 """What Python adds to a call: the same features of the demo asked in Python and in Rust, by turns."""
 
-import json
 import statistics
 import sys
 import time
@@ -8,6 +7,7 @@ import time
 from conftest import PICTURE
 
 import llava_sae
+from llava_sae import _model
 
 ROUNDS, CALLS, LIMIT = 40, 10, 1.03
 
@@ -24,10 +24,10 @@ def main() -> int:
             return (time.perf_counter() - start) / CALLS
 
         settings = model._settings(None, [image._handle], False, {}, max_tokens=0)
-        ranking = {"over": None, "pool": "max", "rank": None, "exclude": [], "exclude_always_on": False}
+        ranking = _model._ranking(None, "max", None, (), False)
 
         def in_rust() -> float:
-            return model._handle.time_features([image._handle], settings, json.dumps(ranking), 10, CALLS)
+            return model._handle.time_features([image._handle], settings, ranking, 10, CALLS)
 
         in_python(), in_rust()
         pairs = [(in_python(), in_rust()) for _ in range(ROUNDS)]
