@@ -17,10 +17,33 @@ const FILES: Option<[&[u8]; 3]> = {
 const FILES: Option<[&[u8]; 3]> = None;
 
 /// Names and contents of pictures to begin with, PNG files.
-#[cfg(all(feature = "demo", feature = "serve"))]
+#[cfg(feature = "demo")]
 pub(crate) use llava_sae_demo::PICTURES;
-#[cfg(all(not(feature = "demo"), feature = "serve"))]
+#[cfg(not(feature = "demo"))]
 pub(crate) static PICTURES: &[(&str, &[u8])] = &[];
+
+/// The file of the picture that `path` names as `demo:NAME`; none where it names another one.
+///
+/// # Errors
+/// When there is no such picture.
+pub(crate) fn picture(path: &Path) -> Result<Option<&'static [u8]>> {
+    let Some(name) = path.to_str().and_then(|path| path.strip_prefix("demo:")) else {
+        return Ok(None);
+    };
+    if path.exists() {
+        return Ok(None);
+    }
+    let found = PICTURES.iter().find(|(known, _)| *known == name);
+    let (_, file) = found.ok_or_else(|| {
+        let names: Vec<_> = PICTURES.iter().map(|(name, _)| *name).collect();
+        let reason = format!("the demo has no picture `{name}`");
+        Error::new(ErrorKind::Missing, reason).with_hint(match names.is_empty() {
+            true => "this was compiled without the feature `demo`".to_owned(),
+            false => format!("it has `{}`", names.join("`, `")),
+        })
+    })?;
+    Ok(Some(*file))
+}
 
 /// The demo's files, written to the user's cache folder where they are not there yet: llama.cpp
 /// reads models from files only.

@@ -26,7 +26,7 @@ use super::progress::{Spinner, Verbosity};
 /// The main command's arguments.
 #[derive(Args)]
 pub(super) struct DescribeArgs {
-    /// The picture to describe; several make one prompt, and without any, `--prompt` is text only, and `--chat` has its own
+    /// The picture to describe (`demo:apple` is one of the demo's); several make one prompt, and without any, `--prompt` is text only, and `--chat` has its own
     #[arg(required_unless_present_any = ["prompt", "chat"])]
     image: Vec<PathBuf>,
     #[command(flatten)]

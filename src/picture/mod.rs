@@ -97,12 +97,15 @@ pub struct Picture {
 impl Picture {
     /// Reads a PNG, JPEG, GIF, WebP, BMP or TIFF file, whatever its name. As in transformers, the
     /// rotation in EXIF or XMP is applied, transparency is dropped and the first frame of an
-    /// animation is taken; the last two are logged as warnings.
+    /// animation is taken; the last two are logged as warnings. `demo:NAME` is one of the demo's pictures.
     ///
     /// # Errors
-    /// A file that cannot be read, is no picture, is damaged, or is too large.
+    /// A file that cannot be read, is no picture, is damaged, or is too large; an unknown name.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
+        if let Some(file) = crate::demo::picture(path)? {
+            return Self::from_bytes(file, &shown);
+        }
         let read_error = |error| Error::io("read", path)(error);
         let metadata = std::fs::metadata(path).map_err(read_error)?;
         if !metadata.is_file() {

@@ -60,7 +60,9 @@ fn the_main_job() {
 #[test]
 fn the_readmes_example() {
     let args = ["--steer", "mushroom:-12", "--compare", "--top", "5"];
-    let text = stdout(&[&args[..], &["assets/pictures/carrot-mushroom.png"]].concat());
+    let text = stdout(&[&args[..], &["demo:carrot-mushroom"]].concat());
+    let of_file = stdout(&[&args[..], &["assets/pictures/carrot-mushroom.png"]].concat());
+    assert_eq!(of_file, text);
     let expected = "Original output:
 The image shows a carrot at the bottom and a mushroom on the right, on calm water.
 
@@ -75,6 +77,18 @@ Features that the image activated most (largest activation over its tokens, minu
     assert_eq!(rows.len(), 5, "{text}");
     assert!(rows[0].ends_with("  carrot"), "{text}");
     assert!(rows[1].ends_with("  mushroom"), "{text}");
+}
+
+#[test]
+fn an_unknown_picture_of_the_demo() {
+    let output = run(&["demo:dinosaur"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("the demo has no picture `dinosaur`"),
+        "{said}"
+    );
+    assert!(said.contains("`carrot-mushroom`, `apple`"), "{said}");
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn number(value: f32) -> String {
 pub fn stems(pictures: &[PathBuf]) -> Vec<String> {
     let stem = |path: &PathBuf| {
         let stem = path.file_stem().unwrap_or_default();
-        stem.to_string_lossy().into_owned()
+        in_file_names(&stem.to_string_lossy())
     };
     let stems: Vec<String> = pictures.iter().map(stem).collect();
     let mut taken: HashSet<String> = HashSet::new();
