@@ -46,7 +46,7 @@ fn here() -> Vectors {
 #[cfg(test)]
 mod tests {
     use super::Vectors::{Avx2, Baseline};
-    use super::{Vectors, advice, advice_for, compiled_for, here};
+    use super::{Vectors, advice, advice_for};
 
     #[track_caller]
     fn check(compiled_for: Vectors, here: Vectors, is_said: bool) {
@@ -62,9 +62,8 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_is_that_of_this_program_on_this_processor() {
-        assert_eq!(advice(), advice_for(compiled_for(), here()));
-        let is_for_this_one = cfg!(target_feature = "avx2");
-        assert!(!is_for_this_one || advice().is_none());
+    fn a_program_with_vectors_says_nothing() {
+        let has_vectors = cfg!(target_feature = "avx2") || !cfg!(target_arch = "x86_64");
+        assert!(!has_vectors || advice().is_none());
     }
 }
