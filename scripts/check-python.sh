@@ -4,6 +4,7 @@
 # that is left out, which is said). `sh scripts/check-python.sh quick` leaves Debian and the costs out.
 set -eu
 . "$(dirname "$0")/setup.sh"
+. scripts/debian.sh
 command -v python3 >/dev/null || { echo "error: python3 is missing" >&2; exit 1; }
 work=target/python
 export XDG_CACHE_HOME="$PWD/$work/cache" # not the user's
@@ -35,32 +36,27 @@ run ../notebooks/run.py
 [ "${2:-}" = quick ] && exit 0
 run cost.py
 
-if ! { [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; }; then
+if ! can_have_debian; then
     echo "check-python: left out, a Debian 13 root: it needs root and debootstrap" >&2
     exit 0
 fi
-root=$work/debian-13
-[ -e "$root/usr/bin/python3" ] || debootstrap --variant=minbase --include=python3,python3-venv \
-    trixie "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log"
+root=$PWD/target/debian-13
+debian trixie "$root" python3,python3-venv
 # Packages are fetched here, this one among them: that root needs no network.
 rm -f "$work"/downloads/llava_sae-*
 # shellcheck disable=SC2086 # a list of words
 "$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
 rm -rf "$root/check"
 mkdir -p "$root/check/tests" "$root/check/assets"
-cp "$work"/downloads/*.whl "$root/check"
 cp -r python "$root/check/python"
 rm -rf "$root/check/python/llava_sae"
 cp -r assets/pictures "$root/check/assets"
 cp -r tests/fixtures "$root/check/tests"
-mount -t proc proc "$root/proc"
-trap 'umount "$root/proc"' EXIT
-chroot "$root" sh -eu -c "
-    cd /check
+# shellcheck disable=SC2016,SC2086 # the inner shell's own; a list of words
+in_debian "$root" "$PWD/$work/downloads:/downloads" -- XDG_CACHE_HOME=/tmp/cache sh -eu -c '
     rm -rf /venv && python3 -m venv /venv
-    /venv/bin/pip install -q --no-index --find-links . llava-sae $tests
-    export XDG_CACHE_HOME=/tmp/cache
-    cd python/tests
+    /venv/bin/pip install -q --no-index --find-links /downloads llava-sae "$@"
+    cd /check/python/tests
     /venv/bin/python -m pytest -q -p no:cacheprovider
     /venv/bin/llava-sae-cpp -q ../../assets/pictures/frog.png
-"
+' sh $tests

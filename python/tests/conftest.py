@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ def image(model):
 
 
 def command(*args: object) -> str:
-    """Run the command and return what it prints."""
-    line = [sys.executable, "-m", "llava_sae", *map(str, args)]
+    """Run the command and return what it prints. `LLAVA_SAE_PROGRAM` names another program."""
+    program = os.environ.get("LLAVA_SAE_PROGRAM")
+    line = [*([program] if program else [sys.executable, "-m", "llava_sae"]), *map(str, args)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

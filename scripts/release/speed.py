@@ -1,0 +1,45 @@
+"""Compares programs by turns: ratios of the times of a picture's caption to those of the first program.
+
+    python3 scripts/release/speed.py MODEL_DIR PICTURE [NAME=]PROGRAM... [--rounds N]
+
+NAME is a build for LLAVA_SAE_PROCESSOR. The model's folder is one for `--model-dir`, and the caption is steered.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+
+PARTS = ("image_ms", "prompt_ms", "generate_ms")
+
+
+def run(name: str, program: str, folder: str, picture: str) -> dict:
+    environment = os.environ | ({"LLAVA_SAE_PROCESSOR": name} if name else {})
+    command = [program, "-q", "--json", "-d", folder, "-n", "48", "--steer", "11:-3", "--image-cache", "0", picture]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)["timings"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("picture")
+    parser.add_argument("programs", nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    programs = [one.rpartition("=")[::2] for one in arguments.programs]
+    rounds = []
+    for _ in range(arguments.rounds):
+        rounds.append([run(*program, arguments.folder, arguments.picture) for program in programs])
+    for place, (name, program) in enumerate(programs):
+        cells = []
+        for part in PARTS:
+            ratio = statistics.median(one[place][part] / one[0][part] for one in rounds)
+            time = statistics.median(one[place][part] for one in rounds)
+            cells.append(f"{part.removesuffix('_ms')} {time:.0f} ms ({ratio:.3f})")
+        print(f"{program} {name}: {', '.join(cells)}")
+
+
+if __name__ == "__main__":
+    main()
