@@ -94,7 +94,7 @@ struct Shown {
 /// The architectures whose graphs have been read and compared with transformers.
 const ARCHITECTURES: &[&str] = &[
     "gemma", "gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "phi3", "qwen2", "qwen2vl",
-    "qwen3",
+    "qwen3", "qwen3vl",
 ];
 
 /// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
@@ -109,7 +109,7 @@ const NODES: [Shown; 10] = [
     },
     Shown {
         architectures: &[
-            "gemma", "gpt2", "llama", "phi3", "qwen2", "qwen2vl", "qwen3",
+            "gemma", "gpt2", "llama", "phi3", "qwen2", "qwen2vl", "qwen3", "qwen3vl",
         ],
         site: Site::MlpOut,
         mark: Mark::Name("ffn_out"),
@@ -137,7 +137,7 @@ const NODES: [Shown; 10] = [
     },
     // It has no name.
     Shown {
-        architectures: &["gemma", "phi3", "qwen2", "qwen2vl", "qwen3"],
+        architectures: &["gemma", "phi3", "qwen2", "qwen2vl", "qwen3", "qwen3vl"],
         site: Site::AttnOut,
         mark: Mark::Weight("attn_output"),
         last_block: LastBlock::AllRows,
@@ -221,14 +221,20 @@ impl HookPoint {
         self.site
     }
 
-    /// The node that shows this hook point in llama.cpp's graph of a model of `n_layers` blocks.
+    /// The node that shows this hook point in llama.cpp's graph of a model of `n_layers` blocks, to whose stream image
+    /// rows are added behind each of the first `n_deepstack`.
     /// `architecture` is its `general.architecture`. Of an architecture whose graph is not known, the residual stream
     /// is where nearly all of llama.cpp's graphs have it.
     ///
     /// # Errors
     /// Another place of an architecture whose graph is not known; a layer that does not exist; the last one, where
     /// llama.cpp computes the node for the rows that need logits only, so that others never exist.
-    pub fn node(self, architecture: &str, n_layers: usize) -> Result<GraphNode> {
+    pub fn node(
+        self,
+        architecture: &str,
+        n_layers: usize,
+        n_deepstack: usize,
+    ) -> Result<GraphNode> {
         let layer = self.layer;
         let is_known = ARCHITECTURES.contains(&architecture);
         let is_here = |shown: &&Shown| {
@@ -253,6 +259,9 @@ impl HookPoint {
                 "cannot hook `{self}`: in the model's last layer, llama.cpp keeps only the rows that need logits"
             ))
             .with_hint("use an earlier layer"));
+        }
+        if self.site == Site::ResidPost && layer < n_deepstack {
+            return Ok(GraphNode::Named(format!("deepstack_out-{layer}")));
         }
         Ok(match shown.mark {
             Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),
@@ -378,7 +387,8 @@ mod tests {
     #[test]
     fn places_become_nodes() {
         let check = |architecture: &str, name: &str, node: &str| {
-            let found = parse(name).node(architecture, 13);
+            let n_deepstack = if architecture == "qwen3vl" { 3 } else { 0 };
+            let found = parse(name).node(architecture, 13, n_deepstack);
             assert_eq!(
                 found.expect(name).to_string(),
                 node,
@@ -392,6 +402,9 @@ mod tests {
         check("gemma3", "blocks.3.hook_mlp_out", "`ffn_post_norm-3`");
         check("gemma3", "blocks.3.hook_attn_out", "`attn_post_norm-3`");
         check("qwen3", "blocks.12.attn.hook_z", "`kqv_out-12`");
+        check("qwen3vl", "blocks.2.hook_resid_post", "`deepstack_out-2`");
+        check("qwen3vl", "blocks.2.hook_mlp_out", "`ffn_out-2`");
+        check("qwen3vl", "blocks.3.hook_resid_post", "`l_out-3`");
         let weight = |name| format!("the product with `blk.3.{name}.weight`");
         check("gemma2", "blocks.3.hook_mlp_out", &weight("post_ffw_norm"));
         check("qwen2", "blocks.3.hook_attn_out", &weight("attn_output"));
@@ -403,7 +416,7 @@ mod tests {
     #[test]
     fn layers_that_have_no_such_rows_are_refused() {
         let check = |architecture: &str, site: &str, has_last: bool| {
-            let node = |layer| parse(&format!("blocks.{layer}.{site}")).node(architecture, 4);
+            let node = |layer| parse(&format!("blocks.{layer}.{site}")).node(architecture, 4, 0);
             assert!(node(2).is_ok(), "{architecture}, {site}");
             assert_eq!(node(3).is_ok(), has_last, "{architecture}, {site}");
             assert!(node(4).is_err(), "{architecture}, {site}");
@@ -419,11 +432,12 @@ mod tests {
 
     #[test]
     fn unknown_architectures_show_the_residual_stream_alone() {
-        let stream = parse("blocks.0.hook_resid_post").node("mamba", 4);
+        let stream = parse("blocks.0.hook_resid_post").node("mamba", 4, 0);
         assert_eq!(stream.expect("as others have it").to_string(), "`l_out-0`");
-        assert!(parse("blocks.3.hook_resid_post").node("mamba", 4).is_err());
+        let last = parse("blocks.3.hook_resid_post");
+        assert!(last.node("mamba", 4, 0).is_err());
         let error = parse("blocks.0.hook_mlp_out")
-            .node("mamba", 4)
+            .node("mamba", 4, 0)
             .expect_err("a graph that is not known");
         assert!(error.to_string().contains("`mamba`"));
         assert!(error.hint().is_some_and(|hint| hint.contains("qwen3")));

@@ -64,7 +64,7 @@ impl<H: RowHook> Context<H> {
         nodes: Vec<HookedNode>,
         hook: H,
     ) -> Result<Self> {
-        let hook = CallbackState::new(EvalHook::new(hook, nodes, model.norm_epsilon));
+        let hook = CallbackState::new(EvalHook::new(hook, nodes, model.corrected));
         let watched = CallbackState::new(Vec::new());
         Ok(Self {
             ptr: init(&model, &options, on_eval::<H>, hook.as_c(), watched.as_c())?,

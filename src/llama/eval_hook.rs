@@ -14,6 +14,8 @@ use llama_cpp_sys_2 as sys;
 
 use super::few_rows::FewRows;
 use super::image_mask;
+use super::model::Corrected;
+use super::mrope_positions;
 use super::node::{Node, n_rows, name, read_rows, write_rows};
 use super::norm_epsilon;
 use super::recording::{RecordedGraph, Recording};
@@ -152,13 +154,13 @@ pub(super) struct EvalHook<H> {
     is_seen: Vec<bool>, // for each node, in the graph at hand
     rows: Vec<f32>,     // [n_rows, width], reused
     fault: Option<Error>,
-    norm_epsilon: Option<f32>,              // where llama.cpp misses it
+    corrected: Corrected,
     pub(super) short_window: Option<usize>, // while an image is decoded that is longer
     pub(super) few_rows: FewRows,
 }
 
 impl<H: RowHook> EvalHook<H> {
-    pub(super) fn new(hook: H, nodes: Vec<HookedNode>, norm_epsilon: Option<f32>) -> Self {
+    pub(super) fn new(hook: H, nodes: Vec<HookedNode>, corrected: Corrected) -> Self {
         Self {
             hook,
             pass: Pass::Unhooked,
@@ -167,7 +169,7 @@ impl<H: RowHook> EvalHook<H> {
             nodes,
             rows: Vec::new(),
             fault: None,
-            norm_epsilon,
+            corrected,
             short_window: None,
             few_rows: FewRows::new(),
         }
@@ -246,8 +248,11 @@ impl<H: RowHook> EvalHook<H> {
     }
 
     fn on_ask(&mut self, node: Node) -> Result<bool> {
-        if let Some(epsilon) = self.norm_epsilon {
+        if let Some(epsilon) = self.corrected.norm_epsilon {
             norm_epsilon::put_in(node, epsilon);
+        }
+        if self.corrected.is_interleaved {
+            mrope_positions::put_in(node)?;
         }
         if let Some(window) = self.short_window {
             image_mask::put_in(node, window)?;

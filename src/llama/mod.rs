@@ -39,6 +39,7 @@ mod log_router;
 mod mapped_file;
 mod matrix_product;
 mod model;
+mod mrope_positions;
 mod mtmd;
 mod node;
 mod norm_epsilon;

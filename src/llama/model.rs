@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::backend;
 use super::guard::{self, guarded};
+use super::mrope_positions;
 use super::norm_epsilon;
 use super::vocabulary::Vocabulary;
 use crate::{Error, Result};
@@ -27,8 +28,16 @@ pub struct Model {
     ptr: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
     pub(super) vocabulary: Vocabulary,
+    pub(super) corrected: Corrected,
+}
+
+/// What of a model's graphs is put right.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Corrected {
     /// The epsilon of its norms, where llama.cpp misses it.
     pub(super) norm_epsilon: Option<f32>,
+    /// Whether its heads' pairs turn by time, row and column one after another.
+    pub(super) is_interleaved: bool,
 }
 
 // SAFETY: llama.cpp only reads a model once it is loaded; contexts on several threads may share it.
@@ -62,10 +71,13 @@ impl Model {
             ptr,
             vocab,
             vocabulary: Vocabulary::default(),
-            norm_epsilon: None,
+            corrected: Corrected::default(),
         };
         let architecture = model.metadata("general.architecture").unwrap_or_default();
-        model.norm_epsilon = norm_epsilon::missed(path, &architecture)?;
+        model.corrected = Corrected {
+            norm_epsilon: norm_epsilon::missed(path, &architecture)?,
+            is_interleaved: mrope_positions::are_interleaved(&architecture),
+        };
         Ok(model)
     }
 

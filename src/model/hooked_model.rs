@@ -150,8 +150,14 @@ impl HookedModel {
         Ok(HookedSite {
             hook_point,
             hooked: self.graph.node(hook_point)?,
+            parts_graph: self.graph.parts_at(hook_point),
             saes: saes.map(|(i, _)| i).collect(),
         })
+    }
+
+    /// Whether image rows are added to the stream behind a block.
+    pub(crate) fn adds_images_behind(&self, layer: usize) -> bool {
+        self.graph.adds_images_behind(layer)
     }
 
     /// An encoder of one of the SAEs, by its place among them; all read the same weights.

@@ -91,6 +91,8 @@ pub struct EditorAt {
 pub(crate) struct HookedSite {
     pub(crate) hook_point: HookPoint,
     pub(crate) hooked: HookedNode,
+    /// Whether everything above depends on its rows alone.
+    pub(crate) parts_graph: bool,
     /// The SAEs that read there.
     pub(crate) saes: Vec<usize>,
 }

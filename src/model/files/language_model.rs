@@ -25,6 +25,8 @@ pub(super) struct LanguageModel<'a> {
     pub(super) d_model: u64,
     /// The number of blocks.
     pub(super) n_layers: usize,
+    /// The blocks, from the first, behind which image rows are added to the stream (deepstack).
+    pub(super) n_deepstack: usize,
     /// Whether its architecture's graph is known, and was compared with transformers.
     pub(super) is_known: bool,
 }
@@ -40,6 +42,7 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
         architecture,
         d_model: u64::from(require("embedding_length")?),
         n_layers: require("block_count")? as usize,
+        n_deepstack: n_deepstack(model, architecture)?,
         is_known: own_keys(architecture).is_some(),
     };
     if model.alignment() < MIN_ALIGNMENT {
@@ -72,7 +75,7 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
     if has_windows {
         header.check_window_pattern(sizes.n_layers)?;
     }
-    if architecture == "qwen2vl" {
+    if matches!(architecture, "qwen2vl" | "qwen3vl") {
         header.check_sections(sizes.n_rot)?;
     }
     tensors::check(model, architecture, &sizes)?;
@@ -142,7 +145,25 @@ const GEMMA3_KEYS: &[Key] = &[
     Key::optional("*.final_logit_softcapping", Kind::NotNegative), // 0: none
 ];
 
-const QWEN2VL_KEYS: &[Key] = &[Key::required("*.rope.dimension_sections", Kind::Ints)];
+const MROPE_KEYS: &[Key] = &[Key::required("*.rope.dimension_sections", Kind::Ints)];
+
+/// The blocks behind which llama.cpp adds image rows, which must not be all: in the last, it has picked the rows that
+/// need logits by then (`src/models/qwen3vl.cpp`, and `qwen3vlmoe.cpp`).
+fn n_deepstack(model: &Gguf, architecture: &str) -> Result<usize> {
+    if !matches!(architecture, "qwen3vl" | "qwen3vlmoe") {
+        return Ok(0);
+    }
+    let key = format!("{architecture}.n_deepstack_layers");
+    let n_layers = model.require_u32(&format!("{architecture}.block_count"))?;
+    match model.get(&key) {
+        None => Ok(0),
+        Some(&Value::U32(n)) if n < n_layers => Ok(n as usize),
+        Some(other) => {
+            let expected = format!("a u32 below the {n_layers} blocks");
+            Err(wrong_value(model, &key, expected, other))
+        }
+    }
+}
 
 const OLMO2_KEYS: &[Key] = &[
     Key::optional("*.attention.sliding_window", Kind::Count(0, MAX_WINDOW)), // OLMo 3's
@@ -174,7 +195,7 @@ fn own_keys(architecture: &str) -> Option<&'static [Key]> {
         "gpt2" => Some(GPT2_KEYS),
         "gptneox" => Some(GPTNEOX_KEYS),
         "olmo2" => Some(OLMO2_KEYS),
-        "qwen2vl" => Some(QWEN2VL_KEYS),
+        "qwen2vl" | "qwen3vl" => Some(MROPE_KEYS),
         "gemma2" => Some(GEMMA2_KEYS),
         "gemma3" => Some(GEMMA3_KEYS),
         _ => None,
@@ -244,7 +265,7 @@ fn sizes_of_heads(header: &Header, d_model: u64, n_heads: u64) -> Result<(u64, u
     let n_rot = header.number("rope.dimension_count").unwrap_or(d_head);
     let turns_all = matches!(
         header.architecture,
-        "llama" | "olmo2" | "qwen2" | "qwen2vl" | "qwen3"
+        "llama" | "olmo2" | "qwen2" | "qwen2vl" | "qwen3" | "qwen3vl"
     );
     if !n_rot.is_multiple_of(2) || n_rot > d_head || turns_all && n_rot < d_head {
         let expected = if turns_all {

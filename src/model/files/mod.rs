@@ -215,6 +215,8 @@ pub(crate) struct Graph {
     architecture: String,
     n_layers: usize,
     d_model: u64,
+    /// The blocks, from the first, behind which image rows are added to the stream.
+    n_deepstack: usize,
     /// Whether it is known, and was compared with transformers.
     is_known: bool,
     /// Whether its norms subtract a row's mean, so that the stream's means are nothing to it.
@@ -231,6 +233,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         architecture,
         d_model,
         n_layers,
+        n_deepstack,
         is_known,
     } = language_model::check(&model)?;
     let graph = Graph {
@@ -238,6 +241,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         architecture: architecture.to_owned(),
         n_layers,
         d_model,
+        n_deepstack,
         is_known,
         has_layer_norms: model
             .get(&format!("{architecture}.attention.layer_norm_epsilon"))
@@ -280,7 +284,7 @@ impl Graph {
     /// # Errors
     /// A hook point that this model's graph does not show, or shows something else at.
     pub(crate) fn node(&self, hook_point: HookPoint) -> Result<HookedNode> {
-        let node = hook_point.node(&self.architecture, self.n_layers)?;
+        let node = hook_point.node(&self.architecture, self.n_layers, self.n_deepstack)?;
         let layer = hook_point.layer();
         let refused = |why: &str| {
             let shown = self.path.display();
@@ -312,6 +316,17 @@ impl Graph {
         };
         let width = usize::try_from(width).map_err(|_| refused("has rows that are too long"))?;
         Ok(HookedNode { node, width })
+    }
+
+    /// Whether everything above a hook point depends on its rows alone.
+    pub(crate) fn parts_at(&self, hook_point: HookPoint) -> bool {
+        hook_point.site() == Site::ResidPost && hook_point.layer() + 1 >= self.n_deepstack
+    }
+
+    /// Whether image rows are added to the stream behind a block (deepstack), which llama.cpp's control vector comes
+    /// before.
+    pub(crate) fn adds_images_behind(&self, layer: usize) -> bool {
+        layer < self.n_deepstack
     }
 
     /// Checks that the model computes these places in the order that they have here.

@@ -9,7 +9,7 @@ use crate::prompt::Prompt;
 use crate::run::logits::TokenLogProbs;
 use crate::run::reading::{Goal, Reading};
 use crate::run::remembered::{Piece, PieceKey, PromptStore};
-use crate::{CancelFlag, HookPoint, Result, Site};
+use crate::{CancelFlag, HookPoint, Result};
 
 /// Where a run edits the rows of its prompt.
 #[derive(Clone, Copy, Debug)]
@@ -172,10 +172,7 @@ impl Engine {
             }
         };
         let sites = &self.forward.context.hook().sites;
-        // Everything above depends on its rows alone.
-        let splits = |site: usize| {
-            sites[site].hook_point.site() == Site::ResidPost || Reach::Node(site) == computed
-        };
+        let splits = |site: usize| sites[site].parts_graph || Reach::Node(site) == computed;
         let is_known = |reach: Reach| {
             let Some(known) = known else { return false };
             let (n_sites, is_enough) = match reach {

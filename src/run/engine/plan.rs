@@ -8,7 +8,7 @@ use crate::prompt::Prompt;
 use crate::run::reading::Goal;
 use crate::run::shortcuts::Shortcut;
 use crate::steering::Steering;
-use crate::{HookPoint, Result, Site};
+use crate::{HookPoint, Result};
 
 impl Engine {
     /// How these runs are computed, which are all that there will be.
@@ -25,6 +25,7 @@ impl Engine {
         if let [only] = requests
             && let Some((layer, values)) = only.in_graph()
             && !self.forward.context.has_control_vector()
+            && !self.model.adds_images_behind(layer)
         {
             let values = values.to_vec();
             let steering = only.options.steering.as_deref().expect("it has a vector");
@@ -114,8 +115,7 @@ impl Engine {
     /// The highest hooked place of the residual stream, up to this one if it is given.
     pub(in crate::run) fn stream_below(&mut self, place: Option<HookPoint>) -> Option<usize> {
         self.forward.context.hook().sites.iter().rposition(|site| {
-            let is_stream = site.hook_point.site() == Site::ResidPost;
-            is_stream && place.is_none_or(|place| site.hook_point <= place)
+            site.parts_graph && place.is_none_or(|place| site.hook_point <= place)
         })
     }
 

@@ -277,6 +277,7 @@ fn tables(model: &Gguf, architecture: &str, sizes: &Sizes) -> Vec<&'static [Tens
         ],
         "qwen2" | "qwen2vl" => vec![EVERY, PRE_NORMS, ATTENTION, FFN, output, OUTPUT_BIAS],
         "qwen3" => vec![EVERY, PRE_NORMS, ATTENTION, SCALED_FFN, HEAD_NORMS, output],
+        "qwen3vl" => vec![EVERY, PRE_NORMS, ATTENTION, FFN, HEAD_NORMS, output],
         _ => {
             let factors = if sizes.is_longrope {
                 LONGROPE_FACTORS
