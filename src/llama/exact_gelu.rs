@@ -10,6 +10,7 @@ use std::ffi::{c_int, c_void};
 
 use llama_cpp_sys_2 as sys;
 
+use super::node::name;
 use super::projector_type::ProjectorType;
 use super::tensor_context::TensorContext;
 use crate::Result;
@@ -43,7 +44,7 @@ impl ExactGelu {
         // SAFETY: the node is a unary operation.
         let unary = unsafe { sys::ggml_get_unary_op(node) };
         match unary {
-            sys::GGML_UNARY_OP_GELU if self.projector == ProjectorType::Mlp => {
+            sys::GGML_UNARY_OP_GELU if self.is_erf(node) => {
                 let original = node.op_params;
                 node.op_params[0] = sys::GGML_UNARY_OP_GELU_ERF as i32;
                 if !is_supported(node) {
@@ -56,6 +57,27 @@ impl ExactGelu {
             _ => {}
         }
     }
+}
+
+impl ExactGelu {
+    /// Whether transformers computes erf where mtmd computes tanh: in projectors, but for Gemma 3's, which has no
+    /// GELU. Of the encoders, Gemma 3's and Qwen3-VL's alone have tanh.
+    fn is_erf(&self, node: &sys::ggml_tensor) -> bool {
+        match self.projector {
+            ProjectorType::Mlp | ProjectorType::Qwen2Vl | ProjectorType::Qwen25Vl => true,
+            ProjectorType::Gemma3 => false,
+            ProjectorType::Qwen3Vl => !is_of_block(node),
+        }
+    }
+}
+
+/// Whether a GELU's operand is what the bias of an encoder's block was added to.
+fn is_of_block(node: &sys::ggml_tensor) -> bool {
+    // SAFETY: a node's operands live as long as its graph.
+    let sum = unsafe { node.src[0].as_ref() };
+    // SAFETY: as above.
+    let bias = sum.and_then(|sum| unsafe { sum.src[1].as_ref() });
+    bias.is_some_and(|bias| name(bias).starts_with(b"v.blk."))
 }
 
 /// Whether the node and its source are contiguous f32, as `call` takes them to be.

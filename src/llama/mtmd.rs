@@ -74,15 +74,17 @@ impl Mtmd {
         model: Arc<Model>,
         options: VisionOptions,
     ) -> Result<Self> {
-        Self::load_with(path, edits, model, options, None)
+        Self::load_with(path, edits, model, options, None, None)
     }
 
+    /// `image_rows` are the least and the most rows of an image, where those are not llama.cpp's.
     pub(super) fn load_with(
         path: &Path,
         edits: &Edits,
         model: Arc<Model>,
         options: VisionOptions,
         on_eval: Option<EvalCallback>,
+        image_rows: Option<[i32; 2]>,
     ) -> Result<Self> {
         // mtmd reads nothing but paths, and has read all of the file when it returns.
         let copy = match edits.is_empty() {
@@ -101,6 +103,10 @@ impl Mtmd {
         if let Some(on_eval) = on_eval {
             params.cb_eval = Some(on_eval.function);
             params.cb_eval_user_data = on_eval.user_data;
+        }
+        if let Some([least, most]) = image_rows {
+            params.image_min_tokens = least;
+            params.image_max_tokens = most;
         }
         let ptr = guarded("mtmd_init_from_file", || {
             // SAFETY: the path lives for the call, the model and the user data as long as the result.

@@ -10,12 +10,17 @@ use std::path::Path;
 use gguf_tools::gguf::{Array, Gguf, TensorInfo, Value};
 
 use super::matrix_product::{Matrix, MatrixProduct};
+use super::projector_type::ProjectorType;
 use crate::{Error, Result, RowProduct};
+
+/// The kernels of the first frame and the second.
+pub(super) const KERNELS: [&str; 2] = ["v.patch_embd.weight", "v.patch_embd.weight.1"];
 
 /// A patch embedding: a convolution whose stride is its size.
 pub(super) struct PatchEmbedding {
-    product: MatrixProduct,
-    bias: Option<Vec<f32>>, // [width]; CLIP has none
+    /// Of one kernel, or of two, one for each of two frames, which are both the picture (Qwen2-VL).
+    products: Vec<MatrixProduct>,
+    bias: Option<Vec<f32>>, // [width]; CLIP has none, and the graph adds Qwen3-VL's
     embedded: Vec<f32>,     // [n_patches, width], reused
     patch_size: usize,
     mean: [f32; 3],
@@ -24,52 +29,49 @@ pub(super) struct PatchEmbedding {
 }
 
 impl PatchEmbedding {
-    /// Reads `v.patch_embd.weight`, its bias if there is one, and the normalisation from a checked projector file.
-    pub(super) fn load(path: &Path, use_gpu: bool, threads: usize) -> Result<Self> {
+    /// Reads the kernels, the bias that is to be added, and the normalisation from a checked projector file.
+    pub(super) fn load(
+        path: &Path,
+        projector: ProjectorType,
+        use_gpu: bool,
+        threads: usize,
+    ) -> Result<Self> {
         let file = Gguf::open(path)?;
-        let kernel = file.tensor("v.patch_embd.weight").ok_or_else(|| {
-            Error::invalid(format!(
-                "no tensor `v.patch_embd.weight` in `{}`",
-                path.display()
-            ))
-        })?;
-        let [size, _, n_channels, width] = kernel.dims[..] else {
-            return Err(Error::invalid(format!(
-                "`v.patch_embd.weight` in `{}` is not a convolution kernel",
-                path.display()
-            )));
+        let (names, has_bias): (&[_], _) = match projector.is_qwen() {
+            true => (&KERNELS, false),
+            false => (&KERNELS[..1], true),
         };
-        // A row of the kernel is one output's weights, `[3, patch_size, patch_size]`.
-        let matrix = TensorInfo {
-            dims: vec![size * size * n_channels, width],
-            ..kernel.clone()
+        let product = |name: &&str| {
+            let matrix = Matrix::load(path, &kernel_as_matrix(&file, name)?, use_gpu)?;
+            MatrixProduct::new(matrix, threads)
         };
-        let bias = file.tensor("v.patch_embd.bias");
+        let products = names.iter().map(product).collect::<Result<Vec<_>>>()?;
+        let bias = file.tensor("v.patch_embd.bias").filter(|_| has_bias);
         let bias = bias.map(|tensor| file.read_f32(tensor)).transpose()?;
         Ok(Self {
             bias,
             embedded: Vec::new(),
-            product: MatrixProduct::new(Matrix::load(path, &matrix, use_gpu)?, threads)?,
-            patch_size: usize::try_from(size).expect("checked against the picture's size"),
+            products,
+            patch_size: file.require_u32("clip.vision.patch_size")? as usize,
             mean: three_floats(&file, "clip.vision.image_mean")?,
             std: three_floats(&file, "clip.vision.image_std")?,
             patches: Vec::new(),
         })
     }
 
-    /// Rows of the patches of `rgb`, `[size, size, 3]`, in reading order: `[n_patches, width]`.
-    pub(super) fn apply(&mut self, rgb: &[u8], size: usize) -> Result<&[f32]> {
+    /// Rows of the patches of `rgb`, `[height, width, 3]`, in reading order: `[n_patches, width]`.
+    pub(super) fn apply(&mut self, rgb: &[u8], [width, height]: [usize; 2]) -> Result<&[f32]> {
         self.patches.clear();
-        let grid = size / self.patch_size;
-        for patch in 0..grid * grid {
+        let [n_columns, n_rows] = [width, height].map(|side| side / self.patch_size);
+        for patch in 0..n_rows * n_columns {
             let (top, left) = (
-                patch / grid * self.patch_size,
-                patch % grid * self.patch_size,
+                patch / n_columns * self.patch_size,
+                patch % n_columns * self.patch_size,
             );
             for channel in 0..3 {
                 for y in top..top + self.patch_size {
                     for x in left..left + self.patch_size {
-                        let value = f32::from(rgb[(y * size + x) * 3 + channel]) / 255.0;
+                        let value = f32::from(rgb[(y * width + x) * 3 + channel]) / 255.0;
                         self.patches
                             .push((value - self.mean[channel]) / self.std[channel]);
                     }
@@ -77,8 +79,16 @@ impl PatchEmbedding {
             }
         }
         self.embedded.clear();
-        self.embedded
-            .extend_from_slice(self.product.apply(&self.patches)?);
+        for product in &mut self.products {
+            let rows = product.apply(&self.patches)?;
+            match self.embedded.is_empty() {
+                true => self.embedded.extend_from_slice(rows),
+                false => {
+                    let sums = self.embedded.iter_mut().zip(rows);
+                    sums.for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
         if let Some(bias) = &self.bias {
             for row in self.embedded.chunks_exact_mut(bias.len()) {
                 row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
@@ -86,6 +96,21 @@ impl PatchEmbedding {
         }
         Ok(&self.embedded)
     }
+}
+
+/// A kernel as a matrix, a row of which is one output's weights, `[3, patch_size, patch_size]`.
+fn kernel_as_matrix(file: &Gguf, name: &str) -> Result<TensorInfo> {
+    let shown = file.path().display();
+    let missing = || Error::invalid(format!("no tensor `{name}` in `{shown}`"));
+    let kernel = file.tensor(name).ok_or_else(missing)?;
+    let [size, _, n_channels, width] = kernel.dims[..] else {
+        let what = format!("`{name}` in `{shown}` is not a convolution kernel");
+        return Err(Error::invalid(what));
+    };
+    Ok(TensorInfo {
+        dims: vec![size * size * n_channels, width],
+        ..kernel.clone()
+    })
 }
 
 fn three_floats(file: &Gguf, key: &str) -> Result<[f32; 3]> {

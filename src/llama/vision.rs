@@ -10,7 +10,7 @@
 //!
 //! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
 //! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet. SigLIP, Gemma 3's encoder, has no class
-//! row; its patches are filled in where their bias was added.
+//! row; its patches are filled in where their bias was added, and Qwen's where its two frames are.
 
 use std::ffi::{CStr, c_void};
 use std::path::Path;
@@ -25,10 +25,13 @@ use super::eval_hook::catch_panic;
 use super::exact_gelu::ExactGelu;
 use super::model::{AddBos, Model};
 use super::mtmd::{Bitmap, EvalCallback, MARKER, Mtmd};
-use super::node::{n_rows, read_rows, write_rows};
-use super::patch_embedding::PatchEmbedding;
+use super::node::{n_rows, name, read_rows, write_rows};
+use super::patch_embedding::{KERNELS, PatchEmbedding};
 use super::projector_type::ProjectorType;
 use crate::{Error, Result};
+
+/// Rows of the largest image that an encoder of Qwen's is given, as large as they are in transformers.
+pub(crate) const MAX_IMAGE_ROWS: i32 = 1 << 14;
 
 /// What the encoder's graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,22 +99,24 @@ impl Vision {
             function: on_eval,
             user_data: state.as_c(),
         };
-        let patch_embedding = PatchEmbedding::load(path, options.use_gpu, options.threads)?;
+        let patch_embedding =
+            PatchEmbedding::load(path, projector, options.use_gpu, options.threads)?;
+        let image_rows = projector.is_qwen().then_some([1, MAX_IMAGE_ROWS]);
         Ok(Self {
-            mtmd: Mtmd::load_with(path, edits, model, options, Some(callback))?,
+            mtmd: Mtmd::load_with(path, edits, model, options, Some(callback), image_rows)?,
             state,
             patch_embedding,
         })
     }
 
-    /// Encodes a square picture of the encoder's own size, which mtmd takes as it is: RGB bytes,
-    /// `[size, size, 3]`. Returns the projector's rows, `[n_image_tokens, d_model]`, in reading order, without
+    /// Encodes a picture of a size that the encoder takes, so that mtmd takes it as it is: RGB bytes,
+    /// `[height, width, 3]`. Returns the projector's rows, `[n_image_tokens, input_width]`, in reading order, without
     /// what mtmd would put around them.
     ///
     /// # Errors
     /// When llama.cpp fails, or makes several images of the picture.
-    pub fn encode(&mut self, rgb: &[u8], size: usize) -> Result<Vec<f32>> {
-        let bitmap = Bitmap::new(rgb, [size, size])?;
+    pub fn encode(&mut self, rgb: &[u8], size: [usize; 2]) -> Result<Vec<f32>> {
+        let bitmap = Bitmap::new(rgb, size)?;
         let chunks = self.mtmd.chunks(MARKER, AddBos::No, &bitmap)?;
         let patches = self.patch_embedding.apply(rgb, size)?;
         patches.clone_into(&mut self.state.get().patches);
@@ -143,21 +148,54 @@ impl Corrections {
         Ok(match self.projector {
             ProjectorType::Mlp => appends_class_embedding(tensor),
             ProjectorType::Gemma3 => adds_patch_bias(tensor),
+            ProjectorType::Qwen2Vl | ProjectorType::Qwen25Vl | ProjectorType::Qwen3Vl => {
+                adds_frames(tensor)
+            }
         })
     }
 
-    /// Replaces the rows `[patches, class]` by `[class, exact patches]`, and patches alone by exact ones; whether
-    /// the graph goes on.
+    /// Puts in exact patches; whether the graph goes on.
     fn put_right(&mut self, tensor: &mut sys::ggml_tensor) -> Result<bool> {
         if self.fault.is_some() {
             return Ok(false);
         }
+        match self.projector.is_qwen() {
+            true => self.write_planes(tensor)?,
+            false => self.write_rows(tensor)?,
+        }
+        Ok(true)
+    }
+
+    /// Replaces patches that lie as a convolution gives them, `[width, rows of patches, columns]`.
+    fn write_planes(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
+        let [n_columns, n_rows, width, n_pictures] = tensor
+            .ne
+            .map(|n| usize::try_from(n).expect("ggml's sizes are not negative"));
+        // SAFETY: the tensor is part of a graph that is being computed.
+        let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
+        let is_plain = is_contiguous && tensor.type_ == sys::GGML_TYPE_F32 && n_pictures == 1;
+        let n_patches = n_rows * n_columns;
+        if !is_plain || n_patches * width != self.patches.len() {
+            return Err(Error::invalid(format!(
+                "the vision encoder has {n_rows} × {n_columns} patches of {width}, and the picture {} values",
+                self.patches.len()
+            )));
+        }
+        self.rows.resize(self.patches.len(), 0.0);
+        for (patch_idx, patch) in self.patches.chunks_exact(width).enumerate() {
+            for (plane, &value) in self.rows.chunks_exact_mut(n_patches).zip(patch) {
+                plane[patch_idx] = value;
+            }
+        }
+        write_rows(tensor, &self.rows);
+        Ok(())
+    }
+
+    /// Replaces the rows `[patches, class]` by `[class, exact patches]`, and patches alone by exact ones.
+    fn write_rows(&mut self, tensor: &mut sys::ggml_tensor) -> Result<()> {
         let width = usize::try_from(tensor.ne[0]).expect("ggml's sizes are not negative");
         let n_rows = n_rows(tensor, width)?;
-        let n_others = match self.projector {
-            ProjectorType::Mlp => 1,
-            ProjectorType::Gemma3 => 0,
-        };
+        let n_others = usize::from(self.projector == ProjectorType::Mlp);
         let start = n_others * width;
         if self.patches.len() + start != n_rows * width {
             return Err(Error::invalid(format!(
@@ -170,7 +208,7 @@ impl Corrections {
         self.rows.rotate_right(start);
         self.rows[start..].copy_from_slice(&self.patches);
         write_rows(tensor, &self.rows);
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -204,6 +242,34 @@ fn appends_class_embedding(tensor: &sys::ggml_tensor) -> bool {
 /// Whether this node adds the bias of the patch embedding (`build_inp` in `tools/mtmd/clip.cpp`).
 fn adds_patch_bias(tensor: &sys::ggml_tensor) -> bool {
     tensor.op == sys::GGML_OP_ADD && second_operand_is(tensor, c"v.patch_embd.bias")
+}
+
+/// Whether this node adds the patches of a picture's two frames (`build_inp_with_temporal_merge` in
+/// `tools/mtmd/models/qwen2vl.cpp`), each a convolution (`ggml_conv_2d` in `ggml.c`).
+fn adds_frames(tensor: &sys::ggml_tensor) -> bool {
+    tensor.op == sys::GGML_OP_ADD
+        && (tensor.src.iter().zip(KERNELS)).all(|(&patches, wanted)| {
+            let product = behind_views(patches).filter(|node| node.op == sys::GGML_OP_MUL_MAT);
+            let kernel = product.and_then(|product| behind_views(product.src[1]));
+            kernel.is_some_and(|kernel| name(kernel) == wanted.as_bytes())
+        })
+}
+
+/// What a tensor shows in another shape or order.
+fn behind_views<'g>(mut tensor: *const sys::ggml_tensor) -> Option<&'g sys::ggml_tensor> {
+    const VIEWS: [sys::ggml_op; 3] = [
+        sys::GGML_OP_CONT,
+        sys::GGML_OP_PERMUTE,
+        sys::GGML_OP_RESHAPE,
+    ];
+    loop {
+        // SAFETY: a node's sources are null or live as long as its graph.
+        let found = unsafe { tensor.as_ref() }?;
+        match VIEWS.contains(&found.op) {
+            true => tensor = found.src[0],
+            false => return Some(found),
+        }
+    }
 }
 
 fn second_operand_is(tensor: &sys::ggml_tensor, wanted: &CStr) -> bool {

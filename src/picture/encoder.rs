@@ -9,13 +9,14 @@ use gguf_tools::gguf::Gguf;
 use crate::chat::ImageToken;
 use crate::llama::{self, Model, ProjectorType, Vision, VisionGraph, VisionOptions};
 use crate::model::SessionOptions;
-use crate::model::files::{CheckedProjector, VisionShape};
+use crate::model::files::{CheckedProjector, PictureViews, VisionShape};
 use crate::model::fingerprint::fingerprint;
 use crate::picture::ImagePrep;
 use crate::picture::Picture;
 use crate::picture::cache::ImageCache;
 use crate::picture::cache::Key;
 use crate::picture::plain_encoder::PlainEncoder;
+use crate::picture::resizing::Resized;
 use crate::picture::tiles::{Part, Tiling, Views};
 use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions, Segment};
 use crate::run::{TryShortcuts, distance};
@@ -124,6 +125,13 @@ pub(crate) struct ImageEncoder {
     state: Mutex<State>,
 }
 
+/// A prepared picture, or a tile of one.
+#[derive(Clone, Copy)]
+struct View {
+    size: [usize; 2], // width and height in pixels
+    grid: Grid,       // of its image rows
+}
+
 /// What comes with the first picture.
 #[derive(Default)]
 struct State {
@@ -144,6 +152,7 @@ impl ImageEncoder {
         settings: VisionSettings,
     ) -> Result<Self> {
         let image_prep = ImagePrep::of(shape.image_preps, settings.image_prep)?;
+        shape.projector.check_markers(&model, &path)?;
         Ok(Self {
             image_prep: image_prep.expect("it has ways"),
             path,
@@ -161,14 +170,34 @@ impl ImageEncoder {
 
     /// Prepares a picture and gives its embeddings.
     pub(crate) fn encode(&self, picture: &Picture) -> Result<ImageEmbeddings> {
-        let size = self.shape.image_size;
-        match &self.shape.tiling {
-            Some(tiling) => self.encode_tiles(&tiling.views(picture, size)?, tiling),
-            None => self.encode_square(picture, &picture.prepare(size, self.image_prep)?),
+        match &self.shape.views {
+            PictureViews::Squares {
+                image_size,
+                grid,
+                tiling,
+            } => {
+                let square = View {
+                    size: [*image_size as usize; 2],
+                    grid: Grid::of_patches(*grid, *grid),
+                };
+                if let Some(tiling) = tiling {
+                    let views = tiling.views(picture, *image_size)?;
+                    return self.encode_tiles(&views, tiling, square);
+                }
+                let pixels = picture.prepare(*image_size, self.image_prep)?;
+                self.say_what_is_seen(picture);
+                self.encode_view(picture, &pixels, square)
+            }
+            PictureViews::Whole(resizing) => {
+                let flash_attention = self.settings.options.flash_attention;
+                let Resized { rgb, size, grid } = resizing.prepare(picture, flash_attention)?;
+                self.encode_view(picture, &rgb, View { size, grid })
+            }
         }
     }
 
-    fn encode_square(&self, picture: &Picture, pixels: &[u8]) -> Result<ImageEmbeddings> {
+    /// Warns where the model sees little of a picture.
+    fn say_what_is_seen(&self, picture: &Picture) {
         let seen = picture.seen_share(self.image_prep);
         if seen < LITTLE_SEEN {
             log::warn!(
@@ -177,19 +206,22 @@ impl ImageEncoder {
                 picture.shown()
             );
         }
+    }
+
+    fn encode_view(&self, picture: &Picture, pixels: &[u8], view: View) -> Result<ImageEmbeddings> {
         let start = Instant::now();
         let whole = Part {
-            rows: self.rows(pixels)?,
-            grid: Grid::of_patches(self.shape.grid, self.shape.grid),
+            rows: self.rows(pixels, view)?,
+            grid: view.grid,
             place: picture.kept(self.image_prep),
         };
         Ok(self.image(vec![whole], start.elapsed()))
     }
 
-    fn encode_tiles(&self, views: &Views, tiling: &Tiling) -> Result<ImageEmbeddings> {
+    fn encode_tiles(&self, views: &Views, tiling: &Tiling, tile: View) -> Result<ImageEmbeddings> {
         let start = Instant::now();
-        let rows = views.pixels.iter().map(|pixels| self.rows(pixels));
-        let parts = tiling.parts(views, rows.collect::<Result<_>>()?, self.shape.grid);
+        let rows = views.pixels.iter().map(|pixels| self.rows(pixels, tile));
+        let parts = tiling.parts(views, rows.collect::<Result<_>>()?, tile.grid.n_rows);
         Ok(self.image(parts, start.elapsed()))
     }
 
@@ -198,13 +230,16 @@ impl ImageEncoder {
         let chunk = |part: Part| {
             Segment::Image(ImageChunk {
                 rows: part.rows.into(),
-                width: self.model.d_model(),
+                width: self.model.input_width(),
                 grid: Some(part.grid),
                 place: Some(part.place),
-                positions: RowPositions::InOrder,
+                positions: match self.shape.projector.is_qwen() {
+                    true => RowPositions::mrope_grid([part.grid.n_rows, part.grid.n_columns]),
+                    false => RowPositions::InOrder,
+                },
                 attention: match self.shape.projector {
-                    ProjectorType::Mlp => ImageAttention::Causal,
                     ProjectorType::Gemma3 => ImageAttention::Bidirectional,
+                    _ => ImageAttention::Causal,
                 },
                 image: 0,
             })
@@ -222,24 +257,24 @@ impl ImageEncoder {
         self.loaded(&mut state).map(|_| ())
     }
 
-    /// The embeddings of a prepared picture, `[n_image_tokens, d_model]`.
-    fn rows(&self, pixels: &[u8]) -> Result<Vec<f32>> {
+    /// The embeddings of a prepared picture, `[n_image_tokens, input_width]`.
+    fn rows(&self, pixels: &[u8], view: View) -> Result<Vec<f32>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cache) = &self.settings.image_cache else {
-            return self.run(&mut state, pixels);
+            return self.run(&mut state, pixels, view);
         };
-        let key = self.key(&mut state, pixels)?;
-        let n_values = self.shape.grid * self.shape.grid * self.model.d_model();
+        let key = self.key(&mut state, pixels, view.size)?;
+        let n_values = view.grid.n_rows * view.grid.n_columns * self.model.input_width();
         if let Some(rows) = cache.get(&key, n_values) {
             return Ok(rows);
         }
-        let rows = self.run(&mut state, pixels)?;
+        let rows = self.run(&mut state, pixels, view)?;
         cache.put(&key, &rows);
         Ok(rows)
     }
 
     /// What the embeddings of a prepared picture depend on.
-    fn key(&self, state: &mut State, pixels: &[u8]) -> Result<Key> {
+    fn key(&self, state: &mut State, pixels: &[u8], [width, _]: [usize; 2]) -> Result<Key> {
         let fingerprint = match state.fingerprint {
             Some(known) => known,
             None => *state
@@ -259,15 +294,15 @@ impl ImageEncoder {
             &llama::computed_by(use_gpu),
             flash_attention.name(),
             vision_graph.name(),
+            &width.to_string(),
         ];
         Ok(Key::new(pixels, &fingerprint, &settings))
     }
 
-    fn run(&self, state: &mut State, pixels: &[u8]) -> Result<Vec<f32>> {
-        let size = self.shape.image_size as usize;
-        let mut rows = self.loaded(state)?.encode(pixels, size)?;
+    fn run(&self, state: &mut State, pixels: &[u8], view: View) -> Result<Vec<f32>> {
+        let mut rows = self.loaded(state)?.encode(pixels, view.size)?;
         if !state.is_checked {
-            rows = self.check(state, rows, pixels)?;
+            rows = self.check(state, rows, pixels, view.size)?;
             state.is_checked = true;
         }
         if rows.iter().all(|value| value.is_finite()) {
@@ -278,7 +313,13 @@ impl ImageEncoder {
 
     /// Compares the first picture's `rows`, where due, with what they must be, and gives the right ones.
     /// Where a device is wrong, the processor encodes from here on.
-    fn check(&self, state: &mut State, rows: Vec<f32>, pixels: &[u8]) -> Result<Vec<f32>> {
+    fn check(
+        &self,
+        state: &mut State,
+        rows: Vec<f32>,
+        pixels: &[u8],
+        size: [usize; 2],
+    ) -> Result<Vec<f32>> {
         if !self.is_check_due(state)? {
             return Ok(rows);
         }
@@ -288,12 +329,12 @@ impl ImageEncoder {
             ..self.settings.options
         };
         let mut reference = self.vision(as_it_must_be)?;
-        let expected = reference.encode(pixels, self.shape.image_size as usize)?;
+        let expected = reference.encode(pixels, size)?;
         let distance = distance(&rows, &expected);
         if distance < MAX_DISTANCE {
             // For other models loaded from the same files.
             if let Some(cache) = &self.settings.image_cache {
-                cache.put(&self.key(state, CHECKED)?, &[1.0]);
+                cache.put(&self.key(state, CHECKED, [0; 2])?, &[1.0]);
             }
             return Ok(rows);
         }
@@ -321,7 +362,7 @@ impl ImageEncoder {
         let Some(cache) = &self.settings.image_cache else {
             return Ok(true);
         };
-        Ok(cache.get(&self.key(state, CHECKED)?, 1).is_none())
+        Ok(cache.get(&self.key(state, CHECKED, [0; 2])?, 1).is_none())
     }
 
     fn loaded<'s>(&self, state: &'s mut State) -> Result<&'s mut Vision> {

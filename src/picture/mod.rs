@@ -1,4 +1,4 @@
-//! Pictures: reading them, and making them the square that the vision encoder takes.
+//! Pictures: reading them, and making them what the vision encoder takes, a square for most.
 
 pub(crate) mod cache;
 pub(crate) mod content;
@@ -6,9 +6,11 @@ pub(crate) mod encoder;
 mod orientation;
 pub(crate) mod plain_encoder;
 mod resample;
+mod resizing;
 mod tiles;
 
 pub use cache::ImageCache;
+pub(crate) use resizing::Resizing;
 pub(crate) use tiles::{Merge, Tiling};
 
 use std::fmt::Display;
@@ -38,7 +40,7 @@ const PAD_COLOUR: [u8; 3] = [122, 116, 104];
 /// The place of the whole picture: left, top, width and height as shares of it.
 pub(crate) const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
 
-/// How a picture that is not square becomes square.
+/// How a picture becomes what the encoder takes, which is a square but for `Resize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePrep {
     /// The shortest side is scaled and the centre cut out: transformers' `CLIPImageProcessor`.
@@ -49,6 +51,8 @@ pub enum ImagePrep {
     Stretch,
     /// As `Stretch`, and in tiles besides: transformers' `LlavaNextImageProcessor`.
     Tiles,
+    /// Scaled to sides near its own: transformers' `Qwen2VLImageProcessor`.
+    Resize,
 }
 
 impl ImagePrep {
@@ -59,6 +63,7 @@ impl ImagePrep {
             Self::Pad => "pad",
             Self::Stretch => "stretch",
             Self::Tiles => "tiles",
+            Self::Resize => "resize",
         }
     }
 
@@ -191,14 +196,14 @@ impl Picture {
         let side = match prep {
             ImagePrep::Crop => width.min(height) as f32,
             ImagePrep::Pad => width.max(height) as f32,
-            ImagePrep::Stretch | ImagePrep::Tiles => return WHOLE,
+            ImagePrep::Stretch | ImagePrep::Tiles | ImagePrep::Resize => return WHOLE,
         };
         let [width, height] = [width, height].map(|length| side / length as f32);
         [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height]
     }
 
-    /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`; of tiles, the overview that comes with them.
-    /// Scaling is Pillow's bicubic filter, and its bilinear one to stretch, as in transformers; a picture of that
+    /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`; of tiles, the overview that comes with them, and
+    /// of pictures with sides of their own, what a square of this size is scaled to. Scaling is Pillow's bicubic filter, and its bilinear one to stretch, as in transformers; a picture of that
     /// size stays as it is.
     ///
     /// # Errors
@@ -226,7 +231,9 @@ impl Picture {
             }
             ImagePrep::Pad => Ok(resize_padded(&self.rgb, size).into_raw()),
             ImagePrep::Stretch => Ok(resize(&self.rgb, [size; 2], Filter::Bilinear).into_raw()),
-            ImagePrep::Tiles => Ok(resize(&self.rgb, [size; 2], Filter::Bicubic).into_raw()),
+            ImagePrep::Tiles | ImagePrep::Resize => {
+                Ok(resize(&self.rgb, [size; 2], Filter::Bicubic).into_raw())
+            }
         }
     }
 
@@ -271,7 +278,7 @@ impl Picture {
         let (width, height) = self.rgb.dimensions();
         match prep {
             ImagePrep::Crop => f64::from(width.min(height)) / f64::from(width.max(height)),
-            ImagePrep::Pad | ImagePrep::Stretch | ImagePrep::Tiles => 1.0,
+            ImagePrep::Pad | ImagePrep::Stretch | ImagePrep::Tiles | ImagePrep::Resize => 1.0,
         }
     }
 

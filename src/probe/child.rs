@@ -13,7 +13,7 @@ use super::stage::{DAMAGED, Report, Stage};
 use crate::llama::{FlashAttention, KvType};
 use crate::model::Session;
 use crate::model::files::ModelFiles;
-use crate::picture::Picture;
+use crate::picture::{ImagePrep, Picture};
 use crate::prompt::{Prompt, PromptForm, Segment};
 use crate::run::{Keep, Run, RunOptions};
 use crate::{Activations, Error, ErrorKind, Result, SessionOptions};
@@ -215,6 +215,8 @@ fn check_finite(values: &[f32], what: &str) -> Result<()> {
 fn picture(files: &ModelFiles) -> Result<Picture> {
     let size = files.image_size()?;
     let [width, height] = match files.image_prep(None)? {
+        // Any sides will do, and few rows.
+        Some(ImagePrep::Resize) => [224, 112],
         Some(_) => [size; 2],
         // Larger than one of the parts that llama.cpp may cut it into, and no square.
         None => {

@@ -66,6 +66,9 @@ mod pull_addresses;
 mod pull_ended;
 #[cfg(feature = "pull")]
 mod pull_gguf;
+mod qwen;
+mod qwen_files;
+mod qwen_set;
 mod random_sae;
 mod reproduce;
 mod reproduce_report;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use gguf_tools::gguf::{Array, Value};
 use llava_sae_cpp::{
     Grid, ImageAttention, ImagePrep, ModelFiles, Picture, PromptForm, RowPositions, Session,
     SessionOptions,
@@ -12,7 +13,7 @@ use crate::fixture::{F32, Oracle, everything, exact_options, relative_error};
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::rewritten::{Tensor, rewritten};
 
-pub(crate) const MODELS: [&str; 2] = ["qwen2.5vl", "idefics3"];
+pub(crate) const MODELS: [&str; 1] = ["idefics3"];
 const HOOK: &str = "blocks.1.hook_resid_post";
 
 pub(crate) fn root() -> PathBuf {
@@ -97,12 +98,48 @@ fn numbers_are_those_of_transformers_where_pictures_need_no_scaling() {
 #[test]
 fn grids_and_places_are_known_where_llama_cpp_says_them() {
     let oracle = Oracle::read(&root());
-    let image = |model: &str, name: &str| {
-        let session = Session::open(&files(model), exact_options()).expect("it loads");
+    let image = |files: &ModelFiles, name: &str| {
+        let session = Session::open(files, exact_options()).expect("it loads");
         let image = session.encode_image(&picture(name));
         image.expect("the picture is encoded")
     };
-    let wide = image("qwen2.5vl", "qwen2.5vl-wide");
+    // EXAONE 4.5's encoder is Qwen2.5-VL's, with one matrix for queries, keys and values.
+    let qwen = files("qwen2.5vl");
+    let mmproj = rewritten(qwen.mmproj.as_deref().expect("it has one"), &|parts| {
+        parts.set("clip.projector_type", "exaone4_5");
+        parts.set("clip.vision.attention.head_count_kv", 2_u32);
+        parts.set("clip.vision.image_min_pixels", 3136_u32);
+        parts.set("clip.vision.image_max_pixels", 1_000_000_u32);
+        for (block_idx, part) in (0..3).flat_map(|i| [(i, "weight"), (i, "bias")]) {
+            let name = |of: &str| format!("v.blk.{block_idx}.attn_{of}.{part}");
+            let all = ["q", "k", "v"].map(|of| parts.take(&name(of)));
+            let mut joined = all[0].clone();
+            joined.name = name("qkv");
+            *joined.dims.last_mut().expect("it has rows") *= 3;
+            joined.values = all.into_iter().flat_map(|tensor| tensor.values).collect();
+            parts.add(joined);
+        }
+    });
+    let model = rewritten(&qwen.model, &|parts| {
+        let tokens = parts.get("tokenizer.ggml.tokens").clone();
+        let Value::Array(Array::String(mut tokens)) = tokens else {
+            panic!("a list of texts")
+        };
+        for token in &mut tokens {
+            match token.as_str() {
+                "<|vision_start|>" => "<vision>".clone_into(token),
+                "<|vision_end|>" => "</vision>".clone_into(token),
+                _ => {}
+            }
+        }
+        parts.set("tokenizer.ggml.tokens", tokens);
+    });
+    let exaone = ModelFiles {
+        model,
+        mmproj: Some(mmproj),
+        ..qwen
+    };
+    let wide = image(&exaone, "qwen2.5vl-wide");
     let chunk = wide.only_chunk().expect("one image");
     let [n_rows, n_columns]: [usize; 2] =
         serde_json::from_value(oracle.json["grids"]["qwen2.5vl/wide"].clone()).expect("a grid");
@@ -112,7 +149,7 @@ fn grids_and_places_are_known_where_llama_cpp_says_them() {
         RowPositions::mrope_grid([n_rows, n_columns])
     );
     assert_eq!(chunk.place, Some([0.0, 0.0, 1.0, 1.0]));
-    for chunk in image("idefics3", "idefics3-wide").chunks() {
+    for chunk in image(&files("idefics3"), "idefics3-wide").chunks() {
         assert_eq!((chunk.grid, chunk.place), (None, None));
         assert_eq!(chunk.positions, RowPositions::InOrder);
     }

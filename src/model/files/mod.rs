@@ -20,7 +20,7 @@ use crate::picture::ImagePrep;
 use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, Site};
 
 use language_model::LanguageModel;
-pub(crate) use projector::{CheckedProjector, VisionShape};
+pub(crate) use projector::{CheckedProjector, MAX_ATTENTION_SCORES, PictureViews, VisionShape};
 
 /// Paths of a language model, its projector and its SAEs.
 #[derive(Clone, Debug)]
@@ -88,7 +88,8 @@ impl ModelFiles {
     }
 
     /// The side of the square picture that the vision encoder takes, in pixels; of the parts that llama.cpp cuts
-    /// a picture into, where it prepares pictures.
+    /// a picture into, where it prepares pictures; of a square that is as good as any, where pictures have sides of
+    /// their own.
     ///
     /// # Errors
     /// Files without a projector, or one that cannot be read.
@@ -258,7 +259,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
     let projector = files
         .mmproj
         .as_deref()
-        .map(|path| projector::check(path, d_model))
+        .map(|path| projector::check(path, d_model, n_deepstack))
         .transpose()?;
     Ok(CheckedFiles {
         model: model.path().to_owned(),

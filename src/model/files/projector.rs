@@ -5,6 +5,7 @@ mod gemma3;
 mod header;
 mod mlp;
 mod other;
+mod qwen;
 mod tensors;
 mod tiles;
 
@@ -20,7 +21,7 @@ use crate::Result;
 use crate::llama::ProjectorType;
 use crate::picture::ImagePrep;
 
-pub(crate) use self::header::VisionShape;
+pub(crate) use self::header::{MAX_ATTENTION_SCORES, PictureViews, VisionShape};
 
 /// A projector, by how it is run.
 #[derive(Clone, Debug)]
@@ -31,8 +32,8 @@ pub(crate) enum CheckedProjector {
     Other(Edits),
 }
 
-/// Checks a projector's file, for a language model of this width.
-pub(super) fn check(path: &Path, d_model: u64) -> Result<CheckedProjector> {
+/// Checks a projector's file, for a language model of this width, `n_deepstack` of whose blocks take in image rows too.
+pub(super) fn check(path: &Path, d_model: u64, n_deepstack: usize) -> Result<CheckedProjector> {
     let file = Gguf::open(path)?;
     let architecture = file.require_str("general.architecture")?;
     if architecture != "clip" {
@@ -42,6 +43,9 @@ pub(super) fn check(path: &Path, d_model: u64) -> Result<CheckedProjector> {
         Some(ProjectorType::Mlp) => mlp::check(&file, d_model).map(CheckedProjector::Compared),
         Some(ProjectorType::Gemma3) => {
             gemma3::check(&file, d_model).map(CheckedProjector::Compared)
+        }
+        Some(projector) => {
+            qwen::check(&file, projector, d_model, n_deepstack).map(CheckedProjector::Compared)
         }
         None => other::check(&file, d_model).map(CheckedProjector::Other),
     }
@@ -54,6 +58,7 @@ pub(super) fn image_preps(path: &Path) -> Result<&'static [ImagePrep]> {
     Ok(match type_of(&file)? {
         Some(ProjectorType::Mlp) => mlp::image_preps(&file),
         Some(ProjectorType::Gemma3) => gemma3::IMAGE_PREPS,
+        Some(_) => qwen::IMAGE_PREPS,
         None => &[],
     })
 }
@@ -67,6 +72,10 @@ fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
     match other::type_name(file)? {
         "mlp" => Ok(Some(ProjectorType::Mlp)),
         "gemma3" => Ok(Some(ProjectorType::Gemma3)),
+        "qwen2vl_merger" => Ok(Some(ProjectorType::Qwen2Vl)),
+        // Omni models' files, which hear too, are Qwen2.5-VL's to llama.cpp where they see.
+        "qwen2.5vl_merger" | "qwen2.5o" => Ok(Some(ProjectorType::Qwen25Vl)),
+        "qwen3vl_merger" => Ok(Some(ProjectorType::Qwen3Vl)),
         _ => Ok(None),
     }
 }

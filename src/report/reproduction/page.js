@@ -127,13 +127,17 @@ list(find("#protocol"), [
 ]);
 
 const { machine, settings } = data;
+const preparations = {
+  "llama.cpp": "as llama.cpp prepares them",
+  resize: "scaled to sides near their own",
+};
 list(find("#run"), [
   ["Program", data.program],
   ["llama.cpp", `as ${data.llama_cpp} carries it`],
   ...data.files.map(({ role, name, contents }) => [role, `${name}\n${contents}`]),
   ["Processor", `${machine.processor}, ${plural(machine.threads, "thread")}, ${machine.system}`],
   ["Computed by", machine.device],
-  ["Pictures", `${settings.image_prep} to a square`],
+  ["Pictures", preparations[settings.image_prep] ?? `${settings.image_prep} to a square`],
   ["KV cache", `${settings.kv_type}, flash attention ${settings.flash_attention}`],
   ["Layers on a device", settings.gpu_layers < 0 ? "all, where there is one" : settings.gpu_layers],
   ["Weights", settings.repack ? "repacked for the processor" : "as in the file"],

@@ -6,7 +6,7 @@
 use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::BLOCK_COUNT;
-use super::header::{HAS_PROJECTOR, KEYS, MAX_GRID, VisionShape};
+use super::header::{HAS_PROJECTOR, KEYS, MAX_GRID, PictureViews, VisionShape};
 use super::tensors::{POST_NORM, Sizes, Unchecked};
 use crate::Result;
 use crate::llama::ProjectorType;
@@ -68,10 +68,12 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
     unchecked.finish("a Gemma 3 projector")?;
     Ok(VisionShape {
         projector: ProjectorType::Gemma3,
-        image_size: sizes.image,
-        grid: (sizes.grid / scale_factor) as usize,
+        views: PictureViews::Squares {
+            image_size: sizes.image,
+            grid: (sizes.grid / scale_factor) as usize,
+            tiling: None,
+        },
         image_preps: IMAGE_PREPS,
-        tiling: None,
         edits: Edits::default(),
     })
 }

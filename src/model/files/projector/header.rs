@@ -7,23 +7,35 @@ use super::tensors::Sizes;
 use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, broken};
-use crate::picture::{ImagePrep, Tiling};
+use crate::picture::{ImagePrep, Resizing, Tiling};
 
 /// The shape of a vision encoder's input and output.
 #[derive(Clone, Debug)]
 pub(crate) struct VisionShape {
     /// What stands between the encoder and the language model.
     pub(crate) projector: ProjectorType,
-    /// Pixels a side.
-    pub(crate) image_size: u32,
-    /// Image rows a side, of one view.
-    pub(crate) grid: usize,
+    /// What the encoder takes of a picture.
+    pub(crate) views: PictureViews,
     /// The ways in which pictures may be prepared, the usual one first.
     pub(crate) image_preps: &'static [ImagePrep],
-    /// How pictures are cut into tiles, if they are.
-    pub(crate) tiling: Option<Tiling>,
     /// What llama.cpp has to read in the file otherwise than it stands there.
     pub(crate) edits: Edits,
+}
+
+/// What an encoder takes of a picture.
+#[derive(Clone, Debug)]
+pub(crate) enum PictureViews {
+    /// Squares.
+    Squares {
+        /// Pixels a side.
+        image_size: u32,
+        /// Image rows a side, of one view.
+        grid: usize,
+        /// How pictures are cut into tiles, if they are.
+        tiling: Option<Tiling>,
+    },
+    /// The whole picture, with sides of its own.
+    Whole(Resizing),
 }
 
 /// Pixels a side: encoders of LLaVA models take 224 to 448.
@@ -31,7 +43,7 @@ pub(super) const MAX_IMAGE_SIZE: u32 = 1024;
 /// Patches a side: 16 to 32 are in use. Attention's work grows with their fourth power.
 pub(super) const MAX_GRID: u32 = 64;
 /// Scores of one block's attention, all heads together: 2 GiB in f32.
-pub(super) const MAX_ATTENTION_SCORES: u64 = 1 << 29;
+pub(crate) const MAX_ATTENTION_SCORES: u64 = 1 << 29;
 /// The widest encoder in use has 3200, and 12800 in its feed-forward parts.
 pub(super) const MAX_WIDTH: u32 = 1 << 14;
 pub(super) const MAX_FFN_WIDTH: u32 = 1 << 16;

@@ -7,7 +7,7 @@
 use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::{Blocks, FEATURE_LAYER};
-use super::header::{KEYS, MERGE_TYPE, PINPOINTS, TYPE, VisionShape};
+use super::header::{KEYS, MERGE_TYPE, PINPOINTS, PictureViews, TYPE, VisionShape};
 use super::say_once;
 use super::tensors::{self, Sizes};
 use super::tiles;
@@ -53,10 +53,12 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
     say_once(file.path(), &decisions);
     Ok(VisionShape {
         projector: ProjectorType::Mlp,
-        image_size: sizes.image,
-        grid: sizes.grid as usize,
+        views: PictureViews::Squares {
+            image_size: sizes.image,
+            grid: sizes.grid as usize,
+            tiling,
+        },
         image_preps: image_preps(file),
-        tiling,
         edits,
     })
 }

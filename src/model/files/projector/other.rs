@@ -232,7 +232,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<Edits> {
 }
 
 /// Leaves out what hears and speaks.
-fn without_sound(file: &Gguf) -> Edits {
+pub(super) fn without_sound(file: &Gguf) -> Edits {
     let mut edits = Edits::default();
     for key in [HAS_AUDIO, HAS_GEN_AUDIO] {
         if file.get(key) == Some(&Value::Bool(true)) {
@@ -249,7 +249,7 @@ fn without_sound(file: &Gguf) -> Edits {
 }
 
 /// Whether a tensor belongs to what hears or speaks.
-fn is_of_sound(tensor: &TensorInfo) -> bool {
+pub(super) fn is_of_sound(tensor: &TensorInfo) -> bool {
     tensor.name.starts_with("a.") || tensor.name.starts_with("mm.a.")
 }
 

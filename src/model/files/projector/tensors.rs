@@ -109,19 +109,24 @@ impl<'a> Unchecked<'a> {
         check_tensor(self.file, tensor, role, dims)
     }
 
+    /// Leaves a tensor out that need not be checked.
+    pub(super) fn leave_out(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
     /// A matrix and a bias.
-    fn linear(&mut self, name: &str, n_in: u64, n_out: u64) -> Result<()> {
+    pub(super) fn linear(&mut self, name: &str, n_in: u64, n_out: u64) -> Result<()> {
         self.one(&format!("{name}.weight"), Role::Matrix, &[n_in, n_out])?;
         self.one(&format!("{name}.bias"), Role::Vector, &[n_out])
     }
 
     /// The weight and bias of a LayerNorm.
-    fn norm(&mut self, name: &str, width: u64) -> Result<()> {
+    pub(super) fn norm(&mut self, name: &str, width: u64) -> Result<()> {
         self.one(&format!("{name}.weight"), Role::Vector, &[width])?;
         self.one(&format!("{name}.bias"), Role::Vector, &[width])
     }
 
-    fn dim(&self, name: &str, dim_idx: usize) -> Result<u64> {
+    pub(super) fn dim(&self, name: &str, dim_idx: usize) -> Result<u64> {
         let tensor = self.file.tensor(name);
         let dim = tensor.and_then(|tensor| tensor.dims.get(dim_idx).copied());
         dim.ok_or_else(|| broken(self.file, format!("there is no matrix `{name}`")))

@@ -1,0 +1,322 @@
+//! Qwen-VL's files and pictures that cannot be read, and files of another number type.
+
+use gguf_tools::gguf::{Array, TensorType, Value};
+use image::RgbImage;
+use llava_sae_cpp::{
+    Grid, ImagePrep, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
+};
+
+use crate::bad_input::check;
+use crate::fixture::{
+    ON_DEVICE, everything, exact_options, image_rows, largest_error, relative_error, temporary_root,
+};
+use crate::qwen_set::{Set, image, open};
+use crate::rewritten::{Parts, Tensor, rewritten};
+
+fn files(name: &'static str) -> ModelFiles {
+    Set::named(name).files_at(0)
+}
+
+/// What `change` makes of a set's projector is refused by its header, with these words and a way out.
+fn refused(set: &'static str, change: &dyn Fn(&mut Parts), words: &str) {
+    let good = files(set);
+    let mmproj = rewritten(good.mmproj.as_deref().expect("given"), change);
+    check_refused(
+        &ModelFiles {
+            mmproj: Some(mmproj),
+            ..good
+        },
+        words,
+    );
+}
+
+fn check_refused(files: &ModelFiles, words: &str) {
+    let error = files.check().expect_err(words);
+    let said = error.to_string();
+    assert!(said.contains(words), "`{said}` should say `{words}`");
+    assert!(error.hint().is_some(), "{said}");
+}
+
+#[test]
+fn keys_that_do_not_fit_are_refused() {
+    let all = ["qwen2vl-a", "qwen2.5vl-a", "qwen3vl-a"];
+    let set =
+        |key: &'static str, value: Value| move |parts: &mut Parts| parts.set(key, value.clone());
+    let removed = |key: &'static str| move |parts: &mut Parts| parts.remove(key);
+    for name in all {
+        for key in [
+            "clip.vision.patch_size",
+            "clip.vision.embedding_length",
+            "clip.vision.block_count",
+            "clip.vision.attention.head_count",
+            "clip.vision.attention.layer_norm_epsilon",
+            "clip.vision.image_mean",
+            "clip.vision.projection_dim",
+        ] {
+            refused(name, &removed(key), key);
+        }
+        for (key, value) in [
+            ("clip.vision.spatial_merge_size", 3_u32),
+            ("clip.vision.patch_size", 0),
+            ("clip.vision.patch_size", 65),
+            ("clip.vision.image_min_pixels", 0),
+            ("clip.vision.attention.head_dim", 3),
+            ("clip.vision.attention.head_count_kv", 1),
+        ] {
+            refused(name, &set(key, value.into()), key);
+        }
+        let heads = "clip.vision.attention.head_count";
+        refused(name, &set(heads, 3_u32.into()), "multiples of 4");
+        refused(name, &set(heads, 4_u32.into()), "multiples of 4");
+        let least = "clip.vision.image_min_pixels";
+        refused(name, &set(least, 1_000_000_000_u32.into()), "is more than");
+        let limits = |parts: &mut Parts| {
+            parts.set("clip.vision.image_min_pixels", 4000_u32);
+            parts.set("clip.vision.image_max_pixels", 3999_u32);
+        };
+        refused(name, &limits, "is more than");
+    }
+    // Each has its own function in its blocks, and windows or none.
+    refused("qwen2vl-a", &set("clip.use_gelu", true.into()), "use_gelu");
+    refused("qwen2vl-a", &set("clip.use_silu", true.into()), "use_silu");
+    refused("qwen2.5vl-a", &removed("clip.use_silu"), "use_silu");
+    refused("qwen3vl-a", &removed("clip.use_gelu"), "use_gelu");
+    let pattern = "clip.vision.n_wa_pattern";
+    refused("qwen2vl-a", &set(pattern, 2_u32.into()), pattern);
+    refused("qwen2.5vl-a", &removed(pattern), pattern);
+    refused("qwen2.5vl-a", &set(pattern, 0_u32.into()), pattern);
+    refused("qwen3vl-a", &set(pattern, 2_u32.into()), pattern);
+    let window = "clip.vision.window_size";
+    refused("qwen2.5vl-a", &set(window, 56_u32.into()), window);
+    let projection = "clip.vision.projection_dim";
+    refused("qwen2.5vl-a", &set(projection, 16_u32.into()), projection);
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_refused() {
+    for (set, names) in [
+        ("qwen2vl-a", &["v.blk.1.attn_k.bias", "v.post_ln.bias"][..]),
+        (
+            "qwen2.5vl-a",
+            &["v.blk.1.ffn_gate.weight", "v.post_ln.weight"],
+        ),
+        (
+            "qwen3vl-a",
+            &[
+                "v.blk.2.attn_qkv.weight",
+                "v.patch_embd.bias",
+                "v.deepstack.1.norm.weight",
+                "v.deepstack.1.fc2.bias",
+            ],
+        ),
+    ] {
+        let common = ["v.patch_embd.weight", "v.patch_embd.weight.1", "mm.0.bias"];
+        for name in names.iter().copied().chain(common) {
+            let taken = |parts: &mut Parts| {
+                parts.take(name);
+            };
+            refused(set, &taken, name);
+            let halved = |parts: &mut Parts| {
+                let mut dims = parts.take(name).dims;
+                dims[0] /= 2;
+                parts.add(Tensor::ones(name, &dims));
+            };
+            refused(set, &halved, name);
+        }
+        let more = |parts: &mut Parts| parts.add(Tensor::ones("v.class_embd", &[8]));
+        refused(set, &more, "`v.class_embd` does not belong");
+        let wider = |parts: &mut Parts| {
+            parts.take("mm.2.weight");
+            parts.add(Tensor::ones("mm.2.weight", &[32, 30]));
+        };
+        refused(set, &wider, "makes rows of 30");
+    }
+    let oblong = |parts: &mut Parts| {
+        parts.take("v.position_embd.weight");
+        parts.add(Tensor::ones("v.position_embd.weight", &[8, 35]));
+    };
+    refused("qwen3vl-a", &oblong, "must be of a square");
+    let none = |parts: &mut Parts| {
+        for part in ["norm", "fc1", "fc2"] {
+            parts.take(&format!("v.deepstack.1.{part}.weight"));
+            parts.take(&format!("v.deepstack.1.{part}.bias"));
+        }
+    };
+    refused("qwen3vl-a", &none, "makes rows for 0 blocks");
+}
+
+#[test]
+fn language_models_that_do_not_fit_are_refused() {
+    let changed = |set: &'static str, change: &dyn Fn(&mut Parts)| {
+        let good = files(set);
+        let model = rewritten(&good.model, change);
+        ModelFiles { model, ..good }
+    };
+    let key = "qwen3vl.n_deepstack_layers";
+    let too_many = changed("qwen3vl-a", &|parts| parts.set(key, 3_u32));
+    check_refused(&too_many, key);
+    let another = changed("qwen3vl-a", &|parts| parts.set(key, 2_u32));
+    check_refused(&another, "the model takes them in 2");
+    let sections = "qwen3vl.rope.dimension_sections";
+    let none = changed("qwen3vl-a", &|parts| parts.remove(sections));
+    check_refused(&none, sections);
+    let mixed = ModelFiles {
+        mmproj: files("qwen3vl-b").mmproj,
+        ..files("qwen3vl-a")
+    };
+    check_refused(&mixed, "makes rows of 48");
+    // A vocabulary without the tokens that stand at images, which would be spelled out.
+    let spelled = changed("qwen2.5vl-a", &|parts| {
+        let Value::Array(Array::String(tokens)) = parts.get("tokenizer.ggml.tokens").clone() else {
+            panic!("an array of strings");
+        };
+        let renamed = tokens.into_iter().map(|token| match token.as_str() {
+            "<|vision_start|>" => "<|another|>".to_owned(),
+            _ => token,
+        });
+        parts.set(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::String(renamed.collect())),
+        );
+    });
+    let error = Session::open(&spelled, exact_options()).err();
+    let error = error.expect("there is no such token");
+    assert!(error.to_string().contains("`<|vision_start|>`"), "{error}");
+}
+
+fn plain_picture(width: u32, height: u32) -> Picture {
+    let shade = |x: u32, y: u32| image::Rgb([(x % 251) as u8, (y % 241) as u8, 90]);
+    Picture::from_rgb(RgbImage::from_fn(width, height, shade))
+}
+
+#[test]
+fn pictures_of_any_size_are_seen_or_refused() {
+    let session = open(&files("qwen2vl-a"), exact_options());
+    for ([width, height], [n_rows, n_columns]) in [
+        ([1, 1], [2, 2]),
+        ([1, 200], [29, 1]),
+        ([200, 1], [1, 29]),
+        ([2600, 13], [1, 29]),
+        ([99, 101], [4, 4]),
+    ] {
+        let image = session.encode_image(&plain_picture(width, height));
+        let image = image.expect("it is not too long");
+        let chunk = image.only_chunk().expect("one image");
+        assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
+        assert!(chunk.rows.iter().all(|value| value.is_finite()));
+    }
+    for [width, height] in [[201, 1], [13, 2613]] {
+        let error = session.encode_image(&plain_picture(width, height)).err();
+        let error = error.expect("too long");
+        assert!(error.to_string().contains("more than 200 times"), "{error}");
+        assert!(error.hint().is_some());
+    }
+    // More than llama.cpp's 4096 rows are scaled down to them, and have no room without flash attention where there
+    // are more heads.
+    let more_heads = |parts: &mut Parts| {
+        parts.set("clip.vision.attention.head_count", 4_u32);
+        parts.remove("clip.vision.image_max_pixels");
+    };
+    let good = files("qwen2vl-b");
+    let mmproj = rewritten(good.mmproj.as_deref().expect("given"), &more_heads);
+    let mmproj = Some(mmproj);
+    let session = open(&ModelFiles { mmproj, ..good }, exact_options());
+    let error = session.encode_image(&plain_picture(4000, 3000)).err();
+    let error = error.expect("no room");
+    assert!(
+        error.to_string().contains("without flash attention"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_command_line_refuses_with_a_hint() {
+    let dir = temporary_root().join("qwen");
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    let strip = dir.join("strip.png");
+    RgbImage::new(3, 700).save(&strip).expect("it is written");
+    let good = files("qwen2.5vl-a");
+    let text = |path: &std::path::Path| path.to_str().expect("a plain path").to_owned();
+    let [model, mmproj, sae] = [
+        &good.model,
+        good.mmproj.as_ref().expect("given"),
+        &good.saes[0],
+    ]
+    .map(|path| text(path));
+    let args = ["-m", &model, "--mmproj", &mmproj, "--sae", &sae];
+    let strip = text(&strip);
+    check(
+        &[&[&*strip], &args[..]].concat(),
+        1,
+        &["3 × 700", "200 times", "hint: "],
+    );
+    let options = SessionOptions {
+        image_prep: Some(ImagePrep::Pad),
+        ..exact_options()
+    };
+    let error = Session::open(&good, options).err().expect("one way alone");
+    assert!(error.to_string().contains("`pad`"), "{error}");
+}
+
+/// Matrices, kernels and what meets them are rounded by 2⁻¹² on average; random layers make it ten times as much.
+#[test]
+fn f16_is_near_transformers() {
+    for name in ["qwen2vl-b", "qwen2.5vl-b", "qwen3vl-b"] {
+        let set = Set::named(name);
+        let good = set.files_at(1);
+        let in_f16 = |path: &std::path::Path| {
+            rewritten(path, &|parts| {
+                parts.convert(&|tensor| match tensor.dims.len() {
+                    2 if tensor.name != "v.position_embd.weight" => Some(TensorType::F16),
+                    4 => Some(TensorType::F16),
+                    _ => None,
+                });
+            })
+        };
+        let files = ModelFiles {
+            model: in_f16(&good.model),
+            mmproj: good.mmproj.as_deref().map(in_f16),
+            saes: good.saes,
+        };
+        let mut session = open(&files, exact_options());
+        let theirs = set.oracle.f32("picture/wide/image_embeddings");
+        let error = relative_error(image_rows(&image(&session, "wide")), &theirs);
+        let prompt = set.prompt(&session, "wide");
+        let run = session.run(&prompt, everything(0)).expect("it runs");
+        let logits = relative_error(&run.logits, &set.oracle.f32("wide/logits"));
+        println!("{name}: rows {error:.1e}, logits {logits:.1e}");
+        assert!(
+            error < 5e-3 && logits < 1e-2,
+            "{name}: {error:.2e}, {logits:.2e}"
+        );
+    }
+}
+
+#[test]
+fn pairs_that_are_left_over_turn_by_time() {
+    let set = Set::named("qwen3vl-a");
+    let error = |eval_callback| {
+        let options = SessionOptions {
+            eval_callback,
+            ..exact_options()
+        };
+        let mut session = open(&set.files_at(1), options);
+        let prompt = set.prompt(&session, "text");
+        let logits_alone = RunOptions {
+            keep: Keep {
+                logits: true,
+                ..Keep::default()
+            },
+            ..RunOptions::default()
+        };
+        let run = session.run(&prompt, logits_alone).expect("it runs");
+        largest_error(&run.logits, &set.oracle.f32("text/logits"))
+    };
+    let (ours, as_it_is) = (error(true), error(false));
+    println!("{ours:.1e} beside {as_it_is:.1e}");
+    // If this fails, llama.cpp does it by itself, and `llama::mrope_positions` can go.
+    assert!(
+        ON_DEVICE || ours < 1e-5 && as_it_is > 10.0 * ours,
+        "{ours:.1e} beside {as_it_is:.1e}"
+    );
+}
