@@ -3,7 +3,7 @@
 use gguf_tools::gguf::{Array, TensorType, Value};
 use image::RgbImage;
 use llava_sae_cpp::{
-    Grid, ImagePrep, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
+    Grid, ImageCache, ImagePrep, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
 };
 
 use crate::bad_input::check;
@@ -59,6 +59,9 @@ fn keys_that_do_not_fit_are_refused() {
             ("clip.vision.spatial_merge_size", 3_u32),
             ("clip.vision.patch_size", 0),
             ("clip.vision.patch_size", 65),
+            ("clip.vision.feature_layer", 1), // no array
+            ("clip.vision.image_grid_pinpoints", 1),
+            ("clip.vision.mm_patch_merge_type", 1),
             ("clip.vision.image_min_pixels", 0),
             ("clip.vision.attention.head_dim", 3),
             ("clip.vision.attention.head_count_kv", 1),
@@ -227,6 +230,30 @@ fn pictures_of_any_size_are_seen_or_refused() {
         error.to_string().contains("without flash attention"),
         "{error}"
     );
+}
+
+/// Turned, a plain picture has the same pixels one after another.
+#[test]
+fn kept_rows_are_those_of_pictures_of_this_shape() {
+    let dir = tempfile::tempdir_in(temporary_root()).expect("a folder of our own");
+    let options = SessionOptions {
+        image_cache: Some(ImageCache::new(dir.path().join("images"), 1 << 20)),
+        ..exact_options()
+    };
+    let [kept, plain] =
+        [options, exact_options()].map(|options| open(&files("qwen3vl-b"), options));
+    let colour = image::Rgb([200, 100, 50]);
+    let rows = |session: &Session, width, height| {
+        let picture = Picture::from_rgb(RgbImage::from_pixel(width, height, colour));
+        let image = session.encode_image(&picture).expect("it is encoded");
+        image_rows(&image).to_vec()
+    };
+    let expected = [(64, 32), (32, 64)].map(|(width, height)| rows(&plain, width, height));
+    assert_ne!(expected[0], expected[1]);
+    for _ in 0..2 {
+        let found = [(64, 32), (32, 64)].map(|(width, height)| rows(&kept, width, height));
+        assert!(found == expected);
+    }
 }
 
 #[test]

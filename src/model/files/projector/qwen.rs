@@ -6,10 +6,10 @@
 
 use gguf_tools::gguf::{Gguf, Value};
 
-use super::blocks::BLOCK_COUNT;
+use super::blocks::{BLOCK_COUNT, FEATURE_LAYER};
 use super::header::{
-    FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_WIDTH, PATCH_SIZE,
-    PictureViews, TYPE, VisionShape, WIDTH,
+    FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_WIDTH, MERGE_TYPE,
+    PATCH_SIZE, PINPOINTS, PictureViews, TYPE, VisionShape, WIDTH,
 };
 use super::other::without_sound;
 use super::tensors::Unchecked;
@@ -60,6 +60,9 @@ const KEYS: &[Key] = &[
     Key::required("clip.vision.image_mean", Kind::Three),
     Key::required("clip.vision.image_std", Kind::ThreePositive),
     Key::optional("clip.vision.spatial_merge_size", Kind::Count(MERGE, MERGE)),
+    Key::optional(FEATURE_LAYER, Kind::Ints),
+    Key::optional(PINPOINTS, Kind::Ints),
+    Key::optional(MERGE_TYPE, Kind::Text),
     Key::optional(MIN_PIXELS, Kind::Count(1, MAX_I32)),
     Key::optional(MAX_PIXELS, Kind::Count(1, MAX_I32)),
 ];
