@@ -12,7 +12,7 @@ import sys
 
 import yaml
 
-TRANSCODER = "transcoders, which read at one hook point and write at another, are not supported"
+CROSS_LAYER = "its files are those of a cross-layer transcoder, whose decoders SAELens sums, which reconstructs nothing, and are not read"
 PICKLE = "its files are pickles, which can run any program when they are read, so they are not read: load them with SAELens, save them with `sae.save_model(folder)`, and convert that folder"
 
 # What SAELens calls its readers, and why the conversion has none for their files.
@@ -20,14 +20,12 @@ REFUSED_READERS = {
     "connor_rob_hook_z": PICKLE,
     "deepseek_r1": PICKLE,
     "dictionary_learning_1": PICKLE,
-    "gemma_2_transcoder": TRANSCODER,
     "goodfire": PICKLE,
-    "mntss_clt_layer_transcoder": TRANSCODER,
-    "mwhanna_transcoder": TRANSCODER,
+    "mntss_clt_layer_transcoder": CROSS_LAYER,
     "qwen_scope": PICKLE,
     "temporal": "temporal SAEs, which read several positions at once, are not supported",
 }
-KNOWN_READERS = {None, "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill"}
+KNOWN_READERS = {None, "gemma_2", "gemma_2_transcoder", "gemma_3", "llama_scope", "llama_scope_r1_distill", "mwhanna_transcoder"}
 
 # What a release may change in the configurations of its SAEs without changing what they compute.
 HARMLESS_OVERRIDES = {"dataset_path", "model_from_pretrained_kwargs"}
@@ -57,14 +55,12 @@ def centring(release):
 def refused_sae(path, sae_id):
     """Why one SAE of a release cannot be converted."""
     first = path.split("/")[0]
-    if re.match(r"transcoder|clt", first):
-        return TRANSCODER
+    if re.match(r"clt", first):
+        return CROSS_LAYER
     if first.startswith("crosscoder"):
         return "crosscoders, which read several layers at once, are not supported"
     if first == "embedding":
         return "SAEs of the embeddings are not supported, only those of a layer"
-    if "hook_resid_mid" in sae_id:
-        return "SAEs between attention and the feed-forward part (`hook_resid_mid`) are not supported"
     return None
 
 

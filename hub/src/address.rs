@@ -126,7 +126,7 @@ pub struct SaeAddress {
     pub repo: RepoId,
     /// A branch, a tag or a commit.
     pub revision: String,
-    /// The folder in it, or nothing for the repository itself.
+    /// The folder in it, or nothing for the repository itself; a file, where a folder has one for each block.
     pub folder: String,
     /// SAELens' name of it, where it came from that list.
     pub published: Option<Published>,

@@ -193,15 +193,31 @@ mod tests {
     }
 
     #[test]
+    fn transcoders_are_listed() {
+        let folder = |release: &str, id: &str| find(release, id).expect("listed").address.folder;
+        let id = "layer_0/width_16k/average_l0_76";
+        assert_eq!(folder("gemma-scope-2b-pt-transcoders", id), id);
+        let id = "layer_0_width_16k_l0_big_affine";
+        assert_eq!(
+            folder("gemma-scope-2-4b-it-transcoders-all", id),
+            format!("transcoder_all/{id}")
+        );
+        assert_eq!(
+            folder("mwhanna-qwen3-4b-transcoders", "layer_7"),
+            "layer_7.safetensors"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_converted_is_refused_with_the_reason() {
         let check = |release: &str, id: &str, reason: &str| {
             let error = find(release, id).expect_err("refused").to_string();
             assert!(error.contains(reason), "{error}");
         };
         check(
-            "gemma-scope-2b-pt-transcoders",
-            "layer_0/width_16k/average_l0_76",
-            "transcoders",
+            "mntss-gemma-2-2b-2.5m-clt-as-per-layer",
+            "layer_0",
+            "a cross-layer transcoder",
         );
         check(
             "llama-3.1-8b-instruct-andyrdt",

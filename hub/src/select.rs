@@ -130,6 +130,20 @@ impl Snapshot {
     /// # Errors
     /// A folder that there is not, and what is no SAE of a known format.
     pub fn sae_files(&self, address: &SaeAddress) -> Result<Vec<&RepoFile>> {
+        let (dir, name) = match address.folder.rsplit_once('/') {
+            Some((dir, name)) => (format!("{dir}/"), name),
+            None => (String::new(), address.folder.as_str()),
+        };
+        if self.files.contains_key(&address.folder) {
+            let beside = self.files.keys().filter_map(|path| path.strip_prefix(&dir));
+            let names = sae::files_of_block(name, &beside.collect::<Vec<_>>());
+            if !names.is_empty() {
+                let files = names.into_iter();
+                return files
+                    .map(|name| self.file(&format!("{dir}{name}")))
+                    .collect();
+            }
+        }
         let prefix = match address.folder.as_str() {
             "" => String::new(),
             folder => format!("{folder}/"),

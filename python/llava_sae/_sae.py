@@ -32,7 +32,8 @@ class SAE:
     Attributes
     ----------
     cfg : dict
-        `architecture`, `d_in`, `d_sae`, `hook_name`, `apply_b_dec_to_input`, `normalize_activations` and more.
+        `architecture`, `d_in`, `d_sae`, `hook_name`, `apply_b_dec_to_input`, `normalize_activations` and more; of a
+        transcoder `hook_names_out`, the places where it writes, and `d_out`, the width there.
     """
 
     cfg: dict[str, Any]
@@ -86,6 +87,8 @@ class SAE:
         b_dec: ArrayLike | None = None,
         threshold: ArrayLike | None = None,
         hook_name: str | None = None,
+        hook_name_out: str | None = None,
+        W_skip: ArrayLike | None = None,
         architecture: str | None = None,
         k: int | None = None,
         apply_b_dec_to_input: bool | None = None,
@@ -109,6 +112,11 @@ class SAE:
             `[d_sae]`, `[d_in]` and `[d_sae]`; zeros, and no threshold.
         hook_name : str
             Where it reads, such as ``"blocks.12.hook_resid_post"``.
+        hook_name_out : str, optional
+            Where a transcoder writes, such as ``"blocks.12.hook_mlp_out"``; its `W_dec` is `[d_sae, d_out]` and its `b_dec`
+            `[d_out]`.
+        W_skip : array_like, optional
+            `[d_out, d_in]`: what a transcoder adds of the rows that it reads.
         architecture : {"standard", "jumprelu", "topk"}, optional
             By default what fits: with a threshold ``"jumprelu"``, with `k` ``"topk"``.
         labels : list or dict, optional
@@ -132,18 +140,31 @@ class SAE:
             raise InvalidError("an SAE of arrays has `W_enc` and `W_dec`")
         enc = as_floats(enc, "W_enc", 2)
         d_in, d_sae = enc.shape
+        hook_name_out, skip = given.of("hook_name_out", hook_name_out), given.of("W_skip", W_skip)
+        if hook_name_out is not None:
+            if architecture == "topk":
+                raise InvalidError("a transcoder of arrays with top-k is not supported")
+            words = [*(["jumprelu"] if threshold is not None else []), *(["skip"] if skip is not None else []), "transcoder"]
+            architecture = "_".join(words)
+        elif skip is not None or architecture.endswith("transcoder"):
+            raise InvalidError("a transcoder has a `hook_name_out`", "such as `blocks.12.hook_mlp_out`")
+        dec = as_floats(dec, "W_dec", 2)
+        d_out = d_in if hook_name_out is None else dec.shape[1]
         b_enc, b_dec = given.of("b_enc", b_enc), given.of("b_dec", b_dec)
         arrays = {
             "W_enc": enc,
-            "W_dec": as_floats(dec, "W_dec", 2),
+            "W_dec": dec,
             "b_enc": np.zeros(d_sae, np.float32) if b_enc is None else as_floats(b_enc, "b_enc", 1),
-            "b_dec": np.zeros(d_in, np.float32) if b_dec is None else as_floats(b_dec, "b_dec", 1),
+            "b_dec": np.zeros(d_out, np.float32) if b_dec is None else as_floats(b_dec, "b_dec", 1),
         }
-        if architecture == "jumprelu":
+        if skip is not None:
+            arrays["W_skip"] = as_floats(skip, "W_skip", 2)
+        if architecture.startswith("jumprelu"):
             if threshold is None:
                 raise InvalidError("an SAE of architecture `jumprelu` has a `threshold`")
             arrays["threshold"] = as_floats(threshold, "threshold", 1)
-        shapes = {"W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,), "threshold": (d_sae,)}
+        shapes = {"W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,), "threshold": (d_sae,)}
+        shapes["W_skip"] = (d_out, d_in)
         for name, shape in shapes.items():
             if name in arrays and arrays[name].shape != shape:
                 got = arrays[name].shape
@@ -163,6 +184,8 @@ class SAE:
         if hook_name is None:
             raise InvalidError("an SAE of arrays has a `hook_name`", "such as `blocks.12.hook_resid_post`")
         cfg["metadata"] = {"hook_name": str(hook_name)}
+        if hook_name_out is not None:
+            cfg["metadata"]["hook_name_out"] = str(hook_name_out)
         if architecture == "topk":
             cfg["k"] = int(k) if k is not None else None
         folder = tempfile.TemporaryDirectory(prefix="llava-sae-")
@@ -196,6 +219,12 @@ class SAE:
         return self.cfg["hook_name"]
 
     @property
+    def hook_name_out(self) -> str:
+        """Where in the model its features write: where it reads, unless it is a transcoder."""
+        names = self.cfg["hook_names_out"]
+        return names[0] if names else self.hook_name
+
+    @property
     def path(self) -> Path | None:
         """Its file."""
         return self._handle.path
@@ -207,8 +236,16 @@ class SAE:
 
     @cached_property
     def W_dec(self) -> NDArray[np.float32]:
-        """The decoder, `[d_sae, d_in]`: row `i` is the direction of feature `i`."""
+        """The decoder, `[d_sae, d_out]`: row `i` is the direction of feature `i`.
+
+        Of a cross-layer transcoder, a row has what the feature writes at all places side by side.
+        """
         return self._handle.w_dec()
+
+    @cached_property
+    def W_skip(self) -> NDArray[np.float32] | None:
+        """What a transcoder adds of the rows that it reads to its reconstruction, `[d_out, d_in]`, where it does."""
+        return self._handle.w_skip()
 
     @cached_property
     def b_enc(self) -> NDArray[np.float32]:
@@ -217,7 +254,7 @@ class SAE:
 
     @cached_property
     def b_dec(self) -> NDArray[np.float32]:
-        """The decoder's bias, `[d_in]`."""
+        """The decoder's bias, `[d_out]`."""
         return self._handle.b_dec()
 
     @cached_property
@@ -262,12 +299,13 @@ class SAE:
         features : array_like or sparse array
             `[n_rows, d_sae]`.
         rows : array_like, optional
-            The rows that were encoded, `[n_rows, d_in]`, which an SAE needs that normalises each.
+            The rows that were encoded, `[n_rows, d_in]`, which an SAE needs that normalises each, and a transcoder with
+            a skip connection.
 
         Returns
         -------
         ndarray
-            `[n_rows, d_in]`.
+            `[n_rows, d_out]`.
         """
         import scipy.sparse
 
@@ -280,6 +318,11 @@ class SAE:
             if self.cfg["normalize_activations"] in ("constant_norm_rescale", "layer_norm"):
                 raise InvalidError(
                     "this SAE normalises each row, which the reconstruction has to undo",
+                    "give the rows that were encoded as `rows`",
+                )
+            if self.W_skip is not None:
+                raise InvalidError(
+                    "this transcoder adds a product with the rows that it reads",
                     "give the rows that were encoded as `rows`",
                 )
             known = np.zeros((active.shape[0], self.d_in), np.float32)
@@ -303,7 +346,13 @@ class SAE:
         return rows
 
     def __repr__(self) -> str:
-        return f"SAE({self.id!r}, {self.cfg['architecture']}, {self.d_sae} features at {self.hook_name})"
+        return f"SAE({self.id!r}, {self.cfg['architecture']}, {self.d_sae} features {self._places()})"
+
+    def _places(self) -> str:
+        names = self.cfg["hook_names_out"]
+        if not names:
+            return f"at {self.hook_name}"
+        return f"from {self.hook_name} to {', '.join(names)}"
 
 
 class _Given:

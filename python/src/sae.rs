@@ -8,9 +8,7 @@ use llava_sae_cpp::{
     Activations, Decoder, Encoder, EncoderOptions, EncoderWeights, Error, HookedModel, Result,
     SessionOptions,
 };
-use numpy::{
-    IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
-};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 use serde::Serialize;
 
@@ -32,8 +30,10 @@ struct Config<'a> {
     architecture: &'static str,
     k: Option<usize>,
     d_in: usize,
+    d_out: usize,
     d_sae: usize,
     hook_name: &'a str,
+    hook_names_out: &'a [String],
     apply_b_dec_to_input: bool,
     normalize_activations: &'static str,
     norm_factor: Option<f32>,
@@ -80,8 +80,8 @@ impl Sae {
         indptr: &[i64],
         indices: &[i64],
         data: &[f32],
-        rows: &mut [f32],
-    ) -> Result<()> {
+        rows: &[f32],
+    ) -> Result<Vec<f32>> {
         let meta = self.sae.meta();
         let wrong = || Error::invalid("the features are no CSR matrix of this SAE's");
         let mut activations = Activations::default();
@@ -102,12 +102,15 @@ impl Sae {
         if activations.n_rows() * meta.d_in != rows.len() {
             return Err(wrong());
         }
-        let mut decoder = Decoder::new(Arc::clone(&self.sae));
-        let rows = rows.chunks_exact_mut(meta.d_in).enumerate();
-        for (row_idx, row) in rows {
-            decoder.reconstruct(&activations, row_idx, row)?;
+        let mut decoder = Decoder::new(Arc::clone(&self.sae))?;
+        let mut decoded = vec![0.0; activations.n_rows() * meta.d_out];
+        let both = rows
+            .chunks_exact(meta.d_in)
+            .zip(decoded.chunks_exact_mut(meta.d_out));
+        for (row_idx, (row, out)) in both.enumerate() {
+            decoder.reconstruct(&activations, row_idx, row, out)?;
         }
-        Ok(())
+        Ok(decoded)
     }
 
     fn decoder_rows(&self) -> Result<Vec<f32>> {
@@ -146,8 +149,10 @@ impl Sae {
             architecture: meta.architecture.name(),
             k,
             d_in: meta.d_in,
+            d_out: meta.d_out,
             d_sae: meta.d_sae,
             hook_name: &meta.hook_name,
+            hook_names_out: &meta.hook_names_out,
             apply_b_dec_to_input: meta.apply_b_dec_to_input,
             normalize_activations: meta.normalize_activations.name(),
             norm_factor: meta.norm_factor,
@@ -188,10 +193,19 @@ impl Sae {
         arrays::matrix(py, w_enc, self.sae.meta().d_in)
     }
 
-    /// `[d_sae, d_in]`.
+    /// `[d_sae, decoder_width]`.
     fn w_dec<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let w_dec = py.detach(|| self.decoder_rows()).or_raise(py)?;
-        arrays::matrix(py, w_dec, self.sae.meta().d_in)
+        arrays::matrix(py, w_dec, self.sae.meta().decoder_width())
+    }
+
+    /// `[d_out, d_in]`, of a transcoder that has it.
+    fn w_skip<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyArray2<f32>>>> {
+        let w_skip = py.detach(|| self.sae.w_skip()).or_raise(py)?;
+        let d_in = self.sae.meta().d_in;
+        w_skip
+            .map(|w_skip| arrays::matrix(py, w_skip, d_in))
+            .transpose()
     }
 
     /// `[d_sae]`.
@@ -199,7 +213,7 @@ impl Sae {
         self.sae.b_enc().to_vec().into_pyarray(py)
     }
 
-    /// `[d_in]`.
+    /// `[d_out]`.
     fn b_dec<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
         self.sae.b_dec().to_vec().into_pyarray(py)
     }
@@ -216,8 +230,8 @@ impl Sae {
         Ok(arrays::csr(py, &activations))
     }
 
-    /// The reconstructions of rows with these features. `rows`, `[n_rows, d_in]`, are those that were encoded, where
-    /// their normalisation is to be undone.
+    /// The reconstructions, `[n_rows, d_out]`, of rows with these features. `rows`, `[n_rows, d_in]`, are those that were
+    /// encoded, where their normalisation is to be undone, or a skip connection reads them.
     fn decode<'py>(
         &self,
         py: Python<'py>,
@@ -226,11 +240,9 @@ impl Sae {
         data: PyReadonlyArray1<'py, f32>,
         rows: PyReadonlyArray2<'py, f32>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let width = rows.shape()[1];
-        let mut rows = rows.as_slice()?.to_vec();
+        let rows = rows.as_slice()?;
         let (indptr, indices, data) = (indptr.as_slice()?, indices.as_slice()?, data.as_slice()?);
-        let decoded = py.detach(|| self.reconstruct(indptr, indices, data, &mut rows));
-        decoded.or_raise(py)?;
-        arrays::matrix(py, rows, width)
+        let decoded = py.detach(|| self.reconstruct(indptr, indices, data, rows));
+        arrays::matrix(py, decoded.or_raise(py)?, self.sae.meta().d_out)
     }
 }

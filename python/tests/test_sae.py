@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import PICTURE, ROOT
+from safetensors.numpy import load_file
 
 import llava_sae
 from llava_sae import SAE
@@ -185,3 +186,32 @@ def test_wrong_rows(model):
         sae.encode([["a"] * sae.d_in])
     with pytest.raises(InvalidError, match="expected"):
         sae.decode(np.zeros((1, sae.d_sae + 1)))
+
+
+def test_transcoders():
+    folder = ROOT / "tests/fixtures/transcoders/saes"
+    oracle = load_file(folder / "oracle.safetensors")
+    name = "saelens-jumprelu-skip-transcoder"
+    sae = SAE.open(folder / name)
+    assert (sae.hook_name, sae.hook_name_out) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    assert sae.W_enc.shape == (24, 40) and sae.W_dec.shape == (40, 20) and sae.W_skip.shape == (20, 24)
+    assert repr(sae).endswith("40 features from blocks.1.mlp.hook_in to blocks.1.hook_mlp_out)")
+    weights = load_file(folder / name / "sae_weights.safetensors")
+    of_arrays = SAE.from_arrays(**weights, hook_name=sae.hook_name, hook_name_out=sae.hook_name_out)
+    for one in (sae, of_arrays):
+        encoded = one.encode(oracle["x"])
+        # Weights are f16.
+        expected = oracle[f"{name}/acts"]
+        np.testing.assert_allclose(encoded.toarray(), expected, atol=2e-2 * expected.max())
+        # SAELens' own activations, through our decoder.
+        decoded = one.decode(expected, oracle["x"])
+        np.testing.assert_allclose(decoded, oracle[f"{name}/decoded"], atol=2e-2 * np.abs(decoded).max())
+        with pytest.raises(InvalidError, match="rows that it reads"):
+            one.decode(encoded)
+    with pytest.raises(InvalidError, match="hook_name_out"):
+        SAE.from_arrays(**weights, hook_name=sae.hook_name)
+    weights["W_skip"] = weights["W_skip"].T
+    with pytest.raises(InvalidError, match="W_skip"):
+        SAE.from_arrays(**weights, hook_name=sae.hook_name, hook_name_out=sae.hook_name_out)
+    plain = SAE.open(SAES / "saelens-6-standard", norm_factor=0.37)
+    assert plain.hook_name_out == plain.hook_name and plain.W_skip is None

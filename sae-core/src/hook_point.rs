@@ -23,6 +23,13 @@ pub enum Site {
     Z,
     /// What attention adds to the residual stream: after the norm that follows it, where there is one.
     AttnOut,
+    /// The residual stream between attention and the feed-forward part.
+    ResidMid,
+    /// The rows that the feed-forward part reads, by their length alone: after its RMS norm's division, before the norm's
+    /// weight (`hook_normalized` in `TransformerLens`' `components/rms_norm.py`).
+    Ln2Normalized,
+    /// The rows that the feed-forward part reads: after the norm that precedes it, its weight included.
+    MlpIn,
     /// What the feed-forward part adds to the residual stream: after the norm that follows it, where
     /// there is one.
     MlpOut,
@@ -39,6 +46,8 @@ pub enum GraphNode {
     MultipliesBy(String),
     /// It adds the bias of this name, such as `blk.12.attn_output.bias`.
     Adds(String),
+    /// It divides the rows of the node of this name, such as `ffn_inp-12`, by their lengths.
+    Normalises(String),
 }
 
 impl fmt::Display for GraphNode {
@@ -47,17 +56,29 @@ impl fmt::Display for GraphNode {
             Self::Named(name) => write!(f, "`{name}`"),
             Self::MultipliesBy(weight) => write!(f, "the product with `{weight}`"),
             Self::Adds(bias) => write!(f, "the sum with `{bias}`"),
+            Self::Normalises(name) => write!(f, "the norm of `{name}`"),
         }
     }
 }
 
 impl Site {
-    const ALL: [Self; 4] = [Self::Z, Self::AttnOut, Self::MlpOut, Self::ResidPost];
+    const ALL: [Self; 7] = [
+        Self::Z,
+        Self::AttnOut,
+        Self::ResidMid,
+        Self::Ln2Normalized,
+        Self::MlpIn,
+        Self::MlpOut,
+        Self::ResidPost,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::ResidPost => "hook_resid_post",
             Self::MlpOut => "hook_mlp_out",
+            Self::MlpIn => "mlp.hook_in",
+            Self::Ln2Normalized => "ln2.hook_normalized",
+            Self::ResidMid => "hook_resid_mid",
             Self::AttnOut => "hook_attn_out",
             Self::Z => "attn.hook_z",
         }
@@ -73,6 +94,8 @@ enum Mark {
     Weight(&'static str),
     /// It adds `blk.L.NAME.bias`.
     Bias(&'static str),
+    /// It divides rows of `NAME-L` by their lengths.
+    Norm(&'static str),
 }
 
 /// Which rows llama.cpp computes there in the last block.
@@ -100,7 +123,7 @@ const ARCHITECTURES: &[&str] = &[
 /// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
 /// llama-cpp-sys-2 0.1.161 carries them). No name here stands twice in a graph without a control
 /// vector; with one, Llama's sum after the feed-forward part is called `ffn_out` too.
-const NODES: [Shown; 10] = [
+const NODES: [Shown; 15] = [
     Shown {
         architectures: ARCHITECTURES,
         site: Site::ResidPost,
@@ -161,6 +184,40 @@ const NODES: [Shown; 10] = [
         last_block: LastBlock::AllRows,
     },
     Shown {
+        architectures: &["gemma", "gemma2", "gemma3"],
+        site: Site::ResidMid,
+        mark: Mark::Name("sa_out"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
+        architectures: &["gpt2", "llama", "olmo2", "qwen2", "qwen2vl", "qwen3"],
+        site: Site::ResidMid,
+        mark: Mark::Name("ffn_inp"),
+        last_block: LastBlock::OutputRows,
+    },
+    // Layer norms have another `hook_normalized`, behind their weights.
+    Shown {
+        architectures: &["gemma", "gemma2", "gemma3"],
+        site: Site::Ln2Normalized,
+        mark: Mark::Norm("sa_out"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
+        architectures: &["llama", "qwen2", "qwen2vl", "qwen3"],
+        site: Site::Ln2Normalized,
+        mark: Mark::Norm("ffn_inp"),
+        last_block: LastBlock::OutputRows,
+    },
+    // What OLMo 2's reads is the residual stream itself.
+    Shown {
+        architectures: &[
+            "gemma", "gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen2vl", "qwen3",
+        ],
+        site: Site::MlpIn,
+        mark: Mark::Name("ffn_norm"),
+        last_block: LastBlock::OutputRows,
+    },
+    Shown {
         architectures: ARCHITECTURES,
         site: Site::Z,
         mark: Mark::Name("kqv_out"),
@@ -176,7 +233,7 @@ impl HookPoint {
     pub fn parse(name: &str) -> Result<Self> {
         let unsupported = || {
             Error::new(ErrorKind::Unsupported, format!("hook point `{name}` is not supported")).with_hint(
-                "use one of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`, or a block by Hugging Face's name, such as `model.layers.L`",
+                "use one of `blocks.L.` with `hook_resid_post`, `hook_resid_pre` (from L = 1), `hook_resid_mid`, `ln2.hook_normalized`, `mlp.hook_in`, `hook_mlp_out`, `hook_attn_out` or `attn.hook_z`, or a block by Hugging Face's name, such as `model.layers.L`",
             )
         };
         if let Some(layer) = block_of_hugging_face(name) {
@@ -208,7 +265,12 @@ impl HookPoint {
     pub fn stream_below(self) -> Option<Self> {
         let layer = match self.site {
             Site::ResidPost => self.layer,
-            Site::Z | Site::AttnOut | Site::MlpOut => self.layer.checked_sub(1)?,
+            Site::Z
+            | Site::AttnOut
+            | Site::ResidMid
+            | Site::Ln2Normalized
+            | Site::MlpIn
+            | Site::MlpOut => self.layer.checked_sub(1)?,
         };
         Some(Self {
             layer,
@@ -243,10 +305,16 @@ impl HookPoint {
         };
         let shown = NODES.iter().find(is_here);
         let Some(shown) = shown else {
+            let of_site = NODES.iter().filter(|shown| shown.site == self.site);
+            let mut known: Vec<_> = of_site
+                .flat_map(|shown| shown.architectures)
+                .copied()
+                .collect();
+            known.sort_unstable();
             return Err(Error::invalid(format!(
                 "cannot hook `{self}`: where llama.cpp's graph of architecture `{architecture}` computes it is not known"
             ))
-            .with_hint(format!("use the residual stream, or a model of one of these architectures: {}", ARCHITECTURES.join(", "))));
+            .with_hint(format!("use the residual stream, or a model of one of these architectures: {}", known.join(", "))));
         };
         if layer >= n_layers {
             return Err(Error::invalid(format!(
@@ -267,6 +335,7 @@ impl HookPoint {
             Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),
             Mark::Weight(name) => GraphNode::MultipliesBy(format!("blk.{layer}.{name}.weight")),
             Mark::Bias(name) => GraphNode::Adds(format!("blk.{layer}.{name}.bias")),
+            Mark::Norm(name) => GraphNode::Normalises(format!("{name}-{layer}")),
         })
     }
 }
@@ -323,6 +392,9 @@ mod tests {
             "blocks.12.hook_resid_post",
             "blocks.12.hook_mlp_out",
             "blocks.12.hook_attn_out",
+            "blocks.12.hook_resid_mid",
+            "blocks.12.ln2.hook_normalized",
+            "blocks.12.mlp.hook_in",
             "blocks.12.attn.hook_z",
         ] {
             check(name, Some(name));
@@ -364,7 +436,7 @@ mod tests {
             check(&format!("blocks.{layer}.hook_resid_post"), None);
         }
         check("blocks.0.hook_resid_pre", None);
-        check("blocks.12.hook_resid_mid", None);
+        check("blocks.12.hook_mlp_in", None);
         check("blocks.12.hook_z", None);
         check("blocks.-1.hook_resid_post", None);
         check("blocks.12", None);
@@ -379,7 +451,11 @@ mod tests {
                 let shown = NODES.iter().filter(|shown| {
                     shown.site == site && shown.architectures.contains(architecture)
                 });
-                assert_eq!(shown.count(), 1, "{architecture}, {site:?}");
+                let is_before_mlp =
+                    matches!(site, Site::ResidMid | Site::Ln2Normalized | Site::MlpIn);
+                let least = usize::from(!is_before_mlp);
+                let n_shown = shown.count();
+                assert!((least..=1).contains(&n_shown), "{architecture}, {site:?}");
             }
         }
     }
@@ -411,6 +487,18 @@ mod tests {
         let bias = |name| format!("the sum with `blk.3.{name}.bias`");
         check("gpt2", "blocks.3.hook_attn_out", &bias("attn_output"));
         check("gptneox", "blocks.3.hook_mlp_out", &bias("ffn_down"));
+        check("gemma3", "blocks.3.mlp.hook_in", "`ffn_norm-3`");
+        check("gpt2", "blocks.3.hook_resid_mid", "`ffn_inp-3`");
+        let norm = "the norm of `sa_out-3`";
+        check("gemma2", "blocks.3.ln2.hook_normalized", norm);
+        for (architecture, site) in [
+            ("olmo2", "mlp.hook_in"),
+            ("gpt2", "ln2.hook_normalized"),
+            ("gptneox", "hook_resid_mid"),
+        ] {
+            let place = parse(&format!("blocks.3.{site}"));
+            place.node(architecture, 13).expect_err(architecture);
+        }
     }
 
     #[test]

@@ -17,11 +17,12 @@ pub struct SaeArrays {
     pub meta: SaeMeta,
     /// Row `i` is the encoder direction of feature `i`, `[d_sae, d_in]`.
     pub w_enc: Vec<f32>,
-    /// Row `i` is the decoder direction of feature `i`, `[d_sae, d_in]`.
+    /// Row `i` is the decoder direction of feature `i`, `[d_sae, d_in]`; of a transcoder `[d_sae, decoder_width]`
+    /// ([`SaeMeta::decoder_width`]).
     pub w_dec: Vec<f32>,
     /// The encoder's bias, `[d_sae]`.
     pub b_enc: Vec<f32>,
-    /// The decoder's bias, `[d_in]`.
+    /// The decoder's bias, `[d_in]`; of a transcoder `[d_out]`.
     pub b_dec: Vec<f32>,
     /// Where each feature becomes active, `[d_sae]`; only with the architecture `jumprelu`.
     pub threshold: Option<Vec<f32>>,
@@ -41,10 +42,11 @@ pub struct Sae {
     meta: SaeMeta,
     weights: Weights,
     hook_point: HookPoint,
-    b_enc: Vec<f32>,        // [d_sae]
-    b_dec: Vec<f32>,        // [d_in]
-    threshold: Vec<f32>,    // [d_sae]; zeros for a ReLU
-    decoder_norm: Vec<f32>, // [d_sae]
+    outputs: Vec<HookPoint>, // where features write, one at least
+    b_enc: Vec<f32>,         // [d_sae]
+    b_dec: Vec<f32>,         // [d_out]
+    threshold: Vec<f32>,     // [d_sae]; zeros for a ReLU
+    decoder_norm: Vec<f32>,  // [d_sae]
     baseline: Option<Baseline>,
 }
 
@@ -69,6 +71,7 @@ impl Sae {
                 None => stem.to_string_lossy().into_owned(),
             },
             hook_point: HookPoint::parse(&file.meta.hook_name)?,
+            outputs: outputs(&file.meta)?,
             b_enc: file.b_enc()?,
             b_dec: file.b_dec()?,
             threshold: positive(file.threshold()?, file.meta.d_sae),
@@ -92,7 +95,7 @@ impl Sae {
             b_dec,
             threshold,
         } = arrays;
-        let (d_in, d_sae) = (meta.d_in, meta.d_sae);
+        let (d_in, d_sae, width) = (meta.d_in, meta.d_sae, meta.decoder_width());
         let given = threshold.as_deref().unwrap_or(&[]);
         let n_thresholds = match meta.architecture {
             Architecture::JumpRelu => d_sae,
@@ -100,9 +103,9 @@ impl Sae {
         };
         for (name, values, n_values) in [
             ("W_enc", &w_enc[..], d_sae * d_in),
-            ("W_dec", &w_dec, d_sae * d_in),
+            ("W_dec", &w_dec, d_sae * width),
             ("b_enc", &b_enc, d_sae),
-            ("b_dec", &b_dec, d_in),
+            ("b_dec", &b_dec, meta.d_out),
             ("threshold", given, n_thresholds),
         ] {
             if values.len() != n_values {
@@ -117,7 +120,7 @@ impl Sae {
                 )));
             }
         }
-        if d_in == 0 || d_sae == 0 {
+        if d_in == 0 || d_sae == 0 || width == 0 {
             return Err(Error::invalid(
                 "an SAE must have at least one feature and one input",
             ));
@@ -127,7 +130,8 @@ impl Sae {
         Ok(Self {
             id: meta.id.clone().unwrap_or_else(|| id.to_owned()),
             hook_point: HookPoint::parse(&meta.hook_name)?,
-            decoder_norm: w_dec.chunks_exact(d_in).map(norm).collect(),
+            outputs: outputs(&meta)?,
+            decoder_norm: w_dec.chunks_exact(width).map(norm).collect(),
             threshold: positive(threshold, d_sae),
             b_enc,
             b_dec,
@@ -175,12 +179,18 @@ impl Sae {
         self.hook_point
     }
 
+    /// Where in the model its features write, by rising ones: where it reads, unless it is a transcoder; several places
+    /// of a cross-layer transcoder.
+    pub fn outputs(&self) -> &[HookPoint] {
+        &self.outputs
+    }
+
     /// The encoder's bias, `[d_sae]`.
     pub fn b_enc(&self) -> &[f32] {
         &self.b_enc
     }
 
-    /// The decoder's bias, `[d_in]`.
+    /// The decoder's bias, `[d_out]`; of a cross-layer transcoder that of its first place.
     pub fn b_dec(&self) -> &[f32] {
         &self.b_dec
     }
@@ -222,18 +232,20 @@ impl Sae {
     pub fn encoder_row(&self, feature: usize) -> Result<Vec<f32>> {
         self.row(
             feature,
+            self.meta.d_in,
             |file, row| file.encoder_row(feature, row),
             |weights| weights.0,
         )
     }
 
-    /// `W_dec[feature]`, `[d_in]`.
+    /// `W_dec[feature]`, `[d_out]`; of a cross-layer transcoder what it writes at all places, side by side.
     ///
     /// # Errors
     /// A feature that the SAE does not have, or a file that cannot be read.
     pub fn decoder_row(&self, feature: usize) -> Result<Vec<f32>> {
         self.row(
             feature,
+            self.meta.decoder_width(),
             |file, row| file.decoder_row(feature, row),
             |weights| weights.1,
         )
@@ -242,19 +254,19 @@ impl Sae {
     fn row(
         &self,
         feature: usize,
+        width: usize,
         read: impl FnOnce(&SaeFile, &mut [f32]) -> Result<()>,
         choose: impl for<'a> FnOnce((&'a [f32], &'a [f32])) -> &'a [f32],
     ) -> Result<Vec<f32>> {
         self.check_feature(feature)?;
-        let d_in = self.meta.d_in;
         match &self.weights {
             Weights::File(file) => {
-                let mut row = vec![0.0; d_in];
+                let mut row = vec![0.0; width];
                 read(file, &mut row)?;
                 Ok(row)
             }
             Weights::Arrays { w_enc, w_dec } => {
-                Ok(choose((w_enc, w_dec))[feature * d_in..][..d_in].to_vec())
+                Ok(choose((w_enc, w_dec))[feature * width..][..width].to_vec())
             }
         }
     }
@@ -269,6 +281,40 @@ impl Sae {
             norm: self.decoder_norm[feature],
             usual: self.usual(feature),
         })
+    }
+
+    /// The part of a feature's direction that it writes at one of [`Sae::outputs`]; its length is that of the whole.
+    ///
+    /// # Errors
+    /// As [`Sae::decoder_direction`].
+    ///
+    /// # Panics
+    /// When its features do not write there.
+    pub fn decoder_direction_at(
+        &self,
+        feature: usize,
+        output: HookPoint,
+    ) -> Result<DecoderDirection> {
+        let place = self.outputs.iter().position(|one| *one == output);
+        let place = place.expect("one of its outputs");
+        let whole = self.decoder_direction(feature)?;
+        let row = whole.row[place * self.meta.d_out..][..self.meta.d_out].to_vec();
+        Ok(DecoderDirection { row, ..whole })
+    }
+
+    /// What a transcoder adds of the row that it reads to its reconstruction, `[d_out, d_in]`, where it does.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn w_skip(&self) -> Result<Option<Vec<f32>>> {
+        let Some(file) = self.file().filter(|file| file.w_skip().is_some()) else {
+            return Ok(None);
+        };
+        let mut w_skip = vec![0.0; self.meta.d_out * self.meta.d_in];
+        for (idx, row) in w_skip.chunks_exact_mut(self.meta.d_in).enumerate() {
+            file.skip_row(idx, row)?;
+        }
+        Ok(Some(w_skip))
     }
 
     /// What gives the activation of one feature without the others'; none if features depend on each other
@@ -358,6 +404,33 @@ impl Sae {
         }
         Err(labels::no_feature(&feature.to_string(), d_sae))
     }
+}
+
+/// Where features write.
+fn outputs(meta: &SaeMeta) -> Result<Vec<HookPoint>> {
+    let read = HookPoint::parse(&meta.hook_name)?;
+    if !meta.is_transcoder() {
+        return Ok(vec![read]);
+    }
+    let written = meta
+        .hook_names_out
+        .iter()
+        .map(|name| HookPoint::parse(name));
+    let written: Vec<HookPoint> = written.collect::<Result<_>>()?;
+    // What a feature writes depends on what the model has computed by then.
+    let in_order = std::iter::once(read).chain(written.iter().copied());
+    if let Some(place) = in_order
+        .collect::<Vec<_>>()
+        .windows(2)
+        .find(|pair| pair[0] >= pair[1])
+        .map(|pair| pair[1])
+    {
+        return Err(Error::invalid(format!(
+            "the transcoder reads `{read}` and writes `{place}`, which the model does not compute after it, in this order"
+        ))
+        .with_hint("use a transcoder that writes behind the place that it reads"));
+    }
+    Ok(written)
 }
 
 /// Thresholds as they work behind a ReLU; zeros where there are none.

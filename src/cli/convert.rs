@@ -23,7 +23,8 @@ pub(super) struct ConvertArgs {
     /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT or a Gemma 3
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
-    /// An SAE of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS: its folder, or a file of it
+    /// An SAE or transcoder of SAELens, Gemma Scope (2), sparsify, Llama Scope, OpenMOSS or circuit-tracer: its folder,
+    /// or a file of it
     #[arg(long, value_name = "DIR|FILE")]
     sae: Option<PathBuf>,
     /// The folder to write to
@@ -246,7 +247,11 @@ fn convert_sae(
     let mut bar = progress::byte_bar("SAE", verbosity, cancel.clone());
     let made = sae::convert_published(source.path, target, &options, source.published, &mut bar)?;
     say(verbosity, &made.report);
-    HookPoint::parse(&made.meta.hook_name).map_err(|error| {
+    let names = std::iter::once(&made.meta.hook_name).chain(&made.meta.hook_names_out);
+    let unknown = names
+        .map(|name| HookPoint::parse(name))
+        .find_map(Result::err);
+    unknown.map_or(Ok(()), Err).map_err(|error| {
         let hint = error.hint().unwrap_or_default().to_owned();
         error
             .of_kind(ErrorKind::HookPointMissing)

@@ -79,7 +79,11 @@ pub(super) fn run(args: &FeatureArgs, verbosity: Verbosity, cancel: &CancelFlag)
 fn print_card(out: &mut dyn Write, card: &FeatureCard) -> io::Result<()> {
     let label = card.label.as_ref().map(|label| format!(" `{label}`"));
     let label = label.unwrap_or_default();
-    let title = format!("Feature {}{label}, at `{}`", card.feature, card.hook_point);
+    let place = match card.hook_points_out.join("`, `") {
+        written if written.is_empty() => format!("at `{}`", card.hook_point),
+        written => format!("from `{}` to `{written}`", card.hook_point),
+    };
+    let title = format!("Feature {}{label}, {place}", card.feature);
     writeln!(out, "{}", one_line(&title))?;
     for (name, value) in [
         ("threshold", card.threshold),
@@ -106,7 +110,7 @@ fn print_card(out: &mut dyn Write, card: &FeatureCard) -> io::Result<()> {
     let Some(tokens) = &card.tokens else {
         return writeln!(
             out,
-            "Tokens: only directions of the residual stream are taken through the unembedding"
+            "Tokens: only directions that are added to the residual stream as they are are taken through the unembedding"
         );
     };
     print_tokens(out, "promotes", &tokens.promoted)?;

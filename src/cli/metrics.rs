@@ -26,7 +26,7 @@ use super::progress::{Counter, Verbosity};
 /// cross-entropy of the text's tokens in nats, as the model is, with reconstructions in place of all
 /// rows, and with zeros; the score is the share of the cost of zeros that reconstructions avoid. Rows of
 /// special tokens, such as `<bos>` and the marks of turns, do not count and are not replaced, as in
-/// SAELens.
+/// SAELens. Of a transcoder, x is the row where it writes.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct MetricsArgs {

@@ -25,19 +25,24 @@ use crate::{Error, GraphNode, Result};
 fn is(node: &GraphNode, tensor: &sys::ggml_tensor) -> bool {
     match node {
         GraphNode::Named(wanted) => name(tensor) == wanted.as_bytes(),
-        GraphNode::MultipliesBy(wanted) | GraphNode::Adds(wanted) => {
-            tensor.src[..2].iter().any(|&operand| {
-                // SAFETY: an operand is null or a tensor of the same graph.
-                let operand = unsafe { operand.as_ref() };
-                // A weight that was copied to a device is called `DEVICE#NAME#COPY`
-                // (`ggml_backend_sched_split_graph`).
-                operand.is_some_and(|operand| {
-                    let mut parts = name(operand).split(|&byte| byte == b'#');
-                    parts.any(|part| part == wanted.as_bytes())
-                })
-            })
+        GraphNode::MultipliesBy(wanted) | GraphNode::Adds(wanted) => is_of(tensor, wanted),
+        GraphNode::Normalises(wanted) => {
+            tensor.op == sys::GGML_OP_RMS_NORM && is_of(tensor, wanted)
         }
     }
+}
+
+/// Whether one of a node's first two operands has this name.
+fn is_of(tensor: &sys::ggml_tensor, wanted: &str) -> bool {
+    tensor.src[..2].iter().any(|&operand| {
+        // SAFETY: an operand is null or a tensor of the same graph.
+        let operand = unsafe { operand.as_ref() };
+        // What was copied to a device is called `DEVICE#NAME#COPY` (`ggml_backend_sched_split_graph`).
+        operand.is_some_and(|operand| {
+            let mut parts = name(operand).split(|&byte| byte == b'#');
+            parts.any(|part| part == wanted.as_bytes())
+        })
+    })
 }
 
 /// A node whose rows a hook sees.

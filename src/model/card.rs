@@ -12,7 +12,9 @@ use serde::Serialize;
 use super::hooked_model::HookedModel;
 use super::neuronpedia::NeuronpediaSource;
 use crate::llama::{Matrix, MatrixProduct, Model};
-use crate::{Error, ErrorKind, FeatureId, FeatureName, Result, RowProduct, Sae, Site, Token};
+use crate::{
+    Error, ErrorKind, FeatureId, FeatureName, HookPoint, Result, RowProduct, Sae, Site, Token,
+};
 
 /// A feature by its weights alone; as JSON, names here are an interface.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +25,9 @@ pub struct FeatureCard {
     pub label: Option<String>,
     /// Where its SAE reads.
     pub hook_point: String,
+    /// Where it writes, if its SAE is a transcoder: one place, or several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hook_points_out: Vec<String>,
     /// What its `h` must exceed; only with the architecture `jumprelu`.
     pub threshold: Option<f32>,
     /// `b_enc[feature]`.
@@ -37,7 +42,8 @@ pub struct FeatureCard {
     pub neuronpedia: Option<String>,
     /// The features of its SAE whose decoder directions are most like its own, itself left out.
     pub neighbours: Vec<Neighbour>,
-    /// What its direction does to the next token; none if its SAE is not in the residual stream.
+    /// What its direction does to the next token; none if its SAE's features are not added to the residual stream as they
+    /// are. What the feed-forward part gives is; of a cross-layer transcoder, it is what the feature adds at all places.
     pub tokens: Option<TokenEffects>,
 }
 
@@ -116,8 +122,18 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
     let index = feature.index;
     let direction = sae.decoder_direction(index)?;
     let unit = unit(&direction.row, direction.norm);
-    let is_in_stream = sae.hook_point().site() == Site::ResidPost;
-    let tokens = is_in_stream.then(|| token_effects(model, &unit, top));
+    let adds_to_stream =
+        |output: &HookPoint| matches!(output.site(), Site::ResidPost | Site::MlpOut);
+    let tokens = sae.outputs().iter().all(adds_to_stream).then(|| {
+        let d_out = sae.meta().d_out;
+        let mut added = unit[..d_out].to_vec();
+        for others in unit[d_out..].chunks_exact(d_out) {
+            for (x, other) in added.iter_mut().zip(others) {
+                *x += other;
+            }
+        }
+        token_effects(model, &added, top)
+    });
     let square = |x: &f32| f64::from(*x).powi(2);
     let encoder_norm = sae.encoder_row(index)?.iter().map(square).sum::<f64>();
     let named = |index| {
@@ -140,6 +156,10 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
         feature,
         label,
         hook_point: sae.hook_point().to_string(),
+        hook_points_out: match sae.meta().is_transcoder() {
+            true => sae.outputs().iter().map(HookPoint::to_string).collect(),
+            false => Vec::new(),
+        },
         threshold: match sae.meta().architecture {
             Architecture::JumpRelu => Some(sae.threshold()[index]),
             Architecture::Standard | Architecture::TopK { .. } => None,
@@ -156,7 +176,7 @@ pub(super) fn of(model: &HookedModel, feature: FeatureId, top: usize) -> Result<
     })
 }
 
-/// The features whose decoder directions have the largest cosines with `unit`, `[d_in]`, and those.
+/// The features whose decoder directions have the largest cosines with `unit`, `[decoder_width]`, and those.
 pub(super) fn nearest(
     sae: &Sae,
     unit: &[f32],

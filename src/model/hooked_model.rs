@@ -101,7 +101,8 @@ impl HookedModel {
             sorted_tokens: OnceLock::new(),
             options,
         };
-        let places = model.saes.iter().map(|sae| sae.hook_point());
+        let saes = model.saes.iter();
+        let places = saes.flat_map(|sae| sae.outputs().iter().copied().chain([sae.hook_point()]));
         model.sites(&places.collect())?;
         Ok(Arc::new(model))
     }
@@ -205,7 +206,7 @@ impl HookedModel {
         card::of(self, feature, top)
     }
 
-    /// What the decoder rows of these features, of SAEs in the residual stream, do to the logit of the token `id`
+    /// What the decoder rows of these features, of SAEs that write to the residual stream alone, do to the logit of the token `id`
     /// straight through the unembedding, above the mean over the vocabulary.
     pub(crate) fn direct_logits(&self, features: &[FeatureId], id: i32) -> Result<Vec<f32>> {
         card::direct_logits(self, features, id)
@@ -215,7 +216,7 @@ impl HookedModel {
     /// cosines, largest first: `top` of them. With zeros, a cosine is 0.
     ///
     /// # Errors
-    /// A vector of another length than the SAE's rows; an SAE without a file, or one that cannot be read.
+    /// A vector of another length than the decoder's rows; an SAE without a file, or one that cannot be read.
     ///
     /// # Panics
     /// When there is no such SAE.
@@ -226,8 +227,8 @@ impl HookedModel {
         top: usize,
     ) -> Result<Vec<(usize, f32)>> {
         let sae = &self.saes[sae];
-        if vector.values().len() != sae.meta().d_in {
-            return Err(vector.of_another_width(sae.meta().d_in));
+        if vector.values().len() != sae.meta().decoder_width() {
+            return Err(vector.of_another_width(sae.meta().decoder_width()));
         }
         let unit = card::unit(vector.values(), vector.norm());
         card::nearest(sae, &unit, self.options.threads, top)

@@ -6,16 +6,16 @@ use gguf_tools::gguf::{Overwrite, TensorType, Writer};
 
 use crate::llama::Model;
 use crate::steering::{Edit, Steering};
-use crate::{Error, Result, Site};
+use crate::{Error, HookPoint, Result, Site};
 
 /// Writes `target`, which `--control-vector` of llama.cpp's programs reads: one tensor `direction.L`,
 /// `[d_model]`, that is added to the output of block L in every row (`common_control_vector_load_one`
-/// in llama.cpp's `common/common.cpp`).
+/// in llama.cpp's `common/common.cpp`). What is added to what the feed-forward part gives is the same, since the
+/// output of the block is that and the stream before it.
 ///
 /// # Errors
 /// Interventions that no control vector expresses: those that depend on the row, or that do not touch
-/// all positions alike; places but the residual stream after blocks from 1 on; a file that cannot be
-/// written.
+/// all positions alike; places but these of blocks from 1 on; a file that cannot be written.
 pub(crate) fn write(
     model: &Model,
     steering: &Steering,
@@ -27,9 +27,10 @@ pub(crate) fn write(
             .with_hint("steer with this program, which has no such limit")
     };
     let places: Vec<_> = steering.edits().iter().map(Edit::hook_point).collect();
-    if let Some(place) = places.iter().find(|place| place.site() != Site::ResidPost) {
+    let is_elsewhere = |place: &&HookPoint| !matches!(place.site(), Site::ResidPost | Site::MlpOut);
+    if let Some(place) = places.iter().find(is_elsewhere) {
         return Err(refused(&format!(
-            "it is added to the residual stream, and this is done at `{place}`"
+            "it is added to the residual stream behind a block, and this is done at `{place}`"
         )));
     }
     if places.iter().any(|place| place.layer() == 0) {

@@ -1,17 +1,20 @@
 //! How well an SAE fits this model: `SAELens`' evaluation (`sae_lens/evals.py`, 6.54), for text and
-//! image rows apart.
+//! image rows apart. Of a transcoder, what it writes is compared with the rows there, and put in their place.
 //!
 //! As there, the rows of special tokens ([`Model::is_special`](crate::llama::Model::is_special)) do
 //! not count.
 
-use std::sync::Arc;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::llama::{AddBos, Edited};
 use crate::model::Session;
 use crate::prompt::Prompt;
 use crate::run::{Editor, EditorAt, Keep, Request, RunOptions, Scored, Trace, is_scored_as_read};
 use crate::study::pictures::contexts;
-use crate::{Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Token, TokenKind};
+use crate::{
+    Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Sae, Token, TokenKind,
+};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
 pub const TEXT_CONTEXT: usize = 128;
@@ -36,7 +39,7 @@ impl Metrics {
     /// When there is no such SAE.
     pub fn new(session: &Session, sae: usize) -> Self {
         let meta = session.model().saes()[sae].meta();
-        let fit = Fit::new(meta.d_in, meta.d_sae);
+        let fit = Fit::new(meta.d_out, meta.d_sae);
         Self {
             sae,
             text: fit.clone(),
@@ -49,7 +52,7 @@ impl Metrics {
     /// Adds a prompt's rows and the losses on its text tokens.
     ///
     /// # Errors
-    /// As [`Session::run`].
+    /// As [`Session::run`]; a cross-layer transcoder ([`Decoder::new`]).
     pub fn add(
         &mut self,
         session: &mut Session,
@@ -57,13 +60,17 @@ impl Metrics {
         cancel: &CancelFlag,
     ) -> Result<()> {
         let prompt = Arc::new(prompt.clone());
+        let sae = Arc::clone(&session.model().saes()[self.sae]);
         let logits = Keep {
             logits: true,
             ..Keep::default()
         };
         let (keep, read_apart) = match is_scored_as_read(&prompt) {
             true => (Keep::ALL, None),
-            false => (logits, Some(read(session, &prompt, Kinds::ALL, cancel)?)),
+            false => (
+                logits,
+                Some(read(session, self.sae, &prompt, Kinds::ALL, cancel)?),
+            ),
         };
         let request = |keep| {
             let options = RunOptions {
@@ -73,12 +80,11 @@ impl Metrics {
             };
             Request::new(Arc::clone(&prompt), options)
         };
-        let hook_point = session.model().saes()[self.sae].hook_point();
         let substituted = |substitution| {
             let mut request = request(logits);
             request.editors.push(EditorAt {
-                read: hook_point,
-                write: hook_point,
+                read: sae.hook_point(),
+                write: sae.outputs()[0],
                 editor: Box::new(Substitute {
                     substitution,
                     except: self.special.clone(),
@@ -88,11 +94,17 @@ impl Metrics {
         };
         let reconstruction = Reconstruction {
             encoder: session.model().encoder(self.sae)?,
-            decoder: Decoder::new(Arc::clone(&session.model().saes()[self.sae])),
+            decoder: Decoder::new(Arc::clone(&sae))?,
+            rows: Vec::new(),
             activations: Activations::default(),
         };
+        let (recorder, targets) = Recorder::of(&sae);
+        let mut original = request(keep);
+        if read_apart.is_none() {
+            original.editors.extend(recorder);
+        }
         let requests = vec![
-            request(keep),
+            original,
             substituted(Substitution::Reconstruction(Box::new(reconstruction))),
             substituted(Substitution::Zeros),
         ];
@@ -106,8 +118,11 @@ impl Metrics {
         self.loss.original += sum(original);
         self.loss.reconstructed += sum(reconstructed);
         self.loss.ablated += sum(ablated);
-        let trace = read_apart.as_ref().unwrap_or(&original.trace);
-        self.add_rows(session, trace, Kinds::ALL)
+        let (trace, targets) = match &read_apart {
+            Some((trace, targets)) => (trace, targets),
+            None => (&original.trace, &targets),
+        };
+        self.add_rows(session, trace, targets, Kinds::ALL)
     }
 
     /// Adds the image rows of a prompt alone.
@@ -120,22 +135,34 @@ impl Metrics {
         prompt: &Prompt,
         cancel: &CancelFlag,
     ) -> Result<()> {
-        let trace = read(session, prompt, Kinds::IMAGE, cancel)?;
-        self.add_rows(session, &trace, Kinds::IMAGE)
+        let (trace, targets) = read(session, self.sae, prompt, Kinds::IMAGE, cancel)?;
+        self.add_rows(session, &trace, &targets, Kinds::IMAGE)
     }
 
-    fn add_rows(&mut self, session: &Session, trace: &Trace, kinds: Kinds) -> Result<()> {
+    fn add_rows(
+        &mut self,
+        session: &Session,
+        trace: &Trace,
+        targets: &Targets,
+        kinds: Kinds,
+    ) -> Result<()> {
         let seen = &trace.saes[self.sae];
         let sae = &session.model().saes()[self.sae];
-        let mut decoder = Decoder::new(Arc::clone(sae));
+        let mut decoder = Decoder::new(Arc::clone(sae))?;
+        let targets = targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let targets = match sae.meta().is_transcoder() {
+            true => &targets,
+            false => &seen.residuals,
+        };
         let rows = seen.residuals.chunks_exact(sae.meta().d_in);
-        for (row_idx, (row, token)) in rows.zip(&trace.tokens).enumerate() {
+        let targets = targets.chunks_exact(sae.meta().d_out);
+        let mut reconstruction = vec![0.0; sae.meta().d_out];
+        for (row_idx, ((row, target), token)) in rows.zip(targets).zip(&trace.tokens).enumerate() {
             let is_special = token.id.is_some_and(|id| self.special.contains(&id));
             if is_special || !kinds.contain(*token) {
                 continue;
             }
-            let mut reconstruction = row.to_vec();
-            decoder.reconstruct(&seen.activations, row_idx, &mut reconstruction)?;
+            decoder.reconstruct(&seen.activations, row_idx, row, &mut reconstruction)?;
             let fit = match token.kind {
                 TokenKind::Image => &mut self.image,
                 TokenKind::Text | TokenKind::Generated => &mut self.text,
@@ -143,7 +170,7 @@ impl Metrics {
             let mean = sae.ignored_mean(row);
             let centred = |row: &[f32]| -> Vec<f32> { row.iter().map(|x| x - mean).collect() };
             fit.add(
-                &centred(row),
+                &centred(target),
                 &centred(&reconstruction),
                 seen.activations.row(row_idx),
             );
@@ -152,13 +179,47 @@ impl Metrics {
     }
 }
 
-/// The rows of a prompt, and the features of these kinds of them.
+/// The rows that a transcoder is to reconstruct, `[n_rows, d_out]`; none with other SAEs, of which they are those that it
+/// reads.
+type Targets = Arc<Mutex<Vec<f32>>>;
+
+/// Keeps the rows where a transcoder writes.
+struct Recorder(Targets);
+
+impl Recorder {
+    /// The editor of a transcoder, and what it will have seen; none for other SAEs.
+    fn of(sae: &Sae) -> (Option<EditorAt>, Targets) {
+        let targets = Targets::default();
+        let place = sae.outputs()[0];
+        let editor = sae.meta().is_transcoder().then(|| EditorAt {
+            read: place,
+            write: place,
+            editor: Box::new(Self(Arc::clone(&targets))),
+        });
+        (editor, targets)
+    }
+}
+
+impl Editor for Recorder {
+    fn read(&mut self, rows: &[f32], _: &[Token]) -> Result<()> {
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.extend_from_slice(rows);
+        Ok(())
+    }
+
+    fn write(&mut self, _: &mut [f32], _: &[Token]) -> Result<Edited> {
+        Ok(Edited::No)
+    }
+}
+
+/// The rows of a prompt, the features of these kinds of them, and what a transcoder is to reconstruct.
 fn read(
     session: &mut Session,
+    sae: usize,
     prompt: &Prompt,
     kinds: Kinds,
     cancel: &CancelFlag,
-) -> Result<Trace> {
+) -> Result<(Trace, Targets)> {
     let options = RunOptions {
         keep: Keep {
             features: kinds,
@@ -168,7 +229,10 @@ fn read(
         cancel: cancel.clone(),
         ..RunOptions::default()
     };
-    Ok(session.run(prompt, options)?.trace)
+    let (recorder, targets) = Recorder::of(&session.model().saes()[sae]);
+    let editors = recorder.into_iter().collect();
+    let run = session.run_edited(prompt, options, editors, &mut |_| ControlFlow::Continue(()))?;
+    Ok((run.trace, targets))
 }
 
 /// Puts something in the place of rows, to see how much the model loses.
@@ -187,23 +251,33 @@ enum Substitution {
 struct Reconstruction {
     encoder: Encoder,
     decoder: Decoder,
-    activations: Activations, // of the rows at hand
+    rows: Vec<f32>,           // that were read last, [n_rows, d_in]
+    activations: Activations, // of these
 }
 
 impl Editor for Substitute {
+    fn read(&mut self, rows: &[f32], _: &[Token]) -> Result<()> {
+        let Substitution::Reconstruction(with) = &mut self.substitution else {
+            return Ok(());
+        };
+        with.rows.clear();
+        with.rows.extend_from_slice(rows);
+        with.activations.clear();
+        with.encoder.encode(rows, &mut with.activations)
+    }
+
     fn write(&mut self, rows: &mut [f32], tokens: &[Token]) -> Result<Edited> {
         let width = rows.len() / tokens.len();
-        if let Substitution::Reconstruction(with) = &mut self.substitution {
-            with.activations.clear();
-            with.encoder.encode(rows, &mut with.activations)?;
-        }
         for (row_idx, (row, token)) in rows.chunks_exact_mut(width).zip(tokens).enumerate() {
             if token.id.is_some_and(|id| self.except.contains(&id)) {
                 continue;
             }
             match &mut self.substitution {
                 Substitution::Reconstruction(with) => {
-                    with.decoder.reconstruct(&with.activations, row_idx, row)?;
+                    let d_in = with.rows.len() / tokens.len();
+                    let read = &with.rows[row_idx * d_in..][..d_in];
+                    with.decoder
+                        .reconstruct(&with.activations, row_idx, read, row)?;
                 }
                 Substitution::Zeros => row.fill(0.0),
             }

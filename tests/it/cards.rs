@@ -242,19 +242,22 @@ fn names_say_which_sae_is_meant() {
     let saes = [
         ("stream", "blocks.1.hook_resid_post"),
         ("mlp", "blocks.1.hook_mlp_out"),
+        ("attention", "blocks.1.hook_attn_out"),
     ];
     let saes = saes.map(|(name, hook)| sae_at(hook, &dir.join(format!("{name}.gguf"))));
     let with = with(&models, &saes);
     let run = |command: &[&str]| json(&[command, &["--json"], &with].concat());
-    let report = run(&["feature", "stream/mushroom", "mlp/3"]);
-    let [stream, mlp] = &report["features"].as_array().expect("a list")[..] else {
-        panic!("two features");
+    let report = run(&["feature", "stream/3", "mlp/3", "attention/3"]);
+    let [stream, mlp, attention] = &report["features"].as_array().expect("a list")[..] else {
+        panic!("three features");
     };
-    assert!(stream["tokens"].is_object() && mlp["tokens"].is_null());
+    // What the MLP gives is added to the stream behind the block; what attention gives, the MLP reads first.
+    assert!(stream["tokens"].is_object() && attention["tokens"].is_null());
+    assert_eq!(mlp["tokens"], stream["tokens"]);
     assert_eq!(mlp["feature"], "mlp/3");
     let near = mlp["neighbours"][0]["feature"].as_str().expect("a name");
     assert!(near.starts_with("mlp/"), "{near}");
-    let text = stdout(&[&["feature", "mlp/3"], &with[..]].concat());
+    let text = stdout(&[&["feature", "attention/3"], &with[..]].concat());
     assert!(
         text.ends_with("are taken through the unembedding\n"),
         "{text}"

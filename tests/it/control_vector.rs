@@ -126,7 +126,7 @@ fn what_no_control_vector_expresses_is_refused() {
     };
     for (hook, word) in [
         ("blocks.0.hook_resid_post", "begin at layer 1"),
-        ("blocks.1.hook_mlp_out", "`blocks.1.hook_mlp_out`"),
+        ("blocks.1.hook_attn_out", "`blocks.1.hook_attn_out`"),
     ] {
         let args = at(hook);
         refused(&args.lines().collect::<Vec<_>>(), &[word]);

@@ -65,11 +65,7 @@ fn blocks_of_hugging_face_are_read_as_their_outputs() {
     }
     assert_ne!(features(Some("model.layers.0"), &[]), expected);
     // What is given counts, whatever the files say, and where they say nothing.
-    for hook in [
-        Some("model.layers.0"),
-        Some("blocks.1.hook_resid_mid"),
-        None,
-    ] {
+    for hook in [Some("model.layers.0"), Some("blocks.1.hook_mlp_in"), None] {
         for given in ["blocks.1.hook_resid_post", "model.layers.1"] {
             assert_eq!(
                 features(hook, &["--hook-name", given]),
@@ -85,7 +81,7 @@ fn hook_points_that_nothing_can_run() {
     let dir = tempfile::tempdir().expect("a folder of our own");
     let out = dir.path().join("out");
     for hook in [
-        "blocks.1.hook_resid_mid",
+        "blocks.1.hook_mlp_in",
         "blocks.01.hook_resid_post",
         "blocks.+1.hook_resid_post",
         "blocks.0.hook_resid_pre",

@@ -421,12 +421,12 @@ fn what_does_not_fit_is_refused() {
     check_refused(&model("llama"), &sae, &[], &words);
     let words = [hook, "rows of 32", "have 48", "do not belong together"];
     check_refused(&model("gemma2"), &sae_at(hook, 32), &[], &words);
-    let sae = sae_at("blocks.1.hook_resid_mid", 32);
+    let sae = sae_at("blocks.1.hook_mlp_in", 32);
     check_refused(
         &model("llama"),
         &sae,
         &[],
-        &["`blocks.1.hook_resid_mid`", "`hook_mlp_out`"],
+        &["`blocks.1.hook_mlp_in`", "`hook_mlp_out`"],
     );
     let sae = sae_at("blocks.1.hook_mlp_out", 32);
     let other = rewritten(&model("llama"), &|parts| {

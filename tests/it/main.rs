@@ -111,6 +111,7 @@ mod steps;
 mod sweep;
 mod sweep_page;
 mod tokenizer;
+mod transcoders;
 mod views;
 mod vision;
 mod vocabulary;

@@ -211,13 +211,13 @@ fn rows_are_those_of_a_run() {
             .expect("it runs");
         let run = session.run(&prompt, everything(0)).expect("it runs");
         let seen = &run.trace.saes[0];
-        let mut decoder = Decoder::new(Arc::clone(&sae));
+        let mut decoder = Decoder::new(Arc::clone(&sae)).expect("one layer's");
         let mut squares = 0.0;
         let rows = seen.residuals.chunks_exact(sae.meta().d_in).enumerate();
         for (row_idx, row) in rows.skip(1) {
-            let mut reconstruction = row.to_vec();
+            let mut reconstruction = vec![0.0; row.len()];
             decoder
-                .reconstruct(&seen.activations, row_idx, &mut reconstruction)
+                .reconstruct(&seen.activations, row_idx, row, &mut reconstruction)
                 .expect("it fits");
             for (&x, y) in row.iter().zip(reconstruction) {
                 squares += (f64::from(x) - f64::from(y)).powi(2);

@@ -18,8 +18,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/saes")
 }
 
-/// Converts the SAE in f32.
-fn convert(name: &str, oracle: &Oracle) -> SaeFile {
+/// Converts the SAE `name` in `root` in f32.
+fn convert(root: &Path, name: &str, oracle: &Oracle) -> SaeFile {
     let target = temporary_root().join(format!("sae-{}.gguf", name.replace('/', "-")));
     let factor = oracle.json["norm_factors"][name].as_f64();
     let options = SaeOptions {
@@ -30,7 +30,7 @@ fn convert(name: &str, oracle: &Oracle) -> SaeFile {
         overwrite: Overwrite::Replace,
     };
     let progress = &mut |_, _| ControlFlow::Continue(());
-    sae::convert(&root().join(name), &target, &options, progress).expect(name);
+    sae::convert(&root.join(name), &target, &options, progress).expect(name);
     SaeFile::open(&target).expect(name)
 }
 
@@ -85,13 +85,75 @@ const ON_THE_PROCESSOR: EncoderOptions = EncoderOptions {
 
 #[test]
 fn activations_and_reconstructions_are_those_of_the_sources() {
+    let at = "40 features at blocks.1.hook_resid_post";
     let oracle = Oracle::read(&root());
     for (name, meta) in CASES {
-        check(name, meta, &oracle);
+        check(&root(), name, &format!("an SAE of {meta}, {at}"), &oracle);
     }
     let oracle = Oracle::read(&root().join("openmoss"));
     for (name, meta) in OPENMOSS {
-        check(name, meta, &oracle);
+        check(&root(), name, &format!("an SAE of {meta}, {at}"), &oracle);
+    }
+}
+
+/// Transcoders with and without a skip connection beside SAELens' `encode` and `forward`
+/// (`tests/fixtures/make_transcoders.py`).
+#[test]
+fn transcoders_are_those_of_the_sources() {
+    let root = root().with_file_name("transcoders").join("saes");
+    let oracle = Oracle::read(&root);
+    for (name, format, input) in [
+        ("saelens-transcoder", "SAELens: standard", "mlp.hook_in"),
+        (
+            "saelens-skip-transcoder",
+            "SAELens: standard",
+            "mlp.hook_in",
+        ),
+        (
+            "saelens-jumprelu-transcoder",
+            "SAELens: jumprelu",
+            "mlp.hook_in",
+        ),
+        (
+            "saelens-jumprelu-skip-transcoder",
+            "SAELens: jumprelu",
+            "mlp.hook_in",
+        ),
+        (
+            "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_76",
+            "Gemma Scope: jumprelu",
+            "ln2.hook_normalized",
+        ),
+        (
+            "gemma-scope-2-270m-pt/transcoder_all/layer_1_width_16k_l0_small",
+            "Gemma Scope 2: jumprelu",
+            "mlp.hook_in",
+        ),
+        (
+            "gemma-scope-2-270m-pt/transcoder_all/layer_1_width_16k_l0_small_affine",
+            "Gemma Scope 2: jumprelu",
+            "mlp.hook_in",
+        ),
+        (
+            "circuit-tracer/layer_1.safetensors",
+            "circuit-tracer: standard",
+            "mlp.hook_in",
+        ),
+        (
+            "circuit-tracer-jumprelu-skip/layer_1.safetensors",
+            "circuit-tracer: jumprelu",
+            "hook_resid_mid",
+        ),
+        ("sparsify/layers.1.mlp", "sparsify: topk", "mlp.hook_in"),
+        (
+            "sparsify-skip/layers.1.mlp",
+            "sparsify: topk",
+            "mlp.hook_in",
+        ),
+    ] {
+        let places = format!("from blocks.1.{input} to blocks.1.hook_mlp_out");
+        let meta = format!("a transcoder of {format}, 40 features {places}");
+        check(&root, name, &meta, &oracle);
     }
 }
 
@@ -106,11 +168,11 @@ fn check_without_a_runtime(sae: &Arc<Sae>, x: &[f32], expected: &Activations, na
     assert!(error < 1e-6, "{name}: {error:.2e}");
 }
 
-fn check(name: &str, meta: &str, oracle: &Oracle) {
-    let file = convert(name, oracle);
-    let expected_meta = format!("an SAE of {meta}, 40 features at blocks.1.hook_resid_post");
-    assert_eq!(file.meta.to_string(), expected_meta, "{name}");
-    let (d_sae, d_in) = (file.meta.d_sae, file.meta.d_in);
+fn check(root: &Path, name: &str, meta: &str, oracle: &Oracle) {
+    let file = convert(root, name, oracle);
+    file.verify().expect(name);
+    assert_eq!(file.meta.to_string(), meta, "{name}");
+    let (d_sae, d_in, d_out) = (file.meta.d_sae, file.meta.d_in, file.meta.d_out);
     let sae = Arc::new(Sae::from_file(file).expect(name));
     let mut activations = Activations::default();
     let x = oracle.f32("x");
@@ -119,17 +181,18 @@ fn check(name: &str, meta: &str, oracle: &Oracle) {
         .expect(name);
     on_ggml.encode(&x, &mut activations).expect(name);
     check_without_a_runtime(&sae, &x, &activations, name);
-    let mut decoder = Decoder::new(sae);
+    let mut decoder = Decoder::new(sae).expect(name);
 
     let (mut ours, mut decoded) = (Vec::new(), Vec::new());
     for row_idx in 0..activations.n_rows() {
         let active: BTreeMap<usize, f32> = activations.row(row_idx).collect();
         ours.extend((0..d_sae).map(|feature| active.get(&feature).copied().unwrap_or(0.0)));
-        let mut row = x[row_idx * d_in..(row_idx + 1) * d_in].to_vec();
+        let row = &x[row_idx * d_in..(row_idx + 1) * d_in];
+        let mut out = vec![0.0; d_out];
         decoder
-            .reconstruct(&activations, row_idx, &mut row)
+            .reconstruct(&activations, row_idx, row, &mut out)
             .expect(name);
-        decoded.extend(row);
+        decoded.extend(out);
     }
     let theirs = oracle.f32(&format!("{name}/acts"));
     for (idx, (&ours, &theirs)) in ours.iter().zip(&theirs).enumerate() {

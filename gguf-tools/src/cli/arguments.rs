@@ -56,7 +56,8 @@ pub(super) struct LlavaArguments {
   gguf-tools sae my-sae/ -o models/sae-q8_0.gguf --type q8_0 --labels batch-0.jsonl.gz batch-1.jsonl.gz
   gguf-tools sae my-sae/ -o models/sae-f16.gguf --norm-factor 0.25")]
 pub(super) struct SaeArguments {
-    /// An SAE of SAELens, Gemma Scope (2), sparsify, Llama Scope or OpenMOSS: its folder, or a file of it
+    /// An SAE or transcoder of SAELens, Gemma Scope (2), sparsify, Llama Scope, OpenMOSS or circuit-tracer: its folder, or a
+    /// file of it
     #[arg(value_name = "DIR|FILE")]
     pub(super) source: PathBuf,
     /// The file to write

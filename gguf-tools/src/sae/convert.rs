@@ -6,7 +6,9 @@ use super::labels;
 use super::meta::SaeMeta;
 use super::published::{self, NormFactor, Published};
 use super::recognize;
-use super::schema::{self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, W_ENC_SCREEN};
+use super::schema::{
+    self, LOG_SPARSITY, MATRIX_TYPES, SCREEN_ERROR, SCREEN_NORM, W_ENC_SCREEN, W_SKIP,
+};
 use super::source::{FeatureMatrix, Source, norm};
 use crate::gguf::{Overwrite, TensorType, TensorWriter};
 use crate::output_dir::OutputDir;
@@ -73,7 +75,8 @@ pub fn convert_published(
     progress: Progress,
 ) -> Result<ConvertedSae> {
     let (sae, _unpacked) = recognize::open(source, options.hook_name.as_deref())?;
-    let weight_type = weight_type(options.weight_type, sae.d_in)?;
+    let d_out = sae.output.as_ref().map_or(sae.d_in, |output| output.d_out);
+    let weight_type = weight_type(options.weight_type, &[sae.d_in, d_out])?;
     let published = published.or_else(|| Published::find(&sae));
     let norm_factor = published::choose_norm_factor(&sae, source, options.norm_factor, published)?;
     let (is_centred, centring_said) = published::choose_centring(&sae, published);
@@ -84,8 +87,13 @@ pub fn convert_published(
     let meta = SaeMeta {
         architecture: sae.architecture,
         d_in: sae.d_in,
+        d_out,
         d_sae: sae.d_sae,
         hook_name: sae.hook_name.clone(),
+        hook_names_out: sae
+            .output
+            .as_ref()
+            .map_or_else(Vec::new, |output| output.hook_names.clone()),
         apply_b_dec_to_input: sae.apply_b_dec_to_input,
         normalize_activations: sae.normalize_activations,
         is_centred,
@@ -101,6 +109,13 @@ pub fn convert_published(
     let is_screened =
         weight_type != TensorType::Q8_0 && TensorType::Q8_0.row_bytes(sae.d_in).is_some();
     let mut optional = Vec::new();
+    let w_skip = sae
+        .output
+        .as_ref()
+        .and_then(|output| output.w_skip.as_ref());
+    if w_skip.is_some() {
+        optional.push(W_SKIP);
+    }
     if is_screened {
         optional.extend([W_ENC_SCREEN, SCREEN_ERROR, SCREEN_NORM]);
     }
@@ -112,7 +127,9 @@ pub fn convert_published(
     let n_readings = 1 + u64::from(is_screened);
     let mut meter = Meter::new(
         progress,
-        n_readings * sae.w_enc.tensor.n_bytes() + sae.w_dec.tensor.n_bytes(),
+        n_readings * sae.w_enc.tensor.n_bytes()
+            + sae.w_dec.tensor.n_bytes()
+            + w_skip.map_or(0, |w_skip| w_skip.tensor.n_bytes()),
     );
     let screened = is_screened.then_some(weight_type);
     write_tensors(
@@ -178,18 +195,19 @@ fn report(
 
 /// The number type of the matrices: q8_0 has blocks of 32 numbers, and rows that they do not fill
 /// stay f16.
-fn weight_type(wanted: TensorType, d_in: usize) -> Result<TensorType> {
+fn weight_type(wanted: TensorType, widths: &[usize]) -> Result<TensorType> {
     if !MATRIX_TYPES.contains(&wanted) {
         return Err(
             Error::invalid(format!("an SAE cannot be stored as {}", wanted.name()))
                 .with_hint("use f32, f16 or q8_0"),
         );
     }
-    if wanted.row_bytes(d_in).is_some() {
+    let is_odd = |width: &&usize| wanted.row_bytes(**width).is_none();
+    let Some(width) = widths.iter().find(is_odd) else {
         return Ok(wanted);
-    }
+    };
     log::warn!(
-        "the SAE is stored as f16: the blocks of {} do not divide its rows of {d_in} numbers",
+        "the SAE is stored as f16: the blocks of {} do not divide its rows of {width} numbers",
         wanted.name()
     );
     Ok(TensorType::F16)
@@ -244,6 +262,13 @@ fn write_tensors(
     writer.write_f32(&decoder_norms)?;
     if let Some(threshold) = &sae.threshold {
         writer.write_f32(threshold)?;
+    }
+    if let Some(w_skip) = sae
+        .output
+        .as_ref()
+        .and_then(|output| output.w_skip.as_ref())
+    {
+        write_matrix(w_skip, |_| 1.0, s, writer, meter)?;
     }
     if let Some(stored_type) = screened {
         write_screen(&sae.w_enc, encoder_factor, stored_type, writer, meter)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::meta::{Architecture, SaeMeta};
 use super::schema::{
     B_DEC, B_ENC, DECODER_NORM, SCREEN_ERROR, SCREEN_NORM, THRESHOLD, W_DEC, W_ENC, W_ENC_SCREEN,
+    W_SKIP,
 };
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo};
@@ -76,7 +77,16 @@ impl SaeFile {
         }))
     }
 
-    /// The decoder: dims `[d_in, d_sae]`, row `i` is the decoder direction of feature `i`.
+    /// What a transcoder adds of the row that it reads to its reconstruction, where it does: dims `[d_in, d_out]`,
+    /// row `i` gives the value `i`.
+    pub fn w_skip(&self) -> Option<&TensorInfo> {
+        self.gguf
+            .tensor(W_SKIP)
+            .filter(|_| self.meta.is_transcoder())
+    }
+
+    /// The decoder: dims `[decoder_width, d_sae]`, row `i` is the decoder direction of feature `i`, of a cross-layer
+    /// transcoder its directions at all places.
     pub fn w_dec(&self) -> &TensorInfo {
         &self.w_dec
     }
@@ -89,7 +99,7 @@ impl SaeFile {
         self.vector(B_ENC)
     }
 
-    /// The decoder's bias, `[d_in]`.
+    /// The decoder's bias, `[d_out]`; of a cross-layer transcoder that of the first place.
     ///
     /// # Errors
     /// When the file cannot be read, or holds a number that is not finite.
@@ -120,7 +130,7 @@ impl SaeFile {
         &self.gguf
     }
 
-    /// The decoder direction of `feature`, into `out` of length `d_in`.
+    /// The decoder direction of `feature`, into `out` of length [`SaeMeta::decoder_width`].
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -140,6 +150,18 @@ impl SaeFile {
     /// When there is no such feature, or `out` has another length.
     pub fn encoder_row(&self, feature: usize, out: &mut [f32]) -> Result<()> {
         self.gguf.read_row_f32(&self.w_enc, feature, out)
+    }
+
+    /// What a transcoder's skip connection gives as value `idx`, into `out` of length `d_in`: a row of [`SaeFile::w_skip`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such row, or `out` has another length.
+    pub fn skip_row(&self, idx: usize, out: &mut [f32]) -> Result<()> {
+        let w_skip = self.w_skip().expect("a skip connection");
+        self.gguf.read_row_f32(w_skip, idx, out)
     }
 
     /// A tensor of finite numbers that `open` has found.

@@ -4,6 +4,11 @@
 //! All are jumprelu ones on activations as they are, and `b_dec` is not subtracted from the input
 //! (`get_gemma_2_config_from_hf` and `get_gemma_3_config_from_hf` in SAELens'
 //! `loading/pretrained_sae_loaders.py`, 6.54).
+//!
+//! Transcoders write what the feed-forward part adds to the residual stream. Those of Gemma Scope read rows just behind the
+//! norm before that part, without the norm's weight, which was folded into the next matrices (Lieberum et al. 2024,
+//! arXiv:2408.05147v2, page 18; `ln2.hook_normalized` in TransformerLens); those of Gemma Scope 2 read the norm's output,
+//! and some add a product with the row that they read (`affine_skip_connection`).
 
 use std::path::Path;
 
@@ -12,7 +17,7 @@ use tempfile::TempDir;
 
 use super::meta::{Architecture, NormalizeActivations};
 use super::npz;
-use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
+use super::source::{FeatureMatrix, Format, Layout, Output, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;
 use crate::{Error, ErrorKind, Result};
@@ -30,21 +35,27 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<(Source, Optio
     let path = dir.join(NPZ_FILE);
     let (tensors, unpacked) = npz::read(&path)?;
     let place = Place::of(&dir.canonicalize().map_err(Error::io("read", dir))?);
-    let hook_name = hook_name.map_or_else(|| place.hook_name(dir), |name| Ok(name.to_owned()))?;
+    let hook_name_out = match place.is_transcoder {
+        true => Some(place.hook_name(dir, "hook_mlp_out")?),
+        false => None,
+    };
+    let own = || place.hook_name(dir, place.site.unwrap_or_default());
+    let hook_name = hook_name.map_or_else(own, |name| Ok(name.to_owned()))?;
     let names = if tensors.contains_key("w_enc") {
         LOWER_CASE
     } else {
         UPPER_CASE
     };
     let weights = TensorFile::new(path, tensors);
-    let source = read(Format::GemmaScope, weights, names, hook_name, place.model)?;
+    let places = (hook_name, hook_name_out);
+    let source = read(Format::GemmaScope, weights, names, places, place.model)?;
     Ok((source, unpacked))
 }
 
 /// Reads a folder of Gemma Scope 2.
 ///
 /// # Errors
-/// Files that are missing or malformed, a transcoder, a hook point that is not known.
+/// Files that are missing or malformed, a hook point that is not known.
 pub(super) fn open_2(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
     let path = dir.join(CONFIG_FILE);
     let config: Config = read_json(&path)?;
@@ -56,44 +67,70 @@ pub(super) fn open_2(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
         ))
         .with_hint("supported: `jump_relu`"));
     }
-    let hook_name = config.hook_name(&path, hook_name)?;
+    let places = config.places(&path, hook_name)?;
     let weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
     let model = config.model_name;
-    read(Format::GemmaScope2, weights, LOWER_CASE, hook_name, model)
+    read(Format::GemmaScope2, weights, LOWER_CASE, places, model)
 }
 
 /// `W_enc`, `W_dec`, `b_enc`, `b_dec`, `threshold`.
 type Names = [&'static str; 5];
 const UPPER_CASE: Names = ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"];
 const LOWER_CASE: Names = ["w_enc", "w_dec", "b_enc", "b_dec", "threshold"];
+/// `[d_in, d_out]`.
+const SKIP: &str = "affine_skip_connection";
+
+/// Where it reads, and where it writes, if that is elsewhere.
+type Places = (String, Option<String>);
 
 fn read(
     format: Format,
     mut weights: TensorFile,
     [w_enc, w_dec, b_enc, b_dec, threshold]: Names,
-    hook_name: String,
+    (hook_name, hook_name_out): Places,
     model_name: Option<String>,
 ) -> Result<Source> {
     let w_dec = weights.take(w_dec)?;
-    let shape @ [d_sae, d_in] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
+    let shape @ [d_sae, d_out] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
+    let w_enc = weights.take(w_enc)?;
+    let d_in = match (&hook_name_out, w_enc.shape()) {
+        (Some(_), &[d_in, _]) => d_in,
+        _ => d_out,
+    };
+    let output = match hook_name_out {
+        None => None,
+        Some(hook_name) => Some(Output {
+            hook_names: vec![hook_name],
+            d_out,
+            w_skip: match weights.has(SKIP) {
+                true => Some(FeatureMatrix::new(
+                    weights.take(SKIP)?,
+                    Layout::FeaturesInColumns,
+                    [d_out, d_in],
+                )?),
+                false => None,
+            },
+        }),
+    };
     let source = Source {
         format,
         architecture: Architecture::JumpRelu,
         d_in,
         d_sae,
         hook_name,
+        output,
         apply_b_dec_to_input: false,
         normalize_activations: NormalizeActivations::None,
         is_centred: None,
         norm_factor: None,
         model_name,
-        w_enc: FeatureMatrix::new(weights.take(w_enc)?, Layout::FeaturesInColumns, shape)?,
+        w_enc: FeatureMatrix::new(w_enc, Layout::FeaturesInColumns, [d_sae, d_in])?,
         w_dec: FeatureMatrix::new(w_dec, Layout::FeaturesInRows, shape)?,
         encoder_factors: Vec::new(),
         decoder_factors: Vec::new(),
         rescale_by_decoder_norm: false,
         b_enc: weights.take_vector(b_enc, d_sae)?,
-        b_dec: weights.take_vector(b_dec, d_in)?,
+        b_dec: weights.take_vector(b_dec, d_out)?,
         threshold: Some(weights.take_vector(threshold, d_sae)?),
         log_sparsity: None,
     };
@@ -108,6 +145,7 @@ struct Place {
     site: Option<&'static str>,
     model: Option<String>,
     is_embedding: bool,
+    is_transcoder: bool,
 }
 
 impl Place {
@@ -127,8 +165,10 @@ impl Place {
                 "res" => Some("hook_resid_post"),
                 "mlp" => Some("hook_mlp_out"),
                 "att" => Some("attn.hook_z"),
+                "transcoders" => Some("ln2.hook_normalized"),
                 _ => None,
             });
+            place.is_transcoder = words.contains(&"transcoders");
             place.model = match words[..] {
                 [size, "pt", ..] => Some(format!("gemma-2-{size}")),
                 [size, "it", ..] => Some(format!("gemma-2-{size}-it")),
@@ -138,7 +178,8 @@ impl Place {
         place
     }
 
-    fn hook_name(&self, dir: &Path) -> Result<String> {
+    /// The hook point of the folder's layer with this site; none has the name "".
+    fn hook_name(&self, dir: &Path, site: &str) -> Result<String> {
         if self.is_embedding {
             return Err(Error::invalid(format!(
                 "`{}` contains an SAE of the embeddings, not of a layer",
@@ -146,8 +187,8 @@ impl Place {
             ))
             .with_hint("use an SAE of the residual stream after a layer"));
         }
-        match (self.layer, self.site) {
-            (Some(layer), Some(site)) => Ok(format!("blocks.{layer}.{site}")),
+        match self.layer {
+            Some(layer) if !site.is_empty() => Ok(format!("blocks.{layer}.{site}")),
             _ => Err(Error::invalid(format!(
                 "`{}` does not say which hook point this SAE belongs to",
                 dir.display()
@@ -170,38 +211,41 @@ struct Config {
 }
 
 impl Config {
-    /// The hook point: the one given, or Hugging Face's module in TransformerLens' words.
-    fn hook_name(&self, path: &Path, given: Option<&str>) -> Result<String> {
+    /// Hugging Face's modules in TransformerLens' words; where it reads is `given`, if that is.
+    fn places(&self, path: &Path, given: Option<&str>) -> Result<Places> {
+        let hook_of = |module: &str| {
+            hook_of_module(module).ok_or_else(|| {
+                Error::invalid(format!(
+                    "`{}`: the hook point `{module}` is not known",
+                    path.display()
+                ))
+                .of_kind(ErrorKind::HookPointMissing)
+                .with_hint("use an SAE of the residual stream, `model.layers.L.output`, or name its hook point, `blocks.L.hook_resid_post`")
+            })
+        };
         let (hook_in, out) = (&self.hf_hook_point_in, &self.hf_hook_point_out);
-        if let (Some(hook_in), Some(out)) = (hook_in, out)
-            && hook_in != out
-        {
-            return Err(super::saelens::transcoder(path, hook_in, out));
-        }
-        if let Some(name) = given {
-            return Ok(name.to_owned());
-        }
-        let hook_in = hook_in.as_ref().or(out.as_ref());
-        let hook_in = hook_in.map_or("", String::as_str);
-        let module = hook_in.split_once("layers.").map(|found| found.1);
-        let parts = module.and_then(|module| {
-            let (layer, site) = module.split_once('.')?;
-            let site = match site {
-                "output" => "hook_resid_post",
-                "self_attn.o_proj.input" => "attn.hook_z",
-                "post_feedforward_layernorm.output" => "hook_mlp_out",
-                _ => return None,
-            };
-            Some((layer.parse::<usize>().ok()?, site))
-        });
-        match parts {
-            Some((layer, site)) => Ok(format!("blocks.{layer}.{site}")),
-            None => Err(Error::invalid(format!(
-                "`{}`: the hook point `{hook_in}` is not known",
-                path.display()
-            ))
-            .of_kind(ErrorKind::HookPointMissing)
-            .with_hint("use an SAE of the residual stream, `model.layers.L.output`, or name its hook point, `blocks.L.hook_resid_post`")),
-        }
+        let hook_name_out = match (hook_in, out) {
+            (Some(hook_in), Some(out)) if hook_in != out => Some(hook_of(out)?),
+            _ => None,
+        };
+        let hook_name = match given {
+            Some(name) => name.to_owned(),
+            None => hook_of(hook_in.as_ref().or(out.as_ref()).map_or("", String::as_str))?,
+        };
+        Ok((hook_name, hook_name_out))
     }
+}
+
+/// The hook point of a module of Gemma 3 in Hugging Face's transformers.
+pub(super) fn hook_of_module(module: &str) -> Option<String> {
+    let (layer, site) = module.split_once("layers.")?.1.split_once('.')?;
+    let site = match site {
+        "output" => "hook_resid_post",
+        "self_attn.o_proj.input" => "attn.hook_z",
+        "pre_feedforward_layernorm.output" => "mlp.hook_in",
+        "post_feedforward_layernorm.output" => "hook_mlp_out",
+        _ => return None,
+    };
+    let layer = layer.parse::<usize>().ok()?;
+    Some(format!("blocks.{layer}.{site}"))
 }

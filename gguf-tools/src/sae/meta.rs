@@ -11,10 +11,15 @@ pub struct SaeMeta {
     pub architecture: Architecture,
     /// The width of what it reads: the model's `d_model`.
     pub d_in: usize,
+    /// The width of what it writes at each place; `d_in`, unless it is a transcoder.
+    pub d_out: usize,
     /// The number of features.
     pub d_sae: usize,
     /// Where in the model it reads, such as `blocks.12.hook_resid_post`.
     pub hook_name: String,
+    /// Where a transcoder writes, such as `blocks.12.hook_mlp_out`; several places for a cross-layer transcoder. Empty
+    /// where it writes where it reads.
+    pub hook_names_out: Vec<String>,
     /// Whether the encoder reads `x - b_dec` instead of `x`.
     pub apply_b_dec_to_input: bool,
     /// What its inputs went through in training; the stored weights take them as the model has them.
@@ -109,19 +114,41 @@ impl fmt::Display for SaeMeta {
     /// In a line: format, architecture, size and hook point.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(format) = &self.source_format {
-            write!(f, "an SAE of {format}: ")?;
+            write!(f, "{} of {format}: ", self.kind())?;
         }
-        write!(
-            f,
-            "{}, {} features at {}",
-            self.architecture.name(),
-            self.d_sae,
-            self.hook_name
-        )
+        let (architecture, d_sae, read) = (self.architecture.name(), self.d_sae, &self.hook_name);
+        match &self.hook_names_out[..] {
+            [] => write!(f, "{architecture}, {d_sae} features at {read}"),
+            [write] => write!(f, "{architecture}, {d_sae} features from {read} to {write}"),
+            [first, .., last] => write!(
+                f,
+                "{architecture}, {d_sae} features from {read} to {} places, {first} to {last}",
+                self.hook_names_out.len()
+            ),
+        }
     }
 }
 
 impl SaeMeta {
+    /// What the field calls it, with its article.
+    pub fn kind(&self) -> &'static str {
+        match self.hook_names_out.len() {
+            0 => "an SAE",
+            1 => "a transcoder",
+            _ => "a cross-layer transcoder",
+        }
+    }
+
+    /// Whether it writes elsewhere than it reads.
+    pub fn is_transcoder(&self) -> bool {
+        !self.hook_names_out.is_empty()
+    }
+
+    /// The length of a row of the decoder: what a feature writes at all places, side by side.
+    pub fn decoder_width(&self) -> usize {
+        self.d_out * self.hook_names_out.len().max(1)
+    }
+
     /// The CRC-32 of what decides how features are computed.
     pub(super) fn crc32(&self) -> u32 {
         let mut crc = Crc::new();
@@ -149,6 +176,13 @@ impl SaeMeta {
         if self.is_centred {
             crc.update(b"centred");
         }
+        if self.is_transcoder() {
+            crc.update(&(self.d_out as u64).to_le_bytes());
+            for name in &self.hook_names_out {
+                crc.update(name.as_bytes());
+                crc.update(&[0]);
+            }
+        }
         crc.sum()
     }
 
@@ -160,8 +194,12 @@ impl SaeMeta {
                 self.d_in, self.d_sae
             ));
         }
-        if self.hook_name.is_empty() {
+        let mut names = std::iter::once(&self.hook_name).chain(&self.hook_names_out);
+        if names.any(String::is_empty) {
             return Some("the hook point has no name".to_owned());
+        }
+        if let Some(fault) = self.transcoder_fault() {
+            return Some(fault);
         }
         if !self.labels.is_empty() && self.labels.len() != self.d_sae {
             return Some(format!(
@@ -190,6 +228,34 @@ impl SaeMeta {
                 }
             )),
             _ => None,
+        }
+    }
+    /// What is wrong with where it writes, if anything. What goes through an encoder differently from how it is
+    /// published would decode to something else, and no published transcoder does.
+    fn transcoder_fault(&self) -> Option<String> {
+        if !self.is_transcoder() {
+            let (d_in, d_out) = (self.d_in, self.d_out);
+            return (d_in != d_out)
+                .then(|| format!("an SAE that reads {d_in} cannot write {d_out}"));
+        }
+        if self.d_out == 0 {
+            return Some("a transcoder cannot have 0 outputs".to_owned());
+        }
+        for (i, name) in self.hook_names_out.iter().enumerate() {
+            if *name == self.hook_name || self.hook_names_out[..i].contains(name) {
+                return Some(format!("a transcoder cannot read or write `{name}` twice"));
+            }
+        }
+        let unsupported = |what: &str| Some(format!("a transcoder {what} is not supported"));
+        if self.apply_b_dec_to_input {
+            return unsupported("that subtracts `b_dec` from its input");
+        }
+        if self.is_centred {
+            return unsupported("of rows less their mean");
+        }
+        match self.normalize_activations {
+            NormalizeActivations::None => None,
+            other => unsupported(&format!("that normalises its input (`{}`)", other.name())),
         }
     }
 }

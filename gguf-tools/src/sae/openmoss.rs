@@ -235,6 +235,7 @@ fn read(
         d_in,
         d_sae,
         hook_name,
+        output: None,
         apply_b_dec_to_input: config.apply_decoder_bias_to_pre_encoder.unwrap_or(false),
         normalize_activations: NormalizeActivations::None,
         is_centred: None,

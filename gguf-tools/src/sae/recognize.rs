@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::source::{Format, Source};
-use super::{gemma_scope, openmoss, saelens, sparsify};
+use super::{circuit_tracer, gemma_scope, openmoss, saelens, sparsify};
 use crate::{Error, Result};
 
 /// The formats by the file that identifies them, except OpenMOSS', which shares its file with SAELens.
@@ -41,7 +41,20 @@ pub(super) fn open(source: &Path, hook_name: Option<&str>) -> Result<(Source, Op
         Format::Sparsify => (sparsify::open(&dir, hook_name)?, None),
         Format::LlamaScope => (openmoss::open_llama_scope(&dir, hook_name)?, None),
         Format::OpenMoss => (openmoss::open(&dir, hook_name)?, None),
+        Format::CircuitTracer => (circuit_tracer::open(&dir, hook_name)?, None),
     })
+}
+
+/// Which files of a folder that is elsewhere belong to the SAE of one block in the file `name`: none if it is called as no
+/// such file is. Paths are those of all files in the folder.
+pub fn files_of_block<'a>(name: &'a str, paths: &[&'a str]) -> Vec<&'a str> {
+    match circuit_tracer::layer_of(name) {
+        Some(_) => {
+            let is_needed = |path: &&str| *path == name || *path == circuit_tracer::CONFIG_FILE;
+            paths.iter().copied().filter(is_needed).collect()
+        }
+        None => Vec::new(),
+    }
 }
 
 /// Which files of a folder that is elsewhere belong to the SAE in it, by the paths of all files below it, with
@@ -64,6 +77,10 @@ pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
         return Err(of_several_layers(Path::new(shown)));
     }
     let folder = |path: &&str| {
+        let file_name = path.rsplit('/').next().unwrap_or_default();
+        if circuit_tracer::layer_of(file_name).is_some() {
+            return Some(PathBuf::from(path));
+        }
         let mut folders = FORMATS
             .iter()
             .filter_map(|(file, _)| path.strip_suffix(file));
@@ -90,8 +107,13 @@ pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
     }
 }
 
+/// The format, and the folder, or of circuit-tracer the file.
 fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     let kind = std::fs::metadata(source).map_err(Error::io("read", source))?;
+    let file_name = source.file_name().unwrap_or_default().to_string_lossy();
+    if !kind.is_dir() && circuit_tracer::layer_of(&file_name).is_some() {
+        return Ok((source.to_owned(), Format::CircuitTracer));
+    }
     let dir = if kind.is_dir() {
         source.to_owned()
     } else {
@@ -156,7 +178,14 @@ impl SaesBelow {
     /// followed.
     fn look(&mut self, dir: &Path, name: &Path, depth: usize) {
         let entries = dir.read_dir().into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in entries {
+            let file_name = entry.file_name();
+            if circuit_tracer::layer_of(&file_name.to_string_lossy()).is_some() {
+                self.found.push(name.join(file_name));
+            }
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
             if self.n_left == 0 {
                 return;
             }
@@ -261,10 +290,11 @@ fn unknown(source: &Path) -> Error {
         source.display()
     ))
     .with_hint(format!(
-        "give a folder of one of these: {}, {} (`{}` beside `{}`)",
+        "give a folder of one of these: {}, {} (`{}` beside `{}`), or a file of {} (`layer_N.safetensors`)",
         known.join(", "),
         Format::OpenMoss.name(),
         openmoss::CONFIG_FILE,
-        saelens::WEIGHTS_FILE
+        saelens::WEIGHTS_FILE,
+        Format::CircuitTracer.name()
     ))
 }

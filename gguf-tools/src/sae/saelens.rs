@@ -8,9 +8,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::gemma_scope;
 use super::meta::{Architecture, NormalizeActivations};
 use super::schema::LOG_SPARSITY;
-use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
+use super::source::{FeatureMatrix, Format, Layout, Output, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::read_json;
 use crate::{Error, ErrorKind, Result};
@@ -32,6 +33,8 @@ struct Config {
     architecture: Option<String>,
     d_in: Option<usize>,
     d_sae: Option<usize>,
+    /// Of a transcoder.
+    d_out: Option<usize>,
     hook_name: Option<String>,
     /// Before SAELens 3; may hold `{layer}`.
     hook_point: Option<String>,
@@ -61,6 +64,8 @@ struct Config {
 struct ConfigMetadata {
     hook_name: Option<String>,
     hook_name_out: Option<String>,
+    /// The module of Hugging Face's that SAELens' `hook_name` of Gemma Scope 2's transcoders stands for.
+    hf_hook_name: Option<String>,
     hook_head_index: Option<usize>,
     model_name: Option<String>,
     model_from_pretrained_kwargs: Option<ModelArguments>,
@@ -107,7 +112,20 @@ enum BoolOrWord {
 enum Encoder {
     Plain(Architecture),
     Gated,
+    /// A transcoder's (`saes/transcoder.py`).
+    Transcoder {
+        architecture: Architecture,
+        has_skip: bool,
+    },
 }
+
+/// SAELens' words for transcoders, with what they encode by and whether they have a skip connection.
+const TRANSCODERS: [(&str, Architecture, bool); 4] = [
+    ("transcoder", Architecture::Standard, false),
+    ("skip_transcoder", Architecture::Standard, true),
+    ("jumprelu_transcoder", Architecture::JumpRelu, false),
+    ("jumprelu_skip_transcoder", Architecture::JumpRelu, true),
+];
 
 /// Reads the configuration and the weights' header of the folder `dir`.
 ///
@@ -126,31 +144,68 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
 
     let mut weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
     let w_dec = weights.take("W_dec")?;
-    let shape @ [d_sae, d_in] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
-    for (key, said, found) in [("d_in", config.d_in, d_in), ("d_sae", config.d_sae, d_sae)] {
+    let shape @ [d_sae, d_out] = decoder_shape(&w_dec, Layout::FeaturesInRows)?;
+    let w_enc = weights.take("W_enc")?;
+    let is_transcoder = matches!(encoder, Encoder::Transcoder { .. });
+    let d_in = match w_enc.shape() {
+        &[d_in, _] if is_transcoder => d_in,
+        _ => d_out,
+    };
+    let sizes = [
+        (
+            "d_in",
+            config.d_in,
+            d_in,
+            [&w_dec, &w_enc][usize::from(is_transcoder)],
+        ),
+        ("d_sae", config.d_sae, d_sae, &w_dec),
+        (
+            "d_out",
+            config.d_out.filter(|_| is_transcoder),
+            d_out,
+            &w_dec,
+        ),
+    ];
+    for (key, said, found, tensor) in sizes {
         if said.is_some_and(|said| said != found) {
             return Err(Error::invalid(format!(
                 "`{}`: `{key}` is {}, but {} has shape {:?}",
                 path.display(),
                 said.unwrap_or_default(),
-                w_dec.describe(),
-                w_dec.shape()
+                tensor.describe(),
+                tensor.shape()
             )));
         }
     }
     let w_dec = FeatureMatrix::new(w_dec, Layout::FeaturesInRows, shape)?;
-    let w_enc = FeatureMatrix::new(weights.take("W_enc")?, Layout::FeaturesInColumns, shape)?;
+    let w_enc = FeatureMatrix::new(w_enc, Layout::FeaturesInColumns, [d_sae, d_in])?;
+    let output = match encoder {
+        Encoder::Plain(_) | Encoder::Gated => None,
+        Encoder::Transcoder { has_skip, .. } => Some(Output {
+            hook_names: vec![config.hook_name_out(&path)?],
+            d_out,
+            w_skip: match has_skip {
+                true => Some(FeatureMatrix::new(
+                    weights.take("W_skip")?,
+                    Layout::FeaturesInRows,
+                    [d_out, d_in],
+                )?),
+                false => None,
+            },
+        }),
+    };
     let pre = PreActivations::take(encoder, &mut weights, d_sae)?;
     let source = Source {
         format: Format::SaeLens,
         architecture: match encoder {
-            Encoder::Plain(architecture) => architecture,
+            Encoder::Plain(architecture) | Encoder::Transcoder { architecture, .. } => architecture,
             Encoder::Gated => Architecture::JumpRelu,
         },
         d_in,
         d_sae,
         hook_name,
-        apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(true),
+        apply_b_dec_to_input: config.apply_b_dec_to_input.unwrap_or(output.is_none()),
+        output,
         normalize_activations,
         is_centred: config.is_centred(),
         norm_factor: None,
@@ -160,7 +215,7 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
         decoder_factors: scaling_factors(&mut weights, d_sae, &config)?,
         rescale_by_decoder_norm: config.rescale_acts_by_decoder_norm == Some(true),
         b_enc: pre.biases,
-        b_dec: weights.take_vector("b_dec", d_in)?,
+        b_dec: weights.take_vector("b_dec", d_out)?,
         threshold: pre.thresholds,
         log_sparsity: read_log_sparsity(&dir.join(SPARSITY_FILE), d_sae),
         model_name: config
@@ -188,7 +243,7 @@ impl PreActivations {
     fn take(encoder: Encoder, weights: &mut TensorFile, d_sae: usize) -> Result<Self> {
         let mut vector = |name| weights.take_vector(name, d_sae);
         match encoder {
-            Encoder::Plain(architecture) => Ok(Self {
+            Encoder::Plain(architecture) | Encoder::Transcoder { architecture, .. } => Ok(Self {
                 factors: Vec::new(),
                 biases: vector("b_enc")?,
                 thresholds: match architecture {
@@ -217,10 +272,23 @@ impl PreActivations {
 }
 
 impl Encoder {
+    fn transcoder(&(_, architecture, has_skip): &(&str, Architecture, bool)) -> Self {
+        Self::Transcoder {
+            architecture,
+            has_skip,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Plain(architecture) => architecture.name(),
             Self::Gated => "gated",
+            Self::Transcoder { .. } => {
+                let mut known = TRANSCODERS
+                    .iter()
+                    .filter(|known| self == Self::transcoder(known));
+                known.next().expect("the table holds every one").0
+            }
         }
     }
 }
@@ -247,13 +315,13 @@ fn scaling_factors(weights: &mut TensorFile, d_sae: usize, config: &Config) -> R
     Ok(factors)
 }
 
-/// The error for a transcoder, whose features are read in one place and written in another.
+/// The error for a transcoder in a format of which none is known to be published.
 pub(super) fn transcoder(path: &Path, hook_in: &str, hook_out: &str) -> Error {
     Error::invalid(format!(
-        "`{}`: this is a transcoder from `{hook_in}` to `{hook_out}`, whose features have no direction in what they read",
+        "`{}`: this is a transcoder from `{hook_in}` to `{hook_out}`, which is not read in this format",
         path.display()
     ))
-    .with_hint("use an SAE, which reads and writes one hook point")
+    .with_hint("transcoders of SAELens (architecture `transcoder` and its kin), Gemma Scope, sparsify and circuit-tracer are read")
 }
 
 impl Config {
@@ -263,7 +331,10 @@ impl Config {
         let word = self.architecture.as_deref().unwrap_or("standard");
         let metadata = self.metadata.as_ref();
         let hook_out = metadata.and_then(|metadata| metadata.hook_name_out.as_ref());
-        if let Some(out) = hook_out.or(self.hook_name_out.as_ref()) {
+        let known = TRANSCODERS.iter().find(|known| known.0 == word);
+        if known.is_none()
+            && let Some(out) = hook_out.or(self.hook_name_out.as_ref())
+        {
             let hook_in = self.hook_name(path).unwrap_or_default();
             return Err(transcoder(path, &hook_in, out));
         }
@@ -290,6 +361,9 @@ impl Config {
                 return Err(unsupported(path, key, word, "`relu` and `topk`"));
             }
         };
+        if let (Some(known), false) = (known, is_topk) {
+            return Ok(Encoder::transcoder(known));
+        }
         match word {
             "standard" | "topk" if is_topk => {
                 Ok(Encoder::Plain(Architecture::TopK { k: self.k(path)? }))
@@ -302,14 +376,11 @@ impl Config {
                 path.display()
             ))
             .with_hint("save it for inference, with SAELens: `TrainingSAE.load_from_disk(folder).save_inference_model(other_folder)` makes a `jumprelu` SAE of it")),
-            word if word.contains("transcoder") => {
-                Err(transcoder(path, "one hook point", "another"))
-            }
             word => Err(unsupported(
                 path,
                 "architecture",
                 word,
-                "`standard`, `jumprelu` (which BatchTopK SAEs are saved as), `topk` and `gated`",
+                "`standard`, `jumprelu` (which BatchTopK SAEs are saved as), `topk`, `gated`, and of transcoders `transcoder`, `skip_transcoder`, `jumprelu_transcoder` and `jumprelu_skip_transcoder`",
             )),
         }
     }
@@ -360,6 +431,22 @@ impl Config {
         }
     }
 
+    /// Where a transcoder writes.
+    fn hook_name_out(&self, path: &Path) -> Result<String> {
+        let metadata = self.metadata.as_ref();
+        let of_metadata = metadata.and_then(|metadata| metadata.hook_name_out.as_ref());
+        let name = of_metadata.or(self.hook_name_out.as_ref());
+        name.cloned().ok_or_else(|| {
+            Error::invalid(format!(
+                "`{}` has no key `hook_name_out`, which says where the transcoder writes",
+                path.display()
+            ))
+            .with_hint(
+                "add it to its `metadata`, such as `\"hook_name_out\": \"blocks.12.hook_mlp_out\"`",
+            )
+        })
+    }
+
     fn hook_name(&self, path: &Path) -> Result<String> {
         let metadata = self.metadata.as_ref();
         let spellings = [
@@ -374,6 +461,14 @@ impl Config {
                     .with_hint("name the hook point, such as `blocks.12.hook_resid_post`"),
             );
         };
+        // SAELens calls what its Gemma Scope 2 transcoders read `hook_mlp_in`, which is another place in
+        // TransformerLens.
+        let module = metadata.and_then(|metadata| metadata.hf_hook_name.as_deref());
+        if name.ends_with(".hook_mlp_in")
+            && let Some(name) = module.and_then(gemma_scope::hook_of_module)
+        {
+            return Ok(name);
+        }
         Ok(match self.hook_point_layer {
             Some(LayerIdx::Plain(layer) | LayerIdx::Listed([layer])) => {
                 name.replace("{layer}", &layer.to_string())

@@ -21,7 +21,12 @@
 //! | `sae.image_frequency` | `[d_sae]` | with the baseline: share of image rows on which a feature is active |
 //! | `sae.image_usual` | `[d_sae]` | optional, with the baseline: mean over pictures of the largest activation `m` on image rows, each counting by its own: `Σ m² / Σ m`, or 0 where there is none |
 //!
-//! Version 2 has the key `sae.centred` (bool): rows are read less their mean. Files without it are of version 1.
+//! Version 2 has the key `sae.centred` (bool): rows are read less their mean.
+//! Version 3 is of transcoders, which write elsewhere than they read. It has the keys `sae.hook_names_out` (array of
+//! strings), the `n` places where it writes, several for a cross-layer transcoder, and `sae.d_out` (u32), the width there.
+//! `sae.w_dec` is `[d_sae, n · d_out]` then, what a feature writes at all places side by side, and `sae.b_dec` is `[d_out]`,
+//! of the first place. `sae.w_skip`, `[d_out, d_in]`, is optional: `sae.w_skip · x` is added to the reconstruction.
+//! Files without either are of version 1.
 //!
 //! With the baseline goes the key `sae.image_baseline_pictures` (u32): how many pictures it is of; and
 //! `sae.image_baseline_checksum` (u32, optional): the CRC-32 of its vectors' bytes and of that number.
@@ -39,9 +44,12 @@ const FILE_ARCHITECTURE: &str = "sae";
 const FORMAT_VERSION: u32 = 1;
 /// Of files with [`CENTRED`], of which programs for the first version would compute other features.
 const CENTRED_VERSION: u32 = 2;
+/// Of files with [`HOOK_NAMES_OUT`], which programs for the versions before would write where they read.
+const TRANSCODER_VERSION: u32 = 3;
 
 pub(super) const W_ENC: &str = "sae.w_enc";
 pub(super) const W_DEC: &str = "sae.w_dec";
+pub(super) const W_SKIP: &str = "sae.w_skip";
 pub(super) const W_ENC_SCREEN: &str = "sae.w_enc_screen";
 pub(super) const SCREEN_ERROR: &str = "sae.screen_error";
 pub(super) const SCREEN_NORM: &str = "sae.screen_norm";
@@ -54,6 +62,8 @@ pub(super) const IMAGE_BASELINE: &str = "sae.image_baseline";
 pub(super) const IMAGE_FREQUENCY: &str = "sae.image_frequency";
 pub(super) const IMAGE_USUAL: &str = "sae.image_usual";
 const CENTRED: &str = "sae.centred";
+const HOOK_NAMES_OUT: &str = "sae.hook_names_out";
+const D_OUT: &str = "sae.d_out";
 pub(super) const BASELINE_PICTURES: &str = "sae.image_baseline_pictures";
 pub(super) const BASELINE_CHECKSUM: &str = "sae.image_baseline_checksum";
 pub(super) const CHECKSUM: &str = "sae.checksum";
@@ -81,12 +91,12 @@ enum Kind {
 impl SaeMeta {
     /// The tensors that belong to such an SAE, in the file's order.
     fn tensors(&self) -> Vec<TensorSpec> {
-        let (d_in, d_sae) = (self.d_in as u64, self.d_sae as u64);
-        let matrix = |name| TensorSpec {
+        let [d_in, d_out, d_sae] = [self.d_in, self.d_out, self.d_sae].map(|size| size as u64);
+        let matrix = |name, dims: [u64; 2], is_required| TensorSpec {
             name,
-            dims: vec![d_in, d_sae],
+            dims: dims.to_vec(),
             kind: Kind::Matrix,
-            is_required: true,
+            is_required,
         };
         let vector = |name, length, is_required| TensorSpec {
             name,
@@ -95,14 +105,17 @@ impl SaeMeta {
             is_required,
         };
         let mut tensors = vec![
-            matrix(W_ENC),
-            matrix(W_DEC),
+            matrix(W_ENC, [d_in, d_sae], true),
+            matrix(W_DEC, [self.decoder_width() as u64, d_sae], true),
             vector(B_ENC, d_sae, true),
-            vector(B_DEC, d_in, true),
+            vector(B_DEC, d_out, true),
             vector(DECODER_NORM, d_sae, true),
         ];
         if self.architecture == Architecture::JumpRelu {
             tensors.push(vector(THRESHOLD, d_sae, true));
+        }
+        if self.is_transcoder() {
+            tensors.push(matrix(W_SKIP, [d_in, d_out], false));
         }
         tensors.push(TensorSpec {
             name: W_ENC_SCREEN,
@@ -164,6 +177,10 @@ impl SaeMeta {
                 ),
             ));
         }
+        if !self.is_transcoder() && gguf.tensor(W_SKIP).is_some() {
+            let why = format!("tensor `{W_SKIP}` belongs to a transcoder alone");
+            return Err(refused(gguf, &why));
+        }
         for parts in [
             &[IMAGE_BASELINE, IMAGE_FREQUENCY][..],
             &[W_ENC_SCREEN, SCREEN_ERROR, SCREEN_NORM],
@@ -185,9 +202,10 @@ impl SaeMeta {
         writer.set("general.architecture", FILE_ARCHITECTURE);
         writer.set(
             "sae.format_version",
-            match self.is_centred {
-                true => CENTRED_VERSION,
-                false => FORMAT_VERSION,
+            match (self.is_transcoder(), self.is_centred) {
+                (true, _) => TRANSCODER_VERSION,
+                (false, true) => CENTRED_VERSION,
+                (false, false) => FORMAT_VERSION,
             },
         );
         writer.set("sae.architecture", self.architecture.name());
@@ -197,6 +215,10 @@ impl SaeMeta {
         writer.set("sae.d_in", self.d_in as u32);
         writer.set("sae.d_sae", self.d_sae as u32);
         writer.set("sae.hook_name", self.hook_name.as_str());
+        if self.is_transcoder() {
+            writer.set(HOOK_NAMES_OUT, self.hook_names_out.clone());
+            writer.set(D_OUT, self.d_out as u32);
+        }
         writer.set("sae.apply_b_dec_to_input", self.apply_b_dec_to_input);
         writer.set(
             "sae.normalize_activations",
@@ -238,19 +260,32 @@ impl SaeMeta {
             ));
         }
         let version = gguf.require_u32("sae.format_version")?;
-        if !matches!(version, FORMAT_VERSION | CENTRED_VERSION) {
+        if !(FORMAT_VERSION..=TRANSCODER_VERSION).contains(&version) {
             return Err(refused(
                 gguf,
-                &format!("it has format version {version}, but this program reads versions {FORMAT_VERSION} and {CENTRED_VERSION}"),
+                &format!("it has format version {version}, but this program reads versions {FORMAT_VERSION} to {TRANSCODER_VERSION}"),
             )
             .with_hint("convert the SAE again, or use a newer version of this program"));
         }
         let normalization = gguf.require_str("sae.normalize_activations")?;
+        let d_in = gguf.require_u32("sae.d_in")? as usize;
+        let (hook_names_out, d_out) = match version {
+            TRANSCODER_VERSION => {
+                let names = texts(gguf, HOOK_NAMES_OUT)?;
+                if names.is_empty() {
+                    return Err(refused(gguf, &format!("key `{HOOK_NAMES_OUT}` is empty")));
+                }
+                (names, gguf.require_u32(D_OUT)? as usize)
+            }
+            _ => (Vec::new(), d_in),
+        };
         let meta = Self {
             architecture: read_architecture(gguf)?,
-            d_in: gguf.require_u32("sae.d_in")? as usize,
+            d_in,
+            d_out,
             d_sae: gguf.require_u32("sae.d_sae")? as usize,
             hook_name: gguf.require_str("sae.hook_name")?.to_owned(),
+            hook_names_out,
             apply_b_dec_to_input: gguf.require_bool("sae.apply_b_dec_to_input")?,
             normalize_activations: NormalizeActivations::from_name(normalization)
                 .ok_or_else(|| unknown(gguf, "sae.normalize_activations", normalization))?,
@@ -263,10 +298,7 @@ impl SaeMeta {
             model_name: optional_str(gguf, "sae.model_name")?,
             release: optional_str(gguf, "sae.release")?,
             id: optional_str(gguf, "sae.id")?,
-            labels: match gguf.get("sae.labels") {
-                Some(Value::Array(Array::String(labels))) => labels.clone(),
-                other => return Err(gguf.wrong_value("sae.labels", "array of string", other)),
-            },
+            labels: texts(gguf, "sae.labels")?,
             labels_source: optional_str(gguf, "sae.labels_source")?,
         };
         match meta.fault() {
@@ -284,6 +316,13 @@ fn read_architecture(gguf: &Gguf) -> Result<Architecture> {
             k: gguf.require_u32("sae.k")? as usize,
         }),
         word => Err(unknown(gguf, "sae.architecture", word)),
+    }
+}
+
+fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
+    match gguf.get(key) {
+        Some(Value::Array(Array::String(texts))) => Ok(texts.clone()),
+        other => Err(gguf.wrong_value(key, "array of string", other)),
     }
 }
 

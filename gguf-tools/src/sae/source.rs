@@ -23,6 +23,8 @@ pub(super) struct Source {
     pub(super) d_in: usize,
     pub(super) d_sae: usize,
     pub(super) hook_name: String,
+    /// What it writes elsewhere, if it is a transcoder.
+    pub(super) output: Option<Output>,
     pub(super) apply_b_dec_to_input: bool,
     pub(super) normalize_activations: NormalizeActivations,
     /// Whether the rows that it was trained on had their mean subtracted, where the files say it.
@@ -40,12 +42,23 @@ pub(super) struct Source {
     pub(super) rescale_by_decoder_norm: bool,
     /// `[d_sae]`.
     pub(super) b_enc: Vec<f32>,
-    /// `[d_in]`.
+    /// `[d_in]`, or of a transcoder `[d_out]`.
     pub(super) b_dec: Vec<f32>,
     /// `[d_sae]`, with architecture `jumprelu`.
     pub(super) threshold: Option<Vec<f32>>,
     /// `[d_sae]`: log10 of how often each feature was active in training.
     pub(super) log_sparsity: Option<Vec<f32>>,
+}
+
+/// Where a transcoder writes.
+#[derive(Debug)]
+pub(super) struct Output {
+    /// The places: several of a cross-layer transcoder, whose decoder has what a feature writes at all of them side by
+    /// side.
+    pub(super) hook_names: Vec<String>,
+    pub(super) d_out: usize,
+    /// What it adds of the row that it reads, `[d_out, d_in]` with the outputs as features.
+    pub(super) w_skip: Option<FeatureMatrix>,
 }
 
 /// How an SAE is stored.
@@ -63,6 +76,8 @@ pub enum Format {
     LlamaScope,
     /// `config.json` and `sae_weights.safetensors`.
     OpenMoss,
+    /// `layer_N.safetensors`, one file for each block.
+    CircuitTracer,
 }
 
 impl Format {
@@ -75,6 +90,7 @@ impl Format {
             Self::Sparsify => "sparsify",
             Self::LlamaScope => "Llama Scope",
             Self::OpenMoss => "OpenMOSS",
+            Self::CircuitTracer => "circuit-tracer",
         }
     }
 }

@@ -2,14 +2,15 @@
 //! `sae.safetensors`.
 //!
 //! The `k` largest of `max((x − b_dec)·W_enc + b_enc, 0)` stay (`SparseCoder.encode` and
-//! `fused_encoder` in eai-sparsify 1.3).
+//! `fused_encoder` in eai-sparsify 1.3). A transcoder reads what a module reads, without subtracting `b_dec`, and writes
+//! what the module gives, `W_skip · x` added where it has that.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::meta::{Architecture, NormalizeActivations};
-use super::source::{FeatureMatrix, Format, Layout, Source, decoder_shape};
+use super::source::{FeatureMatrix, Format, Layout, Output, Source, decoder_shape};
 use super::tensor_file::TensorFile;
 use crate::json_file::{read_json, read_optional_json};
 use crate::{Error, ErrorKind, Result};
@@ -39,15 +40,20 @@ struct RunConfig {
 /// block 10, `layers.10.mlp` what its feed-forward part adds. `hook_name` counts where it is not.
 ///
 /// # Errors
-/// Files that are missing or malformed, a hook point that is not known, what is no plain top-k SAE.
+/// Files that are missing or malformed, a hook point that is not known, what is no plain top-k SAE or transcoder of an MLP.
 pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
     let config_path = dir.join(CONFIG_FILE);
     let config: Config = read_json(&config_path)?;
     config.check(&config_path)?;
     let dir = dir.canonicalize().map_err(Error::io("read", dir))?;
-    let hook_name = match hook_name {
-        Some(name) => name.to_owned(),
-        None => hook_of_folder(&dir)?,
+    let is_transcoder = config.transcode == Some(true);
+    let (hook_name, hook_name_out) = match (hook_name, is_transcoder) {
+        (Some(name), false) => (name.to_owned(), None),
+        (None, false) => (hook_of_folder(&dir)?, None),
+        (given, true) => {
+            let [read, written] = places_of_mlp(&dir)?;
+            (given.map_or(read, str::to_owned), Some(written))
+        }
     };
     let run: Option<RunConfig> = match dir.parent() {
         Some(parent) => read_optional_json(&parent.join("config.json"))?,
@@ -65,13 +71,29 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
             w_dec.shape()
         )));
     }
+    let output = match hook_name_out {
+        None => None,
+        Some(written) => Some(Output {
+            hook_names: vec![written],
+            d_out: d_in,
+            w_skip: match config.skip_connection {
+                Some(true) => Some(FeatureMatrix::new(
+                    weights.take("W_skip")?,
+                    Layout::FeaturesInRows,
+                    [d_in, d_in],
+                )?),
+                _ => None,
+            },
+        }),
+    };
     let source = Source {
         format: Format::Sparsify,
         architecture: Architecture::TopK { k: config.k },
         d_in,
         d_sae,
         hook_name,
-        apply_b_dec_to_input: true,
+        output,
+        apply_b_dec_to_input: !is_transcoder,
         normalize_activations: NormalizeActivations::None,
         is_centred: None,
         norm_factor: None,
@@ -97,13 +119,14 @@ pub(super) fn open(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
 impl Config {
     fn check(&self, path: &Path) -> Result<()> {
         let refused = |what: &str| {
-            Err(Error::invalid(format!("`{}`: {what}", path.display()))
-                .with_hint("a plain top-k SAE is read: no `signed`, `transcode` or `skip_connection`, and `activation` `topk`"))
+            Err(
+                Error::invalid(format!("`{}`: {what}", path.display())).with_hint(
+                    "a plain top-k SAE or transcoder is read: no `signed`, and `activation` `topk`",
+                ),
+            )
         };
-        if self.transcode == Some(true) || self.skip_connection == Some(true) {
-            return refused(
-                "it is a transcoder, whose features have no direction in what they read",
-            );
+        if self.skip_connection == Some(true) && self.transcode != Some(true) {
+            return refused("it has a `skip_connection`, and is no transcoder");
         }
         if self.signed == Some(true) {
             return refused("its activations have signs (`signed`), which is not supported");
@@ -112,6 +135,19 @@ impl Config {
             None | Some("topk") => Ok(()),
             Some(word) => refused(&format!("`activation` is `{word}`, which is not supported")),
         }
+    }
+}
+
+/// Where a transcoder reads and writes whose folder is called by an MLP, as `layers.10.mlp` is.
+fn places_of_mlp(dir: &Path) -> Result<[String; 2]> {
+    let written = hook_of_folder(dir)?;
+    match written.strip_suffix(".hook_mlp_out") {
+        Some(block) => Ok([format!("{block}.mlp.hook_in"), written]),
+        None => Err(Error::invalid(format!(
+            "`{}` is a transcoder of something else than an MLP",
+            dir.display()
+        ))
+        .with_hint("use one of an MLP, in a folder such as `layers.10.mlp`")),
     }
 }
 

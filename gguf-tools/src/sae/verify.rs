@@ -1,12 +1,15 @@
 //! Whether an SAE's file holds what it should: ranges of its vectors, which cost nothing, and its
 //! matrices and checksum, which have to be read whole.
 
+use std::fmt;
+
 use flate2::Crc;
 
 use super::file::SaeFile;
 use super::schema::{
     BASELINE_CHECKSUM, BASELINE_PICTURES, CHECKSUM, DECODER_NORM, IMAGE_BASELINE, IMAGE_FREQUENCY,
-    IMAGE_USUAL, SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, is_of_baseline, refused,
+    IMAGE_USUAL, SCREEN_ERROR, SCREEN_NORM, W_DEC, W_ENC, W_ENC_SCREEN, W_SKIP, is_of_baseline,
+    refused,
 };
 use super::source::norm;
 use crate::gguf::{TensorInfo, checksum};
@@ -33,7 +36,8 @@ impl SaeFile {
             }
             sums.push(match name {
                 W_ENC_SCREEN => self.check_screen()?,
-                W_ENC | W_DEC => self.check_matrix(tensor)?,
+                W_ENC | W_DEC => self.check_matrix(tensor, self.meta.d_sae, "feature")?,
+                W_SKIP => self.check_matrix(tensor, self.meta.d_out, "row")?,
                 _ => self.crc32(tensor)?,
             });
         }
@@ -109,14 +113,14 @@ impl SaeFile {
     }
 
     /// Checks that a matrix is finite; returns the CRC-32 of its bytes.
-    fn check_matrix(&self, tensor: &TensorInfo) -> Result<u32> {
-        let mut rows = self.gguf().rows(tensor, 0, self.meta.d_sae)?;
+    fn check_matrix(&self, tensor: &TensorInfo, n_rows: usize, of: &str) -> Result<u32> {
+        let mut rows = self.gguf().rows(tensor, 0, n_rows)?;
         let mut crc = Crc::new();
-        let mut feature = 0;
+        let mut row_idx = 0;
         while let Some((bytes, row)) = rows.next()? {
             crc.update(bytes);
-            self.check_finite(&tensor.name, feature, row)?;
-            feature += 1;
+            self.check_finite(&tensor.name, &format_args!("{of} {row_idx}"), row)?;
+            row_idx += 1;
         }
         Ok(crc.sum())
     }
@@ -133,7 +137,7 @@ impl SaeFile {
             let (bytes, row) = rows.next()?.expect("d_sae rows");
             let (_, encoder_row) = encoder.next()?.expect("d_sae rows");
             crc.update(bytes);
-            self.check_finite(W_ENC_SCREEN, feature, row)?;
+            self.check_finite(W_ENC_SCREEN, &format_args!("feature {feature}"), row)?;
             for ((difference, row), encoder) in difference.iter_mut().zip(row).zip(encoder_row) {
                 *difference = row - encoder;
             }
@@ -162,11 +166,11 @@ impl SaeFile {
         Ok(crc.sum())
     }
 
-    fn check_finite(&self, name: &str, feature: usize, row: &[f32]) -> Result<()> {
+    fn check_finite(&self, name: &str, place: &dyn fmt::Display, row: &[f32]) -> Result<()> {
         match row.iter().find(|value| !value.is_finite()) {
             None => Ok(()),
             Some(value) => Err(self.damaged(&format!(
-                "tensor `{name}` holds {value} at feature {feature}, expected finite numbers"
+                "tensor `{name}` holds {value} at {place}, expected finite numbers"
             ))),
         }
     }

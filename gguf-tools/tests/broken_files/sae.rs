@@ -43,11 +43,25 @@ fn configurations() {
         ("sparsify/layers.1", "cfg.json"),
         ("sparsify/layers.1", "../config.json"),
         ("llama-scope/Llama3_1-8B-Base-L1R-8x", "hyperparams.json"),
+        ("../transcoders/saes/saelens-skip-transcoder", "cfg.json"),
+        (
+            "../transcoders/saes/saelens-jumprelu-skip-transcoder",
+            "cfg.json",
+        ),
+        ("../transcoders/saes/sparsify-skip/layers.1.mlp", "cfg.json"),
+        (
+            "../transcoders/saes/gemma-scope-2-270m-pt/transcoder_all/layer_1_width_16k_l0_small_affine",
+            "config.json",
+        ),
     ] {
         let dir = tempfile::tempdir().expect("a temporary folder");
+        let (fixture, folder) = match folder.strip_prefix("../") {
+            Some(folder) => ("", folder),
+            None => ("saes/", folder),
+        };
         let root = folder.split('/').next().expect("a name");
-        copy(&format!("saes/{root}"), dir.path());
-        let source = dir.path().join("saes").join(folder);
+        copy(&format!("{fixture}{root}"), dir.path());
+        let source = dir.path().join(fixture).join(folder);
         let right = fs::read(source.join(file)).expect("committed");
         let reader = Reader {
             file: source.join(file),

@@ -50,7 +50,7 @@ fn configurations() {
         check(
             "architecture",
             json!(word),
-            &["cfg.json", "is a transcoder", "use an SAE"],
+            &["cfg.json", "no key `hook_name_out`", "hook_mlp_out"],
         );
     }
     check(
@@ -94,6 +94,114 @@ fn configurations() {
         "architecture",
         json!("jumprelu"),
         &["no tensor `threshold`"],
+    );
+}
+
+/// A `jumprelu_skip_transcoder` from rows of 37 to rows of 23.
+fn transcoder() -> Folder {
+    let d_out = 23;
+    let mut folder = Folder::jumprelu()
+        .with("architecture", json!("jumprelu_skip_transcoder"))
+        .with("apply_b_dec_to_input", json!(null))
+        .with("d_out", json!(d_out))
+        .with("hook_name_out", json!("blocks.4.hook_mlp_out"));
+    folder.config["hook_name"] = json!("blocks.4.mlp.hook_in");
+    for (name, shape) in [
+        ("W_dec", vec![D_SAE, d_out]),
+        ("b_dec", vec![d_out]),
+        ("W_skip", vec![d_out, D_IN]),
+    ] {
+        let values = crate::random_values(7, shape.iter().product());
+        folder
+            .tensors
+            .insert(name.to_owned(), (Dtype::F32, shape, values));
+    }
+    folder
+}
+
+#[test]
+fn transcoders() {
+    let check = |change: &dyn Fn(&mut Folder), expected: &[&str]| {
+        let mut folder = transcoder();
+        change(&mut folder);
+        check(&folder, &options(), expected);
+    };
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let source = transcoder().write(dir.path());
+    let target = dir.path().join("sae.gguf");
+    let mut go_on = |_, _| ControlFlow::Continue(());
+    let converted = sae::convert(&source, &target, &options(), &mut go_on).expect("a right one");
+    let meta = &converted.meta;
+    assert_eq!((meta.d_in, meta.d_out, meta.d_sae), (D_IN, 23, D_SAE));
+    assert_eq!(meta.hook_names_out, ["blocks.4.hook_mlp_out"]);
+
+    let set = |key: &'static str, value: serde_json::Value| {
+        move |folder: &mut Folder| folder.config[key] = value.clone()
+    };
+    check(
+        &set("d_out", json!(37)),
+        &["`d_out` is 37", "`W_dec`", "[101, 23]"],
+    );
+    check(
+        &set("d_in", json!(23)),
+        &["`d_in` is 23", "`W_enc`", "[37, 101]"],
+    );
+    check(&set("d_sae", json!(7)), &["`d_sae` is 7"]);
+    check(
+        &set("hook_name_out", json!(null)),
+        &["no key `hook_name_out`"],
+    );
+    check(
+        &set("hook_name_out", json!("")),
+        &["the hook point has no name"],
+    );
+    check(
+        &set("hook_name", json!("blocks.4.hook_mlp_out")),
+        &["`blocks.4.hook_mlp_out` twice"],
+    );
+    check(
+        &set("apply_b_dec_to_input", json!(true)),
+        &["subtracts `b_dec`", "not supported"],
+    );
+    check(
+        &set("normalize_activations", json!("layer_norm")),
+        &["`layer_norm`", "not supported"],
+    );
+    check(
+        &set(
+            "model_from_pretrained_kwargs",
+            json!({"center_writing_weights": true}),
+        ),
+        &["rows less their mean", "not supported"],
+    );
+    check(
+        &set("architecture", json!("jumprelu_transcoder")),
+        &["`W_skip`", "`jumprelu_transcoder`"],
+    );
+    check(
+        &set("architecture", json!("skip_transcoder")),
+        &["`threshold`", "`skip_transcoder`"],
+    );
+    check(
+        &set("architecture", json!("clt")),
+        &["is a transcoder", "not read in this format"],
+    );
+    check(
+        &|folder| drop(folder.tensors.remove("W_skip")),
+        &["no tensor `W_skip`"],
+    );
+    let reshape = |name: &'static str, shape: &'static [usize]| {
+        move |folder: &mut Folder| folder.tensors.get_mut(name).expect("there").1 = shape.to_vec()
+    };
+    check(
+        &reshape("W_skip", &[D_IN, 23]),
+        &["`W_skip`", "[37, 23], expected [23, 37]"],
+    );
+    check(&reshape("b_dec", &[23, 1]), &["`b_dec`", "expected [23]"]);
+    check(&reshape("W_enc", &[D_IN * D_SAE]), &["`W_enc`"]);
+    check(
+        &|folder| folder.values_mut("W_skip")[40] = f32::NAN,
+        &["`W_skip`", "NaN at feature 1"],
     );
 }
 

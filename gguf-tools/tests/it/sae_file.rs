@@ -104,6 +104,100 @@ fn a_right_file_is_read() {
     assert_eq!(row[..], w_dec[32..64]);
 }
 
+/// A transcoder from rows of 32 to rows of 64, at this many places.
+fn right_transcoder(n_places: usize) -> Contents {
+    let mut contents = right();
+    contents.set("sae.format_version", 3_u32);
+    contents.set("sae.normalize_activations", "none");
+    contents.remove("sae.norm_factor");
+    let names = (1..=n_places).map(|layer| format!("blocks.{layer}.hook_mlp_out"));
+    contents.set("sae.hook_names_out", names.collect::<Vec<_>>());
+    contents.set("sae.d_out", 64_u32);
+    let width = 64 * n_places as u64;
+    contents.tensor("sae.w_dec", &[width, 3], TensorType::F16);
+    contents.tensor("sae.b_dec", &[64], TensorType::F32);
+    contents.tensor("sae.w_skip", &[32, 64], TensorType::F16);
+    contents
+}
+
+#[test]
+fn a_right_transcoder_is_read() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for n_places in [1, 3] {
+        let path = right_transcoder(n_places).write(dir.path());
+        let file = SaeFile::open(&path).expect("the schema holds");
+        file.verify().expect("the numbers are finite");
+        assert_eq!((file.meta.d_in, file.meta.d_out), (32, 64));
+        assert_eq!(file.meta.decoder_width(), 64 * n_places);
+        assert_eq!(file.b_dec().expect("readable").len(), 64);
+        let gguf = Gguf::open(&path).expect("readable");
+        let read = |tensor| gguf.read_f32(tensor).expect("readable");
+        let (w_dec, w_skip) = (read(file.w_dec()), read(file.w_skip().expect("it has one")));
+        let mut row = vec![0.0; 64 * n_places];
+        file.decoder_row(1, &mut row).expect("readable");
+        assert_eq!(row[..], w_dec[row.len()..2 * row.len()]);
+        let mut row = vec![0.0; 32];
+        file.skip_row(63, &mut row).expect("readable");
+        assert_eq!(row[..], w_skip[63 * 32..]);
+    }
+}
+
+#[test]
+fn each_fault_of_a_transcoder_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let check = |expected: &str, change: &dyn Fn(&mut Contents)| {
+        let mut contents = right_transcoder(2);
+        change(&mut contents);
+        let error = SaeFile::open(&contents.write(dir.path()))
+            .expect_err(expected)
+            .to_string();
+        assert!(
+            error.contains(expected) && error.contains("sae.gguf"),
+            "{error}"
+        );
+    };
+    let names = |sae: &mut Contents, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        sae.set("sae.hook_names_out", names);
+    };
+    check("`sae.hook_names_out` is empty", &|sae| names(sae, &[]));
+    check("`sae.hook_names_out`", &|sae| {
+        sae.set("sae.hook_names_out", 1_u32)
+    });
+    check("the hook point has no name", &|sae| {
+        names(sae, &["", "blocks.2.hook_mlp_out"])
+    });
+    check("`blocks.2.hook_mlp_out` twice", &|sae| {
+        names(sae, &["blocks.2.hook_mlp_out"; 2])
+    });
+    check("`blocks.1.hook_resid_post` twice", &|sae| {
+        names(sae, &["blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"]);
+    });
+    check("`sae.w_dec`", &|sae| names(sae, &["blocks.2.hook_mlp_out"]));
+    check("0 outputs", &|sae| sae.set("sae.d_out", 0_u32));
+    check("`sae.w_dec`", &|sae| sae.set("sae.d_out", 32_u32));
+    check("`sae.w_dec`", &|sae| sae.set("sae.d_out", u32::MAX));
+    check("`b_dec` from its input", &|sae| {
+        sae.set("sae.apply_b_dec_to_input", true)
+    });
+    check("`layer_norm`", &|sae| {
+        sae.set("sae.normalize_activations", "layer_norm")
+    });
+    check("`sae.w_skip`", &|sae| {
+        sae.tensor("sae.w_skip", &[64, 32], TensorType::F16)
+    });
+    check("`sae.w_skip`", &|sae| {
+        sae.tensor("sae.w_skip", &[32, 64], TensorType::Bf16)
+    });
+    // In a file that is none.
+    let mut contents = right();
+    contents.tensor("sae.w_skip", &[32, 32], TensorType::F16);
+    let error = SaeFile::open(&contents.write(dir.path()))
+        .expect_err("refused")
+        .to_string();
+    assert!(error.contains("belongs to a transcoder alone"), "{error}");
+}
+
 #[test]
 fn each_fault_is_named() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -121,8 +215,8 @@ fn each_fault_is_named() {
     check("architecture `gemma`, not an SAE", &|sae| {
         sae.set("general.architecture", "gemma")
     });
-    check("format version 3", &|sae| {
-        sae.set("sae.format_version", 3_u32)
+    check("format version 4", &|sae| {
+        sae.set("sae.format_version", 4_u32)
     });
     check("`sae.centred`", &|sae| sae.set("sae.format_version", 2_u32));
     check("unknown value `gated`", &|sae| {

@@ -67,8 +67,8 @@ fn configurations() {
     );
     check_2(
         "hf_hook_point_out",
-        json!("model.layers.1.post_feedforward_layernorm.output"),
-        &["is a transcoder", "use an SAE"],
+        json!("model.layers.1.mlp.output"),
+        &["config.json", "`model.layers.1.mlp.output` is not known"],
     );
     let dir = tempfile::tempdir().expect("a temporary folder");
     let crosscoder = copy(GEMMA_SCOPE_2, dir.path());
@@ -79,8 +79,8 @@ fn configurations() {
     let check_sparsify = |key, value, expected: &[&str]| {
         check(SPARSIFY, "cfg.json", key, value, expected);
     };
-    check_sparsify("transcode", json!(true), &["cfg.json", "transcoder"]);
-    check_sparsify("skip_connection", json!(true), &["transcoder"]);
+    check_sparsify("transcode", json!(true), &["transcoder of something else"]);
+    check_sparsify("skip_connection", json!(true), &["no transcoder"]);
     check_sparsify("signed", json!(true), &["`signed`"]);
     check_sparsify("activation", json!("groupmax"), &["`groupmax`", "topk"]);
     check_sparsify("k", json!(0), &["`k` is 0, expected 1 to 40"]);

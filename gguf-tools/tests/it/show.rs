@@ -33,6 +33,7 @@ fn models_and_projectors() {
 fn saes() {
     let saes = demo().with_file_name("saes");
     for name in [
+        "../transcoders/saes/saelens-jumprelu-skip-transcoder",
         "saelens-0-standard",
         "saelens-3-gated",
         "saelens-5-jumprelu",
@@ -52,6 +53,7 @@ fn saes() {
         }
         let (code, _, stderr) = run(dir.path(), &arguments);
         assert_eq!(code, Some(0), "{stderr}");
+        let name = name.trim_start_matches("../transcoders/saes/");
         let first = name.split('/').next().expect("a name");
         let said = format!("{stderr}{}", shown(dir.path(), "sae.gguf"));
         // It changes with the last bit of an exponential.

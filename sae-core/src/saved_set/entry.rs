@@ -196,13 +196,13 @@ impl Entry {
     }
 }
 
-/// The hook point of a vector that names none: the SAE's, while there is one SAE.
+/// The hook point of a vector that names none: where the SAE's features write, while there is one SAE.
 ///
 /// # Errors
 /// `missing`, where there is no SAE or several.
 pub fn default_hook_point(saes: &SaeSet, missing: &str) -> Result<HookPoint> {
     match saes.len() {
-        1 => Ok(saes[0].hook_point()),
+        1 => Ok(saes[0].outputs()[0]),
         n => {
             let n = match n {
                 0 => "is no SAE".to_owned(),

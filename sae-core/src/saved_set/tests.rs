@@ -93,8 +93,10 @@ fn saes(n_saes: usize) -> SaeSet {
         let meta = SaeMeta {
             architecture: Architecture::Standard,
             d_in: 3,
+            d_out: 3,
             d_sae: 9,
             hook_name: format!("blocks.{layer}.hook_resid_post"),
+            hook_names_out: Vec::new(),
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
             is_centred: false,

@@ -41,6 +41,13 @@ impl Intervention {
         Self { at, ..self }
     }
 
+    /// The features whose activations it asks for.
+    pub(super) fn read_features(&self) -> impl Iterator<Item = FeatureId> {
+        let is_read = matches!(self.change.kind().formula, Formula::OfActivation(_));
+        let own = self.target.feature().filter(|_| is_read);
+        own.into_iter().chain(self.when.map(|when| when.feature))
+    }
+
     /// The change's number, with units converted to multiples of the direction, which is the target's.
     ///
     /// # Errors

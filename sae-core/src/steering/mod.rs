@@ -11,6 +11,7 @@ mod target;
 
 use std::collections::BTreeMap;
 
+use self::kinds::Formula;
 use crate::feature::FeatureId;
 use crate::hook_point::HookPoint;
 use crate::sae::Sae;
@@ -25,7 +26,8 @@ pub use self::target::{Target, Vector};
 pub use crate::feature::{DecoderDirection, Encoded, FeatureReader};
 pub use crate::positions::Positions;
 
-/// A feature that conditions of interventions above its hook point ask for.
+/// A feature whose activation interventions above its hook point ask for: of their conditions, or of a transcoder, which
+/// writes above where it reads.
 #[derive(Clone, Debug)]
 pub struct Watched {
     /// The feature.
@@ -58,25 +60,34 @@ impl Steering {
         let mut by_hook_point = BTreeMap::<HookPoint, Vec<Intervention>>::new();
         let mut watched = BTreeMap::<FeatureId, Watched>::new();
         for intervention in &interventions {
-            let hook_point = match &intervention.target {
-                Target::Feature(feature) => sae_of(*feature, saes)?.hook_point(),
-                Target::Vector(vector) => vector.hook_point(),
+            let hook_points = match &intervention.target {
+                Target::Feature(feature) => sae_of(*feature, saes)?.outputs().to_vec(),
+                Target::Vector(vector) => vec![vector.hook_point()],
             };
             if let Some(condition) = intervention.when {
-                watch(condition, hook_point, intervention, saes, &mut watched)?;
+                check_condition(condition, hook_points[0], intervention, saes)?;
             }
-            let at_hook = by_hook_point.entry(hook_point).or_default();
-            at_hook.push(intervention.clone());
+            let is_projection =
+                matches!(intervention.change.kind().formula, Formula::OfProjection(_));
+            if hook_points.len() > 1 && is_projection {
+                return Err(of_several_places(intervention, hook_points.len()));
+            }
+            for &hook_point in &hook_points {
+                for feature in intervention.read_features() {
+                    watch(feature, hook_point, intervention, saes, &mut watched)?;
+                }
+                let at_hook = by_hook_point.entry(hook_point).or_default();
+                at_hook.push(intervention.clone());
+            }
         }
         let edits = by_hook_point
             .into_iter()
             .map(|(hook_point, interventions)| {
-                let here = |sae: &&std::sync::Arc<Sae>| sae.hook_point() == hook_point;
-                let d_in = saes.iter().find(here).map(|sae| sae.meta().d_in);
                 let targets = interventions.iter().map(|one| &one.target);
-                let d_in = width(targets, d_in, hook_point)?;
-                let direction =
-                    |feature: FeatureId| saes[feature.sae].decoder_direction(feature.index);
+                let d_in = width(targets, width_of_saes(saes, hook_point), hook_point)?;
+                let direction = |feature: FeatureId| {
+                    saes[feature.sae].decoder_direction_at(feature.index, hook_point)
+                };
                 // What a lower hook has seen is not in this row.
                 let reader = |feature: FeatureId| match &saes[feature.sae] {
                     sae if sae.hook_point() == hook_point => sae.feature_reader(feature.index),
@@ -157,6 +168,15 @@ fn sae_of(feature: FeatureId, saes: &SaeSet) -> Result<&Sae> {
     Ok(sae)
 }
 
+/// The length of rows at a hook point, where an SAE reads or writes there.
+fn width_of_saes(saes: &SaeSet, hook_point: HookPoint) -> Option<usize> {
+    saes.iter().find_map(|sae| {
+        let meta = sae.meta();
+        let is_read = (sae.hook_point() == hook_point).then_some(meta.d_in);
+        is_read.or_else(|| sae.outputs().contains(&hook_point).then_some(meta.d_out))
+    })
+}
+
 /// The length of rows at a hook point, where an SAE's are of `d_in` or these targets tell it.
 fn width<'a>(
     targets: impl Iterator<Item = &'a Target>,
@@ -176,13 +196,22 @@ fn width<'a>(
     Ok(d_in.unwrap_or_else(|| unreachable!("`{hook_point}` has a target")))
 }
 
-/// Notes the feature of a condition of an edit at `hook_point`, where it is a lower one's.
-fn watch(
+/// The error for a projection on a feature that writes at several places.
+fn of_several_places(intervention: &Intervention, n_places: usize) -> Error {
+    let kind = intervention.change.kind();
+    Error::invalid(format!(
+        "{} cannot be {}: it is a cross-layer transcoder's, which has another direction at each of {n_places} places",
+        intervention.target, kind.past_participle
+    ))
+    .with_hint("use an addition, a clamp or a factor")
+}
+
+/// Checks that the feature of a condition of an edit at `hook_point`, and of those that follow, is known by then.
+fn check_condition(
     condition: Condition,
     hook_point: HookPoint,
     intervention: &Intervention,
     saes: &SaeSet,
-    watched: &mut BTreeMap<FeatureId, Watched>,
 ) -> Result<()> {
     let Condition { feature, above } = condition;
     let sae = sae_of(feature, saes)?;
@@ -202,6 +231,18 @@ fn watch(
         ))
         .with_hint("use a feature of an SAE at the same hook point or an earlier one"));
     }
+    Ok(())
+}
+
+/// Notes a feature whose activation an edit at `hook_point` asks for, where its SAE reads below.
+fn watch(
+    feature: FeatureId,
+    hook_point: HookPoint,
+    intervention: &Intervention,
+    saes: &SaeSet,
+    watched: &mut BTreeMap<FeatureId, Watched>,
+) -> Result<()> {
+    let sae = &saes[feature.sae];
     if sae.hook_point() == hook_point {
         return Ok(());
     }

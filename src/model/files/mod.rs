@@ -312,7 +312,12 @@ impl Graph {
             }
         }
         let width = match hook_point.site() {
-            Site::ResidPost | Site::MlpOut | Site::AttnOut => self.d_model,
+            Site::ResidPost
+            | Site::MlpOut
+            | Site::MlpIn
+            | Site::Ln2Normalized
+            | Site::ResidMid
+            | Site::AttnOut => self.d_model,
             Site::Z => self.width_of_z(layer)?,
         };
         let width = usize::try_from(width).map_err(|_| refused("has rows that are too long"))?;
@@ -353,16 +358,12 @@ impl Graph {
         Err(Error::new(ErrorKind::Unsupported, what).with_hint("hook one of them at a time"))
     }
 
-    /// Checks that an SAE reads what the model shows.
+    /// Checks that an SAE reads what the model shows, and where it writes.
     fn check_sae(&self, sae: &SaeFile) -> Result<()> {
-        let hook_point = HookPoint::parse(&sae.meta.hook_name)?;
-        let HookedNode { width, .. } = self.node(hook_point).map_err(|error| {
-            let what = format!(
-                "`{}` does not fit this model: {error}",
-                sae.path().display()
-            );
-            error.with_message(what)
-        })?;
+        self.check_place(sae, &sae.meta.hook_name, "reads", sae.meta.d_in)?;
+        for name in &sae.meta.hook_names_out {
+            self.check_place(sae, name, "writes", sae.meta.d_out)?;
+        }
         if sae.meta.is_centred && !self.has_layer_norms {
             let what = format!(
                 "`{}` reads rows less their mean, which only models with layer norms have, and `{}` has none",
@@ -372,6 +373,19 @@ impl Graph {
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .with_hint("use an SAE that was trained on this language model"));
         }
+        Ok(())
+    }
+
+    /// Checks that the model shows a place where an SAE reads or writes, with rows of its width.
+    fn check_place(&self, sae: &SaeFile, name: &str, does: &str, expected: usize) -> Result<()> {
+        let hook_point = HookPoint::parse(name)?;
+        let HookedNode { width, .. } = self.node(hook_point).map_err(|error| {
+            let what = format!(
+                "`{}` does not fit this model: {error}",
+                sae.path().display()
+            );
+            error.with_message(what)
+        })?;
         let layer = hook_point.layer();
         let has_norm = || self.tensor(&format!("blk.{layer}.post_ffw_norm.weight"));
         if matches!(hook_point.site(), Site::MlpOut | Site::AttnOut)
@@ -385,12 +399,11 @@ impl Graph {
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .with_hint("use an SAE of the residual stream, or one of Gemma Scope"));
         }
-        if sae.meta.d_in == width {
+        if expected == width {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "the SAE reads rows of {}, and the model's rows at `{hook_point}` have {width}: `{}` and `{}` do not belong together",
-            sae.meta.d_in,
+            "the SAE {does} rows of {expected}, and the model's rows at `{hook_point}` have {width}: `{}` and `{}` do not belong together",
             sae.path().display(),
             self.path.display()
         ))

@@ -129,8 +129,10 @@ mod tests {
         let meta = SaeMeta {
             architecture: Architecture::Standard,
             d_in: 1,
+            d_out: 1,
             d_sae: 1,
             hook_name: "blocks.3.hook_resid_post".to_owned(),
+            hook_names_out: Vec::new(),
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
             is_centred: false,

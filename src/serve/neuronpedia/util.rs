@@ -181,7 +181,7 @@ pub(crate) async fn nearest_features(
             return Err(Refusal::bad(what));
         }
     };
-    let vector = Vector::new("vector", sae.hook_point(), values)?;
+    let vector = Vector::new("vector", sae.outputs()[0], values)?;
     let top = request.num_results.clamp(1, MAX_NEIGHBOURS);
     let found = app.compute(move |app, _| app.model.nearest_features(sae_idx, &vector, top));
     let similar = |(index, cosine_similarity)| Similar {

@@ -327,7 +327,11 @@ impl Session {
             _ => Group::Generated,
         };
         let is_there = |one: &Candidate| {
-            one.group == group && saes[one.feature.sae].hook_point().site() == Site::ResidPost
+            let outputs = saes[one.feature.sae].outputs();
+            one.group == group
+                && outputs
+                    .iter()
+                    .all(|output| output.site() == Site::ResidPost)
         };
         let there: Vec<usize> = (0..chosen.len())
             .filter(|&i| is_there(&chosen[i]))
