@@ -7,12 +7,10 @@ The package is not imported, since that would need torch: only its data file is 
 """
 
 import importlib.metadata
-import re
 import sys
 
 import yaml
 
-CROSS_LAYER = "its files are those of a cross-layer transcoder, whose decoders SAELens sums, which reconstructs nothing, and are not read"
 PICKLE = "its files are pickles, which can run any program when they are read, so they are not read: load them with SAELens, save them with `sae.save_model(folder)`, and convert that folder"
 
 # What SAELens calls its readers, and why the conversion has none for their files.
@@ -21,11 +19,10 @@ REFUSED_READERS = {
     "deepseek_r1": PICKLE,
     "dictionary_learning_1": PICKLE,
     "goodfire": PICKLE,
-    "mntss_clt_layer_transcoder": CROSS_LAYER,
     "qwen_scope": PICKLE,
     "temporal": "temporal SAEs, which read several positions at once, are not supported",
 }
-KNOWN_READERS = {None, "gemma_2", "gemma_2_transcoder", "gemma_3", "llama_scope", "llama_scope_r1_distill", "mwhanna_transcoder"}
+KNOWN_READERS = {None, "gemma_2", "gemma_2_transcoder", "gemma_3", "llama_scope", "llama_scope_r1_distill", "mwhanna_transcoder", "mntss_clt_layer_transcoder"}
 
 # What a release may change in the configurations of its SAEs without changing what they compute.
 HARMLESS_OVERRIDES = {"dataset_path", "model_from_pretrained_kwargs"}
@@ -55,13 +52,17 @@ def centring(release):
 def refused_sae(path, sae_id):
     """Why one SAE of a release cannot be converted."""
     first = path.split("/")[0]
-    if re.match(r"clt", first):
-        return CROSS_LAYER
     if first.startswith("crosscoder"):
         return "crosscoders, which read several layers at once, are not supported"
     if first == "embedding":
         return "SAEs of the embeddings are not supported, only those of a layer"
     return None
+
+
+def path_of(release, sae):
+    """Where an SAE is in its repository; SAELens gives the block of a cross-layer transcoder."""
+    path = str(sae["path"])
+    return f"W_enc_{path}.safetensors" if release.get("conversion_func") == "mntss_clt_layer_transcoder" else path
 
 
 def main():
@@ -73,7 +74,7 @@ def main():
     print("# norm factor, each empty where there is none; `!` for what is refused, with the reason at the end.")
     for name, release in sorted(releases.items()):
         reason = refused_release(release)
-        saes = [(str(sae["id"]), str(sae["path"]), sae) for sae in release["saes"]]
+        saes = [(str(sae["id"]), path_of(release, sae), sae) for sae in release["saes"]]
         reasons = {refused_sae(path, sae_id) for sae_id, path, _ in saes}
         if reason is None and len(reasons) == 1:
             reason = reasons.pop()

@@ -64,8 +64,8 @@ pub use run::{
 pub use sae_core::labels::holds_word;
 pub use sae_core::{
     Activations, Decoder, Encoder, FeatureId, FeatureName, GraphNode, HookPoint, Kinds, MatrixRows,
-    Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, Site, Token, TokenKind, labels,
-    rank, saved_set, steering,
+    Place, Positions, RowProduct, RowSet, Sae, SaeArrays, SaeSet, ShownRows, Site, Token,
+    TokenKind, labels, rank, saved_set, steering,
 };
 pub use study::{
     ScoredRun, Sweep, baseline, compare, explain, metrics, pictures, random_control, reproduce,

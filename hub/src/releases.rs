@@ -206,6 +206,10 @@ mod tests {
             folder("mwhanna-qwen3-4b-transcoders", "layer_7"),
             "layer_7.safetensors"
         );
+        assert_eq!(
+            folder("mntss-gemma-2-2b-2.5m-clt-as-per-layer", "layer_7"),
+            "W_enc_7.safetensors"
+        );
     }
 
     #[test]
@@ -214,11 +218,6 @@ mod tests {
             let error = find(release, id).expect_err("refused").to_string();
             assert!(error.contains(reason), "{error}");
         };
-        check(
-            "mntss-gemma-2-2b-2.5m-clt-as-per-layer",
-            "layer_0",
-            "a cross-layer transcoder",
-        );
         check(
             "llama-3.1-8b-instruct-andyrdt",
             "resid_post_layer_3_trainer_1",

@@ -50,6 +50,15 @@ pub enum GraphNode {
     Normalises(String),
 }
 
+/// Which of a graph's rows a node shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShownRows {
+    /// All of them.
+    All,
+    /// Those that need logits.
+    Output,
+}
+
 impl fmt::Display for GraphNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -297,6 +306,25 @@ impl HookPoint {
         n_layers: usize,
         n_deepstack: usize,
     ) -> Result<GraphNode> {
+        match self.node_of_edits(architecture, n_layers, n_deepstack)? {
+            (node, ShownRows::All) => Ok(node),
+            (_, ShownRows::Output) => Err(Error::invalid(format!(
+                "cannot hook `{self}`: in the model's last layer, llama.cpp keeps only the rows that need logits"
+            ))
+            .with_hint("use an earlier layer")),
+        }
+    }
+
+    /// The node, and which rows it shows, for edits, which matter to nothing but logits in the last layer.
+    ///
+    /// # Errors
+    /// As [`HookPoint::node`], but for the last layer.
+    pub fn node_of_edits(
+        self,
+        architecture: &str,
+        n_layers: usize,
+        n_deepstack: usize,
+    ) -> Result<(GraphNode, ShownRows)> {
         let layer = self.layer;
         let is_known = ARCHITECTURES.contains(&architecture);
         let is_here = |shown: &&Shown| {
@@ -322,21 +350,21 @@ impl HookPoint {
             ))
             .with_hint(format!("its layers are 0 to {}", n_layers - 1)));
         }
-        if layer + 1 == n_layers && shown.last_block == LastBlock::OutputRows {
-            return Err(Error::invalid(format!(
-                "cannot hook `{self}`: in the model's last layer, llama.cpp keeps only the rows that need logits"
-            ))
-            .with_hint("use an earlier layer"));
-        }
+        let is_cut = layer + 1 == n_layers && shown.last_block == LastBlock::OutputRows;
+        let rows = match is_cut {
+            true => ShownRows::Output,
+            false => ShownRows::All,
+        };
         if self.site == Site::ResidPost && layer < n_deepstack {
-            return Ok(GraphNode::Named(format!("deepstack_out-{layer}")));
+            return Ok((GraphNode::Named(format!("deepstack_out-{layer}")), rows));
         }
-        Ok(match shown.mark {
+        let node = match shown.mark {
             Mark::Name(name) => GraphNode::Named(format!("{name}-{layer}")),
             Mark::Weight(name) => GraphNode::MultipliesBy(format!("blk.{layer}.{name}.weight")),
             Mark::Bias(name) => GraphNode::Adds(format!("blk.{layer}.{name}.bias")),
             Mark::Norm(name) => GraphNode::Normalises(format!("{name}-{layer}")),
-        })
+        };
+        Ok((node, rows))
     }
 }
 
@@ -497,7 +525,7 @@ mod tests {
             ("gptneox", "hook_resid_mid"),
         ] {
             let place = parse(&format!("blocks.3.{site}"));
-            place.node(architecture, 13).expect_err(architecture);
+            place.node(architecture, 13, 0).expect_err(architecture);
         }
     }
 

@@ -32,7 +32,7 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use feature::{FeatureId, FeatureName};
 pub use gguf_tools::{Error, ErrorKind, Result};
-pub use hook_point::{GraphNode, HookPoint, Site};
+pub use hook_point::{GraphNode, HookPoint, ShownRows, Site};
 pub use positions::{Place, Positions, RowSet};
 pub use product::{InMemory, MatrixRows, RowProduct};
 pub use sae::{Sae, SaeArrays};

@@ -14,7 +14,7 @@ use super::progress::Verbosity;
 /// Write interventions as a control vector, for llama.cpp's own programs
 ///
 /// llama-cli, llama-server and llama-mtmd-cli take the file as `--control-vector FILE`, with the same
-/// model. It adds one vector to every row of one layer, so only `--steer` and `--vector` at all positions fit.
+/// model. It adds one vector to every row of a layer, so only `--steer` and `--vector` at all positions fit.
 #[derive(Args)]
 #[command(mut_group(interventions::ANY, |group| group.required(true)))]
 pub(super) struct ExportCvecArgs {

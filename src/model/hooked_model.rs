@@ -20,7 +20,8 @@ use crate::prompt::{ImageEmbeddings, Prompt, PromptForm, Segment};
 use crate::run::{HookedSite, PieceKey, PromptStore, Shortcuts, TryShortcuts};
 use crate::steering::{Intervention, Steering, Target, Vector};
 use crate::{
-    CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, Site, Token,
+    CancelFlag, Encoder, Error, ErrorKind, FeatureId, HookPoint, Result, Sae, SaeSet, ShownRows,
+    Site, Token,
 };
 
 /// A loaded model with its projector and its SAEs. Nothing of it changes, so that any number of threads
@@ -148,10 +149,17 @@ impl HookedModel {
         }
         let saes = self.saes.iter().enumerate();
         let saes = saes.filter(|(_, sae)| sae.hook_point() == hook_point);
+        let is_of_several =
+            |sae: &Arc<Sae>| sae.outputs().len() > 1 && sae.outputs().contains(&hook_point);
+        let (hooked, shown_rows) = match self.saes.iter().any(is_of_several) {
+            true => self.graph.node_of_edits(hook_point)?,
+            false => (self.graph.node(hook_point)?, ShownRows::All),
+        };
         Ok(HookedSite {
             hook_point,
-            hooked: self.graph.node(hook_point)?,
+            hooked,
             parts_graph: self.graph.parts_at(hook_point),
+            shown_rows,
             saes: saes.map(|(i, _)| i).collect(),
         })
     }

@@ -56,6 +56,20 @@ impl Cursor {
         Ok(&self.rows[start..end])
     }
 
+    /// The last `n_rows` rows, which are those that need logits.
+    ///
+    /// # Errors
+    /// When more rows come than were announced.
+    pub(crate) fn last(&self, n_rows: usize) -> Result<&[Row]> {
+        let n_submitted = self.rows.len();
+        let first = n_submitted.checked_sub(n_rows).ok_or_else(|| {
+            Error::invalid(format!(
+                "the hook saw {n_rows} of {n_submitted} submitted rows"
+            ))
+        })?;
+        Ok(&self.rows[first..])
+    }
+
     /// Checks that a place saw every announced row.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use super::hooks::Hooks;
 use super::reading::{Goal, Reading};
 use crate::llama::{Context, Extent, Output, Pass, Reach, Rows};
 use crate::prompt::Prompt;
-use crate::{CancelFlag, Result, Token};
+use crate::{CancelFlag, Result, ShownRows, Token};
 
 /// Announces rows, decodes them, and checks that the hooks saw them.
 pub(crate) struct Forward {
@@ -117,7 +117,8 @@ impl Forward {
             (_, Reach::Node(site)) => site + 1,
             (_, Reach::End) => hooks.sites.len(),
         };
-        for (place, site) in hooks.sites[..n_seen].iter().enumerate() {
+        let sites = hooks.sites[..n_seen].iter().enumerate();
+        for (place, site) in sites.filter(|(_, site)| site.shown_rows == ShownRows::All) {
             hooks.cursor.finish(place, &site.hooked.node)?;
         }
         Ok(())

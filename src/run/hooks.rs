@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::cursor::{Cursor, Row};
 use crate::llama::{Edited, HookedNode, RowHook};
 use crate::steering::{Edit, Encoded, Steering, Watched};
-use crate::{Activations, Encoder, FeatureId, HookPoint, Kinds, Result, Token};
+use crate::{Activations, Encoder, FeatureId, HookPoint, Kinds, Result, ShownRows, Token};
 
 /// What a run keeps. Nothing is computed that is not kept: without tokens to generate, and without
 /// logits, the model stops at the highest hook, and behind the last row whose features are kept.
@@ -93,6 +93,8 @@ pub(crate) struct HookedSite {
     pub(crate) hooked: HookedNode,
     /// Whether everything above depends on its rows alone.
     pub(crate) parts_graph: bool,
+    /// Which rows come there; only edits are done where it is not all.
+    pub(crate) shown_rows: ShownRows,
     /// The SAEs that read there.
     pub(crate) saes: Vec<usize>,
 }
@@ -183,7 +185,11 @@ impl RowHook for Hooks {
     fn on_rows(&mut self, site_idx: usize, rows: &mut [f32]) -> Result<Edited> {
         let site = &self.sites[site_idx];
         let width = site.hooked.width;
-        let submitted = self.cursor.advance(site_idx, rows.len() / width)?;
+        let n_rows = rows.len() / width;
+        let submitted = match site.shown_rows {
+            ShownRows::All => self.cursor.advance(site_idx, n_rows)?,
+            ShownRows::Output => self.cursor.last(n_rows)?,
+        };
         let mut edited = Edited::No;
         let mut rest = rows;
         let is_alike = |a: &Row, b: &Row| a.sequence == b.sequence && a.token.kind == b.token.kind;
@@ -302,11 +308,14 @@ impl Sequence {
                         activation: activations(feature.sae).get(first_row_idx + i, feature.index),
                         decoder_scale: scales[feature.sae],
                     },
-                    // The same rows, as the hook below saw them in this ubatch.
-                    false => Encoded {
-                        activation: watched[&feature][i],
-                        decoder_scale: 1.0,
-                    },
+                    // The same rows, as the hook below saw them in this ubatch, or the last of them.
+                    false => {
+                        let seen = &watched[&feature];
+                        Encoded {
+                            activation: seen[seen.len() - tokens.len() + i],
+                            decoder_scale: 1.0,
+                        }
+                    }
                 };
                 if edit.apply(prompt_idx + i, token, row, encoded)? {
                     edited = Edited::Yes;

@@ -181,12 +181,15 @@ fn check(root: &Path, name: &str, meta: &str, oracle: &Oracle) {
         .expect(name);
     on_ggml.encode(&x, &mut activations).expect(name);
     check_without_a_runtime(&sae, &x, &activations, name);
+    check_activations(
+        &activations,
+        d_sae,
+        &oracle.f32(&format!("{name}/acts")),
+        name,
+    );
     let mut decoder = Decoder::new(sae).expect(name);
-
-    let (mut ours, mut decoded) = (Vec::new(), Vec::new());
+    let mut decoded = Vec::new();
     for row_idx in 0..activations.n_rows() {
-        let active: BTreeMap<usize, f32> = activations.row(row_idx).collect();
-        ours.extend((0..d_sae).map(|feature| active.get(&feature).copied().unwrap_or(0.0)));
         let row = &x[row_idx * d_in..(row_idx + 1) * d_in];
         let mut out = vec![0.0; d_out];
         decoder
@@ -194,8 +197,20 @@ fn check(root: &Path, name: &str, meta: &str, oracle: &Oracle) {
             .expect(name);
         decoded.extend(out);
     }
-    let theirs = oracle.f32(&format!("{name}/acts"));
-    for (idx, (&ours, &theirs)) in ours.iter().zip(&theirs).enumerate() {
+    let error = relative_error(&decoded, &oracle.f32(&format!("{name}/decoded")));
+    assert!(
+        error < 1e-5,
+        "{name}: reconstruction {error:.2e}, {d_in} numbers a row"
+    );
+}
+
+fn check_activations(activations: &Activations, d_sae: usize, theirs: &[f32], name: &str) {
+    let mut ours = Vec::new();
+    for row_idx in 0..activations.n_rows() {
+        let active: BTreeMap<usize, f32> = activations.row(row_idx).collect();
+        ours.extend((0..d_sae).map(|feature| active.get(&feature).copied().unwrap_or(0.0)));
+    }
+    for (idx, (&ours, &theirs)) in ours.iter().zip(theirs).enumerate() {
         // f32 sums of 24 products in another order; no activation here is that near its threshold.
         let both = (ours > 0.0) == (theirs > 0.0);
         assert!(
@@ -205,11 +220,56 @@ fn check(root: &Path, name: &str, meta: &str, oracle: &Oracle) {
             idx % d_sae
         );
     }
-    let error = relative_error(&decoded, &oracle.f32(&format!("{name}/decoded")));
-    assert!(
-        error < 1e-5,
-        "{name}: reconstruction {error:.2e}, {d_in} numbers a row"
-    );
+}
+
+/// One layer's features of a cross-layer transcoder. SAELens sums what they write at all layers.
+#[test]
+fn cross_layer_features_are_those_of_the_sources() {
+    let root = root().with_file_name("transcoders").join("saes");
+    let oracle = Oracle::read(&root);
+    let x = oracle.f32("x");
+    for (name, format, input) in [
+        (
+            "gemma-scope-2-270m-pt/clt/width_16k_l0_small/params_layer_1.safetensors",
+            "Gemma Scope 2: jumprelu",
+            "mlp.hook_in",
+        ),
+        (
+            "circuit-tracer-clt/W_enc_1.safetensors",
+            "circuit-tracer: standard",
+            "hook_resid_mid",
+        ),
+    ] {
+        let file = convert(&root, name, &oracle);
+        file.verify().expect(name);
+        let places = "2 places, blocks.1.hook_mlp_out to blocks.2.hook_mlp_out";
+        let meta = format!(
+            "a cross-layer transcoder of {format}, 40 features from blocks.1.{input} to {places}"
+        );
+        assert_eq!(file.meta.to_string(), meta);
+        let d_out = file.meta.d_out;
+        let sae = Arc::new(Sae::from_file(file).expect(name));
+        let mut activations = Activations::default();
+        let mut encoder = Encoder::in_memory(Arc::clone(&sae)).expect(name);
+        encoder.encode(&x, &mut activations).expect(name);
+        let theirs = oracle.f32(&format!("{name}/acts"));
+        check_activations(&activations, sae.meta().d_sae, &theirs, name);
+        let mut decoded = Vec::new();
+        for row_idx in 0..activations.n_rows() {
+            let mut row = sae.b_dec().to_vec();
+            for (feature, activation) in activations.row(row_idx) {
+                for place in sae.outputs() {
+                    let direction = sae.decoder_direction_at(feature, *place).expect(name);
+                    let values = row.iter_mut().zip(&direction.row);
+                    values.for_each(|(x, value)| *x += activation * value);
+                }
+            }
+            assert_eq!(row.len(), d_out);
+            decoded.extend(row);
+        }
+        let error = relative_error(&decoded, &oracle.f32(&format!("{name}/decoded")));
+        assert!(error < 1e-5, "{name}: {error:.2e}");
+    }
 }
 
 /// The place of a Gemma Scope or sparsify SAE can be told where folders do not tell it.

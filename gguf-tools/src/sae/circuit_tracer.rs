@@ -1,9 +1,11 @@
 //! Reads the transcoders of circuit-tracer: `layer_N.safetensors`, one file for each block, with `config.yaml` beside
-//! them, which says where they read and write.
+//! them, which says where they read and write; and of its cross-layer transcoders one block's features, in
+//! `W_enc_N.safetensors` and `W_dec_N.safetensors`, which write at the same site of each block from there on.
 //!
 //! After `SingleLayerTranscoder` and `load_transcoder` in circuit-tracer's `transcoder/single_layer_transcoder.py`, and
 //! `get_mwhanna_transcoder_config_from_hf` in SAELens' `loading/pretrained_sae_loaders.py` (6.54), whose places are taken
-//! where there is no configuration: what the MLP reads, and what it gives.
+//! where there is no configuration: what the MLP reads, and what it gives. Cross-layer ones after `load_clt` in
+//! `transcoder/cross_layer_transcoder.py`, by which they read the stream before the MLP.
 
 use std::path::Path;
 
@@ -20,8 +22,23 @@ const THRESHOLD: &str = "activation_function.threshold";
 
 /// The block of a file that is called as a transcoder's is: `layer_12.safetensors`.
 pub(super) fn layer_of(file_name: &str) -> Option<usize> {
+    number_of(file_name, "layer_")
+}
+
+/// The block of a cross-layer transcoder's file: `W_enc_12.safetensors`.
+pub(super) fn layer_of_encoder(file_name: &str) -> Option<usize> {
+    number_of(file_name, "W_enc_")
+}
+
+/// The file with that block's decoder.
+pub(super) fn decoder_of(layer: usize) -> String {
+    format!("W_dec_{layer}.safetensors")
+}
+
+/// The number between `start` and the ending of a file of weights.
+pub(super) fn number_of(file_name: &str, start: &str) -> Option<usize> {
     let number = file_name
-        .strip_prefix("layer_")?
+        .strip_prefix(start)?
         .strip_suffix(".safetensors")?;
     let is_plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     is_plain.then(|| number.parse().ok())?
@@ -95,6 +112,96 @@ pub(super) fn open(path: &Path, hook_name: Option<&str>) -> Result<Source> {
     };
     weights.check_empty("a transcoder of circuit-tracer with a ReLU or a JumpReLU")?;
     Ok(source)
+}
+
+/// Reads the features of one block of a cross-layer transcoder.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_cross_layer(path: &Path, hook_name: Option<&str>) -> Result<Source> {
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let layer = layer_of_encoder(&file_name).expect("so it was recognised");
+    let config = Config::read(&path.with_file_name(CONFIG_FILE))?;
+    let output_hook = config.output_hook(path)?;
+    let input_hook = config.input_hook.as_deref().unwrap_or("hook_resid_mid");
+    let mut weights = TensorFile::open(path.to_owned())?;
+    let name = |name: &str| format!("{name}_{layer}");
+    let w_enc = weights.take(&name("W_enc"))?;
+    let shape @ [d_sae, d_in] = decoder_shape(&w_enc, Layout::FeaturesInRows)?;
+    let threshold = match weights.has(&name("threshold")) {
+        true => Some(weights.take_vector(&name("threshold"), d_sae)?),
+        false => None,
+    };
+    let (b_enc, b_dec) = (name("b_enc"), name("b_dec"));
+    let mut decoder = TensorFile::open(path.with_file_name(decoder_of(layer)))?;
+    let w_dec = FeatureMatrix::of_parts(decoder.take(&name("W_dec"))?, d_sae, 0)?;
+    decoder.check_empty("a cross-layer transcoder's decoder")?;
+    let source = Source {
+        hook_name: hook_name.map_or_else(|| format!("blocks.{layer}.{input_hook}"), str::to_owned),
+        ..cross_layer(
+            Format::CircuitTracer,
+            layer,
+            &output_hook,
+            FeatureMatrix::new(w_enc, Layout::FeaturesInRows, shape)?,
+            w_dec,
+            [
+                weights.take_vector(&b_enc, d_sae)?,
+                weights.take_vector(&b_dec, d_in)?,
+            ],
+            threshold,
+        )
+    };
+    weights.check_empty("a cross-layer transcoder's encoder")?;
+    Ok(Source {
+        model_name: config.model_name,
+        ..source
+    })
+}
+
+/// The features of the block `layer` of a cross-layer transcoder, which read and write rows of one width: without a place
+/// where they read, and a model.
+pub(super) fn cross_layer(
+    format: Format,
+    layer: usize,
+    output_hook: &str,
+    w_enc: FeatureMatrix,
+    w_dec: FeatureMatrix,
+    [b_enc, b_dec]: [Vec<f32>; 2],
+    threshold: Option<Vec<f32>>,
+) -> Source {
+    let (d_in, d_sae) = (w_enc.d_in(), b_enc.len());
+    let layers = layer..layer + w_dec.d_in() / d_in.max(1);
+    Source {
+        format,
+        architecture: match threshold {
+            Some(_) => Architecture::JumpRelu,
+            None => Architecture::Standard,
+        },
+        d_in,
+        d_sae,
+        hook_name: String::new(),
+        output: Some(Output {
+            hook_names: layers
+                .map(|layer| format!("blocks.{layer}.{output_hook}"))
+                .collect(),
+            d_out: d_in,
+            w_skip: None,
+        }),
+        apply_b_dec_to_input: false,
+        normalize_activations: NormalizeActivations::None,
+        is_centred: None,
+        norm_factor: None,
+        model_name: None,
+        w_enc,
+        w_dec,
+        encoder_factors: Vec::new(),
+        decoder_factors: Vec::new(),
+        rescale_by_decoder_norm: false,
+        b_enc,
+        b_dec,
+        threshold,
+        log_sparsity: None,
+    }
 }
 
 #[derive(Default)]

@@ -15,6 +15,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::circuit_tracer;
 use super::meta::{Architecture, NormalizeActivations};
 use super::npz;
 use super::source::{FeatureMatrix, Format, Layout, Output, Source, decoder_shape};
@@ -71,6 +72,47 @@ pub(super) fn open_2(dir: &Path, hook_name: Option<&str>) -> Result<Source> {
     let weights = TensorFile::open(dir.join(WEIGHTS_FILE))?;
     let model = config.model_name;
     read(Format::GemmaScope2, weights, LOWER_CASE, places, model)
+}
+
+/// The block of a cross-layer transcoder's file: `params_layer_12.safetensors`.
+pub(super) fn layer_of(file_name: &str) -> Option<usize> {
+    circuit_tracer::number_of(file_name, "params_layer_")
+}
+
+/// Reads the features of one block of a cross-layer transcoder of Gemma Scope 2, in a file of that block. They read and
+/// write where its transcoders do (`_infer_gemma_3_raw_cfg_dict` in SAELens' loaders); the decoder has a part for each
+/// block, of which those before the features' own are nothing (`load_gemma_scope_2_clt` in circuit-tracer's
+/// `transcoder/cross_layer_transcoder.py`). The skip connection is of the block's reconstruction, which other blocks'
+/// features are part of.
+///
+/// # Errors
+/// A file that is missing or malformed.
+pub(super) fn open_cross_layer(path: &Path, hook_name: Option<&str>) -> Result<Source> {
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let layer = layer_of(&file_name).expect("so it was recognised");
+    let mut weights = TensorFile::open(path.to_owned())?;
+    let w_enc = weights.take("w_enc")?;
+    let shape @ [d_sae, d_in] = decoder_shape(&w_enc, Layout::FeaturesInColumns)?;
+    let source = circuit_tracer::cross_layer(
+        Format::GemmaScope2,
+        layer,
+        "hook_mlp_out",
+        FeatureMatrix::new(w_enc, Layout::FeaturesInColumns, shape)?,
+        FeatureMatrix::of_parts(weights.take("w_dec")?, d_sae, layer)?,
+        [
+            weights.take_vector("b_enc", d_sae)?,
+            weights.take_vector("b_dec", d_in)?,
+        ],
+        Some(weights.take_vector("threshold", d_sae)?),
+    );
+    if weights.has(SKIP) {
+        weights.take(SKIP)?.check(&[d_in, d_in])?;
+    }
+    weights.check_empty("a cross-layer transcoder of Gemma Scope 2")?;
+    Ok(Source {
+        hook_name: hook_name.map_or_else(|| format!("blocks.{layer}.mlp.hook_in"), str::to_owned),
+        ..source
+    })
 }
 
 /// `W_enc`, `W_dec`, `b_enc`, `b_dec`, `threshold`.

@@ -21,8 +21,30 @@ const FORMATS: [(&str, Format); 5] = [
 /// Configurations, which may be named in the place of their folder.
 const CONFIG_FILES: [&str; 2] = [saelens::CONFIG_FILE, gemma_scope::CONFIG_FILE];
 
-/// What Gemma Scope 2's crosscoders and cross-layer transcoders have: a file for each layer.
-const FILE_OF_LAYER: &str = "params_layer_0.safetensors";
+/// How the folders of Gemma Scope 2's crosscoders are called, whose files have the names of those of its cross-layer
+/// transcoders.
+const CROSSCODER: &str = "crosscoder";
+
+/// Files that hold the features of one block each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BlockFile {
+    Transcoder,
+    CrossLayer,
+    CrossLayer2,
+}
+
+impl BlockFile {
+    /// What a file is that is called so.
+    fn of(file_name: &str) -> Option<Self> {
+        let is = |layer: Option<usize>, kind| layer.map(|_| kind);
+        is(circuit_tracer::layer_of(file_name), Self::Transcoder)
+            .or(is(
+                circuit_tracer::layer_of_encoder(file_name),
+                Self::CrossLayer,
+            ))
+            .or(is(gemma_scope::layer_of(file_name), Self::CrossLayer2))
+    }
+}
 
 /// Endings of pickles: files that run a program when they are read.
 const PICKLES: [&str; 4] = ["pt", "pth", "pkl", "bin"];
@@ -33,6 +55,19 @@ const PICKLES: [&str; 4] = ["pt", "pth", "pkl", "bin"];
 /// # Errors
 /// What is no SAE of a known format, and what each format's reader refuses.
 pub(super) fn open(source: &Path, hook_name: Option<&str>) -> Result<(Source, Option<TempDir>)> {
+    if let Some(file) = block_file(source) {
+        let source_dir = source.canonicalize().map_err(Error::io("read", source))?;
+        let mut folders = source_dir.iter().filter_map(|part| part.to_str());
+        if file == BlockFile::CrossLayer2 && folders.any(|part| part.starts_with(CROSSCODER)) {
+            return Err(crosscoder(source));
+        }
+        let source = match file {
+            BlockFile::Transcoder => circuit_tracer::open(source, hook_name)?,
+            BlockFile::CrossLayer => circuit_tracer::open_cross_layer(source, hook_name)?,
+            BlockFile::CrossLayer2 => gemma_scope::open_cross_layer(source, hook_name)?,
+        };
+        return Ok((source, None));
+    }
     let (dir, format) = recognize(source)?;
     Ok(match format {
         Format::SaeLens => (saelens::open(&dir, hook_name)?, None),
@@ -41,20 +76,21 @@ pub(super) fn open(source: &Path, hook_name: Option<&str>) -> Result<(Source, Op
         Format::Sparsify => (sparsify::open(&dir, hook_name)?, None),
         Format::LlamaScope => (openmoss::open_llama_scope(&dir, hook_name)?, None),
         Format::OpenMoss => (openmoss::open(&dir, hook_name)?, None),
-        Format::CircuitTracer => (circuit_tracer::open(&dir, hook_name)?, None),
+        Format::CircuitTracer => unreachable!("its files are known one by one"),
     })
 }
 
 /// Which files of a folder that is elsewhere belong to the SAE of one block in the file `name`: none if it is called as no
 /// such file is. Paths are those of all files in the folder.
 pub fn files_of_block<'a>(name: &'a str, paths: &[&'a str]) -> Vec<&'a str> {
-    match circuit_tracer::layer_of(name) {
-        Some(_) => {
-            let is_needed = |path: &&str| *path == name || *path == circuit_tracer::CONFIG_FILE;
-            paths.iter().copied().filter(is_needed).collect()
-        }
-        None => Vec::new(),
+    if BlockFile::of(name).is_none() {
+        return Vec::new();
     }
+    let decoder = circuit_tracer::layer_of_encoder(name).map(circuit_tracer::decoder_of);
+    let is_needed = |path: &&str| {
+        *path == name || *path == circuit_tracer::CONFIG_FILE || Some(*path) == decoder.as_deref()
+    };
+    paths.iter().copied().filter(is_needed).collect()
 }
 
 /// Which files of a folder that is elsewhere belong to the SAE in it, by the paths of all files below it, with
@@ -73,12 +109,9 @@ pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
         };
         return Ok(paths.iter().filter(is_needed).copied().collect());
     }
-    if paths.contains(&FILE_OF_LAYER) {
-        return Err(of_several_layers(Path::new(shown)));
-    }
     let folder = |path: &&str| {
         let file_name = path.rsplit('/').next().unwrap_or_default();
-        if circuit_tracer::layer_of(file_name).is_some() {
+        if BlockFile::of(file_name).is_some() {
             return Some(PathBuf::from(path));
         }
         let mut folders = FORMATS
@@ -107,13 +140,14 @@ pub fn files_of<'a>(paths: &[&'a str], shown: &str) -> Result<Vec<&'a str>> {
     }
 }
 
-/// The format, and the folder, or of circuit-tracer the file.
+/// What a file of one block's features is, if it is one.
+fn block_file(source: &Path) -> Option<BlockFile> {
+    let file_name = source.file_name()?.to_string_lossy();
+    BlockFile::of(&file_name).filter(|_| source.is_file())
+}
+
 fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     let kind = std::fs::metadata(source).map_err(Error::io("read", source))?;
-    let file_name = source.file_name().unwrap_or_default().to_string_lossy();
-    if !kind.is_dir() && circuit_tracer::layer_of(&file_name).is_some() {
-        return Ok((source.to_owned(), Format::CircuitTracer));
-    }
     let dir = if kind.is_dir() {
         source.to_owned()
     } else {
@@ -121,9 +155,6 @@ fn recognize(source: &Path) -> Result<(PathBuf, Format)> {
     };
     if let Some(format) = format_of(&dir) {
         return Ok((dir, format));
-    }
-    if dir.join(FILE_OF_LAYER).exists() {
-        return Err(of_several_layers(source));
     }
     let saes = SaesBelow::of(&dir);
     if !saes.found.is_empty() {
@@ -180,7 +211,7 @@ impl SaesBelow {
         let entries = dir.read_dir().into_iter().flatten().flatten();
         for entry in entries {
             let file_name = entry.file_name();
-            if circuit_tracer::layer_of(&file_name.to_string_lossy()).is_some() {
+            if BlockFile::of(&file_name.to_string_lossy()).is_some() {
                 self.found.push(name.join(file_name));
             }
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -272,9 +303,10 @@ fn pickle_error(path: &Path) -> Error {
     )
 }
 
-fn of_several_layers(source: &Path) -> Error {
+/// The error for a file of a crosscoder.
+fn crosscoder(source: &Path) -> Error {
     Error::invalid(format!(
-        "`{}` is a crosscoder or a cross-layer transcoder, whose features belong to several layers",
+        "`{}` belongs to a crosscoder, whose features read several layers at once",
         source.display()
     ))
     .with_hint("use an SAE of one layer, such as those in Gemma Scope 2's folder `resid_post`")
@@ -290,7 +322,7 @@ fn unknown(source: &Path) -> Error {
         source.display()
     ))
     .with_hint(format!(
-        "give a folder of one of these: {}, {} (`{}` beside `{}`), or a file of {} (`layer_N.safetensors`)",
+        "give a folder of one of these: {}, {} (`{}` beside `{}`), or a file of {} (`layer_N.safetensors`, `W_enc_N.safetensors`) or Gemma Scope 2 (`params_layer_N.safetensors`)",
         known.join(", "),
         Format::OpenMoss.name(),
         openmoss::CONFIG_FILE,

@@ -111,6 +111,7 @@ pub(super) struct FeatureMatrix {
     layout: Layout,
     n_features: usize,
     d_in: usize,
+    n_skipped: usize, // values in front of each feature's, with features in rows
 }
 
 impl FeatureMatrix {
@@ -132,6 +133,33 @@ impl FeatureMatrix {
             layout,
             n_features: d_sae,
             d_in,
+            n_skipped: 0,
+        })
+    }
+
+    /// A matrix of `[d_sae, n_parts, d_part]`, of which each feature has the parts from `first_part` on, side by side.
+    ///
+    /// # Errors
+    /// A tensor of another shape or number type, or of fewer parts.
+    pub(super) fn of_parts(tensor: StoredTensor, d_sae: usize, first_part: usize) -> Result<Self> {
+        let (n_parts, d_part) = match tensor.shape() {
+            &[n_features, n_parts, d_part] if n_features == d_sae && n_parts > first_part => {
+                (n_parts, d_part)
+            }
+            shape => {
+                return Err(Error::invalid(format!(
+                    "{} has shape {shape:?}, expected [{d_sae}, more than {first_part}, d_out]",
+                    tensor.describe()
+                )));
+            }
+        };
+        tensor.check(&[d_sae, n_parts, d_part])?;
+        Ok(Self {
+            tensor,
+            layout: Layout::FeaturesInRows,
+            n_features: d_sae,
+            d_in: (n_parts - first_part) * d_part,
+            n_skipped: first_part * d_part,
         })
     }
 
@@ -212,7 +240,10 @@ impl FeatureBlocks<'_> {
         self.next_feature += n_features;
         self.rows.resize(n_features * d_in, 0.0);
         let n_bytes = match self.matrix.layout {
-            Layout::FeaturesInRows => self.open.read_at(first_feature * d_in, &mut self.rows)?,
+            Layout::FeaturesInRows if self.matrix.n_skipped == 0 => {
+                self.open.read_at(first_feature * d_in, &mut self.rows)?
+            }
+            Layout::FeaturesInRows => self.read_parts(first_feature)?,
             Layout::FeaturesInColumns => self.read_columns(first_feature, n_features)?,
         };
         if let Some(idx) = self.rows.iter().position(|value| !value.is_finite()) {
@@ -225,6 +256,19 @@ impl FeatureBlocks<'_> {
             rows: &mut self.rows,
             n_bytes,
         }))
+    }
+
+    /// Fills `rows` with the ends of some rows.
+    fn read_parts(&mut self, first_feature: usize) -> Result<u64> {
+        let FeatureMatrix {
+            d_in, n_skipped, ..
+        } = *self.matrix;
+        let mut n_bytes = 0;
+        for (idx, row) in self.rows.chunks_exact_mut(d_in).enumerate() {
+            let start = (first_feature + idx) * (n_skipped + d_in) + n_skipped;
+            n_bytes += self.open.read_at(start, row)?;
+        }
+        Ok(n_bytes)
     }
 
     /// Fills `rows` with the transpose of some columns.

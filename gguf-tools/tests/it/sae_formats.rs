@@ -71,11 +71,17 @@ fn configurations() {
         &["config.json", "`model.layers.1.mlp.output` is not known"],
     );
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let crosscoder = copy(GEMMA_SCOPE_2, dir.path());
-    let file = |name| crosscoder.join(name);
-    let [of_one, of_several] = ["params.safetensors", "params_layer_0.safetensors"].map(file);
-    std::fs::rename(of_one, of_several).expect("writable");
-    check_source(&crosscoder, &options(), &["crosscoder", "several layers"]);
+    let source = copy(GEMMA_SCOPE_2, dir.path());
+    let crosscoder = dir.path().join("crosscoder_65k");
+    std::fs::create_dir(&crosscoder).expect("writable");
+    let file = crosscoder.join("params_layer_0.safetensors");
+    std::fs::rename(source.join("params.safetensors"), &file).expect("writable");
+    check_source(&file, &options(), &["crosscoder", "several layers"]);
+    check_source(
+        &crosscoder,
+        &options(),
+        &["1 of them", "`params_layer_0.safetensors`"],
+    );
     let check_sparsify = |key, value, expected: &[&str]| {
         check(SPARSIFY, "cfg.json", key, value, expected);
     };
@@ -116,6 +122,66 @@ fn configurations() {
         std::fs::write(source.join(file), b"{\"k\": \"\xff\"}").expect("writable");
         check_source(&source, &options(), &[file]);
     }
+}
+
+/// Files of one block each: of circuit-tracer, and of cross-layer transcoders.
+#[test]
+fn files_of_blocks() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let saes = |name: &str| {
+        let from = fixture("..").join("transcoders/saes").join(name);
+        let target = dir.path().join(name);
+        std::fs::create_dir_all(target.parent().expect("one above")).expect("writable");
+        std::fs::copy(from, &target).expect("a committed file");
+        target
+    };
+    let check = |source: &Path, expected: &[&str]| check_source(source, &options(), expected);
+    let plain = saes("circuit-tracer/layer_1.safetensors");
+    saes("circuit-tracer/config.yaml");
+    check(
+        &dir.path().join("circuit-tracer"),
+        &["1 of them", "`layer_1.safetensors`"],
+    );
+    let renamed = plain.with_file_name("layer_x.safetensors");
+    std::fs::copy(&plain, &renamed).expect("writable");
+    check(
+        &renamed,
+        &["not an SAE of a known format", "circuit-tracer"],
+    );
+    let config = plain.with_file_name("config.yaml");
+    let with_config = |text: &str| std::fs::write(&config, text).expect("writable");
+    with_config("model_name: google/gemma-3-1b\nfeature_output_hook: mlp.hook_out\n");
+    check(
+        &plain,
+        &["`mlp.hook_out`", "may be before a norm", "config.yaml"],
+    );
+    with_config("feature_input_hook: hook_mlp_out\n");
+    check(&plain, &["`blocks.1.hook_mlp_out` twice"]);
+    with_config("version https://git-lfs.github.com/spec/v1\n");
+    check(&plain, &["Git LFS pointer"]);
+    let skip = saes("circuit-tracer-jumprelu-skip/layer_1.safetensors");
+    for path in [&plain, &skip] {
+        let bytes = std::fs::read(path).expect("readable");
+        std::fs::write(path, &bytes[..bytes.len() - 1]).expect("writable");
+        check(path, &["layer_1.safetensors", "truncated"]);
+    }
+
+    let encoder = saes("circuit-tracer-clt/W_enc_1.safetensors");
+    saes("circuit-tracer-clt/config.yaml");
+    check(&encoder, &["W_dec_1.safetensors"]);
+    let decoder = saes("circuit-tracer-clt/W_dec_1.safetensors");
+    check(&decoder, &["not an SAE of a known format", "W_enc_N"]);
+    std::fs::copy(&encoder, &decoder).expect("writable");
+    check(&encoder, &["no tensor `W_dec_1`"]);
+    // Of another block than its tensors.
+    let other = encoder.with_file_name("W_enc_2.safetensors");
+    std::fs::rename(&encoder, &other).expect("writable");
+    check(&other, &["no tensor `W_enc_2`"]);
+
+    let block = saes("gemma-scope-2-270m-pt/clt/width_16k_l0_small/params_layer_1.safetensors");
+    let last = block.with_file_name("params_layer_3.safetensors");
+    std::fs::rename(&block, &last).expect("writable");
+    check(&last, &["`w_dec`", "[40, 3, 24]", "more than 3"]);
 }
 
 #[test]

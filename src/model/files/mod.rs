@@ -17,7 +17,7 @@ use gguf_tools::sae::SaeFile;
 
 use crate::llama::HookedNode;
 use crate::picture::ImagePrep;
-use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, Site};
+use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, ShownRows, Site};
 
 use language_model::LanguageModel;
 pub(crate) use projector::{CheckedProjector, MAX_ATTENTION_SCORES, PictureViews, VisionShape};
@@ -285,7 +285,17 @@ impl Graph {
     /// # Errors
     /// A hook point that this model's graph does not show, or shows something else at.
     pub(crate) fn node(&self, hook_point: HookPoint) -> Result<HookedNode> {
-        let node = hook_point.node(&self.architecture, self.n_layers, self.n_deepstack)?;
+        hook_point.node(&self.architecture, self.n_layers, self.n_deepstack)?;
+        self.node_of_edits(hook_point).map(|(node, _)| node)
+    }
+
+    /// The node for edits, and which rows it shows: in the last block, those that need logits.
+    ///
+    /// # Errors
+    /// As [`Graph::node`].
+    pub(crate) fn node_of_edits(&self, hook_point: HookPoint) -> Result<(HookedNode, ShownRows)> {
+        let (node, rows) =
+            hook_point.node_of_edits(&self.architecture, self.n_layers, self.n_deepstack)?;
         let layer = hook_point.layer();
         let refused = |why: &str| {
             let shown = self.path.display();
@@ -321,7 +331,7 @@ impl Graph {
             Site::Z => self.width_of_z(layer)?,
         };
         let width = usize::try_from(width).map_err(|_| refused("has rows that are too long"))?;
-        Ok(HookedNode { node, width })
+        Ok((HookedNode { node, width }, rows))
     }
 
     /// Whether everything above a hook point depends on its rows alone.
@@ -379,7 +389,12 @@ impl Graph {
     /// Checks that the model shows a place where an SAE reads or writes, with rows of its width.
     fn check_place(&self, sae: &SaeFile, name: &str, does: &str, expected: usize) -> Result<()> {
         let hook_point = HookPoint::parse(name)?;
-        let HookedNode { width, .. } = self.node(hook_point).map_err(|error| {
+        // Of what a cross-layer transcoder writes in the last block, the rows that need logits are all that matters.
+        let node = match sae.meta.hook_names_out.len() > 1 && does == "writes" {
+            true => self.node_of_edits(hook_point).map(|(node, _)| node),
+            false => self.node(hook_point),
+        };
+        let HookedNode { width, .. } = node.map_err(|error| {
             let what = format!(
                 "`{}` does not fit this model: {error}",
                 sae.path().display()

@@ -8,7 +8,7 @@ use crate::prompt::Prompt;
 use crate::run::reading::Goal;
 use crate::run::shortcuts::Shortcut;
 use crate::steering::Steering;
-use crate::{HookPoint, Result};
+use crate::{Error, HookPoint, Result, ShownRows};
 
 impl Engine {
     /// How these runs are computed, which are all that there will be.
@@ -155,8 +155,26 @@ impl Engine {
         saes.into_iter().chain(streams).collect()
     }
 
+    /// Refuses editors where not all rows come.
+    fn check_editors(&self, requests: &[Request]) -> Result<()> {
+        let editors = requests.iter().flat_map(|request| &request.editors);
+        let mut places = editors.flat_map(|editor| [editor.read, editor.write]);
+        let shows_all = |place| {
+            let site = self.model.site(place)?;
+            match site.shown_rows {
+                ShownRows::All => Ok(()),
+                ShownRows::Output => Err(Error::invalid(format!(
+                    "cannot edit `{place}` with a function: in the model's last layer, llama.cpp keeps only the rows that need logits"
+                ))
+                .with_hint("use an earlier layer")),
+            }
+        };
+        places.try_for_each(shows_all)
+    }
+
     /// Hooks what these runs need, and what is kept of their prompts.
     pub(in crate::run) fn hook_all(&mut self, requests: &[Request]) -> Result<()> {
+        self.check_editors(requests)?;
         let mut places = self.sites_of(requests);
         if self.may_share(requests) || self.may_remember(requests) {
             places.extend(self.kept_places(requests));
@@ -167,6 +185,7 @@ impl Engine {
     /// Hooks what a further run needs, and what is kept of its prompt.
     pub(super) fn hook(&mut self, request: &Request) -> Result<()> {
         let requests = std::slice::from_ref(request);
+        self.check_editors(requests)?;
         let mut places = self.sites_of(requests);
         if self.may_remember(requests) {
             places.extend(self.kept_places(requests));
