@@ -20,6 +20,7 @@ mod control;
 mod control_vector;
 mod conversion;
 mod convert_sae;
+mod cross_layer;
 mod engine;
 mod explain;
 mod explain_page;

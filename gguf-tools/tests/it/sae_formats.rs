@@ -159,6 +159,7 @@ fn files_of_blocks() {
     check(&plain, &["`blocks.1.hook_mlp_out` twice"]);
     with_config("version https://git-lfs.github.com/spec/v1\n");
     check(&plain, &["Git LFS pointer"]);
+    with_config("model_name: google/gemma-2-2b\n");
     let skip = saes("circuit-tracer-jumprelu-skip/layer_1.safetensors");
     for path in [&plain, &skip] {
         let bytes = std::fs::read(path).expect("readable");

@@ -157,6 +157,49 @@ fn an_saes_files_are_those_of_its_folder() {
     );
 }
 
+/// Transcoders with a file for each block are at the path of that file.
+#[test]
+fn files_of_one_block_come_with_what_belongs_to_them() {
+    let mirror = mirror(Repo::default().with_dir("", &fixture("transcoders/saes")));
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let snapshot = hub(&mirror, dir.path()).snapshot(&"org/model".parse().expect("right"), "main");
+    let snapshot = snapshot.expect("there");
+    let check = |address: &str, expected: &[&str]| {
+        let address = format!("org/model/{address}").parse().expect("an address");
+        let files = snapshot.sae_files(&address).expect("they are there");
+        let names: Vec<_> = files.iter().map(|file| &*file.path).collect();
+        assert_eq!(names, expected);
+    };
+    check(
+        "circuit-tracer/layer_1.safetensors",
+        &[
+            "circuit-tracer/config.yaml",
+            "circuit-tracer/layer_1.safetensors",
+        ],
+    );
+    check(
+        "circuit-tracer-clt/W_enc_1.safetensors",
+        &[
+            "circuit-tracer-clt/W_dec_1.safetensors",
+            "circuit-tracer-clt/W_enc_1.safetensors",
+            "circuit-tracer-clt/config.yaml",
+        ],
+    );
+    let clt = "gemma-scope-2-270m-pt/clt/width_16k_l0_small/params_layer_1.safetensors";
+    check(clt, &[clt]);
+    let folder = "org/model/circuit-tracer".parse().expect("an address");
+    let error = snapshot
+        .sae_files(&folder)
+        .expect_err("a folder of several");
+    assert!(
+        error
+            .hint()
+            .expect("a way out")
+            .contains("`layer_1.safetensors`"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_is_no_sae_is_refused_before_it_is_fetched() {
     let mirror = mirror(
