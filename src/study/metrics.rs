@@ -4,17 +4,18 @@
 //! As there, the rows of special tokens ([`Model::is_special`](crate::llama::Model::is_special)) do
 //! not count.
 
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+mod editors;
 
-use crate::llama::{AddBos, Edited};
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError};
+
+use self::editors::{Reconstruction, Recorder, Substitute, Substitution, Targets};
+use crate::llama::AddBos;
 use crate::model::Session;
 use crate::prompt::Prompt;
-use crate::run::{Editor, EditorAt, Keep, Request, RunOptions, Scored, Trace, is_scored_as_read};
+use crate::run::{EditorAt, Keep, Request, RunOptions, Scored, Trace, is_scored_as_read};
 use crate::study::pictures::contexts;
-use crate::{
-    Activations, CancelFlag, Decoder, Encoder, Error, Kinds, Result, Sae, Token, TokenKind,
-};
+use crate::{Activations, CancelFlag, Decoder, Error, Kinds, Result, TokenKind};
 
 /// Tokens of a context that texts are cut into, `SAELens`' default; the first one begins a text.
 pub const TEXT_CONTEXT: usize = 128;
@@ -179,39 +180,6 @@ impl Metrics {
     }
 }
 
-/// The rows that a transcoder is to reconstruct, `[n_rows, d_out]`; none with other SAEs, of which they are those that it
-/// reads.
-type Targets = Arc<Mutex<Vec<f32>>>;
-
-/// Keeps the rows where a transcoder writes.
-struct Recorder(Targets);
-
-impl Recorder {
-    /// The editor of a transcoder, and what it will have seen; none for other SAEs.
-    fn of(sae: &Sae) -> (Option<EditorAt>, Targets) {
-        let targets = Targets::default();
-        let place = sae.outputs()[0];
-        let editor = sae.meta().is_transcoder().then(|| EditorAt {
-            read: place,
-            write: place,
-            editor: Box::new(Self(Arc::clone(&targets))),
-        });
-        (editor, targets)
-    }
-}
-
-impl Editor for Recorder {
-    fn read(&mut self, rows: &[f32], _: &[Token]) -> Result<()> {
-        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        targets.extend_from_slice(rows);
-        Ok(())
-    }
-
-    fn write(&mut self, _: &mut [f32], _: &[Token]) -> Result<Edited> {
-        Ok(Edited::No)
-    }
-}
-
 /// The rows of a prompt, the features of these kinds of them, and what a transcoder is to reconstruct.
 fn read(
     session: &mut Session,
@@ -233,57 +201,6 @@ fn read(
     let editors = recorder.into_iter().collect();
     let run = session.run_edited(prompt, options, editors, &mut |_| ControlFlow::Continue(()))?;
     Ok((run.trace, targets))
-}
-
-/// Puts something in the place of rows, to see how much the model loses.
-struct Substitute {
-    substitution: Substitution,
-    /// Tokens whose rows stay.
-    except: Vec<i32>,
-}
-
-enum Substitution {
-    /// The SAE's reconstruction.
-    Reconstruction(Box<Reconstruction>),
-    Zeros,
-}
-
-struct Reconstruction {
-    encoder: Encoder,
-    decoder: Decoder,
-    rows: Vec<f32>,           // that were read last, [n_rows, d_in]
-    activations: Activations, // of these
-}
-
-impl Editor for Substitute {
-    fn read(&mut self, rows: &[f32], _: &[Token]) -> Result<()> {
-        let Substitution::Reconstruction(with) = &mut self.substitution else {
-            return Ok(());
-        };
-        with.rows.clear();
-        with.rows.extend_from_slice(rows);
-        with.activations.clear();
-        with.encoder.encode(rows, &mut with.activations)
-    }
-
-    fn write(&mut self, rows: &mut [f32], tokens: &[Token]) -> Result<Edited> {
-        let width = rows.len() / tokens.len();
-        for (row_idx, (row, token)) in rows.chunks_exact_mut(width).zip(tokens).enumerate() {
-            if token.id.is_some_and(|id| self.except.contains(&id)) {
-                continue;
-            }
-            match &mut self.substitution {
-                Substitution::Reconstruction(with) => {
-                    let d_in = with.rows.len() / tokens.len();
-                    let read = &with.rows[row_idx * d_in..][..d_in];
-                    with.decoder
-                        .reconstruct(&with.activations, row_idx, read, row)?;
-                }
-                Substitution::Zeros => row.fill(0.0),
-            }
-        }
-        Ok(Edited::Yes)
-    }
 }
 
 /// Prompts that hold a text, in contexts of 128 tokens that each begin as a text does.
