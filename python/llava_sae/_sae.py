@@ -141,10 +141,16 @@ class SAE:
         enc = as_floats(enc, "W_enc", 2)
         d_in, d_sae = enc.shape
         hook_name_out, skip = given.of("hook_name_out", hook_name_out), given.of("W_skip", W_skip)
+        if hook_name_out == given.of("hook_name", hook_name):
+            hook_name_out = None  # an SAE of ours that is no transcoder
         if hook_name_out is not None:
             if architecture == "topk":
                 raise InvalidError("a transcoder of arrays with top-k is not supported")
-            words = [*(["jumprelu"] if threshold is not None else []), *(["skip"] if skip is not None else []), "transcoder"]
+            words = [
+                *(["jumprelu"] if threshold is not None else []),
+                *(["skip"] if skip is not None else []),
+                "transcoder",
+            ]
             architecture = "_".join(words)
         elif skip is not None or architecture.endswith("transcoder"):
             raise InvalidError("a transcoder has a `hook_name_out`", "such as `blocks.12.hook_mlp_out`")
