@@ -16,7 +16,8 @@ PARTS = ("image_ms", "prompt_ms", "generate_ms")
 
 def run(name: str, program: str, folder: str, picture: str) -> dict:
     environment = os.environ | ({"LLAVA_SAE_PROCESSOR": name} if name else {})
-    command = [program, "-q", "--json", "-d", folder, "-n", "48", "--steer", "11:-3", "--image-cache", "0", picture]
+    command = [program, "-q", "--json", "-d", folder, "-n", "48", "--steer", "11:-3", "--image-cache", "0"]
+    command += ["--prompt-cache", "0", picture]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)["timings"]
 
