@@ -13,6 +13,7 @@ use crate::bad_input::check;
 use crate::command_line::{stdout, text};
 use crate::fixture::{F32, Oracle, exact_options, relative_error};
 use crate::hook_points::{model, prompt, root, run, sae_with, worst_row};
+use crate::oracle::check_steered;
 
 const ARCHITECTURES: [&str; 2] = ["gpt2", "gptneox"];
 const WIDTH: usize = 32;
@@ -111,27 +112,9 @@ fn steering_is_that_of_transformer_lens() {
                 };
                 session.model().steering(vec![one]).expect("a feature")
             });
-            // Features are read one by one, and all of them.
-            for keep in [Keep::default(), Keep::ALL] {
-                let options = RunOptions {
-                    steering: steering.clone(),
-                    keep: Keep {
-                        logits: true,
-                        ..keep
-                    },
-                    max_tokens: number("max_tokens") as usize,
-                    ..RunOptions::default()
-                };
-                let run = run(&mut session, options);
-                let shown = format!("{architecture}/{name}");
-                let error = relative_error(&run.logits, &oracle.f32(&format!("{shown}/logits")));
-                assert!(error < F32, "{shown}: logits {error:.2e}");
-                assert_eq!(
-                    run.token_ids,
-                    oracle.ids(&format!("{shown}/ids")),
-                    "{shown}"
-                );
-            }
+            let shown = format!("{architecture}/{name}");
+            let max_tokens = number("max_tokens") as usize;
+            check_steered(&mut session, &oracle, &shown, steering.as_ref(), max_tokens);
         }
     }
 }

@@ -2,20 +2,17 @@
 //! (`tests/fixtures/make_transcoders.py`).
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use gguf_tools::gguf::{Gguf, Overwrite};
 use llava_sae_cpp::llama::Edited;
 use llava_sae_cpp::steering::{Change, Intervention};
-use llava_sae_cpp::{
-    Editor, EditorAt, FeatureId, HookPoint, Keep, Result, RunOptions, Step, Token,
-};
+use llava_sae_cpp::{Editor, EditorAt, FeatureId, HookPoint, Result, RunOptions, Step, Token};
 
 use crate::bad_input::check;
 use crate::command_line::{json, text};
-use crate::fixture::{F32, everything, exact_options, relative_error, temporary_root};
+use crate::fixture::{everything, exact_options, temporary_root};
 use crate::hook_points::{convert_sae, model, prompt, run, with_ubatch};
-use crate::oracle::check_activations;
+use crate::oracle::{check_activations, check_steered};
 use crate::transcoders::{WIDTH, fixtures, open, oracle, steered};
 
 /// Features of one layer of a cross-layer transcoder: read once, written at every layer from there to the last, where
@@ -47,29 +44,8 @@ fn cross_layer_features_are_written_at_each_layer() {
                 ("ablate", Change::ablate()),
             ] {
                 let steering = steered(&session, Intervention::new(feature, change));
-                for keep in [Keep::default(), Keep::ALL] {
-                    let options = RunOptions {
-                        steering: Some(Arc::clone(&steering)),
-                        keep: Keep {
-                            logits: true,
-                            ..keep
-                        },
-                        max_tokens,
-                        ..RunOptions::default()
-                    };
-                    let run = run(&mut session, options);
-                    let shown = format!("cross-layer/{architecture}/{kind}");
-                    let theirs = oracle.f32(&format!("{shown}/logits"));
-                    let error = relative_error(&run.logits, &theirs);
-                    println!("{shown}, ubatches of {n_ubatch}: {error:.1e}");
-                    // f32, as above.
-                    assert!(error < F32, "{shown}: logits {error:.2e}");
-                    assert_eq!(
-                        run.token_ids,
-                        oracle.ids(&format!("{shown}/ids")),
-                        "{shown}"
-                    );
-                }
+                let shown = format!("cross-layer/{architecture}/{kind}");
+                check_steered(&mut session, &oracle, &shown, Some(&steering), max_tokens);
             }
             let plain = RunOptions {
                 max_tokens,

@@ -1,24 +1,33 @@
 //! The two sets of shapes of Gemma 3 (`tests/fixtures/make_gemma3.py`).
 
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::PathBuf;
 
-use llava_sae_cpp::{
-    ImageEmbeddings, ModelFiles, Picture, Prompt, PromptForm, Run, Session, SessionOptions,
-};
+use llava_sae_cpp::{ImageEmbeddings, ModelFiles, Picture, Prompt, Session};
 
-use crate::fixture::{F32, Oracle, temporary_root};
-use crate::hook_points::{convert_sae, worst_row};
+use crate::fixture::{F32, temporary_root};
+use crate::hook_points::convert_sae;
+use crate::picture_set::{self, PictureSet};
 use crate::rewritten::rewritten;
+
+pub(crate) use crate::picture_set::{open, resid_post};
 
 /// The site of the residual stream, as Gemma Scope 2's folder is called.
 pub(crate) const RESID_POST: &str = "resid_post";
 /// How the names of prompts end that are run with a short window.
 const SHORT_WINDOW: &str = ", short window";
 
+const FAMILY: &str = "gemma3";
+
 /// A model, its projector and SAEs, and what transformers computes with them.
-pub(crate) struct Set {
-    pub(crate) name: &'static str,
-    pub(crate) oracle: Oracle,
+pub(crate) struct Set(PictureSet);
+
+impl Deref for Set {
+    type Target = PictureSet;
+
+    fn deref(&self) -> &PictureSet {
+        &self.0
+    }
 }
 
 impl Set {
@@ -27,8 +36,7 @@ impl Set {
     }
 
     pub(crate) fn named(name: &'static str) -> Self {
-        let oracle = Oracle::read(&root().join(name));
-        Self { name, oracle }
+        Self(PictureSet::named(FAMILY, name))
     }
 
     pub(crate) fn all() -> [Self; 2] {
@@ -45,15 +53,6 @@ impl Set {
         }
     }
 
-    pub(crate) fn number(&self, key: &str) -> usize {
-        self.oracle.json[key].as_u64().expect("a number") as usize
-    }
-
-    /// The layers at which runs are steered, and of which rows are known.
-    pub(crate) fn layers(&self) -> [usize; 2] {
-        [0, 1].map(|i| self.oracle.json["layers"][i].as_u64().expect("a number") as usize)
-    }
-
     /// An SAE of Gemma Scope 2, at its own hook point or at another.
     pub(crate) fn sae(&self, site: &str, hook: Option<&str>) -> PathBuf {
         let folder = format!(
@@ -62,7 +61,7 @@ impl Set {
         );
         let dir = tempfile::tempdir_in(temporary_root()).expect("a folder of our own");
         let target = dir.keep().join("sae.gguf");
-        convert_sae(&root().join(self.name).join(folder), &target, hook);
+        convert_sae(&self.dir().join(folder), &target, hook);
         target
     }
 
@@ -72,12 +71,7 @@ impl Set {
     }
 
     pub(crate) fn files_with(&self, sae: PathBuf) -> ModelFiles {
-        let dir = root().join(self.name);
-        ModelFiles {
-            model: dir.join("model.gguf"),
-            mmproj: Some(dir.join("mmproj.gguf")),
-            saes: vec![sae],
-        }
+        self.files_of(vec![sae])
     }
 
     /// Its files, as other tests use them.
@@ -94,32 +88,11 @@ impl Set {
         ModelFiles { model, ..files }
     }
 
-    pub(crate) fn case(&self, name: &str) -> &serde_json::Value {
-        &self.oracle.json["cases"][name]
-    }
-
     /// The prompts' names: those of the model as it is, and those of one with a short window.
     pub(crate) fn cases(&self) -> [Vec<String>; 2] {
-        let cases = self.oracle.json["cases"].as_object().expect("an object");
-        let names = cases.keys().cloned();
+        let names = self.case_names().map(str::to_owned);
         let (short, whole) = names.partition(|name| name.ends_with(SHORT_WINDOW));
         [whole, short]
-    }
-
-    pub(crate) fn prompt(&self, session: &Session, case_name: &str) -> Prompt {
-        let case = self.case(case_name);
-        let text = case["text"].as_str().expect("a text");
-        let form = match case["form"].as_str() {
-            Some("chat") => PromptForm::Chat,
-            _ => PromptForm::Raw,
-        };
-        let pictures = case["pictures"].as_array().expect("a list").iter();
-        let images: Vec<ImageEmbeddings> = pictures
-            .map(|name| image(session, name.as_str().expect("a name")))
-            .collect();
-        let images: Vec<&ImageEmbeddings> = images.iter().collect();
-        let prompt = session.prompt(text, form, &images);
-        prompt.expect("it is tokenised")
     }
 
     pub(crate) fn check_ids(&self, prompt: &Prompt, case: &str) {
@@ -134,33 +107,16 @@ impl Set {
             "{shown}"
         );
     }
-
-    /// The largest error of a row of the prompt at a hook point.
-    pub(crate) fn row_error(&self, run: &Run, case: &str, hook: &str) -> f64 {
-        let theirs = self.oracle.f32(&format!("{case}/{hook}/rows"));
-        let width = theirs.len() / self.oracle.ids(&format!("{case}/prompt_ids")).len();
-        worst_row(&run.trace.saes[0].residuals[..theirs.len()], &theirs, width)
-    }
 }
 
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3")
-}
-
-pub(crate) fn resid_post(layer: usize) -> String {
-    format!("blocks.{layer}.hook_resid_post")
+    picture_set::root(FAMILY)
 }
 
 pub(crate) fn picture(name: &str) -> Picture {
-    let path = root().join("pictures").join(format!("{name}.png"));
-    Picture::open(&path).expect("a committed file")
+    picture_set::picture(FAMILY, name)
 }
 
 pub(crate) fn image(session: &Session, name: &str) -> ImageEmbeddings {
-    let image = session.encode_image(&picture(name));
-    image.expect("the picture is encoded")
-}
-
-pub(crate) fn open(files: &ModelFiles, options: SessionOptions) -> Session {
-    Session::open(files, options).expect("it loads")
+    picture_set::image(session, FAMILY, name)
 }

@@ -51,6 +51,7 @@ mod other_files;
 mod others;
 mod page;
 mod passes;
+mod picture_set;
 mod pictures;
 mod places;
 mod preprocessing;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gguf_tools::gguf::TensorType;
-use llava_sae_cpp::steering::Positions;
+use llava_sae_cpp::steering::{Positions, Steering};
 use llava_sae_cpp::{
     Activations, EncoderOptions, EncoderWeights, Keep, Picture, Run, RunOptions, Sae, Session,
     TokenKind,
@@ -14,6 +14,7 @@ use llava_sae_cpp::{
 use crate::fixture::{
     F32, Fixture, IMAGE_EMBEDDINGS, Oracle, bound, image_rows, prompt, relative_error, steering,
 };
+use crate::hook_points;
 
 /// How far the worst row may be: with CUDA, 3 of 1248 were 3.6e-3 to 7e-3 off, all in one picture, and all
 /// others at most 2.2e-3; why those were is not known.
@@ -137,6 +138,37 @@ pub(crate) fn check_activations(sae: &Sae, run: &Run, expected: &[f32], name: &s
     }
     let error = relative_error(&ours, &theirs);
     assert!(error < F32, "{name}: activations {error:.2e}");
+}
+
+/// Logits and greedy texts of a steered run, where features are read one by one and where all are, beside
+/// `{shown}/logits` and `{shown}/ids`.
+pub(crate) fn check_steered(
+    session: &mut Session,
+    oracle: &Oracle,
+    shown: &str,
+    steering: Option<&Arc<Steering>>,
+    max_tokens: usize,
+) {
+    for keep in [Keep::default(), Keep::ALL] {
+        let options = RunOptions {
+            steering: steering.cloned(),
+            keep: Keep {
+                logits: true,
+                ..keep
+            },
+            max_tokens,
+            ..RunOptions::default()
+        };
+        let run = hook_points::run(session, options);
+        let error = relative_error(&run.logits, &oracle.f32(&format!("{shown}/logits")));
+        println!("{shown}: {error:.1e}");
+        assert!(error < F32, "{shown}: logits {error:.2e}");
+        assert_eq!(
+            run.token_ids,
+            oracle.ids(&format!("{shown}/ids")),
+            "{shown}"
+        );
+    }
 }
 
 /// A device adds products of an encoder in f16 in f32, as the processor does, which rounds rows to f16 besides: it

@@ -63,7 +63,7 @@ fn check_runs(set: &Set, n_ubatch: usize) {
     let max_tokens = set.number("max_tokens");
     let mut plain = open(&set.files_at(layer), with_ubatch(n_ubatch));
     let mut steered = open(&set.files_at(steered_layer), with_ubatch(n_ubatch));
-    for case in set.cases() {
+    for case in set.case_names() {
         let shown = format!("{}, {case}, ubatches of {n_ubatch}", set.name);
         let check = |run: &Run, logits: &str, ids: &str| {
             let theirs = set.oracle.f32(&format!("{case}/{logits}"));

@@ -16,7 +16,7 @@ use crate::command_line::text;
 use crate::fixture::{F32, Oracle, everything, exact_options, relative_error, temporary_root};
 use crate::gemma3_set::Set;
 use crate::hook_points::{convert_sae, model, prompt, root, run, sae_at, with_ubatch, worst_row};
-use crate::oracle::check_activations;
+use crate::oracle::{check_activations, check_steered};
 
 const OUT: &str = "blocks.1.hook_mlp_out";
 pub(crate) const WIDTH: usize = 32;
@@ -131,30 +131,8 @@ fn steering_is_that_of_transformers() {
             );
             for (kind, change) in changes(&oracle, &name) {
                 let steering = steered(&session, Intervention::new(feature, change));
-                // The feature is read by itself, and with all others.
-                for keep in [Keep::default(), Keep::ALL] {
-                    let options = RunOptions {
-                        steering: Some(Arc::clone(&steering)),
-                        keep: Keep {
-                            logits: true,
-                            ..keep
-                        },
-                        max_tokens,
-                        ..RunOptions::default()
-                    };
-                    let run = run(&mut session, options);
-                    let shown = format!("{name}/{kind}");
-                    let theirs = oracle.f32(&format!("{shown}/logits"));
-                    let error = relative_error(&run.logits, &theirs);
-                    println!("{shown}: {error:.1e}");
-                    // f32, as above.
-                    assert!(error < F32, "{shown}: logits {error:.2e}");
-                    assert_eq!(
-                        run.token_ids,
-                        oracle.ids(&format!("{shown}/ids")),
-                        "{shown}"
-                    );
-                }
+                let shown = format!("{name}/{kind}");
+                check_steered(&mut session, &oracle, &shown, Some(&steering), max_tokens);
             }
         }
     }
