@@ -62,10 +62,7 @@ pub(super) fn open(path: &Path, hook_name: Option<&str>) -> Result<Source> {
         &[_, d_in] => d_in,
         _ => d_out,
     };
-    let threshold = match weights.has(THRESHOLD) {
-        true => Some(weights.take_vector(THRESHOLD, d_sae)?),
-        false => None,
-    };
+    let threshold = weights.take_vector_if_any(THRESHOLD, d_sae)?;
     let source = Source {
         format: Format::CircuitTracer,
         architecture: match threshold {
@@ -128,10 +125,7 @@ pub(super) fn open_cross_layer(path: &Path, hook_name: Option<&str>) -> Result<S
     let name = |name: &str| format!("{name}_{layer}");
     let w_enc = weights.take(&name("W_enc"))?;
     let shape @ [d_sae, d_in] = decoder_shape(&w_enc, Layout::FeaturesInRows)?;
-    let threshold = match weights.has(&name("threshold")) {
-        true => Some(weights.take_vector(&name("threshold"), d_sae)?),
-        false => None,
-    };
+    let threshold = weights.take_vector_if_any(&name("threshold"), d_sae)?;
     let (b_enc, b_dec) = (name("b_enc"), name("b_dec"));
     let mut decoder = TensorFile::open(path.with_file_name(decoder_of(layer)))?;
     let w_dec = FeatureMatrix::of_parts(decoder.take(&name("W_dec"))?, d_sae, 0)?;

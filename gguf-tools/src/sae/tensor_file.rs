@@ -62,6 +62,21 @@ impl TensorFile {
         tensor.read_all()
     }
 
+    /// As [`Self::take_vector`]; none where there is no such tensor.
+    ///
+    /// # Errors
+    /// As [`Self::take_vector`], but for its absence.
+    pub(super) fn take_vector_if_any(
+        &mut self,
+        name: &str,
+        length: usize,
+    ) -> Result<Option<Vec<f32>>> {
+        match self.has(name) {
+            true => self.take_vector(name, length).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Refuses tensors that are left over: the SAE computes something that this program does not
     /// know of, whatever its configuration calls it.
     ///

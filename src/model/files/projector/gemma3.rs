@@ -6,7 +6,9 @@
 use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::BLOCK_COUNT;
-use super::header::{HAS_PROJECTOR, KEYS, MAX_GRID, PictureViews, VisionShape};
+use super::header::{
+    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, MAX_GRID, PictureViews, VisionShape,
+};
 use super::tensors::{POST_NORM, Sizes, Unchecked};
 use crate::Result;
 use crate::llama::ProjectorType;
@@ -29,7 +31,7 @@ pub(super) const IMAGE_PREPS: &[ImagePrep] = &[ImagePrep::Stretch];
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
-    for key in KEYS.iter().chain(OWN_KEYS) {
+    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES).chain(OWN_KEYS) {
         key.check(file, "clip")?;
     }
     let sizes = Sizes::read(file)?;

@@ -57,31 +57,24 @@ pub(super) const IMAGE_SIZE: &str = "clip.vision.image_size";
 pub(super) const PATCH_SIZE: &str = "clip.vision.patch_size";
 pub(super) const WIDTH: &str = "clip.vision.embedding_length";
 pub(super) const FFN_WIDTH: &str = "clip.vision.feed_forward_length";
+pub(super) const PROJECTION: &str = "clip.vision.projection_dim";
 pub(super) const HEAD_COUNT: &str = "clip.vision.attention.head_count";
 pub(super) const PINPOINTS: &str = "clip.vision.image_grid_pinpoints";
 pub(super) const MERGE_TYPE: &str = "clip.vision.mm_patch_merge_type";
 
-/// The keys that are read of a vision encoder with an `mlp` projector.
-pub(super) const KEYS: &[Key] = &[
+/// The keys that are read of vision encoders alike.
+pub(super) const COMMON_KEYS: &[Key] = &[
     Key::optional("general.name", Kind::Text),
     Key::optional("general.description", Kind::Text),
     Key::optional(TYPE, Kind::Text),
     Key::optional("clip.vision.projector_type", Kind::Text),
-    Key::optional(HAS_PROJECTOR, Kind::Flag),
     Key::required("clip.has_vision_encoder", Kind::True),
-    Key::optional("clip.has_audio_encoder", Kind::False),
-    Key::optional("clip.has_gen_audio_encoder", Kind::False),
-    Key::optional("clip.use_gelu", Kind::Flag),
-    Key::optional("clip.use_silu", Kind::Flag),
     Key::optional("clip.minicpmv_version", Kind::Int),
     Key::optional("clip.minicpmv_query_num", Kind::Count(0, MAX_I32)),
-    Key::required(IMAGE_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
-    Key::required(PATCH_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
     Key::required(WIDTH, Kind::Count(1, MAX_WIDTH)),
-    Key::required(FFN_WIDTH, Kind::Count(1, MAX_FFN_WIDTH)),
     Key::required(BLOCK_COUNT, Kind::Count(1, MAX_BLOCKS)),
     Key::optional(FEATURE_LAYER, Kind::Ints),
-    Key::required("clip.vision.projection_dim", Kind::Count(0, MAX_I32)),
+    Key::required(PROJECTION, Kind::Count(0, MAX_I32)),
     Key::required(HEAD_COUNT, Kind::Count(1, MAX_WIDTH)),
     Key::required(
         "clip.vision.attention.layer_norm_epsilon",
@@ -92,6 +85,29 @@ pub(super) const KEYS: &[Key] = &[
     Key::optional(PINPOINTS, Kind::Ints),
     Key::optional(MERGE_TYPE, Kind::Text),
 ];
+
+/// Those of an encoder of squares besides.
+pub(super) const KEYS_OF_SQUARES: &[Key] = &[
+    Key::optional(HAS_PROJECTOR, Kind::Flag),
+    Key::optional("clip.has_audio_encoder", Kind::False),
+    Key::optional("clip.has_gen_audio_encoder", Kind::False),
+    Key::optional("clip.use_gelu", Kind::Flag),
+    Key::optional("clip.use_silu", Kind::Flag),
+    Key::required(IMAGE_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
+    Key::required(PATCH_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
+    Key::required(FFN_WIDTH, Kind::Count(1, MAX_FFN_WIDTH)),
+];
+
+/// Checks the keys that follow from the width and the number of heads, where they are there.
+pub(super) fn check_head_keys(file: &Gguf, width: u32, n_heads: u32) -> Result<()> {
+    for (name, expected) in [
+        ("clip.vision.attention.head_count_kv", n_heads),
+        ("clip.vision.attention.head_dim", width / n_heads),
+    ] {
+        Key::optional(name, Kind::Count(expected, expected)).check(file, "clip")?;
+    }
+    Ok(())
+}
 
 impl Sizes {
     /// Reads them from a header whose keys have passed.
@@ -117,18 +133,7 @@ impl Sizes {
                 ),
             ));
         }
-        // Where these are there, they have to be what follows from the others.
-        Key::optional(
-            "clip.vision.attention.head_count_kv",
-            Kind::Count(n_heads, n_heads),
-        )
-        .check(file, "")?;
-        let d_head = width / n_heads;
-        Key::optional(
-            "clip.vision.attention.head_dim",
-            Kind::Count(d_head, d_head),
-        )
-        .check(file, "")?;
+        check_head_keys(file, width, n_heads)?;
         if width == d_ffn {
             return Err(broken(
                 file,

@@ -7,7 +7,9 @@
 use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::{Blocks, FEATURE_LAYER};
-use super::header::{KEYS, MERGE_TYPE, PINPOINTS, PictureViews, TYPE, VisionShape};
+use super::header::{
+    COMMON_KEYS, KEYS_OF_SQUARES, MERGE_TYPE, PINPOINTS, PictureViews, TYPE, VisionShape,
+};
 use super::say_once;
 use super::tensors::{self, Sizes};
 use super::tiles;
@@ -21,7 +23,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
     if file.get(TYPE).is_none() {
         edits.set(TYPE, "mlp"); // the first files, of 2023
     }
-    for key in KEYS {
+    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES) {
         key.check(file, "clip")?;
     }
     let sizes = Sizes::read(file)?;

@@ -6,10 +6,10 @@
 
 use gguf_tools::gguf::{Gguf, Value};
 
-use super::blocks::{BLOCK_COUNT, FEATURE_LAYER};
+use super::blocks::BLOCK_COUNT;
 use super::header::{
-    FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_WIDTH, MERGE_TYPE,
-    PATCH_SIZE, PINPOINTS, PictureViews, TYPE, VisionShape, WIDTH,
+    COMMON_KEYS, FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, PATCH_SIZE,
+    PROJECTION, PictureViews, VisionShape, WIDTH, check_head_keys,
 };
 use super::other::without_sound;
 use super::tensors::Unchecked;
@@ -32,37 +32,16 @@ const MAX_POSITIONS: u32 = 256;
 
 const MIN_PIXELS: &str = "clip.vision.image_min_pixels";
 const MAX_PIXELS: &str = "clip.vision.image_max_pixels";
-const PROJECTION: &str = "clip.vision.projection_dim";
 const WINDOW_PATTERN: &str = "clip.vision.n_wa_pattern";
 
 const KEYS: &[Key] = &[
-    Key::optional("general.name", Kind::Text),
-    Key::optional("general.description", Kind::Text),
-    Key::optional(TYPE, Kind::Text),
-    Key::optional("clip.vision.projector_type", Kind::Text),
-    Key::required("clip.has_vision_encoder", Kind::True),
     Key::optional("clip.has_audio_encoder", Kind::Flag),
     Key::optional("clip.has_gen_audio_encoder", Kind::Flag),
-    Key::optional("clip.minicpmv_version", Kind::Int),
-    Key::optional("clip.minicpmv_query_num", Kind::Count(0, MAX_I32)),
     Key::required(IMAGE_SIZE, Kind::Count(1, MAX_PATCH_SIZE * MAX_POSITIONS)),
     Key::required(PATCH_SIZE, Kind::Count(1, MAX_PATCH_SIZE)),
-    Key::required(WIDTH, Kind::Count(1, MAX_WIDTH)),
     // The first converters wrote 0, and the later ones the language model's width for Qwen2-VL; tensors say it.
     Key::required(FFN_WIDTH, Kind::Count(0, MAX_FFN_WIDTH)),
-    Key::required(BLOCK_COUNT, Kind::Count(1, MAX_BLOCKS)),
-    Key::required(PROJECTION, Kind::Count(0, MAX_I32)),
-    Key::required(HEAD_COUNT, Kind::Count(1, MAX_WIDTH)),
-    Key::required(
-        "clip.vision.attention.layer_norm_epsilon",
-        Kind::Positive(1.0),
-    ),
-    Key::required("clip.vision.image_mean", Kind::Three),
-    Key::required("clip.vision.image_std", Kind::ThreePositive),
     Key::optional("clip.vision.spatial_merge_size", Kind::Count(MERGE, MERGE)),
-    Key::optional(FEATURE_LAYER, Kind::Ints),
-    Key::optional(PINPOINTS, Kind::Ints),
-    Key::optional(MERGE_TYPE, Kind::Text),
     Key::optional(MIN_PIXELS, Kind::Count(1, MAX_I32)),
     Key::optional(MAX_PIXELS, Kind::Count(1, MAX_I32)),
 ];
@@ -99,7 +78,7 @@ pub(super) fn check(
         ProjectorType::Qwen25Vl => SILU,
         _ => TANH_GELU,
     };
-    for key in KEYS.iter().chain(own_keys) {
+    for key in COMMON_KEYS.iter().chain(KEYS).chain(own_keys) {
         key.check(file, "clip")?;
     }
     let resizing = resizing(file, projector, check_heads(file)?)?;
@@ -122,13 +101,7 @@ fn check_heads(file: &Gguf) -> Result<u32> {
         );
         return Err(broken(file, what));
     }
-    let d_head = width / n_heads;
-    for (name, expected) in [
-        ("clip.vision.attention.head_count_kv", n_heads),
-        ("clip.vision.attention.head_dim", d_head),
-    ] {
-        Key::optional(name, Kind::Count(expected, expected)).check(file, "clip")?;
-    }
+    check_head_keys(file, width, n_heads)?;
     Ok(n_heads)
 }
 
