@@ -247,11 +247,9 @@ fn convert_sae(
     let mut bar = progress::byte_bar("SAE", verbosity, cancel.clone());
     let made = sae::convert_published(source.path, target, &options, source.published, &mut bar)?;
     say(verbosity, &made.report);
-    let names = std::iter::once(&made.meta.hook_name).chain(&made.meta.hook_names_out);
-    let unknown = names
-        .map(|name| HookPoint::parse(name))
-        .find_map(Result::err);
-    unknown.map_or(Ok(()), Err).map_err(|error| {
+    let mut names = std::iter::once(&made.meta.hook_name).chain(&made.meta.hook_names_out);
+    let known = names.try_for_each(|name| HookPoint::parse(name).map(drop));
+    known.map_err(|error| {
         let hint = error.hint().unwrap_or_default().to_owned();
         error
             .of_kind(ErrorKind::HookPointMissing)

@@ -203,8 +203,8 @@ impl Picture {
     }
 
     /// The picture as `size` × `size` RGB pixels, `[size, size, 3]`; of tiles, the overview that comes with them, and
-    /// of pictures with sides of their own, what a square of this size is scaled to. Scaling is Pillow's bicubic filter, and its bilinear one to stretch, as in transformers; a picture of that
-    /// size stays as it is.
+    /// of pictures with sides of their own, what a square of this size is scaled to. Scaling is Pillow's bicubic filter,
+    /// and its bilinear one to stretch, as in transformers; a picture of that size stays as it is.
     ///
     /// # Errors
     /// A picture that is too long and narrow.
