@@ -42,16 +42,8 @@ if ! can_have_debian; then
 fi
 root=$PWD/target/debian-13
 debian trixie "$root" python3,python3-venv
-# Packages are fetched here, this one among them: that root needs no network.
-rm -f "$work"/downloads/llava_sae-*
 # shellcheck disable=SC2086 # a list of words
-"$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
-rm -rf "$root/check"
-mkdir -p "$root/check/tests" "$root/check/assets"
-cp -r python "$root/check/python"
-rm -rf "$root/check/python/llava_sae"
-cp -r assets/pictures "$root/check/assets"
-cp -r tests/fixtures "$root/check/tests"
+with_python_tests "$root" "$work/tools/bin/pip" "$work/downloads" "$wheel" $tests
 # shellcheck disable=SC2016,SC2086 # the inner shell's own; a list of words
 in_debian "$root" "$PWD/$work/downloads:/downloads" -- XDG_CACHE_HOME=/tmp/cache sh -eu -c '
     rm -rf /venv && python3 -m venv /venv

@@ -25,17 +25,10 @@ done
 
 debian trixie "$root" python3,python3-venv
 tests="pytest scipy pandas pillow safetensors"
-# Packages are fetched here: that root needs no network.
-rm -f "$work"/downloads/llava_sae-*
 # shellcheck disable=SC2086 # a list of words
-"$work/tools/bin/pip" download -q -d "$work/downloads" --only-binary :all: --python-version 3.13 "$wheel" $tests
-rm -rf "$root/check"
-mkdir -p "$root/check/tests" "$root/check/assets" "$root/check/archive"
-cp -r python "$root/check/python"
-rm -rf "$root/check/python/llava_sae"
+with_python_tests "$root" "$work/tools/bin/pip" "$work/downloads" "$wheel" $tests
+mkdir "$root/check/archive"
 cp scripts/release/first.sh scripts/release/tests.sh "$root/check"
-cp -r assets/pictures "$root/check/assets"
-cp -r tests/fixtures "$root/check/tests"
 tar -x -C "$root/check/archive" --strip-components=1 -f "$archive"
 inside() { in_debian "$root" "$work/downloads:/downloads" "$@"; }
 

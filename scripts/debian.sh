@@ -32,3 +32,18 @@ in_debian() {
         exec chroot "$root" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
     ' sh "$@"
 }
+
+# with_python_tests ROOT PIP DOWNLOADS WHEEL PACKAGES...: puts Python's tests and what they read into ROOT/check of a Debian
+# 13, and the wheel and what it and they need, by these packages' names, into DOWNLOADS: that root needs no network.
+with_python_tests() {
+    check=$1/check pip=$2 downloads=$3
+    shift 3
+    rm -f "$downloads"/llava_sae-*
+    "$pip" download -q -d "$downloads" --only-binary :all: --python-version 3.13 "$@"
+    rm -rf "$check"
+    mkdir -p "$check/tests" "$check/assets"
+    cp -r python "$check/python"
+    rm -rf "$check/python/llava_sae"
+    cp -r assets/pictures "$check/assets"
+    cp -r tests/fixtures "$check/tests"
+}
