@@ -1,13 +1,24 @@
 //! Models with projectors of a family that sees, and what transformers computes with them: a folder a set of shapes.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    ImageEmbeddings, ModelFiles, Picture, Prompt, PromptForm, Run, Session, SessionOptions,
+    ImageEmbeddings, Keep, ModelFiles, Picture, Prompt, PromptForm, Run, RunOptions, Session,
+    SessionOptions,
 };
 
-use crate::fixture::Oracle;
-use crate::hook_points::worst_row;
+use crate::fixture::{Oracle, bound, everything, exact_options, relative_error, steering};
+use crate::hook_points::{with_ubatch, worst_row};
+use crate::oracle::check_activations;
+
+/// The prompts of which rows at one site are known (`ROWS_CASES` in `picture_runs.py`).
+const ROWS_CASES: [&str; 3] = ["wide", "two", "text"];
+/// The prompt of which rows at every site are known.
+const SITES_CASE: &str = "wide";
+/// There is no GELU in Llama's, Qwen2's and Qwen3's language models, so they are computed in f32 throughout.
+pub(crate) const LANGUAGE_MODEL: f64 = bound(1e-4, 1e-3, 2e-3);
 
 /// A model and its projector, and what transformers computes with them.
 pub(crate) struct PictureSet {
@@ -106,4 +117,97 @@ pub(crate) fn resid_post(layer: usize) -> String {
 
 pub(crate) fn open(files: &ModelFiles, options: SessionOptions) -> Session {
     Session::open(files, options).expect("it loads")
+}
+
+/// Ids, rows at the upper layer, features, logits and texts of all prompts, and texts that are steered at the lower one.
+pub(crate) fn check_runs(
+    set: &PictureSet,
+    files_at: &dyn Fn(usize) -> ModelFiles,
+    n_ubatch: usize,
+) {
+    let [steered_layer, layer] = set.layers();
+    let max_tokens = set.number("max_tokens");
+    let mut plain = open(&files_at(layer), with_ubatch(n_ubatch));
+    let mut steered = open(&files_at(steered_layer), with_ubatch(n_ubatch));
+    for case in set.case_names() {
+        let shown = format!("{}, {case}, ubatches of {n_ubatch}", set.name);
+        let check = |run: &Run, logits: &str, ids: &str| {
+            let theirs = set.oracle.f32(&format!("{case}/{logits}"));
+            let error = relative_error(&run.logits, &theirs);
+            println!("{shown}: {logits} {error:.1e}");
+            assert!(error < LANGUAGE_MODEL, "{shown}: {logits} {error:.2e}");
+            let ids = set.oracle.ids(&format!("{case}/{ids}"));
+            assert_eq!(run.token_ids, ids, "{shown}");
+        };
+        let prompt = set.prompt(&plain, case);
+        let image_pad = set.number("image_pad") as i32;
+        let ids = prompt
+            .tokens()
+            .iter()
+            .map(|token| token.id.unwrap_or(image_pad));
+        assert_eq!(
+            ids.collect::<Vec<_>>(),
+            set.oracle.ids(&format!("{case}/prompt_ids")),
+            "{shown}"
+        );
+        let run = plain.run(&prompt, everything(max_tokens)).expect("it runs");
+        if ROWS_CASES.contains(&case) {
+            let hook = resid_post(layer);
+            let error = set.row_error(&run, case, &hook);
+            println!("{shown}: rows {error:.1e}");
+            assert!(error < LANGUAGE_MODEL, "{shown}: rows {error:.2e}");
+            let acts = set.oracle.f32(&format!("{case}/{hook}/acts"));
+            check_activations(plain.sae(), &run, &acts, &shown);
+        }
+        check(&run, "logits", "greedy_ids");
+        let strength = set.case(case)["strength"].as_f64().expect("a number") as f32;
+        let feature = set.number("feature");
+        // Texts without pictures are steered everywhere, which a control vector could do.
+        let at = match case {
+            "text" => Positions::ALL,
+            _ => Positions::IMAGE,
+        };
+        let options = RunOptions {
+            steering: Some(steering(&mut steered, feature, strength, at)),
+            ..everything(max_tokens)
+        };
+        let run = steered.run(&prompt, options.clone()).expect("it runs");
+        check(&run, "steered_logits", "steered_ids");
+        let logits_alone = RunOptions {
+            steering: options.steering.clone(),
+            max_tokens,
+            keep: Keep {
+                logits: true,
+                ..Keep::default()
+            },
+            ..RunOptions::default()
+        };
+        let run = steered.run(&prompt, logits_alone).expect("it runs");
+        check(&run, "steered_logits", "steered_ids");
+        // The second shares what the first computes below the hook, if everything above depends on that alone.
+        let both = vec![everything(max_tokens), options];
+        let both = steered.run_side_by_side(&prompt, both, &mut |_, _| ControlFlow::Continue(()));
+        let both = both.expect("they run");
+        check(&both[0], "logits", "greedy_ids");
+        check(&both[1], "steered_logits", "steered_ids");
+    }
+}
+
+/// Rows behind each block but the last, and at the other sites of the upper layer.
+pub(crate) fn check_sites(set: &PictureSet, files_with: &dyn Fn(&str, usize) -> ModelFiles) {
+    let [_, upper] = set.layers();
+    let others = ["hook_mlp_out", "hook_attn_out", "attn.hook_z"];
+    let others = others.map(|site| format!("blocks.{upper}.{site}"));
+    let streams = (0..set.number("n_layers") - 1).map(resid_post);
+    for hook in streams.chain(others) {
+        let theirs = set.oracle.f32(&format!("{SITES_CASE}/{hook}/rows"));
+        let n_rows = set.oracle.ids(&format!("{SITES_CASE}/prompt_ids")).len();
+        let width = theirs.len() / n_rows;
+        let mut session = open(&files_with(&hook, width), exact_options());
+        let prompt = set.prompt(&session, SITES_CASE);
+        let run = session.run(&prompt, everything(0)).expect("it runs");
+        let error = set.row_error(&run, SITES_CASE, &hook);
+        println!("{}, {hook}: {error:.1e}", set.name);
+        assert!(error < LANGUAGE_MODEL, "{}, {hook}: {error:.2e}", set.name);
+    }
 }
