@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use gguf_tools::gguf::TensorType;
 
-/// Converts checkpoints of LLaVA and Gemma 3 and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
+/// Converts checkpoints of LLaVA, Gemma 3, SmolVLM and InternVL and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
 #[derive(Parser)]
 #[command(
     version,
@@ -27,7 +27,7 @@ pub(super) enum Command {
     Show(ShowArguments),
 }
 
-/// Convert a Hugging Face folder of a LLaVA, a LLaVA-NeXT or a Gemma 3 to a model and a projector
+/// Convert a Hugging Face folder of a LLaVA, Gemma 3, SmolVLM or InternVL to a model and a projector
 #[derive(Args)]
 #[command(after_help = "Examples:
   gguf-tools llava llava-gemma-2b/ -o models/

@@ -149,9 +149,15 @@ impl Checkpoint {
 ///
 /// Up to 4.51 a model was written as `language_model.model.layers…`, `language_model.lm_head…` and
 /// `vision_tower.vision_model.encoder…`; later ones have `model.` in front of each part instead,
-/// and 5 leaves out `vision_model.`.
+/// and 5 leaves out `vision_model.`. Idefics3's and SmolVLM's are `text_model` and `vision_model`.
 fn plain_name(name: &str) -> String {
     let name = name.strip_prefix("model.").unwrap_or(name);
+    if let Some(text) = name.strip_prefix("text_model.") {
+        return format!("language_model.{text}");
+    }
+    if let Some(vision) = name.strip_prefix("vision_model.") {
+        return format!("vision_tower.{vision}");
+    }
     if let Some(text) = name.strip_prefix("language_model.") {
         let text = text.strip_prefix("model.").unwrap_or(text);
         return match text {

@@ -1,4 +1,4 @@
-//! The language model's file: what llama.cpp's `gemma`, `gemma3` and `llama` architectures read.
+//! The language model's file: what llama.cpp's `gemma`, `gemma3`, `llama`, `qwen2` and `qwen3` architectures read.
 //!
 //! Keys and names follow `src/llama-arch.cpp`, `src/llama-model.cpp` and the architectures' files in
 //! `src/models/` of llama.cpp.
@@ -71,7 +71,6 @@ fn block(config: &TextConfig) -> Vec<BlockTensor> {
     } = *config;
     let d_q = config.n_heads * d_head;
     let d_kv = config.n_kv_heads * d_head;
-    let is_gemma3 = config.architecture == Architecture::Gemma3;
     let attention: [BlockTensor; 5] = [
         ("attn_norm", "input_layernorm", vec![d_model]),
         ("attn_q", "self_attn.q_proj", vec![d_q, d_model]),
@@ -79,9 +78,16 @@ fn block(config: &TextConfig) -> Vec<BlockTensor> {
         ("attn_v", "self_attn.v_proj", vec![d_kv, d_model]),
         ("attn_output", "self_attn.o_proj", vec![d_model, d_q]),
     ];
-    let norms: &[(&str, &str, usize)] = match is_gemma3 {
-        false => &[("ffn_norm", "post_attention_layernorm", d_model)],
-        true => &[
+    let norms: &[(&str, &str, usize)] = match config.architecture {
+        Architecture::Gemma | Architecture::Llama | Architecture::Qwen2 => {
+            &[("ffn_norm", "post_attention_layernorm", d_model)]
+        }
+        Architecture::Qwen3 => &[
+            ("attn_q_norm", "self_attn.q_norm", d_head),
+            ("attn_k_norm", "self_attn.k_norm", d_head),
+            ("ffn_norm", "post_attention_layernorm", d_model),
+        ],
+        Architecture::Gemma3 => &[
             ("attn_q_norm", "self_attn.q_norm", d_head),
             ("attn_k_norm", "self_attn.k_norm", d_head),
             ("post_attention_norm", "post_attention_layernorm", d_model),
@@ -147,6 +153,9 @@ pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTe
                 },
             );
         }
+        if config.architecture == Architecture::Qwen2 {
+            tensors.extend(biases(config, layer_idx));
+        }
     }
     tensors.push(outside("output_norm", "norm", &[config.d_model]));
     if has_output(config) {
@@ -157,6 +166,20 @@ pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTe
         ));
     }
     tensors
+}
+
+/// The biases of Qwen2's queries, keys and values.
+fn biases(config: &TextConfig, layer_idx: usize) -> [OutputTensor; 3] {
+    let d_kv = config.n_kv_heads * config.d_head;
+    let d_q = config.n_heads * config.d_head;
+    [("q", d_q), ("k", d_kv), ("v", d_kv)].map(|(part, width)| {
+        OutputTensor::new(
+            format!("blk.{layer_idx}.attn_{part}.bias"),
+            format!("{PREFIX}layers.{layer_idx}.self_attn.{part}_proj.bias"),
+            &[width],
+            TensorType::F32,
+        )
+    })
 }
 
 /// Whether the output matrix is in the file: llama.cpp's `gemma` has the embedding in its place.

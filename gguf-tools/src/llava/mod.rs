@@ -1,4 +1,4 @@
-//! A Hugging Face checkpoint of a LLaVA, a LLaVA-NeXT or a Gemma 3 becomes the two files that llama.cpp
+//! A Hugging Face checkpoint of a LLaVA, a LLaVA-NeXT, a Gemma 3, an Idefics3, a SmolVLM or an InternVL becomes the two files that llama.cpp
 //! runs.
 //!
 //! ```text
@@ -85,7 +85,7 @@ struct LanguageModel<'a> {
 /// The weights pass through in blocks of some megabytes, whatever the model's size.
 ///
 /// # Errors
-/// A checkpoint that is incomplete, malformed, or not a LLaVA, LLaVA-NeXT or Gemma 3; settings that llama.cpp does not
+/// A checkpoint that is incomplete, malformed, or of another family; settings that llama.cpp does not
 /// compute; an output file that exists; everything that reading and writing can meet;
 /// [`ErrorKind::Interrupted`]
 /// where `progress` asks for it. Nothing is left behind then: the files get their names when both are complete,
@@ -232,14 +232,14 @@ fn report(
             "{} run, since `vision_feature_layer` is {feature_layer}",
             vision.n_feature_layers
         ),
-        Tower::Siglip => "all run".to_owned(),
+        Tower::Siglip | Tower::InternVit => "all run".to_owned(),
     };
     let model_type = match model {
         Some(_) => format!("{} (language model) and ", options.model_type.name()),
         None => String::new(),
     };
     vec![
-        format!("read a {}: {model_line}", config.name()),
+        format!("read {}: {model_line}", config.one()),
         format!(
             "vision tower: {} of {} blocks of width {}, of which {run}",
             vision.tower.name(),
@@ -357,9 +357,9 @@ fn check_tensors(
             || vision::is_unused(&config.vision, name);
         if !known {
             return Err(Error::invalid(format!(
-                "{} does not belong in a {}",
+                "{} does not belong in {}",
                 stored.describe(),
-                config.name()
+                config.one()
             ))
             .with_hint("the checkpoint, or its `config.json`, is of another architecture"));
         }

@@ -1,5 +1,5 @@
 //! The image encoder's and projector's file: what llama.cpp's `mtmd` reads as a `clip` model with
-//! an `mlp` or a `gemma3` projector.
+//! an `mlp`, a `gemma3`, an `idefics3` or an `internvl` projector.
 //!
 //! Keys and names follow `tools/mtmd/clip-impl.h` and `tools/mtmd/clip.cpp` of llama.cpp. Of CLIP, only
 //! the layers that the projector's input goes through are stored, and no post-layernorm, which
@@ -8,6 +8,9 @@
 use super::config::{Config, Projector, ProjectorBias, Tower, VisionActivation, VisionConfig};
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
+
+/// Patches a side that become one row.
+const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
 
 /// Writes the encoder's hyperparameters.
 pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
@@ -21,7 +24,21 @@ pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
         }
         Projector::Gemma3 { pool } => {
             writer.set("clip.projector_type", "gemma3");
-            writer.set("clip.vision.projector.scale_factor", size(*pool));
+            writer.set(SCALE_FACTOR, size(*pool));
+        }
+        Projector::Idefics3 {
+            merge,
+            longest_edge,
+        } => {
+            writer.set("clip.projector_type", "idefics3");
+            writer.set(SCALE_FACTOR, size(*merge));
+            writer.set("clip.vision.preproc_image_size", size(*longest_edge));
+        }
+        Projector::InternVl { merge, n_tiles } => {
+            writer.set("clip.projector_type", "internvl");
+            writer.set(SCALE_FACTOR, size(*merge));
+            writer.set("clip.vision.preproc_min_tiles", size(n_tiles[0]));
+            writer.set("clip.vision.preproc_max_tiles", size(n_tiles[1]));
         }
     }
     writer.set("clip.use_gelu", vision.activation == VisionActivation::Gelu);
@@ -66,21 +83,43 @@ pub(super) fn tensors(config: &Config, matrices: TensorType) -> Vec<OutputTensor
     let mut tensors = embeddings(vision);
     for layer_idx in 0..vision.n_feature_layers {
         let name = |part: &str| format!("blk.{layer_idx}.{part}");
-        let source = |part: &str| format!("encoder.layers.{layer_idx}.{part}");
-        for (part, source_part) in [("ln1", "layer_norm1"), ("ln2", "layer_norm2")] {
+        let is_intern_vit = vision.tower == Tower::InternVit;
+        let (layers, norms, attention, out) = match is_intern_vit {
+            false => (
+                "layers",
+                ["layer_norm1", "layer_norm2"],
+                "self_attn",
+                "out_proj",
+            ),
+            true => (
+                "layer",
+                ["layernorm_before", "layernorm_after"],
+                "attention",
+                "projection_layer",
+            ),
+        };
+        let source = |part: &str| format!("encoder.{layers}.{layer_idx}.{part}");
+        for (part, source_part) in ["ln1", "ln2"].into_iter().zip(norms) {
             tensors.extend(norm(&name(part), &source(source_part), d_model));
         }
+        for (part, source_part) in [("ls1", "lambda_1"), ("ls2", "lambda_2")] {
+            if is_intern_vit {
+                let name = name(&format!("{part}.weight"));
+                tensors.push(vector(&name, &source(source_part), d_model));
+            }
+        }
+        let of_attention = |part: &str| format!("{attention}.{part}");
         for (part, source_part, shape) in [
-            ("attn_q", "self_attn.q_proj", [d_model, d_model]),
-            ("attn_k", "self_attn.k_proj", [d_model, d_model]),
-            ("attn_v", "self_attn.v_proj", [d_model, d_model]),
-            ("attn_out", "self_attn.out_proj", [d_model, d_model]),
-            ("ffn_up", "mlp.fc1", [d_ffn, d_model]),
-            ("ffn_down", "mlp.fc2", [d_model, d_ffn]),
+            ("attn_q", of_attention("q_proj"), [d_model, d_model]),
+            ("attn_k", of_attention("k_proj"), [d_model, d_model]),
+            ("attn_v", of_attention("v_proj"), [d_model, d_model]),
+            ("attn_out", of_attention(out), [d_model, d_model]),
+            ("ffn_up", "mlp.fc1".to_owned(), [d_ffn, d_model]),
+            ("ffn_down", "mlp.fc2".to_owned(), [d_model, d_ffn]),
         ] {
             tensors.extend(linear(
                 &format!("v.{}", name(part)),
-                &format!("vision_tower.{}", source(source_part)),
+                &format!("vision_tower.{}", source(&source_part)),
                 shape,
                 matrices,
             ));
@@ -146,6 +185,29 @@ fn embeddings(vision: &VisionConfig) -> Vec<OutputTensor> {
             );
             vec![patches, bias, positions(n_patches)]
         }
+        Tower::InternVit => {
+            let part = |name: &str, source: &str, shape: &[usize]| {
+                OutputTensor::new(
+                    format!("v.{name}"),
+                    format!("vision_tower.embeddings.{source}"),
+                    shape,
+                    TensorType::F32,
+                )
+            };
+            let kernel = [d_model, 3, patch, patch];
+            let projection = |part: &str| format!("patch_embeddings.projection.{part}");
+            vec![
+                part("class_embd", "cls_token", &[1, 1, d_model]),
+                part("patch_embd.weight", &projection("weight"), &kernel),
+                part("patch_embd.bias", &projection("bias"), &[d_model]),
+                // The class row's is the first.
+                part(
+                    "position_embd.weight",
+                    "position_embeddings",
+                    &[1, n_patches + 1, d_model],
+                ),
+            ]
+        }
     }
 }
 
@@ -195,6 +257,29 @@ fn projector(config: &Config, matrices: TensorType) -> Vec<OutputTensor> {
             );
             // Gemma multiplies by 1 + weight, llama.cpp by the weight.
             vec![norm.plus_one(), matrix]
+        }
+        Projector::Idefics3 { merge, .. } => vec![OutputTensor::matrix(
+            "mm.model.fc.weight".to_owned(),
+            "connector.modality_projection.proj.weight".to_owned(),
+            [d_text, d_model * merge.pow(2)],
+            matrices,
+        )],
+        Projector::InternVl { merge, .. } => {
+            let merged = d_model * merge.pow(2);
+            let source = |part: &str| format!("multi_modal_projector.{part}");
+            let norm = ["weight", "bias"].map(|kind| {
+                OutputTensor::new(
+                    format!("mm.model.mlp.0.{kind}"),
+                    source(&format!("layer_norm.{kind}")),
+                    &[merged],
+                    TensorType::F32,
+                )
+            });
+            let first = [d_text, merged];
+            let first = linear("mm.model.mlp.1", &source("linear_1"), first, matrices);
+            let second = [d_text, d_text];
+            let second = linear("mm.model.mlp.3", &source("linear_2"), second, matrices);
+            norm.into_iter().chain(first).chain(second).collect()
         }
     }
 }

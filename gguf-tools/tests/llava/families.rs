@@ -181,7 +181,7 @@ fn check_left_out(family: &str, spoil: impl Fn(&mut Checkpoint)) {
 
 #[test]
 fn language_models_of_other_kinds_are_left_out() {
-    check_left_out(VICUNA, set("/text_config/model_type", "qwen2".into()));
+    check_left_out(VICUNA, set("/text_config/model_type", "stablelm".into()));
     check_left_out(NEXT, set("/text_config/model_type", "phi3".into()));
     check_left_out(VICUNA, |c| c.tokenizer["model"]["type"] = "Unigram".into());
     check_left_out(GEMMA3, |c| {
@@ -200,7 +200,7 @@ fn language_models_of_other_kinds_are_left_out() {
 #[test]
 fn a_projector_alone_can_be_read() {
     let mut other = checkpoint(VICUNA);
-    set("/text_config/model_type", "qwen2".into())(&mut other);
+    set("/text_config/model_type", "stablelm".into())(&mut other);
     let dir = tempfile::tempdir().unwrap();
     other.write(dir.path());
     let made = convert_quietly(dir.path(), dir.path(), TensorType::F16).unwrap();
@@ -383,7 +383,7 @@ fn what_is_refused() {
     check_spoilt(checkpoint(VICUNA), linear, &["`convert_hf_to_gguf.py`"]);
     // The projector's rows have to have some width.
     let without_width = |c: &mut Checkpoint| {
-        c.config["text_config"] = json!({ "model_type": "qwen2" });
+        c.config["text_config"] = json!({ "model_type": "stablelm" });
     };
     check_spoilt(
         checkpoint(VICUNA),

@@ -49,6 +49,9 @@ pub(super) enum Family {
     Llava,
     LlavaNext,
     Gemma3,
+    Idefics3,
+    SmolVlm,
+    InternVl,
 }
 
 /// What stands between the vision tower and the language model.
@@ -61,6 +64,12 @@ pub(super) enum Projector {
     },
     /// Gemma 3's: the average of `pool` × `pool` patches, a norm, and one matrix.
     Gemma3 { pool: usize },
+    /// Idefics3's and SmolVLM's: `merge` × `merge` patches side by side, and one matrix; pictures are scaled to that
+    /// longest side, and cut into tiles.
+    Idefics3 { merge: usize, longest_edge: usize },
+    /// InternVL's: `merge` × `merge` patches side by side, a norm, and two linear layers; pictures are cut into so many
+    /// tiles, at least and at most.
+    InternVl { merge: usize, n_tiles: [usize; 2] },
 }
 
 /// Whether the projector's two layers have biases.
@@ -71,21 +80,32 @@ pub(super) enum ProjectorBias {
 }
 
 impl Family {
-    const ALL: [Self; 3] = [Self::Llava, Self::LlavaNext, Self::Gemma3];
+    const ALL: [Self; 6] = [
+        Self::Llava,
+        Self::LlavaNext,
+        Self::Gemma3,
+        Self::Idefics3,
+        Self::SmolVlm,
+        Self::InternVl,
+    ];
 
     fn model_type(self) -> &'static str {
         match self {
             Self::Llava => "llava",
             Self::LlavaNext => "llava_next",
             Self::Gemma3 => "gemma3",
+            Self::Idefics3 => "idefics3",
+            Self::SmolVlm => "smolvlm",
+            Self::InternVl => "internvl",
         }
     }
 
     /// The `model_type` of a language model that has none.
     fn default_text(self) -> &'static str {
         match self {
-            Self::Llava | Self::LlavaNext => "llama",
+            Self::Llava | Self::LlavaNext | Self::Idefics3 | Self::SmolVlm => "llama",
             Self::Gemma3 => "gemma3_text",
+            Self::InternVl => "qwen2",
         }
     }
 
@@ -93,6 +113,8 @@ impl Family {
         match self {
             Self::Llava | Self::LlavaNext => 32_000,
             Self::Gemma3 => 262_144,
+            Self::Idefics3 | Self::SmolVlm => 128_257,
+            Self::InternVl => 151_667,
         }
     }
 }
@@ -128,6 +150,16 @@ impl Config {
         Ok(config)
     }
 
+    /// The same with its article.
+    pub(super) fn one(&self) -> String {
+        let name = self.name();
+        let article = match name.starts_with(['A', 'E', 'I', 'O', 'U']) {
+            true => "an",
+            false => "a",
+        };
+        format!("{article} {name}")
+    }
+
     /// What such models are called.
     pub(super) fn name(&self) -> &'static str {
         match (self.family, &self.text) {
@@ -137,6 +169,9 @@ impl Config {
             (Family::Llava, _) => "LLaVA",
             (Family::LlavaNext, _) => "LLaVA-NeXT",
             (Family::Gemma3, _) => "Gemma 3",
+            (Family::Idefics3, _) => "Idefics3",
+            (Family::SmolVlm, _) => "SmolVLM",
+            (Family::InternVl, _) => "InternVL",
         }
     }
 }
@@ -153,6 +188,10 @@ struct RawConfig {
     image_grid_pinpoints: Option<Vec<Vec<usize>>>,
     /// Rows of an image of Gemma 3.
     mm_tokens_per_image: Option<usize>,
+    /// Patches a side that Idefics3 lays side by side.
+    scale_factor: Option<usize>,
+    /// What a side of InternVL's grid is multiplied by.
+    downsample_ratio: Option<f64>,
     image_token_index: Option<i64>,
     image_token_id: Option<i64>,
     tie_word_embeddings: Option<bool>,
@@ -182,6 +221,8 @@ impl RawConfig {
         let (vision, projector) = match family {
             Family::Llava | Family::LlavaNext => self.llava(family)?,
             Family::Gemma3 => self.gemma3()?,
+            Family::Idefics3 | Family::SmolVlm => self.idefics3()?,
+            Family::InternVl => self.internvl()?,
         };
         Ok(Config {
             family,
@@ -243,6 +284,54 @@ impl RawConfig {
         Ok((vision, Projector::Gemma3 { pool: grid / side }))
     }
 
+    /// `Idefics3Connector` of transformers.
+    fn idefics3(self) -> std::result::Result<(VisionConfig, Projector), String> {
+        let vision = self.vision_config.unwrap_or_default().check_idefics3()?;
+        let merge = self.scale_factor.unwrap_or(2);
+        check_merge("scale_factor", merge, &vision)?;
+        // As in all published checkpoints, unless the preprocessor says otherwise.
+        let longest_edge = 4 * vision.image_size;
+        Ok((
+            vision,
+            Projector::Idefics3 {
+                merge,
+                longest_edge,
+            },
+        ))
+    }
+
+    /// `InternVLModel` of transformers.
+    fn internvl(self) -> std::result::Result<(VisionConfig, Projector), String> {
+        for (value, key, supported) in [
+            (
+                &self.vision_feature_select_strategy,
+                "vision_feature_select_strategy",
+                "default",
+            ),
+            (&self.projector_hidden_act, "projector_hidden_act", "gelu"),
+        ] {
+            expect(value, key, supported, &[supported])?;
+        }
+        let vision = self.vision_config.unwrap_or_default().check_intern_vit()?;
+        let layers = self.vision_feature_layer.as_ref();
+        let layers = layers.map_or(&[-1][..], OneOrSeveral::as_slice);
+        if layers != [-1] {
+            return Err(format!(
+                "`vision_feature_layer` is {layers:?}, supported: -1"
+            ));
+        }
+        let ratio = self.downsample_ratio.unwrap_or(0.5);
+        let merge = (1.0 / ratio) as usize;
+        if merge as f64 * ratio != 1.0 {
+            return Err(format!(
+                "`downsample_ratio` is {ratio}, expected one by a whole number"
+            ));
+        }
+        check_merge("downsample_ratio", merge, &vision)?;
+        let n_tiles = [1, 12];
+        Ok((vision, Projector::InternVl { merge, n_tiles }))
+    }
+
     /// Checks that the config is not one of LLaVA's own code (github.com/haotian-liu/LLaVA), which
     /// names and splits weights in another way. There -200 marks an image's place among the tokens
     /// (`IMAGE_TOKEN_INDEX` in `llava/constants.py`).
@@ -275,4 +364,15 @@ impl RawConfig {
             _ => Ok(()),
         }
     }
+}
+
+/// Checks that a grid of patches can be laid together by `merge` a side.
+fn check_merge(key: &str, merge: usize, vision: &VisionConfig) -> std::result::Result<(), String> {
+    let grid = vision.grid();
+    if merge > 1 && grid.is_multiple_of(merge) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` lays {merge} × {merge} patches side by side, expected at least 2 and a divisor of the {grid} a side"
+    ))
 }

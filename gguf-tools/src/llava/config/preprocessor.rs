@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::checks::positive;
+use super::checks::{in_range, positive};
 use super::tiles::DEFAULT_PINPOINTS;
 use super::{Config, Family, Projector, VisionConfig};
 use crate::json_file::read_optional_json;
@@ -29,6 +29,8 @@ struct Rules {
     resample: (i64, &'static str),
     /// Besides those of all families.
     steps: &'static [Step],
+    /// The side of its defaults.
+    default_side: usize,
     /// Settings with sizes, with the ways to write the model's side and the default.
     sizes: &'static [(&'static str, &'static [Form], Form)],
 }
@@ -54,6 +56,7 @@ enum Form {
     ShortestEdge,
     Square,
     Number,
+    LongestEdge,
 }
 
 impl Form {
@@ -62,12 +65,10 @@ impl Form {
             Self::ShortestEdge => json!({ "shortest_edge": side }),
             Self::Square => json!({ "height": side, "width": side }),
             Self::Number => json!(side),
+            Self::LongestEdge => json!({ "longest_edge": side }),
         }
     }
 }
-
-/// The side of all processors' defaults.
-const DEFAULT_SIDE: usize = 224;
 
 /// The shortest side is scaled to the model's, and a square of it cut out; where pictures are cut into
 /// tiles, that is so for each.
@@ -104,6 +105,7 @@ impl Rules {
                         hint: "set it to false and have pictures padded at run time, which does the same",
                     },
                 ],
+                default_side: 224,
                 sizes: CROPPED,
             },
             Family::LlavaNext => Self {
@@ -118,6 +120,7 @@ impl Rules {
                         hint: OTHER_PIXELS,
                     },
                 ],
+                default_side: 224,
                 sizes: CROPPED,
             },
             Family::Gemma3 => Self {
@@ -128,6 +131,33 @@ impl Rules {
                     supported: &[false],
                     hint: "set it to false: Gemma 3 is published without it",
                 }],
+                default_side: 224,
+                sizes: &[("size", &[Form::Square, Form::Number], Form::Square)],
+            },
+            Family::Idefics3 | Family::SmolVlm => Self {
+                classes: &["Idefics3ImageProcessor", "SmolVLMImageProcessor"],
+                resample: (1, "Lanczos"),
+                steps: &[
+                    Step {
+                        key: "do_image_splitting",
+                        supported: &[true],
+                        hint: OTHER_PIXELS,
+                    },
+                    // It makes up sides and number of tiles where several pictures are in one batch.
+                    Step {
+                        key: "do_pad",
+                        supported: &[true, false],
+                        hint: OTHER_PIXELS,
+                    },
+                ],
+                default_side: 364,
+                sizes: &[("max_image_size", &[Form::LongestEdge], Form::LongestEdge)],
+            },
+            Family::InternVl => Self {
+                classes: &["GotOcr2ImageProcessor"],
+                resample: bicubic,
+                steps: &[],
+                default_side: 384,
                 sizes: &[("size", &[Form::Square, Form::Number], Form::Square)],
             },
         }
@@ -152,6 +182,7 @@ pub(super) fn read_preprocessor(dir: &Path, config: &mut Config) -> Result<()> {
     take_colours(&settings, &mut config.vision).map_err(refuse)?;
     check_steps(&settings, &rules).map_err(|(what, hint)| refuse(what).with_hint(hint))?;
     check_sizes(&settings, &rules, config.vision.image_size).map_err(refuse)?;
+    take_tiles(&settings, config).map_err(refuse)?;
     check_pinpoints(&settings, &config.projector).map_err(refuse)
 }
 
@@ -255,7 +286,7 @@ fn check_sizes(
     side: usize,
 ) -> std::result::Result<(), String> {
     for (key, forms, default) in rules.sizes {
-        let default = default.of(DEFAULT_SIDE);
+        let default = default.of(rules.default_side);
         let (value, absent) = match settings.get(*key) {
             Some(value) => (value, ""),
             None => (&default, " where it is missing"),
@@ -270,6 +301,58 @@ fn check_sizes(
     Ok(())
 }
 
+/// The most tiles of a picture of InternVL's: 12 in published checkpoints.
+const MAX_TILES: usize = 64;
+/// The most tiles along a side of Idefics3's: 4 in published checkpoints.
+const MAX_TILES_A_SIDE: usize = 8;
+
+/// Takes what Idefics3's and InternVL's tiles follow from.
+fn take_tiles(
+    settings: &Map<String, Value>,
+    config: &mut Config,
+) -> std::result::Result<(), String> {
+    let number = |key: &str, value: Option<&Value>, default| match value {
+        None => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| format!("`{key}` is {value}, expected a number")),
+    };
+    match &mut config.projector {
+        Projector::Idefics3 { longest_edge, .. } => {
+            const KEY: &str = "size";
+            let size = settings.get(KEY);
+            let edge = size.and_then(|size| size.get("longest_edge"));
+            if let (Some(size), None) = (size, edge) {
+                return Err(format!(
+                    "`{KEY}` is {size}, expected the longest edge: {}",
+                    Form::LongestEdge.of(*longest_edge)
+                ));
+            }
+            *longest_edge = number("size.longest_edge", edge, 4 * 364)?;
+            let most = (MAX_TILES_A_SIDE * config.vision.image_size).min(4096);
+            in_range("size.longest_edge", *longest_edge, most)
+        }
+        Projector::InternVl { n_tiles, .. } => {
+            for (key, n) in ["min_patches", "max_patches"]
+                .into_iter()
+                .zip(n_tiles.iter_mut())
+            {
+                *n = number(key, settings.get(key), *n)?;
+                in_range(key, *n, MAX_TILES)?;
+            }
+            let [least, most] = *n_tiles;
+            if least <= most {
+                return Ok(());
+            }
+            Err(format!(
+                "`min_patches` is {least}, more than `max_patches`, {most}"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks that pictures are cut into the tiles that the model expects.
 fn check_pinpoints(
     settings: &Map<String, Value>,
@@ -278,7 +361,7 @@ fn check_pinpoints(
     const KEY: &str = "image_grid_pinpoints";
     let tiles = match projector {
         Projector::Mlp { tiles, .. } => tiles.as_ref(),
-        Projector::Gemma3 { .. } => None,
+        _ => None,
     };
     let (expected, default) = match tiles {
         Some(tiles) => (json!(tiles.sizes()), json!(DEFAULT_PINPOINTS)),

@@ -60,7 +60,8 @@ impl RawRope {
         theta: f32,
         d_head: usize,
     ) -> std::result::Result<RopeScaling, String> {
-        self.check_type(&["default", "linear", "llama3"])?;
+        // A `dynamic` one changes nothing within the context that the file says.
+        self.check_type(&["default", "linear", "llama3", "dynamic"])?;
         let number = |key: &str, value: Option<f32>| {
             let key = format!("rope_scaling.{key}");
             let value = value.ok_or_else(|| format!("`{key}` is missing"))?;

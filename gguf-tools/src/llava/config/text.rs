@@ -93,6 +93,8 @@ pub(super) struct RawText {
     /// `None` where the key is missing, `Some(None)` where it is null: there is no window.
     #[serde(default, deserialize_with = "present")]
     sliding_window: Option<Option<usize>>,
+    /// Of Qwen's, which have a window where it is true.
+    use_sliding_window: Option<bool>,
     layer_types: Option<Vec<String>>,
     sliding_window_pattern: Option<usize>,
     #[serde(rename = "_sliding_window_pattern")]
@@ -212,6 +214,15 @@ impl RawText {
             }
             // llama.cpp has no window in a Llama: up to that length, there is no difference.
             (Architecture::Llama, Some(length)) => {
+                in_range("text_config.sliding_window", length, MAX_SIZE)?;
+                text.context_length = text.context_length.min(length);
+            }
+            // The same, where it is switched on.
+            (Architecture::Qwen2 | Architecture::Qwen3, _)
+                if self.use_sliding_window == Some(true) =>
+            {
+                let length = self.sliding_window.unwrap_or(Some(4096));
+                let length = length.unwrap_or(text.context_length);
                 in_range("text_config.sliding_window", length, MAX_SIZE)?;
                 text.context_length = text.context_length.min(length);
             }

@@ -8,6 +8,8 @@ pub(crate) enum Architecture {
     Gemma,
     Gemma3,
     Llama,
+    Qwen2,
+    Qwen3,
 }
 
 impl Architecture {
@@ -17,12 +19,14 @@ impl Architecture {
             Self::Gemma => "gemma",
             Self::Gemma3 => "gemma3",
             Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
     /// Gemma multiplies by 1 + weight in its norms, llama.cpp by the weight.
     pub(crate) fn is_gemma(self) -> bool {
-        self != Self::Llama
+        matches!(self, Self::Gemma | Self::Gemma3)
     }
 }
 
@@ -50,8 +54,8 @@ pub(super) struct TextFamily {
     pub(super) is_tied: bool,
 }
 
-/// `GemmaConfig`, `Gemma3TextConfig`, `LlamaConfig` and `MistralConfig` of transformers.
-pub(super) const FAMILIES: [TextFamily; 4] = [
+/// `GemmaConfig`, `Gemma3TextConfig`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers.
+pub(super) const FAMILIES: [TextFamily; 6] = [
     TextFamily {
         model_type: "gemma",
         architecture: Architecture::Gemma,
@@ -99,6 +103,13 @@ pub(super) const FAMILIES: [TextFamily; 4] = [
         sliding_window: Some(4096),
         ..LLAMA
     },
+    QWEN2,
+    TextFamily {
+        model_type: "qwen3",
+        architecture: Architecture::Qwen3,
+        d_head: Some(128),
+        ..QWEN2
+    },
 ];
 
 const LLAMA: TextFamily = TextFamily {
@@ -119,4 +130,17 @@ const LLAMA: TextFamily = TextFamily {
     eos_token_id: 2,
     pad_token_id: None,
     is_tied: false,
+};
+
+const QWEN2: TextFamily = TextFamily {
+    model_type: "qwen2",
+    architecture: Architecture::Qwen2,
+    vocab_size: 151_936,
+    d_ffn: 22016,
+    n_kv_heads: Some(32),
+    context_length: 32768,
+    // Those of the published tokenizers; the config has none.
+    bos_token_id: 151_643,
+    eos_token_id: 151_645,
+    ..LLAMA
 };

@@ -35,6 +35,8 @@ pub(crate) enum Tower {
     },
     /// With biases of patches, no class row, and a norm behind all blocks.
     Siglip,
+    /// InternVL's: with biases of patches, a class row, factors behind attention and MLP, and no norm behind all blocks.
+    InternVit,
 }
 
 impl Tower {
@@ -42,6 +44,7 @@ impl Tower {
         match self {
             Self::Clip { .. } => "CLIP",
             Self::Siglip => "SigLIP",
+            Self::InternVit => "InternViT",
         }
     }
 }
@@ -56,7 +59,12 @@ pub(crate) enum VisionActivation {
 
 /// What transformers' config class has for defaults.
 struct Defaults {
-    model_type: &'static str,
+    model_types: &'static [&'static str], // the default in front
+    d_model: usize,
+    d_ffn: usize,
+    n_layers: usize,
+    n_heads: usize,
+    image_size: usize,
     patch_size: usize,
     layer_norm_eps: f32,
     activations: &'static [&'static str], // the default in front
@@ -66,7 +74,12 @@ struct Defaults {
 
 /// `CLIPVisionConfig`, with the mean and deviation of `CLIPImageProcessor`.
 const CLIP: Defaults = Defaults {
-    model_type: "clip_vision_model",
+    model_types: &["clip_vision_model"],
+    d_model: 768,
+    d_ffn: 3072,
+    n_layers: 12,
+    n_heads: 12,
+    image_size: 224,
     patch_size: 32,
     layer_norm_eps: 1e-5,
     activations: &["quick_gelu", "gelu"],
@@ -76,12 +89,38 @@ const CLIP: Defaults = Defaults {
 
 /// `SiglipVisionConfig`, with the mean and deviation of `Gemma3ImageProcessor`.
 const SIGLIP: Defaults = Defaults {
-    model_type: "siglip_vision_model",
+    model_types: &["siglip_vision_model"],
     patch_size: 16,
     layer_norm_eps: 1e-6,
     activations: &["gelu_pytorch_tanh"],
     image_mean: [0.5; 3],
     image_std: [0.5; 3],
+    ..CLIP
+};
+
+/// `Idefics3VisionConfig` and `SmolVLMVisionConfig`, with the mean and deviation of their image processors. The first
+/// checkpoints call it as the whole model.
+const IDEFICS3: Defaults = Defaults {
+    model_types: &["idefics3_vision", "smolvlm_vision", "idefics3", "smolvlm"],
+    d_model: 1152,
+    n_heads: 16,
+    patch_size: 32,
+    ..SIGLIP
+};
+
+/// `InternVLVisionConfig`, with the mean and deviation of published checkpoints.
+const INTERN_VIT: Defaults = Defaults {
+    model_types: &["internvl_vision"],
+    d_model: 1024,
+    d_ffn: 4096,
+    n_layers: 24,
+    n_heads: 16,
+    image_size: 448,
+    patch_size: 14,
+    layer_norm_eps: 1e-6,
+    activations: &["gelu"],
+    image_mean: [0.485, 0.456, 0.406],
+    image_std: [0.229, 0.224, 0.225],
 };
 
 #[derive(Default, Deserialize)]
@@ -92,10 +131,16 @@ pub(super) struct RawVision {
     num_hidden_layers: Option<usize>,
     num_attention_heads: Option<usize>,
     num_channels: Option<usize>,
-    image_size: Option<usize>,
-    patch_size: Option<usize>,
+    image_size: Option<OneOrSeveral>,
+    patch_size: Option<OneOrSeveral>,
     layer_norm_eps: Option<f32>,
     hidden_act: Option<String>,
+    attention_bias: Option<bool>,
+    use_qk_norm: Option<bool>,
+    use_mask_token: Option<bool>,
+    use_absolute_position_embeddings: Option<bool>,
+    use_mean_pooling: Option<bool>,
+    norm_type: Option<String>,
 }
 
 impl RawVision {
@@ -106,8 +151,8 @@ impl RawVision {
             intermediate_size: Some(4096),
             num_hidden_layers: Some(24),
             num_attention_heads: Some(16),
-            image_size: Some(336),
-            patch_size: Some(14),
+            image_size: Some(OneOrSeveral::One(336)),
+            patch_size: Some(OneOrSeveral::One(14)),
             ..Self::default()
         }
     }
@@ -133,12 +178,47 @@ impl RawVision {
         self.check(Tower::Siglip, &SIGLIP)
     }
 
+    /// The SigLIP of Idefics3 and SmolVLM, whose patches need not cover all of a picture.
+    pub(super) fn check_idefics3(self) -> std::result::Result<VisionConfig, String> {
+        self.check(Tower::Siglip, &IDEFICS3)
+    }
+
+    /// The one of InternVL's smaller models (the largest have other norms).
+    pub(super) fn check_intern_vit(self) -> std::result::Result<VisionConfig, String> {
+        expect(
+            &self.norm_type,
+            "vision_config.norm_type",
+            "layer_norm",
+            &["layer_norm"],
+        )?;
+        for (key, value, default, supported) in [
+            ("attention_bias", self.attention_bias, false, true),
+            ("use_qk_norm", self.use_qk_norm, false, false),
+            ("use_mask_token", self.use_mask_token, false, false),
+            (
+                "use_absolute_position_embeddings",
+                self.use_absolute_position_embeddings,
+                true,
+                true,
+            ),
+            ("use_mean_pooling", self.use_mean_pooling, true, true),
+        ] {
+            if value.unwrap_or(default) != supported {
+                return Err(format!(
+                    "`vision_config.{key}` is {}, only {supported} is supported",
+                    !supported
+                ));
+            }
+        }
+        self.check(Tower::InternVit, &INTERN_VIT)
+    }
+
     fn check(self, tower: Tower, defaults: &Defaults) -> std::result::Result<VisionConfig, String> {
         expect(
             &self.model_type,
             "vision_config.model_type",
-            defaults.model_type,
-            &[defaults.model_type],
+            defaults.model_types[0],
+            defaults.model_types,
         )?;
         expect(
             &self.hidden_act,
@@ -146,18 +226,18 @@ impl RawVision {
             defaults.activations[0],
             defaults.activations,
         )?;
-        let n_layers = self.num_hidden_layers.unwrap_or(12);
+        let n_layers = self.num_hidden_layers.unwrap_or(defaults.n_layers);
         in_range("vision_config.num_hidden_layers", n_layers, MAX_LAYERS)?;
         let activation = self.hidden_act.as_deref();
         let vision = VisionConfig {
             tower,
-            d_model: self.hidden_size.unwrap_or(768),
-            d_ffn: self.intermediate_size.unwrap_or(3072),
+            d_model: self.hidden_size.unwrap_or(defaults.d_model),
+            d_ffn: self.intermediate_size.unwrap_or(defaults.d_ffn),
             n_layers,
             n_feature_layers: n_layers,
-            n_heads: self.num_attention_heads.unwrap_or(12),
-            image_size: self.image_size.unwrap_or(224),
-            patch_size: self.patch_size.unwrap_or(defaults.patch_size),
+            n_heads: self.num_attention_heads.unwrap_or(defaults.n_heads),
+            image_size: side("image_size", self.image_size, defaults.image_size)?,
+            patch_size: side("patch_size", self.patch_size, defaults.patch_size)?,
             layer_norm_eps: self.layer_norm_eps.unwrap_or(defaults.layer_norm_eps),
             activation: match activation.unwrap_or(defaults.activations[0]) {
                 "quick_gelu" => VisionActivation::QuickGelu,
@@ -175,21 +255,11 @@ impl RawVision {
         ] {
             in_range(&format!("vision_config.{key}"), size, max)?;
         }
-        for (key, size, of_key, of) in [
-            (
-                "hidden_size",
-                vision.d_model,
-                "num_attention_heads",
-                vision.n_heads,
-            ),
-            (
-                "image_size",
-                vision.image_size,
-                "patch_size",
-                vision.patch_size,
-            ),
-        ] {
-            multiple(&format!("vision_config.{key}"), size, of_key, of)?;
+        let (key, of_key) = ("vision_config.hidden_size", "num_attention_heads");
+        multiple(key, vision.d_model, of_key, vision.n_heads)?;
+        if !std::ptr::eq(defaults, &IDEFICS3) {
+            let (key, of_key) = ("vision_config.image_size", "patch_size");
+            multiple(key, vision.image_size, of_key, vision.patch_size)?;
         }
         positive("vision_config.layer_norm_eps", vision.layer_norm_eps)?;
         if self.num_channels.is_some_and(|n| n != 3) {
@@ -203,6 +273,26 @@ impl RawVision {
         }
         Ok(vision)
     }
+}
+
+/// A square's side, which may stand there for both directions.
+fn side(
+    key: &str,
+    value: Option<OneOrSeveral>,
+    default: usize,
+) -> std::result::Result<usize, String> {
+    let value = value.as_ref().map(OneOrSeveral::as_slice);
+    let one = match value {
+        None => return Ok(default),
+        Some(&[side]) => Some(side),
+        Some(&[height, width]) if height == width => Some(height),
+        Some(_) => None,
+    };
+    one.and_then(|side| usize::try_from(side).ok())
+        .ok_or_else(|| {
+            let value = value.unwrap_or_default();
+            format!("`vision_config.{key}` is {value:?}, expected the side of a square")
+        })
 }
 
 impl VisionConfig {

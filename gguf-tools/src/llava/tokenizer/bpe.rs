@@ -6,7 +6,8 @@
 //! it, both come to the same joins, since all merges that make a token stand together.
 //!
 //! Without, it is one of bytes that are written as letters (GPT-2's kind), such as Llama 3's, and its
-//! merges are llama.cpp's.
+//! merges are llama.cpp's. Qwen2's texts are brought into composed form first (NFC), which llama.cpp does not do: those
+//! that are not in it already, which is rare, become other tokens.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,7 +16,7 @@ use serde::de::{DeserializeOwned, Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::cut::PreTokenizer;
+use super::cut::{PreTokenizer, QWEN2};
 use super::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::json_file::{for_each, for_each_pair, malformed, parse, read_text};
 use crate::{Error, ErrorKind, Result};
@@ -119,7 +120,11 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
     // The field is missing in files of `tokenizers` before 0.10.
     let is_bpe = model.model_type.as_deref().unwrap_or("BPE") == "BPE";
     let cut = pre_tokenizer.as_ref().and_then(PreTokenizer::known_cut);
-    let mut joins = match cut.filter(|_| normalizer.is_none()) {
+    let is_plain = |cut: &&str| match &normalizer {
+        None => true,
+        Some(normalizer) => *cut == QWEN2 && normalizer.kind == "NFC",
+    };
+    let mut joins = match cut.filter(is_plain) {
         _ if is_bpe && model.byte_fallback => Joins::Scores {
             add_space_prefix: normalizer.is_some_and(|normalizer| normalizer.prepends())
                 || pre_tokenizer.is_some_and(|pre_tokenizer| pre_tokenizer.prepends()),
@@ -129,7 +134,7 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
             merges: Vec::new(),
         },
         _ => {
-            let what = "the tokenizer is neither BPE with byte fallback, as Gemma's and Llama 2's are, nor Llama 3's";
+            let what = "the tokenizer is neither BPE with byte fallback, as Gemma's and Llama 2's are, nor one of Llama 3's, Qwen2's and SmolLM's";
             return Err(refuse(what.to_owned()).of_kind(ErrorKind::Unsupported));
         }
     };

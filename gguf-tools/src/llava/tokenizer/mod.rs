@@ -43,8 +43,13 @@ const MARKER_SCORE: f32 = -1000.0;
 /// Gemma's markers of a turn: control tokens even where a file calls them plain text.
 const MARKERS: [&str; 2] = ["<start_of_turn>", "<end_of_turn>"];
 
-/// What ends a turn of Gemma and of Llama 3, where no generation settings say it.
-const ENDS_OF_TURN: [&str; 2] = ["<end_of_turn>", "<|eot_id|>"];
+/// What ends a turn of Gemma, Llama 3, SmolVLM and Qwen, where no generation settings say it.
+const ENDS_OF_TURN: [&str; 4] = [
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<end_of_utterance>",
+    "<|im_end|>",
+];
 
 impl Tokenizer {
     /// Reads `tokenizer.model` or, without it, `tokenizer.json`, and the tokens added to it.
@@ -134,6 +139,7 @@ impl Tokenizer {
             Joins::Scores { .. } => ("llama", "default"),
             Joins::Merges { cut, .. } => ("gpt2", *cut),
         };
+        let adds_bos = cut::adds_bos(cut);
         writer.set("tokenizer.ggml.model", model);
         writer.set("tokenizer.ggml.pre", cut);
         let pieces: Vec<String> = self.tokens.into_iter().map(|token| token.piece).collect();
@@ -157,7 +163,7 @@ impl Tokenizer {
         if !fillers.is_empty() {
             writer.set("tokenizer.ggml.suppress_tokens", fillers);
         }
-        writer.set("tokenizer.ggml.add_bos_token", true);
+        writer.set("tokenizer.ggml.add_bos_token", adds_bos);
         writer.set("tokenizer.ggml.add_eos_token", false);
         match self.joins {
             Joins::Scores { add_space_prefix } => {
