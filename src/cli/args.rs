@@ -77,8 +77,8 @@ pub(super) struct ModelArgs {
         help_heading = "Computation"
     )]
     flash_attn: FlashAttention,
-    /// How a picture that is not square becomes square, for LLaVA [default: crop]; Gemma 3 stretches it, LLaVA-1.6 cuts
-    /// it into tiles besides, and Qwen's models take it with sides near its own
+    /// How a picture that is not square becomes square, for LLaVA [default: crop]; Gemma 3 stretches it, LLaVA-1.6,
+    /// SmolVLM, Idefics3 and InternVL cut it into tiles besides, and Qwen's models take it with sides near its own
     #[arg(long, value_name = "HOW", help_heading = "Computation")]
     image_prep: Option<ImagePrepArg>,
     /// Repack quantised weights for the processor: loading takes longer and a copy stays in memory, but

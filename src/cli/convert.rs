@@ -16,11 +16,11 @@ use super::outcome::{CommandResult, Outcome};
 use super::progress::{self, Spinner, Verbosity};
 use super::seen::note_as_seen;
 
-/// Convert a checkpoint of a LLaVA, a LLaVA-NeXT or a Gemma 3 and an SAE to a model folder
+/// Convert a checkpoint of a LLaVA, Gemma 3, SmolVLM or InternVL and an SAE to a model folder
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["llava", "sae"]).required(true).multiple(true))]
 pub(super) struct ConvertArgs {
-    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT or a Gemma 3
+    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT, a Gemma 3, a SmolVLM, an Idefics3 or an InternVL
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
     /// An SAE or transcoder of SAELens, Gemma Scope (2), sparsify, Llama Scope, OpenMOSS or circuit-tracer: its folder,

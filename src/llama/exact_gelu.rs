@@ -60,12 +60,15 @@ impl ExactGelu {
 }
 
 impl ExactGelu {
-    /// Whether transformers computes erf where mtmd computes tanh: in projectors, but for Gemma 3's, which has no
-    /// GELU. Of the encoders, Gemma 3's and Qwen3-VL's alone have tanh.
+    /// Whether transformers computes erf where mtmd computes tanh: in projectors, but for Gemma 3's and Idefics3's, which
+    /// have no GELU. Of the encoders, these two's and Qwen3-VL's alone have tanh; InternVL's has erf.
     fn is_erf(&self, node: &sys::ggml_tensor) -> bool {
         match self.projector {
-            ProjectorType::Mlp | ProjectorType::Qwen2Vl | ProjectorType::Qwen25Vl => true,
-            ProjectorType::Gemma3 => false,
+            ProjectorType::Mlp
+            | ProjectorType::Qwen2Vl
+            | ProjectorType::Qwen25Vl
+            | ProjectorType::InternVl => true,
+            ProjectorType::Gemma3 | ProjectorType::Idefics3 => false,
             ProjectorType::Qwen3Vl => !is_of_block(node),
         }
     }

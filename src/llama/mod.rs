@@ -75,6 +75,7 @@ pub use eval_hook::{Edited, HookedNode, Pass, Reach, RowHook};
 pub use matrix_product::{Matrix, MatrixProduct};
 pub use model::{AddBos, Model, ModelOptions, Special};
 pub use mtmd::{EncodedImage, Mtmd, Piece};
+pub(crate) use projector_type::FAKE_TOKEN;
 pub use projector_type::ProjectorType;
 pub use quantize::{Quant, quantize};
 pub use recording::RecordedGraph;

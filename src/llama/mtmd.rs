@@ -317,17 +317,17 @@ impl Chunks {
         })
     }
 
-    /// The only image of a prompt.
-    pub(super) fn only_image(&self) -> Result<PreparedImage<'_>> {
+    /// The first image of a prompt of that many.
+    pub(super) fn first_of(&self, n_images: usize) -> Result<PreparedImage<'_>> {
         let images = self.iter().filter_map(|chunk| match chunk {
             Chunk::Image(image) => Some(image),
             Chunk::Text(_) => None,
         });
         let images: Vec<_> = images.collect();
         match images[..] {
-            [only] => Ok(only),
+            [first, ..] if images.len() == n_images => Ok(first),
             _ => Err(Error::invalid(format!(
-                "this projector sees a picture in {} parts, and one was expected",
+                "this projector sees a picture in {} parts, expected {n_images}",
                 images.len()
             ))),
         }

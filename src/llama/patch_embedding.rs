@@ -16,12 +16,34 @@ use crate::{Error, Result, RowProduct};
 /// The kernels of the first frame and the second.
 pub(super) const KERNELS: [&str; 2] = ["v.patch_embd.weight", "v.patch_embd.weight.1"];
 
+/// What is added to patches, and a row that stands behind them.
+struct Positions {
+    class_row: Vec<f32>,  // [width], with its position
+    of_patches: Vec<f32>, // [n_patches, width]
+}
+
+impl Positions {
+    /// In the file, the class row's is the first.
+    fn load(file: &Gguf) -> Result<Self> {
+        let mut class_row = read_f32(file, "v.class_embd")?;
+        let positions = read_f32(file, "v.position_embd.weight")?;
+        let (first, of_patches) = positions.split_at(class_row.len());
+        add(&mut class_row, first);
+        Ok(Self {
+            class_row,
+            of_patches: of_patches.to_vec(),
+        })
+    }
+}
+
 /// A patch embedding: a convolution whose stride is its size.
 pub(super) struct PatchEmbedding {
     /// Of one kernel, or of two, one for each of two frames, which are both the picture (Qwen2-VL).
     products: Vec<MatrixProduct>,
     bias: Option<Vec<f32>>, // [width]; CLIP has none, and the graph adds Qwen3-VL's
-    embedded: Vec<f32>,     // [n_patches, width], reused
+    embedded: Vec<f32>, // [n_patches, width], reused; with the class row behind, where there are positions
+    /// InternVL's class row and positions, which the graph adds in another order.
+    positions: Option<Positions>,
     patch_size: usize,
     mean: [f32; 3],
     std: [f32; 3],
@@ -48,7 +70,12 @@ impl PatchEmbedding {
         let products = names.iter().map(product).collect::<Result<Vec<_>>>()?;
         let bias = file.tensor("v.patch_embd.bias").filter(|_| has_bias);
         let bias = bias.map(|tensor| file.read_f32(tensor)).transpose()?;
+        let positions = match projector {
+            ProjectorType::InternVl => Some(Positions::load(&file)?),
+            _ => None,
+        };
         Ok(Self {
+            positions,
             bias,
             embedded: Vec::new(),
             products,
@@ -59,7 +86,8 @@ impl PatchEmbedding {
         })
     }
 
-    /// Rows of the patches of `rgb`, `[height, width, 3]`, in reading order: `[n_patches, width]`.
+    /// Rows of the patches of `rgb`, `[height, width, 3]`, in reading order: `[n_patches, width]`, and the class row
+    /// behind them where there are positions.
     pub(super) fn apply(&mut self, rgb: &[u8], [width, height]: [usize; 2]) -> Result<&[f32]> {
         self.patches.clear();
         let [n_columns, n_rows] = [width, height].map(|side| side / self.patch_size);
@@ -83,26 +111,42 @@ impl PatchEmbedding {
             let rows = product.apply(&self.patches)?;
             match self.embedded.is_empty() {
                 true => self.embedded.extend_from_slice(rows),
-                false => {
-                    let sums = self.embedded.iter_mut().zip(rows);
-                    sums.for_each(|(sum, x)| *sum += x);
-                }
+                false => add(&mut self.embedded, rows),
             }
         }
         if let Some(bias) = &self.bias {
             for row in self.embedded.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+                add(row, bias);
             }
+        }
+        if let Some(positions) = &self.positions {
+            add(&mut self.embedded, &positions.of_patches);
+            self.embedded.extend_from_slice(&positions.class_row);
         }
         Ok(&self.embedded)
     }
 }
 
+fn add(sums: &mut [f32], others: &[f32]) {
+    let sums = sums.iter_mut().zip(others);
+    sums.for_each(|(sum, x)| *sum += x);
+}
+
+/// The values of a checked file's tensor.
+fn read_f32(file: &Gguf, name: &str) -> Result<Vec<f32>> {
+    file.read_f32(require(file, name)?)
+}
+
+fn require<'f>(file: &'f Gguf, name: &str) -> Result<&'f TensorInfo> {
+    let shown = file.path().display();
+    let missing = || Error::invalid(format!("no tensor `{name}` in `{shown}`"));
+    file.tensor(name).ok_or_else(missing)
+}
+
 /// A kernel as a matrix, a row of which is one output's weights, `[3, patch_size, patch_size]`.
 fn kernel_as_matrix(file: &Gguf, name: &str) -> Result<TensorInfo> {
     let shown = file.path().display();
-    let missing = || Error::invalid(format!("no tensor `{name}` in `{shown}`"));
-    let kernel = file.tensor(name).ok_or_else(missing)?;
+    let kernel = require(file, name)?;
     let [size, _, n_channels, width] = kernel.dims[..] else {
         let what = format!("`{name}` in `{shown}` is not a convolution kernel");
         return Err(Error::invalid(what));

@@ -6,6 +6,12 @@ use super::model::{AddBos, Model};
 use crate::chat::ImageToken;
 use crate::{Error, ErrorKind, Result};
 
+/// What stands around each image and each part of one, in Idefics3's prompts.
+pub(crate) const FAKE_TOKEN: &str = "<fake_token_around_image>";
+
+/// What stands around InternVL's images.
+const INTERN_VL: [&str; 2] = ["<img>", "</img>"];
+
 /// What stands between a vision encoder and a language model (`clip.projector_type` in GGUF files).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProjectorType {
@@ -19,13 +25,20 @@ pub enum ProjectorType {
     Qwen25Vl,
     /// Qwen3-VL's: with position embeddings, and rows that hold what blocks of the language model add (deepstack).
     Qwen3Vl,
+    /// Idefics3's and SmolVLM's: SigLIP, squares of whose patches are laid side by side, and one linear layer.
+    Idefics3,
+    /// InternVL's: a class row, squares of patches laid side by side, a norm, and two linear layers.
+    InternVl,
 }
 
 impl ProjectorType {
     /// What stands before an image and behind it in a prompt's text, where the model has words of its own for that.
     pub(crate) fn markers(self) -> Option<[&'static str; 2]> {
         match self {
-            Self::Mlp => None,
+            // Idefics3's depend on how a picture is cut.
+            Self::Mlp | Self::Idefics3 => None,
+            // `_insert_media_placeholders` in transformers' `processing_internvl.py`.
+            Self::InternVl => Some(INTERN_VL),
             // `full_image_sequence` in transformers' `processing_gemma3.py`.
             Self::Gemma3 => Some(["\n\n<start_of_image>", "<end_of_image>\n\n"]),
             // The published chat templates.
@@ -47,17 +60,38 @@ impl ProjectorType {
                 text: "<|vision_start|><|image_pad|><|vision_end|>",
                 behind: "",
             },
+            // A text of one message has a line end behind it, as in its own code.
+            Self::InternVl => ImageToken {
+                text: "<IMG_CONTEXT>",
+                behind: "\n",
+            },
+            Self::Idefics3 => ImageToken {
+                text: "<image>",
+                behind: "",
+            },
         }
     }
 
-    /// Checks that each of its markers is one token of the model's, where they are, since it would be spelled out
-    /// otherwise; `path` is its file.
+    /// Of what stands around images, what published models have one token for. Idefics3 spells the rest out, and
+    /// SmolVLM does not.
+    fn marker_tokens(self) -> &'static [&'static str] {
+        match self {
+            Self::Mlp | Self::Gemma3 => &[],
+            Self::Qwen2Vl | Self::Qwen25Vl | Self::Qwen3Vl => {
+                &["<|vision_start|>", "<|vision_end|>"]
+            }
+            Self::Idefics3 => &[FAKE_TOKEN],
+            Self::InternVl => &INTERN_VL,
+        }
+    }
+
+    /// Checks that these are one token of the model's each, since they would be spelled out otherwise; `path` is its
+    /// file.
     ///
     /// # Errors
     /// A vocabulary without one.
     pub(crate) fn check_markers(self, model: &Model, path: &Path) -> Result<()> {
-        let markers = self.markers().filter(|_| self.is_qwen());
-        for marker in markers.into_iter().flatten() {
+        for marker in self.marker_tokens() {
             let ids = model.tokenize(marker, AddBos::No);
             if ids.is_ok_and(|ids| ids.len() == 1) {
                 continue;

@@ -10,7 +10,9 @@
 //!
 //! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
 //! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet. SigLIP, Gemma 3's encoder, has no class
-//! row; its patches are filled in where their bias was added, and Qwen's where its two frames are.
+//! row; its patches are filled in where their bias was added, as are Idefics3's, and Qwen's
+//! where its two frames are. InternVL's class row may stand behind the patches, as llama.cpp has it, since rows are told
+//! apart by their positions alone; but each has to have its own, so all rows are filled in where positions were added.
 
 use std::ffi::{CStr, c_void};
 use std::path::Path;
@@ -120,7 +122,12 @@ impl Vision {
         let chunks = self.mtmd.chunks(MARKER, AddBos::No, &bitmap)?;
         let patches = self.patch_embedding.apply(rgb, size)?;
         patches.clone_into(&mut self.state.get().patches);
-        let rows = self.mtmd.encode(chunks.only_image()?);
+        // Of a tile of Idefics3's, mtmd makes a grid of one tile and an overview, both as it is.
+        let n_images = match self.state.get().projector {
+            ProjectorType::Idefics3 => 2,
+            _ => 1,
+        };
+        let rows = self.mtmd.encode(chunks.first_of(n_images)?);
         match self.state.get().fault.take() {
             Some(fault) => Err(fault),
             None => Ok(rows?.to_vec()),
@@ -147,7 +154,8 @@ impl Corrections {
         self.gelu.put_in(tensor);
         Ok(match self.projector {
             ProjectorType::Mlp => appends_class_embedding(tensor),
-            ProjectorType::Gemma3 => adds_patch_bias(tensor),
+            ProjectorType::Gemma3 | ProjectorType::Idefics3 => adds_patch_bias(tensor),
+            ProjectorType::InternVl => adds_positions(tensor),
             ProjectorType::Qwen2Vl | ProjectorType::Qwen25Vl | ProjectorType::Qwen3Vl => {
                 adds_frames(tensor)
             }
@@ -242,6 +250,11 @@ fn appends_class_embedding(tensor: &sys::ggml_tensor) -> bool {
 /// Whether this node adds the bias of the patch embedding (`build_inp` in `tools/mtmd/clip.cpp`).
 fn adds_patch_bias(tensor: &sys::ggml_tensor) -> bool {
     tensor.op == sys::GGML_OP_ADD && second_operand_is(tensor, c"v.patch_embd.bias")
+}
+
+/// Whether this node adds position embeddings (`build_vit` in `tools/mtmd/clip.cpp`).
+fn adds_positions(tensor: &sys::ggml_tensor) -> bool {
+    tensor.op == sys::GGML_OP_ADD && second_operand_is(tensor, c"v.position_embd.weight")
 }
 
 /// Whether this node adds the patches of a picture's two frames (`build_inp_with_temporal_merge` in

@@ -2,6 +2,8 @@
 
 pub(crate) mod cache;
 pub(crate) mod content;
+mod corrected_encoder;
+mod cutting;
 pub(crate) mod encoder;
 mod orientation;
 pub(crate) mod plain_encoder;
@@ -10,6 +12,7 @@ mod resizing;
 mod tiles;
 
 pub use cache::ImageCache;
+pub(crate) use cutting::Cutting;
 pub(crate) use resizing::Resizing;
 pub(crate) use tiles::{Merge, Tiling};
 
@@ -49,7 +52,7 @@ pub enum ImagePrep {
     Pad,
     /// Scaled to a square, whatever its sides: transformers' `Gemma3ImageProcessor`.
     Stretch,
-    /// As `Stretch`, and in tiles besides: transformers' `LlavaNextImageProcessor`.
+    /// As `Stretch`, and in tiles besides: `LlavaNextImageProcessor`, `Idefics3ImageProcessor`, `GotOcr2ImageProcessor`.
     Tiles,
     /// Scaled to sides near its own: transformers' `Qwen2VLImageProcessor`.
     Resize,

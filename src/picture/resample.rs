@@ -10,6 +10,8 @@ pub(super) enum Filter {
     Bilinear,
     /// Cubic convolution with a = −0.5.
     Bicubic,
+    /// A sinc in a window of three lobes.
+    Lanczos,
 }
 
 impl Filter {
@@ -17,6 +19,7 @@ impl Filter {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
         }
     }
 
@@ -27,8 +30,17 @@ impl Filter {
             Self::Bilinear if x < 1.0 => 1.0 - x,
             Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
             Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Lanczos if x < 3.0 => sinc(x) * sinc(x / 3.0),
             _ => 0.0,
         }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    let x = x * std::f64::consts::PI;
+    match x == 0.0 {
+        true => 1.0,
+        false => x.sin() / x,
     }
 }
 

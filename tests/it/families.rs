@@ -22,19 +22,30 @@ pub(crate) fn dir(family: &str) -> PathBuf {
 
 /// The files of a family, converted once a test run.
 pub(crate) fn converted(family: &'static str) -> LlavaFiles {
-    static CONVERTED: Mutex<BTreeMap<&str, LlavaFiles>> = Mutex::new(BTreeMap::new());
+    converted_from(&dir(family))
+}
+
+/// Those of a checkpoint's folder.
+pub(crate) fn converted_from(dir: &Path) -> LlavaFiles {
+    static CONVERTED: Mutex<BTreeMap<PathBuf, LlavaFiles>> = Mutex::new(BTreeMap::new());
+    let name = dir.file_name().expect("a folder of its own");
     let convert = || {
-        let options = LlavaOptions {
-            model_type: TensorType::F32,
-            mmproj_type: TensorType::F32,
-            overwrite: Overwrite::Replace,
-        };
-        let out_dir = temporary_root().join("families").join(family);
+        let out_dir = temporary_root().join("families").join(name);
         let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
-        llava::convert(&dir(family), &out_dir, &options, go_on).expect("it is converted")
+        llava::convert(dir, &out_dir, &options(), go_on).expect("it is converted")
     };
     let mut converted = CONVERTED.lock().expect("no conversion panicked");
-    converted.entry(family).or_insert_with(convert).clone()
+    let entry = converted.entry(dir.to_owned());
+    entry.or_insert_with(convert).clone()
+}
+
+/// All in f32.
+pub(crate) fn options() -> LlavaOptions {
+    LlavaOptions {
+        model_type: TensorType::F32,
+        mmproj_type: TensorType::F32,
+        overwrite: Overwrite::Replace,
+    }
 }
 
 /// What a run keeps of a prompt and the tokens behind it.

@@ -3,6 +3,8 @@
 mod blocks;
 mod gemma3;
 mod header;
+mod idefics3;
+mod internvl;
 mod mlp;
 mod other;
 mod qwen;
@@ -44,6 +46,12 @@ pub(super) fn check(path: &Path, d_model: u64, n_deepstack: usize) -> Result<Che
         Some(ProjectorType::Gemma3) => {
             gemma3::check(&file, d_model).map(CheckedProjector::Compared)
         }
+        Some(ProjectorType::Idefics3) => {
+            idefics3::check(&file, d_model).map(CheckedProjector::Compared)
+        }
+        Some(ProjectorType::InternVl) => {
+            internvl::check(&file, d_model).map(CheckedProjector::Compared)
+        }
         Some(projector) => {
             qwen::check(&file, projector, d_model, n_deepstack).map(CheckedProjector::Compared)
         }
@@ -58,6 +66,8 @@ pub(super) fn image_preps(path: &Path) -> Result<&'static [ImagePrep]> {
     Ok(match type_of(&file)? {
         Some(ProjectorType::Mlp) => mlp::image_preps(&file),
         Some(ProjectorType::Gemma3) => gemma3::IMAGE_PREPS,
+        Some(ProjectorType::Idefics3) => idefics3::IMAGE_PREPS,
+        Some(ProjectorType::InternVl) => internvl::IMAGE_PREPS,
         Some(_) => qwen::IMAGE_PREPS,
         None => &[],
     })
@@ -76,6 +86,8 @@ fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
         // Omni models' files, which hear too, are Qwen2.5-VL's to llama.cpp where they see.
         "qwen2.5vl_merger" | "qwen2.5o" => Ok(Some(ProjectorType::Qwen25Vl)),
         "qwen3vl_merger" => Ok(Some(ProjectorType::Qwen3Vl)),
+        "idefics3" => Ok(Some(ProjectorType::Idefics3)),
+        "internvl" if !internvl::is_largest(file) => Ok(Some(ProjectorType::InternVl)),
         _ => Ok(None),
     }
 }

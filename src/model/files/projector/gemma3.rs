@@ -7,16 +7,14 @@ use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::BLOCK_COUNT;
 use super::header::{
-    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, MAX_GRID, PictureViews, VisionShape,
+    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape,
 };
-use super::tensors::{POST_NORM, Sizes, Unchecked};
+use super::tensors::{Sizes, Unchecked};
 use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role, broken};
 use crate::picture::ImagePrep;
 
-/// Patches whose rows become one image row, a side.
-const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
 /// What llama.cpp takes where the key is missing.
 const DEFAULT_SCALE_FACTOR: u32 = 4;
 
@@ -44,21 +42,9 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         let what = format!("{grid} patches a side cannot be averaged by {scale_factor}");
         return Err(broken(file, what));
     }
-    let [width, patch] = [sizes.width, sizes.patch].map(u64::from);
-    let n_patches = u64::from(sizes.grid).pow(2);
+    let width = u64::from(sizes.width);
     let mut unchecked = Unchecked::of(file);
-    unchecked.one(
-        "v.patch_embd.weight",
-        Role::Kernel,
-        &[patch, patch, 3, width],
-    )?;
-    unchecked.one("v.patch_embd.bias", Role::Vector, &[width])?;
-    // All rows are added to the patches'; none is looked up.
-    unchecked.one("v.position_embd.weight", Role::Vector, &[width, n_patches])?;
-    unchecked.blocks(&sizes, file.require_u32(BLOCK_COUNT)?)?;
-    for name in POST_NORM {
-        unchecked.one(name, Role::Vector, &[width])?;
-    }
+    unchecked.siglip(&sizes, file.require_u32(BLOCK_COUNT)?)?;
     unchecked.check_rows("mm.input_projection.weight", 0, d_model)?;
     // It is turned, which ggml does with floats only.
     unchecked.one(

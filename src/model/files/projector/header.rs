@@ -4,10 +4,10 @@ use gguf_tools::gguf::{Edits, Gguf, Value};
 
 use super::blocks::{BLOCK_COUNT, FEATURE_LAYER};
 use super::tensors::Sizes;
-use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, broken};
-use crate::picture::{ImagePrep, Resizing, Tiling};
+use crate::picture::{Cutting, ImagePrep, Resizing, Tiling};
+use crate::{Error, Result};
 
 /// The shape of a vision encoder's input and output.
 #[derive(Clone, Debug)]
@@ -34,6 +34,17 @@ pub(crate) enum PictureViews {
         /// How pictures are cut into tiles, if they are.
         tiling: Option<Tiling>,
     },
+    /// Squares with text between them, and an overview.
+    Cut {
+        /// Pixels a side of each.
+        image_size: u32,
+        /// Image rows a side of each.
+        grid: usize,
+        /// The share of a side that whole patches cover.
+        covered: f32,
+        /// How pictures are cut.
+        cutting: Cutting,
+    },
     /// The whole picture, with sides of its own.
     Whole(Resizing),
 }
@@ -59,6 +70,10 @@ pub(super) const WIDTH: &str = "clip.vision.embedding_length";
 pub(super) const FFN_WIDTH: &str = "clip.vision.feed_forward_length";
 pub(super) const PROJECTION: &str = "clip.vision.projection_dim";
 pub(super) const HEAD_COUNT: &str = "clip.vision.attention.head_count";
+/// Patches a side that become one image row.
+pub(super) const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
+/// The longest side that pictures are scaled to before they are cut.
+pub(super) const LONGEST_EDGE: &str = "clip.vision.preproc_image_size";
 pub(super) const PINPOINTS: &str = "clip.vision.image_grid_pinpoints";
 pub(super) const MERGE_TYPE: &str = "clip.vision.mm_patch_merge_type";
 
@@ -112,17 +127,35 @@ pub(super) fn check_head_keys(file: &Gguf, width: u32, n_heads: u32) -> Result<(
 impl Sizes {
     /// Reads them from a header whose keys have passed.
     pub(super) fn read(file: &Gguf) -> Result<Self> {
+        let sizes = Self::read_with_rest(file)?;
+        match sizes.grid * sizes.patch == sizes.image {
+            true => Ok(sizes),
+            false => Err(sizes.no_grid(file)),
+        }
+    }
+
+    fn no_grid(&self, file: &Gguf) -> Error {
+        let [image, patch] = [self.image, self.patch];
+        let what =
+            format!("`{IMAGE_SIZE}` {image} must be 1 to {MAX_GRID} times `{PATCH_SIZE}` {patch}");
+        broken(file, what)
+    }
+
+    /// The same where whole patches need not cover all of a picture.
+    pub(super) fn read_with_rest(file: &Gguf) -> Result<Self> {
         let [image, patch] = [file.require_u32(IMAGE_SIZE)?, file.require_u32(PATCH_SIZE)?];
         let [width, d_ffn] = [file.require_u32(WIDTH)?, file.require_u32(FFN_WIDTH)?];
         let n_heads = file.require_u32(HEAD_COUNT)?;
         let grid = image / patch;
-        if grid * patch != image || !(1..=MAX_GRID).contains(&grid) {
-            return Err(broken(
-                file,
-                format!(
-                    "`{IMAGE_SIZE}` {image} must be 1 to {MAX_GRID} times `{PATCH_SIZE}` {patch}"
-                ),
-            ));
+        let sizes = Self {
+            image,
+            patch,
+            grid,
+            width,
+            d_ffn,
+        };
+        if !(1..=MAX_GRID).contains(&grid) {
+            return Err(sizes.no_grid(file));
         }
         let n_scores = (u64::from(grid).pow(2) + 1).pow(2) * u64::from(n_heads);
         if !width.is_multiple_of(n_heads) || n_scores > MAX_ATTENTION_SCORES {
@@ -149,12 +182,6 @@ impl Sizes {
                 "`clip.use_gelu` and `clip.use_silu` cannot both be true",
             ));
         }
-        Ok(Self {
-            image,
-            patch,
-            grid,
-            width,
-            d_ffn,
-        })
+        Ok(sizes)
     }
 }

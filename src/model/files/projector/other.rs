@@ -9,8 +9,8 @@ use gguf_tools::gguf::{Array, Edits, Gguf, TensorInfo, Value};
 
 use super::blocks::{BLOCK_COUNT, FEATURE_LAYER};
 use super::header::{
-    FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_WIDTH, MERGE_TYPE,
-    PATCH_SIZE, PINPOINTS, TYPE, WIDTH,
+    FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, LONGEST_EDGE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_WIDTH,
+    MERGE_TYPE, PATCH_SIZE, PINPOINTS, SCALE_FACTOR, TYPE, WIDTH,
 };
 use super::say_once;
 use super::tensors::Unchecked;
@@ -31,7 +31,6 @@ const VISION_TYPE: &str = "clip.vision.projector_type";
 const HAS_VISION: &str = "clip.has_vision_encoder";
 const HAS_AUDIO: &str = "clip.has_audio_encoder";
 const HAS_GEN_AUDIO: &str = "clip.has_gen_audio_encoder";
-const LONGEST_EDGE: &str = "clip.vision.preproc_image_size";
 
 /// The types with which llama.cpp sees, and the tensor and its dimension that say how wide their rows are; none
 /// where several do.
@@ -145,10 +144,7 @@ const KEYS: &[Key] = &[
     Key::optional("clip.vision.preproc_min_tiles", Kind::Count(0, MAX_TILES)),
     Key::optional("clip.vision.preproc_max_tiles", Kind::Count(1, MAX_TILES)),
     Key::optional(LONGEST_EDGE, Kind::Count(0, MAX_IMAGE_SIZE)),
-    Key::optional(
-        "clip.vision.projector.scale_factor",
-        Kind::Count(1, MAX_MERGE),
-    ),
+    Key::optional(SCALE_FACTOR, Kind::Count(1, MAX_MERGE)),
     Key::optional("clip.vision.spatial_merge_size", Kind::Count(1, MAX_MERGE)),
     Key::optional(
         "clip.vision.projector.query_side",

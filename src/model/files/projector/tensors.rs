@@ -81,6 +81,19 @@ impl<'a> Unchecked<'a> {
         }
     }
 
+    /// All of a SigLIP.
+    pub(super) fn siglip(&mut self, sizes: &Sizes, n_blocks: u32) -> Result<()> {
+        let [width, patch] = [sizes.width, sizes.patch].map(u64::from);
+        let n_patches = u64::from(sizes.grid).pow(2);
+        let kernel = [patch, patch, 3, width];
+        self.one("v.patch_embd.weight", Role::Kernel, &kernel)?;
+        self.one("v.patch_embd.bias", Role::Vector, &[width])?;
+        // All rows are added to the patches'; none is looked up.
+        self.one("v.position_embd.weight", Role::Vector, &[width, n_patches])?;
+        self.blocks(sizes, n_blocks)?;
+        self.norm("v.post_ln", width)
+    }
+
     /// The blocks of a vision transformer.
     pub(super) fn blocks(&mut self, sizes: &Sizes, n_blocks: u32) -> Result<()> {
         let [width, d_ffn] = [sizes.width, sizes.d_ffn].map(u64::from);
