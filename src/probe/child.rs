@@ -211,12 +211,14 @@ fn check_finite(values: &[f32], what: &str) -> Result<()> {
     }
 }
 
-/// A picture with something in it: a square as the projector takes it, or one that llama.cpp has to prepare.
+/// A picture with something in it: a square as the projector takes it, or one that is to be prepared.
 fn picture(files: &ModelFiles) -> Result<Picture> {
     let size = files.image_size()?;
     let [width, height] = match files.image_prep(None)? {
         // Any sides will do, and few rows.
         Some(ImagePrep::Resize) => [224, 112],
+        // Of a square, SmolVLM makes 17 tiles, and of this five.
+        Some(ImagePrep::Tiles) => [size, size.div_ceil(4)],
         Some(_) => [size; 2],
         // Larger than one of the parts that llama.cpp may cut it into, and no square.
         None => {
