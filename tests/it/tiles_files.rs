@@ -343,6 +343,16 @@ fn checkpoints_that_do_not_fit_are_refused() {
         "\"vision_feature_layer\": -2",
         "vision_feature_layer",
     );
+    // Keys that are missing have transformers' defaults.
+    for (name, width, expected) in [
+        ("smolvlm", 12, "[1152, 3, 4, 4]"),
+        ("idefics3", 16, "[1152, 3, 4, 4]"),
+        ("internvl-qwen2", 12, "[1, 1, 1024]"),
+        ("internvl-qwen3", 48, "4096]"),
+    ] {
+        let key = format!("\"hidden_size\": {width},");
+        refuses(name, config, [&key, ""], expected);
+    }
     refuses(
         "internvl-qwen2",
         preprocessor,

@@ -231,19 +231,7 @@ fn roles(dir: &Path) -> Result<Vec<Role>> {
         tiny.join("mmproj-f16.gguf"),
         tiny.join("sae.gguf"),
     ];
-    if !tiny.exists() {
-        let options = LlavaOptions {
-            model_type: TensorType::F32,
-            mmproj_type: TensorType::F16,
-            overwrite: Overwrite::Replace,
-        };
-        llava::convert(
-            &fixtures.join("tiny/llava"),
-            &tiny,
-            &options,
-            &mut |_, _| ControlFlow::Continue(()),
-        )?;
-    }
+    convert_model(&fixtures.join("tiny/llava"), &tiny)?;
     convert_sae(&fixtures.join("tiny/sae"), &made[2], Some(0.11))?;
     let demo = ["model-f16.gguf", "mmproj-f16.gguf", "sae-f16.gguf"]
         .map(|name| root.join("assets").join(name));
@@ -261,11 +249,24 @@ fn roles(dir: &Path) -> Result<Vec<Role>> {
 
     let sae = dir.join("sae-32.gguf");
     convert_sae(&random_sae(&fixtures, dir)?, &sae, None)?;
-    // Projectors that run as llama.cpp does it.
+    // Projectors of other families.
     let picture = text(&fixtures.join("others/pictures/odd.png"));
-    for name in ["qwen2.5vl", "idefics3"] {
-        let [model, mmproj] =
-            ["model.gguf", "mmproj.gguf"].map(|file| fixtures.join("others").join(name).join(file));
+    let internvl = dir.join("internvl");
+    convert_model(&fixtures.join("tiles/internvl-qwen2"), &internvl)?;
+    for (name, folder, files) in [
+        (
+            "qwen2.5vl",
+            &fixtures.join("others/qwen2.5vl"),
+            ["model.gguf", "mmproj.gguf"],
+        ),
+        (
+            "idefics3",
+            &fixtures.join("others/idefics3"),
+            ["model.gguf", "mmproj.gguf"],
+        ),
+        ("internvl", &internvl, ["model-f32.gguf", "mmproj-f16.gguf"]),
+    ] {
+        let [model, mmproj] = files.map(|file| folder.join(file));
         let files = [Some(&*model), Some(&*mmproj), Some(&*sae)];
         let last = ["--raw-prompt", "-p", "a<image>b", &picture];
         add(name, files, 1, &last);
@@ -282,6 +283,20 @@ fn roles(dir: &Path) -> Result<Vec<Role>> {
         }
     }
     Ok(roles)
+}
+
+/// A checkpoint's files, once.
+fn convert_model(checkpoint: &Path, out_dir: &Path) -> Result<()> {
+    let options = LlavaOptions {
+        model_type: TensorType::F32,
+        mmproj_type: TensorType::F16,
+        overwrite: Overwrite::Replace,
+    };
+    if !out_dir.exists() {
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        llava::convert(checkpoint, out_dir, &options, go_on)?;
+    }
+    Ok(())
 }
 
 /// The random SAE for the language models, as a folder of SAELens.
