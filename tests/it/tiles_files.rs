@@ -343,6 +343,7 @@ fn checkpoints_that_do_not_fit_are_refused() {
         "\"vision_feature_layer\": -2",
         "vision_feature_layer",
     );
+    vision("\"internvl\"", "\"internvl_chat\"", "own code");
     // Keys that are missing have transformers' defaults.
     for (name, width, expected) in [
         ("smolvlm", 12, "[1152, 3, 4, 4]"),

@@ -129,7 +129,7 @@ impl Config {
         let mut raw: RawConfig = read_json(&path)?;
         let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
 
-        raw.refuse_llavas_own().map_err(|what| {
+        raw.refuse_own_forms().map_err(|what| {
             refuse(what).with_hint(
                 "use the model's Hugging Face conversion, whose name often ends in `-hf`",
             )
@@ -332,10 +332,10 @@ impl RawConfig {
         Ok((vision, Projector::InternVl { merge, n_tiles }))
     }
 
-    /// Checks that the config is not one of LLaVA's own code (github.com/haotian-liu/LLaVA), which
-    /// names and splits weights in another way. There -200 marks an image's place among the tokens
+    /// Checks that the config is not one of LLaVA's own code (github.com/haotian-liu/LLaVA) or of InternVL's, which
+    /// name and split weights in another way. There -200 marks an image's place among the tokens
     /// (`IMAGE_TOKEN_INDEX` in `llava/constants.py`).
-    fn refuse_llavas_own(&self) -> std::result::Result<(), String> {
+    fn refuse_own_forms(&self) -> std::result::Result<(), String> {
         const TYPES: [&str; 5] = [
             "llava_gemma",
             "llava_llama",
@@ -356,6 +356,9 @@ impl RawConfig {
         match self.model_type.as_deref() {
             Some(name) if TYPES.contains(&name) => Err(format!(
                 "`model_type` is `{name}`: the folder is in the form of LLaVA's own code"
+            )),
+            Some(name @ "internvl_chat") => Err(format!(
+                "`model_type` is `{name}`: the folder is in the form of InternVL's own code"
             )),
             _ if self.mm_vision_tower.is_some() => Err(
                 "it has `mm_vision_tower`: the folder is in the form of LLaVA's own code"
