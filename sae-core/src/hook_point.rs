@@ -125,19 +125,61 @@ struct Shown {
 
 /// The architectures whose graphs have been read and compared with transformers.
 const ARCHITECTURES: &[&str] = &[
-    "gemma", "gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "phi3", "qwen2", "qwen2vl",
-    "qwen3", "qwen3vl",
+    "gemma", "gemma2", "gemma3", "gemma4", "gpt2", "gptneox", "llama", "olmo2", "phi3", "qwen2",
+    "qwen2vl", "qwen3", "qwen3vl",
 ];
+
+const GEMMA4: &[&str] = &["gemma4"];
 
 /// The nodes of llama.cpp's graphs (`src/models/*.cpp` and `build_attn` in `src/llama-graph.cpp`, as
 /// llama-cpp-sys-2 0.1.161 carries them). No name here stands twice in a graph without a control
 /// vector; with one, Llama's sum after the feed-forward part is called `ffn_out` too.
-const NODES: [Shown; 15] = [
+const NODES: [Shown; 21] = [
     Shown {
-        architectures: ARCHITECTURES,
+        architectures: &[
+            "gemma", "gemma2", "gemma3", "gpt2", "gptneox", "llama", "olmo2", "phi3", "qwen2",
+            "qwen2vl", "qwen3", "qwen3vl",
+        ],
         site: Site::ResidPost,
         mark: Mark::Name("l_out"),
         last_block: LastBlock::OutputRows,
+    },
+    // It picks the rows that need logits behind all blocks.
+    Shown {
+        architectures: GEMMA4,
+        site: Site::ResidPost,
+        mark: Mark::Name("l_out"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: GEMMA4,
+        site: Site::MlpOut,
+        mark: Mark::Name("ffn_post_norm"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: GEMMA4,
+        site: Site::AttnOut,
+        mark: Mark::Name("attn_post_norm"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: GEMMA4,
+        site: Site::ResidMid,
+        mark: Mark::Name("attn_out"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: GEMMA4,
+        site: Site::Ln2Normalized,
+        mark: Mark::Norm("attn_out"),
+        last_block: LastBlock::AllRows,
+    },
+    Shown {
+        architectures: GEMMA4,
+        site: Site::MlpIn,
+        mark: Mark::Name("ffn_norm"),
+        last_block: LastBlock::AllRows,
     },
     Shown {
         architectures: &[
@@ -517,6 +559,8 @@ mod tests {
         check("gptneox", "blocks.3.hook_mlp_out", &bias("ffn_down"));
         check("gemma3", "blocks.3.mlp.hook_in", "`ffn_norm-3`");
         check("gpt2", "blocks.3.hook_resid_mid", "`ffn_inp-3`");
+        check("gemma4", "blocks.12.hook_resid_post", "`l_out-12`");
+        check("gemma4", "blocks.3.hook_resid_mid", "`attn_out-3`");
         let norm = "the norm of `sa_out-3`";
         check("gemma2", "blocks.3.ln2.hook_normalized", norm);
         for (architecture, site) in [
@@ -539,8 +583,9 @@ mod tests {
         };
         for architecture in ARCHITECTURES {
             let has_post_norms = matches!(*architecture, "gemma2" | "gemma3" | "olmo2");
-            check(architecture, "hook_resid_post", false);
-            check(architecture, "hook_mlp_out", false);
+            let is_gemma4 = *architecture == "gemma4";
+            check(architecture, "hook_resid_post", is_gemma4);
+            check(architecture, "hook_mlp_out", is_gemma4);
             check(architecture, "hook_attn_out", !has_post_norms);
             check(architecture, "attn.hook_z", true);
         }

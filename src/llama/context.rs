@@ -261,7 +261,9 @@ impl<H: RowHook> Context<H> {
             Rows::Tokens(_) => true,
         };
         let window = self.model.sliding_window();
-        let short_window = window.filter(|&window| !is_causal && window < n_rows);
+        let short_window = window.filter(|&window| {
+            !is_causal && window < n_rows && !self.model.keeps_windows_in_images()
+        });
         self.hook.get().short_window = short_window;
         self.set_causal(is_causal);
         let decoded = self.decode_batch(rows, vec![sequence; n_rows], positions, output);

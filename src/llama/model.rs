@@ -38,6 +38,8 @@ pub(super) struct Corrected {
     pub(super) norm_epsilon: Option<f32>,
     /// Whether its heads' pairs turn by time, row and column one after another.
     pub(super) is_interleaved: bool,
+    /// Whether windows part the rows of an image that see one another, as llama.cpp has it.
+    pub(super) keeps_windows: bool,
 }
 
 // SAFETY: llama.cpp only reads a model once it is loaded; contexts on several threads may share it.
@@ -77,8 +79,15 @@ impl Model {
         model.corrected = Corrected {
             norm_epsilon: norm_epsilon::missed(path, &architecture)?,
             is_interleaved: mrope_positions::are_interleaved(&architecture),
+            keeps_windows: architecture == "gemma4",
         };
         Ok(model)
+    }
+
+    /// Whether rows of an image that see one another see no further than the window: in transformers' Gemma 4
+    /// (`create_masks_for_vision_model` in `modeling_gemma4.py`), as in llama.cpp.
+    pub(super) fn keeps_windows_in_images(&self) -> bool {
+        self.corrected.keeps_windows
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
@@ -185,6 +194,15 @@ impl Model {
     pub(super) fn vocab_type(&self) -> sys::llama_vocab_type {
         // SAFETY: the vocabulary is alive.
         unsafe { sys::llama_vocab_type(self.vocab()) }
+    }
+
+    /// The type by which its pieces are written: Gemma 4's are merged, and are of texts as SentencePiece's are, with
+    /// bytes such as `<0x0A>` (`llama_vocab::impl::load` in `src/llama-vocab.cpp`).
+    pub(super) fn piece_type(&self) -> sys::llama_vocab_type {
+        match self.metadata("tokenizer.ggml.model").as_deref() {
+            Some("gemma4") => sys::LLAMA_VOCAB_TYPE_SPM,
+            _ => self.vocab_type(),
+        }
     }
 
     pub(crate) fn token_ids(&self) -> std::ops::Range<i32> {

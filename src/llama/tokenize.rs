@@ -29,7 +29,7 @@ impl Model {
         add_bos: AddBos,
         cancel: &CancelFlag,
     ) -> Result<Vec<i32>> {
-        let vocab_type = self.vocab_type();
+        let vocab_type = self.piece_type();
         let characters = self
             .vocabulary
             .characters

@@ -32,6 +32,7 @@ mod gallery_numbers;
 mod gallery_page;
 mod gemma3;
 mod gemma3_set;
+mod gemma4;
 mod heatmap;
 mod hook;
 mod hook_points;

@@ -5,6 +5,7 @@
 //! `load_tensors` and `create_tensor_qkv` in `src/llama-model.cpp` and the architectures' files in
 //! `src/models/`, as llama-cpp-sys-2 0.1.161 carries them; limits are those of llama.cpp's assertions.
 
+mod gemma4;
 mod tensors;
 
 use std::fmt::Display;
@@ -27,6 +28,8 @@ pub(super) struct LanguageModel<'a> {
     pub(super) n_layers: usize,
     /// The blocks, from the first, behind which image rows are added to the stream (deepstack).
     pub(super) n_deepstack: usize,
+    /// Whether all that its blocks compute depends on the residual stream alone.
+    pub(super) is_of_stream_alone: bool,
     /// Whether its architecture's graph is known, and was compared with transformers.
     pub(super) is_known: bool,
 }
@@ -43,6 +46,7 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
         d_model: u64::from(require("embedding_length")?),
         n_layers: require("block_count")? as usize,
         n_deepstack: n_deepstack(model, architecture)?,
+        is_of_stream_alone: architecture != "gemma4" || gemma4::is_of_stream_alone(model),
         is_known: own_keys(architecture).is_some(),
     };
     if model.alignment() < MIN_ALIGNMENT {
@@ -66,7 +70,12 @@ pub(super) fn check(model: &Gguf) -> Result<LanguageModel<'_>> {
         model,
         architecture,
     };
-    let sizes = Sizes::read(&header, vocabulary::check(model)?)?;
+    let n_tokens = vocabulary::check(model)?;
+    if architecture == "gemma4" {
+        gemma4::check(&header, n_tokens)?;
+        return Ok(found);
+    }
+    let sizes = Sizes::read(&header, n_tokens)?;
     let has_windows = match architecture {
         "gemma2" | "gemma3" => true,
         "olmo2" => header.number("attention.sliding_window").unwrap_or(0) > 0,
@@ -198,6 +207,7 @@ fn own_keys(architecture: &str) -> Option<&'static [Key]> {
         "qwen2vl" | "qwen3vl" => Some(MROPE_KEYS),
         "gemma2" => Some(GEMMA2_KEYS),
         "gemma3" => Some(GEMMA3_KEYS),
+        "gemma4" => Some(gemma4::KEYS),
         _ => None,
     }
 }
@@ -329,18 +339,7 @@ impl Header<'_> {
         default: Option<u64>,
         range: RangeInclusive<u64>,
     ) -> Result<u64> {
-        let numbers: Vec<u64> = match self.get(name) {
-            Some(Value::U32(n)) => vec![u64::from(*n)],
-            Some(Value::Array(Array::U32(all))) if all.len() as u64 == n_layers => {
-                all.iter().map(|&n| u64::from(n)).collect()
-            }
-            Some(Value::Array(Array::I32(all))) if all.len() as u64 == n_layers => all
-                .iter()
-                .map(|&n| u64::try_from(n).unwrap_or(u64::MAX))
-                .collect(),
-            Some(_) => Vec::new(),
-            None => default.into_iter().collect(),
-        };
+        let numbers = self.numbers(name, n_layers, default);
         match numbers.first() {
             Some(first) if range.contains(first) && numbers.iter().all(|n| n == first) => {
                 Ok(*first)
@@ -353,6 +352,45 @@ impl Header<'_> {
                     range.end()
                 ),
             )),
+        }
+    }
+
+    /// A number for all blocks, or an array with one for each.
+    fn numbers_of_blocks(
+        &self,
+        name: &str,
+        n_layers: u64,
+        default: Option<u64>,
+        range: RangeInclusive<u64>,
+    ) -> Result<Vec<u64>> {
+        let numbers = self.numbers(name, n_layers, default);
+        if !numbers.is_empty() && numbers.iter().all(|n| range.contains(n)) {
+            return Ok(match numbers[..] {
+                [all] => vec![all; n_layers as usize],
+                _ => numbers,
+            });
+        }
+        let expected = format!(
+            "a u32 from {} to {}, or an array of them for the {n_layers} blocks",
+            range.start(),
+            range.end()
+        );
+        Err(self.wrong(name, expected))
+    }
+
+    /// The number of a key, or those of blocks; none where it is neither.
+    fn numbers(&self, name: &str, n_layers: u64, default: Option<u64>) -> Vec<u64> {
+        match self.get(name) {
+            Some(Value::U32(n)) => vec![u64::from(*n)],
+            Some(Value::Array(Array::U32(all))) if all.len() as u64 == n_layers => {
+                all.iter().map(|&n| u64::from(n)).collect()
+            }
+            Some(Value::Array(Array::I32(all))) if all.len() as u64 == n_layers => all
+                .iter()
+                .map(|&n| u64::try_from(n).unwrap_or(u64::MAX))
+                .collect(),
+            Some(_) => Vec::new(),
+            None => default.into_iter().collect(),
         }
     }
 

@@ -218,6 +218,8 @@ pub(crate) struct Graph {
     d_model: u64,
     /// The blocks, from the first, behind which image rows are added to the stream.
     n_deepstack: usize,
+    /// Whether all that blocks compute depends on the residual stream alone.
+    is_of_stream_alone: bool,
     /// Whether it is known, and was compared with transformers.
     is_known: bool,
     /// Whether its norms subtract a row's mean, so that the stream's means are nothing to it.
@@ -235,6 +237,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         d_model,
         n_layers,
         n_deepstack,
+        is_of_stream_alone,
         is_known,
     } = language_model::check(&model)?;
     let graph = Graph {
@@ -243,6 +246,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
         n_layers,
         d_model,
         n_deepstack,
+        is_of_stream_alone,
         is_known,
         has_layer_norms: model
             .get(&format!("{architecture}.attention.layer_norm_epsilon"))
@@ -303,11 +307,17 @@ impl Graph {
             Error::new(ErrorKind::Unsupported, what)
         };
         let has_experts = || self.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"));
-        if hook_point.site() == Site::MlpOut && has_experts().is_some() {
-            return Err(
-                refused("is a mixture of experts, whose sum has no known node")
-                    .with_hint("use the residual stream"),
-            );
+        // Gemma 4's have a node behind all; of what they read, there are two.
+        let is_unknown = match self.architecture == "gemma4" {
+            true => matches!(hook_point.site(), Site::MlpIn | Site::Ln2Normalized),
+            false => hook_point.site() == Site::MlpOut,
+        };
+        if is_unknown && has_experts().is_some() {
+            return Err(refused(match self.architecture == "gemma4" {
+                true => "is a mixture of experts, which read the stream in several ways",
+                false => "is a mixture of experts, whose sum has no known node",
+            })
+            .with_hint("use the residual stream"));
         }
         if let GraphNode::MultipliesBy(weight) = &node {
             // llama.cpp multiplies by it, or adds it, after the node.
@@ -336,7 +346,9 @@ impl Graph {
 
     /// Whether everything above a hook point depends on its rows alone.
     pub(crate) fn parts_at(&self, hook_point: HookPoint) -> bool {
-        hook_point.site() == Site::ResidPost && hook_point.layer() + 1 >= self.n_deepstack
+        hook_point.site() == Site::ResidPost
+            && hook_point.layer() + 1 >= self.n_deepstack
+            && self.is_of_stream_alone
     }
 
     /// Whether image rows are added to the stream behind a block (deepstack), which llama.cpp's control vector comes

@@ -11,7 +11,10 @@ use crate::Result;
 
 const KEYS: &[Key] = &[
     // SentencePiece and BPE: the architectures' own, and what prompts here are made for.
-    Key::required("tokenizer.ggml.model", Kind::OneOf(&["llama", "gpt2"])),
+    Key::required(
+        "tokenizer.ggml.model",
+        Kind::OneOf(&["llama", "gpt2", "gemma4"]),
+    ),
     Key::optional("tokenizer.ggml.pre", Kind::Text),
     Key::required("tokenizer.ggml.tokens", Kind::Texts),
     Key::required("tokenizer.ggml.token_type", Kind::Ints),
@@ -65,7 +68,8 @@ pub(super) fn check(model: &Gguf) -> Result<u64> {
     for key in KEYS {
         key.check(model, "")?;
     }
-    let is_bpe = model.require_str("tokenizer.ggml.model")? == "gpt2";
+    let is_gemma4 = model.require_str("tokenizer.ggml.model")? == "gemma4"; // BPE, with bytes as SentencePiece has them
+    let is_bpe = is_gemma4 || model.require_str("tokenizer.ggml.model")? == "gpt2";
     let tokens = strings(model, "tokenizer.ggml.tokens");
     check_tokens(model, tokens)?;
     check_types(model, tokens)?;
@@ -74,8 +78,12 @@ pub(super) fn check(model: &Gguf) -> Result<u64> {
         check_pre_tokenizer(model)?;
         check_merges(model)?;
     }
-    // Where a file lacks one of the first two, llama.cpp takes these.
-    let (bos, eos) = if is_bpe { (11, 11) } else { (1, 2) };
+    // Where a file lacks one of the first two, llama.cpp takes these, or aborts.
+    let (bos, eos) = match (is_gemma4, is_bpe) {
+        (true, _) => (usize::MAX, usize::MAX),
+        (false, true) => (11, 11),
+        (false, false) => (1, 2),
+    };
     for (name, default) in [
         ("bos", Some(bos)),
         ("eos", Some(eos)),
