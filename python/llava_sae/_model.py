@@ -9,8 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, overload
 
 import numpy as np
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 ImageLike = Union[str, "os.PathLike[str]", bytes, "NDArray[np.uint8]", "PIL.Image.Image", "Image"]
 # A user's turn, or OpenAI's messages.
 Prompt = Union[str, Sequence[Mapping[str, Any]]]
-
-_Settings = TypeVar("_Settings", _native.RunSettings, _native.RankSettings)
 
 _PROMPT = "Describe the image."
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -192,7 +189,9 @@ class Model:
         """
         given = self._images(images)
         settings = self._settings(prompt, given, raw_prompt, interventions, max_tokens=max_tokens)
-        ranking = _kept(_ranking, over, pool, rank, exclude, exclude_always_on)
+        ranking = _native.RankSettings.of(
+            over, pool, rank, [str(name) for name in listed_names(exclude)] if exclude != () else [], exclude_always_on
+        )
         found = self._handle.features(given, settings, ranking, _functions(edit) if edit else [])
         return Features(found, self.saes)
 
@@ -416,7 +415,8 @@ class Model:
         interventions: Mapping[str, Any],
         *,
         needs_prompt: bool = True,
-        **options: Any,
+        max_tokens: int = 0,
+        **sampling: Any,
     ) -> _native.RunSettings:
         if prompt is None:
             if not images and needs_prompt:
@@ -425,7 +425,15 @@ class Model:
         steering = self._steered.get()
         if interventions:
             steering = (*steering, *entries(interventions))
-        return _kept(_run_settings, prompt, raw_prompt, steering, **options)
+        text = prompt if isinstance(prompt, str) else None
+        return _native.RunSettings.of(
+            text,
+            _json(list(prompt)) if text is None else None,
+            raw_prompt,
+            _json(steering) if steering else None,
+            max_tokens,
+            **sampling,
+        )
 
 
 def open(
@@ -578,33 +586,6 @@ def _functions(edit: Mapping[str, Edit] | None) -> list[tuple[str, Callable[...,
         return call
 
     return [(hook, at_hook(function)) for hook, function in (edit or {}).items()]
-
-
-def _kept(make: Callable[..., _Settings], *arguments: Any, **options: Any) -> _Settings:
-    """Return what a function makes that keeps what it made last.
-
-    A run displaces JSON's encoder from the processor's caches: making settings anew costs more than all else here.
-    """
-    try:
-        return make(*arguments, **options)
-    except TypeError:  # arguments that cannot be a key
-        return make.__wrapped__(*arguments, **options)  # type: ignore[attr-defined]
-
-
-@lru_cache(maxsize=16, typed=True)
-def _run_settings(
-    prompt: Prompt, raw_prompt: bool, steering: Sequence[Mapping[str, Any]], **options: Any
-) -> _native.RunSettings:
-    prompt = prompt if isinstance(prompt, str) else list(prompt)
-    settings = {"prompt": prompt, "raw_prompt": raw_prompt, "steering": steering or None, **options}
-    return _native.RunSettings(_json(settings))
-
-
-@lru_cache(maxsize=16, typed=True)
-def _ranking(over: str | None, pool: str, rank: str | None, exclude: Any, always_on: bool) -> _native.RankSettings:
-    excluded = [str(name) for name in listed_names(exclude)]
-    ranking = {"over": over, "pool": pool, "rank": rank, "exclude": excluded, "exclude_always_on": always_on}
-    return _native.RankSettings(_json(ranking))
 
 
 def _json(value: Any) -> str:

@@ -65,15 +65,17 @@ class ActiveFeature(NamedTuple):
 class FeatureTable(Sequence[Feature]):
     """Features in order, as a table."""
 
-    def __init__(self, features: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, features: Sequence[tuple[Any, ...]] | _native.Standings) -> None:
         self._features = features  # their fields: they become features when they are looked at
 
     def __len__(self) -> int:
         return len(self._features)
 
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        found = self._features[place]
-        return FeatureTable(found) if isinstance(place, slice) else Feature._make(found)
+        rows = range(len(self))[place]
+        if isinstance(rows, range):
+            return FeatureTable([self._features[row] for row in rows])
+        return Feature._make(self._features[rows])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureTable) and list(self) == list(other)
@@ -102,7 +104,7 @@ class FeatureTable(Sequence[Feature]):
         """Return the table as a data frame, a row a feature."""
         import pandas
 
-        return pandas.DataFrame(list(self._features), columns=list(Feature._fields))
+        return pandas.DataFrame(list(self), columns=list(Feature._fields))
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,7 +184,7 @@ class Features:
 
     def top(self, n: int = 10) -> FeatureTable:
         """Return the first `n` features of each SAE, best first."""
-        return FeatureTable(self._handle.top(min(n, _ALL)))
+        return FeatureTable(self._handle.top(n))
 
     def search(self, text: str) -> FeatureTable:
         """Return the active features whose labels hold these words.

@@ -10,12 +10,13 @@ use llava_sae_cpp::{
     Error, FeatureId, FeatureName, HookedModel, Picture, Prompt, Result, Run, Session, saved_set,
 };
 use numpy::PyArray2;
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 
 use crate::arrays::{self, Csr};
 use crate::error::OrRaise;
 use crate::image::Encoded;
-use crate::settings::Asked;
+use crate::settings::{Asked, Whole};
 
 /// What a prompt activates, ranked when it is asked for.
 #[pyclass(frozen, module = "llava_sae._native")]
@@ -41,6 +42,45 @@ type Standing<'a> = (
     usize,
     usize,
 );
+
+/// The first features of each SAE, best first. A row becomes Python's when it is asked for.
+#[pyclass(frozen, sequence, module = "llava_sae._native")]
+pub(crate) struct Standings {
+    model: Arc<HookedModel>,
+    rows: Vec<(usize, usize, FeatureScore)>, // the SAE and the rank in it
+}
+
+#[pymethods]
+impl Standings {
+    fn __len__(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// A row as the fields of `llava_sae.Feature`.
+    fn __getitem__(&self, row: usize) -> PyResult<Standing<'_>> {
+        let row = self.rows.get(row);
+        let (sae, rank, score) = row.ok_or_else(|| PyIndexError::new_err("no such row"))?;
+        let saes = self.model.saes();
+        let feature = FeatureId {
+            sae: *sae,
+            index: score.feature,
+        };
+        let name = match saes.shown(feature) {
+            FeatureName::Index(index) => Name::Index(index),
+            FeatureName::Name(name) => Name::Text(name),
+        };
+        Ok((
+            *rank,
+            name,
+            saes.label(feature),
+            score.score,
+            score.lift,
+            score.max,
+            score.argmax_position,
+            score.n_tokens,
+        ))
+    }
+}
 
 /// An index, or the name of one of several SAEs' features.
 #[derive(IntoPyObject)]
@@ -73,37 +113,16 @@ impl Features {
     }
 
     /// The first `top` features of each SAE.
-    pub(crate) fn standings(&self, top: usize) -> Result<Vec<Standing<'_>>> {
+    pub(crate) fn standings(&self, top: usize) -> Result<Standings> {
         let seen = self.seen(&[])?;
-        let saes = self.model.saes();
-        let standing = |sae: usize, (i, score): (usize, &FeatureScore)| {
-            let index = score.feature;
-            let feature = FeatureId { sae, index };
-            let name = match saes.shown(feature) {
-                FeatureName::Index(index) => Name::Index(index),
-                FeatureName::Name(name) => Name::Text(name),
-            };
-            let label = saes.label(feature);
-            let (lift, max) = (score.lift, score.max);
-            let place = score.argmax_position;
-            (
-                i + 1,
-                name,
-                label,
-                score.score,
-                lift,
-                max,
-                place,
-                score.n_tokens,
-            )
-        };
         let of_sae = |sae| {
-            let scores = seen.top(sae, top).iter().enumerate();
-            scores
-                .map(move |score| standing(sae, score))
-                .collect::<Vec<_>>()
+            let ranked = seen.top(sae, top).iter().zip(1..);
+            ranked.map(move |(score, rank)| (sae, rank, score.clone()))
         };
-        Ok((0..saes.len()).flat_map(of_sae).collect())
+        Ok(Standings {
+            model: Arc::clone(&self.model),
+            rows: (0..self.model.saes().len()).flat_map(of_sae).collect(),
+        })
     }
 
     /// The ranked features; those that draw need the pictures.
@@ -181,18 +200,18 @@ impl Features {
 #[pymethods]
 impl Features {
     /// The object that `features --json` prints, without the picture's name, with `top` features of each SAE.
-    fn report(&self, py: Python<'_>, top: usize) -> PyResult<String> {
+    fn report(&self, py: Python<'_>, top: Whole<usize>) -> PyResult<String> {
         py.detach(|| {
             let seen = self.seen(&[])?;
-            let report = seen.report(&self.model, top);
+            let report = seen.report(&self.model, top.0);
             Ok(serde_json::to_string(&report).expect("plain data"))
         })
         .or_raise(py)
     }
 
-    /// The same features without what is said of each position, as the fields of `llava_sae.Feature`.
-    fn top(&self, py: Python<'_>, top: usize) -> PyResult<Vec<Standing<'_>>> {
-        py.detach(|| self.standings(top)).or_raise(py)
+    /// The same features without what is said of each position.
+    fn top(&self, py: Python<'_>, top: Whole<usize>) -> PyResult<Standings> {
+        py.detach(|| self.standings(top.0)).or_raise(py)
     }
 
     /// The features of the given labels' search, by their names.

@@ -1,4 +1,4 @@
-//! Options as Python gives them: JSON, by the command line's names. What is read once serves calls with the same options.
+//! Options as Python gives them.
 
 use std::sync::Arc;
 
@@ -10,42 +10,39 @@ use llava_sae_cpp::{
     CancelFlag, Error, HookedModel, Picture, Prompt, PromptForm, Result, RunOptions, Sampling,
     Session, saved_set,
 };
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::de::DeserializeOwned;
+use serde::de::value::{self, StrDeserializer};
 
-use crate::error::OrRaise;
+use crate::error::{OrRaise, exception};
 use crate::image::{Encoded, Image};
 
 /// What a run does.
 #[pyclass(frozen, module = "llava_sae._native")]
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct RunSettings {
-    prompt: Box<RawValue>,
+    turn: Turn,
     raw_prompt: bool,
-    steering: Option<Box<RawValue>>,
-    #[serde(default)]
+    steering: Option<String>, // a saved set's list
     max_tokens: usize,
-    temperature: Option<f32>,
-    seed: Option<u32>,
-    top_k: Option<usize>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    #[serde(default)]
+    sampling: Sampling,
     stop: Vec<String>,
+}
+
+enum Turn {
+    Text(String),
+    Messages(String), // OpenAI's, as JSON
 }
 
 /// How features are ranked.
 #[pyclass(frozen, module = "llava_sae._native")]
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct RankSettings {
     over: Option<String>,
     pool: Pool,
-    rank: Option<Order>,
-    exclude: Vec<String>,
-    exclude_always_on: bool,
+    order: Option<Order>,
+    excluded: Vec<String>,
+    excludes_always_on: bool,
 }
 
 /// A feature at several strengths.
@@ -72,19 +69,90 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T> {
     serde_json::from_str(json).map_err(|error| Error::invalid(format!("wrong options: {error}")))
 }
 
+/// A whole number, which is refused as a wrong value where it is negative or too large.
+pub(crate) struct Whole<T>(pub(crate) T);
+
+impl<'a, 'py, T: FromPyObject<'a, 'py>> FromPyObject<'a, 'py> for Whole<T> {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        given.extract::<T>().map(Self).map_err(|error| {
+            let (py, error) = (given.py(), error.into());
+            if error.is_instance_of::<PyOverflowError>(py) {
+                let what = format!("{} is negative or too large", *given);
+                return exception(py, &Error::invalid(what));
+            }
+            error
+        })
+    }
+}
+
+/// What `name` means, one of a few words.
+fn one_of<T: DeserializeOwned>(name: &str) -> Result<T> {
+    let read = T::deserialize(StrDeserializer::<value::Error>::new(name));
+    read.map_err(|error| Error::invalid(format!("wrong options: {error}")))
+}
+
 #[pymethods]
 impl RunSettings {
-    #[new]
-    fn new(py: Python<'_>, json: &str) -> PyResult<Self> {
-        parse(json).or_raise(py)
+    /// The turn is a text or `messages`, which are JSON, as `steering` is.
+    #[staticmethod]
+    #[pyo3(signature = (text, messages, raw_prompt, steering, max_tokens, temperature=None, seed=None, top_k=None,
+                        top_p=None, min_p=None, stop=Vec::new()))]
+    #[allow(clippy::too_many_arguments)] // Python's, by their names
+    fn of(
+        text: Option<String>,
+        messages: Option<String>,
+        raw_prompt: bool,
+        steering: Option<String>,
+        max_tokens: Whole<usize>,
+        temperature: Option<f32>,
+        seed: Option<Whole<u32>>,
+        top_k: Option<Whole<usize>>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        stop: Vec<String>,
+    ) -> Self {
+        let default = Sampling::default();
+        Self {
+            turn: match messages {
+                Some(messages) => Turn::Messages(messages),
+                None => Turn::Text(text.unwrap_or_default()),
+            },
+            raw_prompt,
+            steering,
+            max_tokens: max_tokens.0,
+            sampling: Sampling {
+                temperature: temperature.unwrap_or(default.temperature),
+                seed: seed.map_or(default.seed, |seed| seed.0),
+                top_k: top_k.map_or(default.top_k, |top_k| top_k.0),
+                top_p: top_p.unwrap_or(default.top_p),
+                min_p: min_p.unwrap_or(default.min_p),
+                ..default
+            },
+            stop,
+        }
     }
 }
 
 #[pymethods]
 impl RankSettings {
-    #[new]
-    fn new(py: Python<'_>, json: &str) -> PyResult<Self> {
-        parse(json).or_raise(py)
+    #[staticmethod]
+    fn of(
+        py: Python<'_>,
+        over: Option<String>,
+        pool: &str,
+        rank: Option<&str>,
+        exclude: Vec<String>,
+        exclude_always_on: bool,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            over,
+            pool: one_of(pool).or_raise(py)?,
+            order: rank.map(one_of).transpose().or_raise(py)?,
+            excluded: exclude,
+            excludes_always_on: exclude_always_on,
+        })
     }
 }
 
@@ -98,8 +166,9 @@ impl RunSettings {
     ) -> Result<Asked> {
         let model = session.model();
         let images: Vec<_> = images.into_iter().map(|image| image.0).collect();
-        let Ok(text) = serde_json::from_str::<String>(self.prompt.get()) else {
-            return ask_chat(self.prompt.get(), model, images, cancel);
+        let text = match &self.turn {
+            Turn::Text(text) => text,
+            Turn::Messages(messages) => return ask_chat(messages, model, images, cancel),
         };
         let form = match self.raw_prompt {
             true => PromptForm::Raw,
@@ -107,9 +176,9 @@ impl RunSettings {
         };
         let embeddings: Vec<_> = images.iter().map(|image| &image.embeddings).collect();
         Ok(Asked {
-            prompt: model.prompt(&text, form, &embeddings, cancel)?,
+            prompt: model.prompt(text, form, &embeddings, cancel)?,
             images,
-            shown: text,
+            shown: text.clone(),
         })
     }
 
@@ -119,25 +188,17 @@ impl RunSettings {
         let Some(list) = &self.steering else {
             return Ok(None);
         };
-        let entries = saved_set::parse(list.get().as_bytes(), SHOWN)?;
+        let entries = saved_set::parse(list.as_bytes(), SHOWN)?;
         let all = saved_set::interventions(&entries, SHOWN, model.saes())?;
         model.steering(all).map(Some)
     }
 
     /// The run's options.
     pub(crate) fn options(&self, model: &HookedModel, cancel: &CancelFlag) -> Result<RunOptions> {
-        let default = Sampling::default();
         Ok(RunOptions {
             steering: self.steering(model)?,
             max_tokens: self.max_tokens,
-            sampling: Sampling {
-                temperature: self.temperature.unwrap_or(default.temperature),
-                seed: self.seed.unwrap_or(default.seed),
-                top_k: self.top_k.unwrap_or(default.top_k),
-                top_p: self.top_p.unwrap_or(default.top_p),
-                min_p: self.min_p.unwrap_or(default.min_p),
-                ..default
-            },
+            sampling: self.sampling,
             stop: self.stop.clone(),
             cancel: cancel.clone(),
             ..RunOptions::default()
@@ -176,13 +237,13 @@ impl RankSettings {
             true => Over::PROMPT,
         };
         let over = self.over.as_deref().map(Over::parse);
-        let excluded = self.exclude.iter().map(|name| model.find_feature(name));
+        let excluded = self.excluded.iter().map(|name| model.find_feature(name));
         let mut ranking = Ranking {
             over: over.unwrap_or(Ok(default))?,
             pool: self.pool,
-            order: self.rank,
+            order: self.order,
             excluded: excluded.collect::<Result<_>>()?,
-            excludes_always_on: self.exclude_always_on,
+            excludes_always_on: self.excludes_always_on,
         };
         ranking.prepare(model, &asked.prompt)?;
         Ok(ranking)

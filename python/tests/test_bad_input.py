@@ -93,7 +93,12 @@ def test_features_that_are_none(model, image, feature, error):
         ({"vector": (np.zeros((3, 3)), 1.0)}, ValueError, "one dimension"),
         ({"interventions": [{"kind": "steer"}]}, ValueError, "feature"),
         ({"temperature": -1}, ValueError, "temperature"),
-        ({"max_tokens": -1}, ValueError, None),
+        ({"max_tokens": -1}, ValueError, "-1 is negative"),
+        ({"max_tokens": 2**70}, ValueError, "too large"),
+        ({"max_tokens": "many"}, TypeError, "max_tokens"),
+        ({"seed": 2**32}, ValueError, "too large"),
+        ({"top_k": -3}, ValueError, "-3 is negative"),
+        ({"temperature": float("nan")}, ValueError, "temperature"),
         ({"stop": [""]}, ValueError, "stop"),
         ({"prompt": "<image>", "raw_prompt": True, "images": ()}, ValueError, "image"),
         ({"prompt": [{"role": "user"}]}, ValueError, None),
@@ -133,6 +138,14 @@ def test_other_results(model, image):
         model.capture(image).nothing  # noqa: B018
     with pytest.raises(ValueError):
         model.features(image, over="nowhere")
+    with pytest.raises(ValueError, match="pooled"):
+        model.features(image, pool="pooled")
+    with pytest.raises(ValueError, match="negative"):
+        found.top(-1)
+    table = found.top(3)
+    with pytest.raises(IndexError):
+        table[3]
+    assert table[-1] == list(table)[2] and list(table[1:]) == list(table)[1:]
     with pytest.raises(ValueError):
         model.features(prompt="Hello", over="image")
     with pytest.raises(ValueError, match="one feature"):
