@@ -8,7 +8,7 @@ browser=wanted
 . "$(dirname "$0")/setup.sh"
 
 # The modules of tests/it whose bounds depend on how a processor rounds.
-numbers="chunks conversion control_vector families gemma3 hook hook_points interventions metrics next oracle others passes projectors prompt_store sae_formats screen steps sweep vision"
+numbers="centred chunks conversion control_vector cross_layer families gemma3 gemma4 hook hook_points interventions metrics next oracle others passes projectors prompt_store qwen sae_formats screen steps sweep tiles transcoders vision"
 
 can_run() {
     case $1 in
