@@ -1,7 +1,7 @@
 #!/bin/sh
 # Packages for Linux on x86-64, of the last commit: the Python wheel, which holds the command too, and an archive of the
 # programs, each with a build for every line of launcher/processors.txt. They are compiled in a Debian 11 (glibc 2.31),
-# and lie in target/packages/ at the end; scripts/check-release.sh tries them. Needs root, debootstrap, Rust, and Python
+# one source with the compiler of a Debian 12 (scripts/release/launch.sh), and lie in target/packages/ at the end; scripts/check-release.sh tries them. Needs root, debootstrap, Rust, and Python
 # 3.10 or later; from nothing it takes about half an hour on two cores.
 set -eu
 cd "$(dirname "$0")/.."
@@ -22,14 +22,17 @@ mkdir -p "$work/cargo" "$work/downloads"
 "$work/tools/bin/pip" download -q --no-deps --only-binary :all: -d "$work/downloads" cmake==3.31.6
 CARGO_HOME=$work/cargo cargo fetch --locked --quiet
 debian bullseye "$root" g++,libclang-dev,make,python3,python3-venv
+newer=$work/debian-12
+debian bookworm "$newer" g++
 # Without its shared library, the C++ runtime is linked in.
 rm -f "$root"/usr/lib/gcc/x86_64-linux-gnu/*/libstdc++.so
 
 # The sources as they are committed, always at one place, since names of files get into programs.
 rm -rf "$root/build/source"
-mkdir -p "$root/build/source"
+mkdir -p "$root/build/source" "$root/build/target"
 git archive HEAD | tar -x -C "$root/build/source"
 in_debian "$root" "$(rustc --print sysroot):/build/rust" "$work/cargo:/build/cargo" "$work/downloads:/build/downloads" \
+    "$newer:/build/newer" "$work/cargo:/build/newer/build/cargo" "$root/build/target:/build/newer/build/target" \
     -- SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" sh /build/source/scripts/release/compile.sh
 
 echo "release: packing" >&2
