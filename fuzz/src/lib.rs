@@ -122,7 +122,7 @@ impl Scratch {
         else {
             return false;
         };
-        for path in files.model.into_iter().chain([files.mmproj]) {
+        for path in files.model.into_iter().chain(files.mmproj) {
             gguf_tools::gguf::Gguf::open(&path).expect("what is written can be read");
         }
         true

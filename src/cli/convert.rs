@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use gguf_tools::gguf::TensorType;
-use gguf_tools::llava::{self, LlavaOptions};
+use gguf_tools::llava::{self, LlavaFiles, LlavaOptions};
 use gguf_tools::new_file::Overwrite;
 use gguf_tools::output_dir::OutputDir;
 use gguf_tools::sae::{self, Published, SaeOptions};
@@ -16,11 +16,12 @@ use super::outcome::{CommandResult, Outcome};
 use super::progress::{self, Spinner, Verbosity};
 use super::seen::note_as_seen;
 
-/// Convert a checkpoint of a LLaVA, Gemma 3, SmolVLM or InternVL and an SAE to a model folder
+/// Convert a checkpoint of a LLaVA, Gemma 3 or 4, SmolVLM or InternVL and an SAE to a model folder
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["llava", "sae"]).required(true).multiple(true))]
 pub(super) struct ConvertArgs {
-    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT, a Gemma 3, a SmolVLM, an Idefics3 or an InternVL
+    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT, a Gemma 3, a Gemma 4 (its language model alone), a SmolVLM, an
+    /// Idefics3 or an InternVL
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
     /// An SAE or transcoder of SAELens, Gemma Scope (2), sparsify, Llama Scope, OpenMOSS or circuit-tracer: its folder,
@@ -141,7 +142,7 @@ impl Targets {
 }
 
 impl Conversion<'_> {
-    /// The files that it makes in `dir`, if the language model is one that is converted.
+    /// The files that it makes in `dir`, if language model and projector are ones that are converted.
     fn targets(&self, dir: &Path) -> Targets {
         let file = |role: &str, name: &str| dir.join(format!("{role}-{name}.gguf"));
         let Types { model, mmproj, sae } = self.types;
@@ -166,7 +167,8 @@ impl Conversion<'_> {
             convert_sae(source, target, self.types.sae, verbosity, cancel)?;
         }
         if let (Some(source), Some(target)) = (self.llava, targets.model.take()) {
-            targets.model = convert_llava(source, self.types, target, verbosity, cancel.clone())?;
+            let made = convert_llava(source, self.types, target, verbosity, cancel.clone())?;
+            (targets.model, targets.mmproj) = (made.model, made.mmproj);
         }
         if let (Some(model), Some(sae)) = (&targets.model, &targets.sae) {
             ModelFiles {
@@ -268,8 +270,12 @@ fn next_command(output: &Path, made: &Targets) -> String {
             .map(|name| output.join(name))
             .expect("a file")
     };
-    if ModelFiles::find(Some(output), None, None, Vec::new()).is_ok() {
-        return format!("next: `llava-sae-cpp -d {folder} IMAGE`");
+    if let Ok(found) = ModelFiles::find(Some(output), None, None, Vec::new()) {
+        let asked = match found.mmproj {
+            Some(_) => "IMAGE",
+            None => "--prompt TEXT",
+        };
+        return format!("next: `llava-sae-cpp -d {folder} {asked}`");
     }
     match (&made.model, &made.mmproj, &made.sae) {
         (None, None, Some(sae)) => format!(
@@ -293,15 +299,14 @@ pub(super) fn say(verbosity: Verbosity, lines: &[String]) {
     }
 }
 
-/// Writes the language model to `model`, and the projector beside it; returns nothing where the language
-/// model is left out.
+/// Writes the language model to `model`, and the projector beside it, as far as they are converted.
 fn convert_llava(
     source: &Path,
     types: Types,
     model: PathBuf,
     verbosity: Verbosity,
     cancel: CancelFlag,
-) -> llava_sae_cpp::Result<Option<PathBuf>> {
+) -> llava_sae_cpp::Result<LlavaFiles> {
     let (model_type, k_quant) = match types.model {
         ModelType::F32 => (TensorType::F32, None),
         ModelType::F16 => (TensorType::F16, None),
@@ -321,15 +326,15 @@ fn convert_llava(
     let mut bar = progress::byte_bar("model", verbosity, cancel.clone());
     let made = llava::convert(source, dir, &options, &mut bar)?;
     say(verbosity, &made.report);
-    let Some(converted) = made.model else {
-        return Ok(None);
-    };
-    if let Some(k_quant) = k_quant {
+    if let (Some(converted), Some(k_quant)) = (&made.model, k_quant) {
         let spinner = Spinner::start("quantising", verbosity);
-        quantize_or_stop(&converted, &model, k_quant, &cancel)?;
+        quantize_or_stop(converted, &model, k_quant, &cancel)?;
         spinner.finish();
     }
-    Ok(Some(model))
+    Ok(LlavaFiles {
+        model: made.model.map(|_| model),
+        ..made
+    })
 }
 
 /// llama.cpp's quantiser cannot be stopped, so it runs on a thread of its own: on Ctrl-C the caller

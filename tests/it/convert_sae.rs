@@ -9,7 +9,7 @@ use crate::command_line::{run, stdout, text};
 use crate::hook_points;
 
 /// A folder of SAELens with the fixture's weights of width 32, at the hook point `hook`.
-fn saelens(dir: &Path, hook: Option<&str>) -> PathBuf {
+pub(crate) fn saelens(dir: &Path, hook: Option<&str>) -> PathBuf {
     let weights = "sae_weights.safetensors";
     let from = hook_points::root().join("sae-32").join(weights);
     let source = dir.join("saelens");

@@ -74,7 +74,7 @@ fn check(family: &'static str) {
     let made = converted(family);
     let files = ModelFiles {
         model: made.model.expect("its tokenizer is one that is converted"),
-        mmproj: Some(made.mmproj),
+        mmproj: made.mmproj,
         saes: vec![sae_at(hook, d_model)],
     };
     let mut session = Session::open(&files, exact_options()).expect("it loads");

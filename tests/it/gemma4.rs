@@ -17,7 +17,7 @@ use crate::picture_set::{open, resid_post, root};
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 /// Nothing was fitted to the second of each kind.
-const SETS: [&str; 6] = [
+pub(crate) const SETS: [&str; 6] = [
     "dense-a",
     "dense-b",
     "shared-a",
@@ -29,15 +29,15 @@ const SETS: [&str; 6] = [
 /// Both round GELUs to f16, ggml by a table, so all else is compared: most rows are within 1e-5. Where a GELU's operand is
 /// at an edge of that table, it may be rounded the other way, which made 1e-3 of a row in these narrow models. A device
 /// does not round them, which is 9.3e-3.
-const ROWS: f64 = bound(3e-3, 3e-2, 3e-2);
+pub(crate) const ROWS: f64 = bound(3e-3, 3e-2, 3e-2);
 
-struct Set {
-    name: &'static str,
-    oracle: Oracle,
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) oracle: Oracle,
 }
 
 impl Set {
-    fn named(name: &'static str) -> Self {
+    pub(crate) fn named(name: &'static str) -> Self {
         let oracle = Oracle::read(&root("gemma4"));
         Self { name, oracle }
     }
@@ -46,11 +46,11 @@ impl Set {
         &self.oracle.json["sets"][self.name][key]
     }
 
-    fn number(&self, key: &str) -> usize {
+    pub(crate) fn number(&self, key: &str) -> usize {
         self.fact(key).as_u64().expect("a number") as usize
     }
 
-    fn rows(&self, hook: &str) -> Vec<f32> {
+    pub(crate) fn rows(&self, hook: &str) -> Vec<f32> {
         self.oracle.f32(&format!("{}/{hook}/rows", self.name))
     }
 
@@ -75,7 +75,7 @@ impl Set {
         open(&self.files(hook, width), options)
     }
 
-    fn prompt(&self, session: &Session) -> Prompt {
+    pub(crate) fn prompt(&self, session: &Session) -> Prompt {
         let text = self.oracle.json["prompt"].as_str().expect("a text");
         let prompt = session.prompt(text, PromptForm::Raw, &[]);
         prompt.expect("it is tokenised")
@@ -107,6 +107,11 @@ fn texts_have_the_ids_of_transformers() {
         set.number("d_model"),
         SessionOptions::default(),
     );
+    check_ids(&set, &session);
+}
+
+/// Checks the ids of awkward texts.
+pub(crate) fn check_ids(set: &Set, session: &Session) {
     let bos = set.prompt_ids()[0];
     for case in set.oracle.json["texts"].as_array().expect("a list") {
         let text = case["text"].as_str().expect("a text");

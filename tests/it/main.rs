@@ -13,6 +13,9 @@ mod browser;
 mod cards;
 mod centred;
 mod chat;
+#[path = "../../gguf-tools/tests/llava/checkpoint.rs"]
+#[allow(dead_code)] // that binary makes others of it
+mod checkpoint;
 mod chunks;
 mod command_line;
 mod context;
@@ -33,6 +36,9 @@ mod gallery_page;
 mod gemma3;
 mod gemma3_set;
 mod gemma4;
+#[path = "../../gguf-tools/tests/llava/gemma4_checkpoint.rs"]
+mod gemma4_checkpoint;
+mod gemma4_converted;
 mod heatmap;
 mod hook;
 mod hook_points;

@@ -52,7 +52,7 @@ fn content() -> Content {
     let mut model = Repo::default().with_more(&[("gemma-3-4b-it-f16.gguf", "another type")]);
     for (name, bytes) in [
         ("gemma-3-4b-it-Q8_0.gguf", read(&made.model.expect("made"))),
-        ("mmproj-model-f16.gguf", read(&made.mmproj)),
+        ("mmproj-model-f16.gguf", read(&made.mmproj.expect("made"))),
     ] {
         model.files.insert(name.to_owned(), bytes);
     }

@@ -51,7 +51,7 @@ impl Set {
         let made = converted_from(&self.dir());
         ModelFiles {
             model: made.model.expect("it is one that is converted"),
-            mmproj: Some(made.mmproj),
+            mmproj: made.mmproj,
             saes: vec![sae_at(hook, width)],
         }
     }

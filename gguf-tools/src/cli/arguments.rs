@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use gguf_tools::gguf::TensorType;
 
-/// Converts checkpoints of LLaVA, Gemma 3, SmolVLM and InternVL and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
+/// Converts checkpoints of LLaVA, Gemma 3 and 4, SmolVLM and InternVL and sparse autoencoders (SAEs) to GGUF, and shows GGUF files.
 #[derive(Parser)]
 #[command(
     version,
@@ -27,7 +27,7 @@ pub(super) enum Command {
     Show(ShowArguments),
 }
 
-/// Convert a Hugging Face folder of a LLaVA, Gemma 3, SmolVLM or InternVL to a model and a projector
+/// Convert a Hugging Face folder of a LLaVA, Gemma 3 or 4, SmolVLM or InternVL to a model and a projector
 #[derive(Args)]
 #[command(after_help = "Examples:
   gguf-tools llava llava-gemma-2b/ -o models/
@@ -35,7 +35,7 @@ pub(super) enum Command {
 pub(super) struct LlavaArguments {
     /// The folder with `config.json`, tokenizer and weights
     pub(super) dir: PathBuf,
-    /// The folder to write `model-TYPE.gguf` and `mmproj-TYPE.gguf` to
+    /// The folder to write `model-TYPE.gguf` and `mmproj-TYPE.gguf` to; of a Gemma 4, the model alone
     #[arg(short = 'o', long = "output", value_name = "OUT_DIR")]
     pub(super) out_dir: PathBuf,
     /// The language model's number type

@@ -63,7 +63,7 @@ fn convert_llava(arguments: &LlavaArguments) -> Result<()> {
     for line in &files.report {
         let _ = writeln!(io::stderr(), "{line}");
     }
-    for path in files.model.iter().chain([&files.mmproj]) {
+    for path in files.model.iter().chain(&files.mmproj) {
         print_line(&path.display().to_string())?;
     }
     Ok(())

@@ -1,10 +1,11 @@
-//! The language model's file: what llama.cpp's `gemma`, `gemma3`, `llama`, `qwen2` and `qwen3` architectures read.
+//! The language model's file: what llama.cpp's `gemma`, `gemma3`, `gemma4`, `llama`, `qwen2` and `qwen3` architectures read.
 //!
 //! Keys and names follow `src/llama-arch.cpp`, `src/llama-model.cpp` and the architectures' files in
 //! `src/models/` of llama.cpp.
 
 use super::checkpoint::Checkpoint;
 use super::config::{Architecture, OutputMatrix, RopeScaling, TextConfig};
+use super::gemma4;
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 use crate::{Error, Result};
@@ -19,17 +20,26 @@ pub(super) const PREFIX: &str = "language_model.";
 pub(super) fn write_metadata(config: &TextConfig, writer: &mut Writer) {
     let architecture = config.architecture;
     let key = |name: &str| format!("{}.{name}", architecture.name());
-    for (name, size) in [
+    let mut sizes = vec![
         ("context_length", config.context_length),
         ("embedding_length", config.d_model),
         ("block_count", config.n_layers),
-        ("feed_forward_length", config.d_ffn),
-        ("attention.head_count", config.n_heads),
-        ("attention.head_count_kv", config.n_kv_heads),
-        ("attention.key_length", config.d_head),
-        ("attention.value_length", config.d_head),
-    ] {
+    ];
+    match &config.gemma4 {
+        Some(_) => sizes.push(("attention.head_count", config.n_heads)),
+        None => sizes.extend([
+            ("feed_forward_length", config.d_ffn),
+            ("attention.head_count", config.n_heads),
+            ("attention.head_count_kv", config.n_kv_heads),
+            ("attention.key_length", config.d_head),
+            ("attention.value_length", config.d_head),
+        ]),
+    }
+    for (name, size) in sizes {
         writer.set(&key(name), u32_of(size));
+    }
+    if let Some(of_gemma4) = &config.gemma4 {
+        gemma4::write_metadata(config, of_gemma4, writer);
     }
     writer.set(
         &key("attention.layer_norm_rms_epsilon"),
@@ -47,80 +57,131 @@ pub(super) fn write_metadata(config: &TextConfig, writer: &mut Writer) {
     if let Some(window) = &config.window {
         writer.set(&key("attention.sliding_window"), u32_of(window.length));
         writer.set(&key("rope.freq_base_swa"), window.rope_theta);
-        if !window.is_default() {
+        if !window.is_default() || architecture == Architecture::Gemma4 {
             let pattern = key("attention.sliding_window_pattern");
             writer.set(&pattern, window.blocks.clone());
         }
     }
 }
 
-fn u32_of(size: usize) -> u32 {
+pub(super) fn u32_of(size: usize) -> u32 {
     u32::try_from(size).expect("the config's sizes are below 2^25")
 }
 
 /// A tensor of a block: its name in the file and in the checkpoint, and its shape.
-type BlockTensor = (&'static str, &'static str, Vec<usize>);
+pub(super) type BlockTensor = (&'static str, &'static str, Vec<usize>);
 
 /// The tensors of a block in the file's order.
-fn block(config: &TextConfig) -> Vec<BlockTensor> {
-    let TextConfig {
-        d_model,
-        d_ffn,
-        d_head,
-        ..
-    } = *config;
+fn block(config: &TextConfig, block_idx: usize) -> Vec<BlockTensor> {
+    let d_model = config.d_model;
+    let [d_head, n_kv_heads, d_ffn] = config.block_sizes(block_idx);
     let d_q = config.n_heads * d_head;
-    let d_kv = config.n_kv_heads * d_head;
-    let attention: [BlockTensor; 5] = [
-        ("attn_norm", "input_layernorm", vec![d_model]),
-        ("attn_q", "self_attn.q_proj", vec![d_q, d_model]),
-        ("attn_k", "self_attn.k_proj", vec![d_kv, d_model]),
-        ("attn_v", "self_attn.v_proj", vec![d_kv, d_model]),
-        ("attn_output", "self_attn.o_proj", vec![d_model, d_q]),
+    let d_kv = n_kv_heads * d_head;
+    let mut tensors: Vec<BlockTensor> = vec![
+        ("attn_norm.weight", "input_layernorm.weight", vec![d_model]),
+        (
+            "attn_q.weight",
+            "self_attn.q_proj.weight",
+            vec![d_q, d_model],
+        ),
     ];
+    let has_keys = !config.shares(block_idx);
+    let values_are_keys = config
+        .gemma4
+        .as_ref()
+        .is_some_and(|gemma4| gemma4.values_are_keys);
+    if has_keys {
+        tensors.push((
+            "attn_k.weight",
+            "self_attn.k_proj.weight",
+            vec![d_kv, d_model],
+        ));
+    }
+    if has_keys && (config.has_window(block_idx) || !values_are_keys) {
+        tensors.push((
+            "attn_v.weight",
+            "self_attn.v_proj.weight",
+            vec![d_kv, d_model],
+        ));
+    }
+    tensors.push((
+        "attn_output.weight",
+        "self_attn.o_proj.weight",
+        vec![d_model, d_q],
+    ));
     let norms: &[(&str, &str, usize)] = match config.architecture {
-        Architecture::Gemma | Architecture::Llama | Architecture::Qwen2 => {
-            &[("ffn_norm", "post_attention_layernorm", d_model)]
-        }
+        Architecture::Gemma | Architecture::Llama | Architecture::Qwen2 => &[(
+            "ffn_norm.weight",
+            "post_attention_layernorm.weight",
+            d_model,
+        )],
         Architecture::Qwen3 => &[
-            ("attn_q_norm", "self_attn.q_norm", d_head),
-            ("attn_k_norm", "self_attn.k_norm", d_head),
-            ("ffn_norm", "post_attention_layernorm", d_model),
+            ("attn_q_norm.weight", "self_attn.q_norm.weight", d_head),
+            ("attn_k_norm.weight", "self_attn.k_norm.weight", d_head),
+            (
+                "ffn_norm.weight",
+                "post_attention_layernorm.weight",
+                d_model,
+            ),
         ],
-        Architecture::Gemma3 => &[
-            ("attn_q_norm", "self_attn.q_norm", d_head),
-            ("attn_k_norm", "self_attn.k_norm", d_head),
-            ("post_attention_norm", "post_attention_layernorm", d_model),
-            ("ffn_norm", "pre_feedforward_layernorm", d_model),
-            ("post_ffw_norm", "post_feedforward_layernorm", d_model),
+        Architecture::Gemma3 | Architecture::Gemma4 => &[
+            ("attn_q_norm.weight", "self_attn.q_norm.weight", d_head),
+            ("attn_k_norm.weight", "self_attn.k_norm.weight", d_head),
+            (
+                "post_attention_norm.weight",
+                "post_attention_layernorm.weight",
+                d_model,
+            ),
+            (
+                "ffn_norm.weight",
+                "pre_feedforward_layernorm.weight",
+                d_model,
+            ),
+            (
+                "post_ffw_norm.weight",
+                "post_feedforward_layernorm.weight",
+                d_model,
+            ),
         ],
     };
     let norms = norms
         .iter()
-        .map(|&(name, source, n)| (name, source, vec![n]));
-    let feed_forward: [BlockTensor; 3] = [
-        ("ffn_gate", "mlp.gate_proj", vec![d_ffn, d_model]),
-        ("ffn_up", "mlp.up_proj", vec![d_ffn, d_model]),
-        ("ffn_down", "mlp.down_proj", vec![d_model, d_ffn]),
-    ];
-    attention
-        .into_iter()
-        .chain(norms)
-        .chain(feed_forward)
-        .collect()
+        .filter(|(name, _, _)| has_keys || *name != "attn_k_norm.weight");
+    tensors.extend(norms.map(|&(name, source, n)| (name, source, vec![n])));
+    tensors.extend([
+        (
+            "ffn_gate.weight",
+            "mlp.gate_proj.weight",
+            vec![d_ffn, d_model],
+        ),
+        ("ffn_up.weight", "mlp.up_proj.weight", vec![d_ffn, d_model]),
+        (
+            "ffn_down.weight",
+            "mlp.down_proj.weight",
+            vec![d_model, d_ffn],
+        ),
+    ]);
+    if let Some(of_gemma4) = &config.gemma4 {
+        tensors.extend(gemma4::block(config, of_gemma4));
+    }
+    tensors
 }
 
 /// The tensors of the file in its order, matrices in `matrices` type.
 pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTensor> {
-    let tensor = |name: String, source: String, shape: &[usize]| match *shape {
-        [d_out, d_in] => OutputTensor::matrix(name, source, [d_out, d_in], matrices),
-        _ => {
+    let tensor = |name: String, source: String, shape: &[usize]| match shape.len() {
+        // Which experts are chosen is a matter of small differences; llama.cpp's converter keeps it so, too.
+        2 if name.ends_with(".ffn_gate_inp.weight") => {
+            OutputTensor::new(name, source, shape, TensorType::F32)
+        }
+        1 => {
             let norm = OutputTensor::new(name, source, shape, TensorType::F32);
-            match config.architecture.is_gemma() {
+            match config.architecture.has_norms_from_one() {
                 true => norm.plus_one(),
                 false => norm,
             }
         }
+        _ => OutputTensor::matrices(name, source, shape, matrices),
     };
     let outside = |name: &str, source: &str, shape: &[usize]| {
         tensor(
@@ -136,16 +197,22 @@ pub(super) fn tensors(config: &TextConfig, matrices: TensorType) -> Vec<OutputTe
         let name = "rope_freqs.weight".to_owned();
         tensors.push(OutputTensor::computed(name, factors.clone()));
     }
+    if let Some(of_gemma4) = &config.gemma4 {
+        let per_layer = gemma4::per_layer(config, of_gemma4).into_iter();
+        tensors.extend(per_layer.map(|(name, source, shape)| {
+            tensor(name.to_owned(), format!("{PREFIX}{source}"), &shape)
+        }));
+    }
     for layer_idx in 0..config.n_layers {
-        for (name, source, shape) in block(config) {
+        for (name, source, shape) in block(config, layer_idx) {
             let tensor = tensor(
-                format!("blk.{layer_idx}.{name}.weight"),
-                format!("{PREFIX}layers.{layer_idx}.{source}.weight"),
+                format!("blk.{layer_idx}.{name}"),
+                format!("{PREFIX}layers.{layer_idx}.{source}"),
                 &shape,
             );
             // In a Llama, llama.cpp turns neighbouring rows of a head together, and transformers rows
             // that are half a head apart.
-            let is_turned = matches!(name, "attn_q" | "attn_k");
+            let is_turned = matches!(name, "attn_q.weight" | "attn_k.weight");
             tensors.push(
                 match is_turned && config.architecture == Architecture::Llama {
                     true => tensor.interleaved(config.d_head),

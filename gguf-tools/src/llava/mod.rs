@@ -1,4 +1,4 @@
-//! A Hugging Face checkpoint of a LLaVA, a LLaVA-NeXT, a Gemma 3, an Idefics3, a SmolVLM or an InternVL becomes the two files that llama.cpp
+//! A Hugging Face checkpoint of a LLaVA, a LLaVA-NeXT, a Gemma 3, a Gemma 4, an Idefics3, a SmolVLM or an InternVL becomes the two files that llama.cpp
 //! runs.
 //!
 //! ```text
@@ -12,8 +12,10 @@
 
 mod checkpoint;
 mod config;
+mod gemma4;
 mod language_model;
 mod output;
+mod report;
 mod tokenizer;
 mod vision;
 
@@ -23,8 +25,9 @@ use std::path::{Path, PathBuf};
 
 use self::checkpoint::Checkpoint;
 pub use self::checkpoint::{WEIGHT_FILES, weight_files};
-use self::config::{Config, Text, TextConfig, Tower};
+use self::config::{Config, Text, TextConfig};
 use self::output::OutputTensor;
+use self::report::report;
 use self::tokenizer::Tokenizer;
 use crate::gguf::{Overwrite, TensorType, Writer};
 use crate::new_file::CompleteFile;
@@ -64,8 +67,8 @@ pub struct LlavaOptions {
 pub struct LlavaFiles {
     /// The language model with its tokenizer: `model-<type>.gguf`; `None` if it is not one that is converted.
     pub model: Option<PathBuf>,
-    /// The image encoder with its projector: `mmproj-<type>.gguf`.
-    pub mmproj: PathBuf,
+    /// The image encoder with its projector: `mmproj-<type>.gguf`; `None` if what sees is not converted.
+    pub mmproj: Option<PathBuf>,
     /// What was read and decided, in lines for people.
     pub report: Vec<String>,
 }
@@ -81,7 +84,7 @@ struct LanguageModel<'a> {
 /// `progress` gets bytes of weights read.
 ///
 /// A language model of another kind, or with another kind of tokenizer, is left out with a warning that says what to
-/// take in its place.
+/// take in its place; so is what sees (and hears) in a Gemma 4.
 /// The weights pass through in blocks of some megabytes, whatever the model's size.
 ///
 /// # Errors
@@ -110,10 +113,20 @@ pub fn convert(
     checkpoint.warn_of_unused_file();
     let model = language_model(dir, &config, options)?;
     let model_tensors = model.as_ref().map_or(&[][..], |model| &model.tensors);
-    let mmproj_tensors = vision::tensors(&config, options.mmproj_type);
+    let d_text = config.text.d_model();
+    let mmproj_tensors = config.sight.as_ref().map_or(Vec::new(), |sight| {
+        vision::tensors(sight, d_text, options.mmproj_type)
+    });
     check_tensors(&checkpoint, &config, model_tensors, &mmproj_tensors)?;
     if let Some(model) = &model {
         language_model::check_output(model.config, &checkpoint)?;
+    }
+    if config.sight.is_none() {
+        log::warn!(
+            "what sees (and hears) in {} is left out: its pictures were not compared with transformers'; \
+             take a published GGUF file of its projector, or convert it with llama.cpp's `convert_hf_to_gguf.py --mmproj`",
+            config.one()
+        );
     }
     let report = report(&config, model.as_ref(), &checkpoint, options);
     output::warn_of_fallback(&model_path, model_tensors, options.model_type);
@@ -130,9 +143,15 @@ pub fn convert(
         writer.set("general.type", kind);
         write_general(dir, &config, file_type, writer);
     };
-    let mut mmproj = Writer::create(&mmproj_path, options.overwrite)?;
-    general(&mut mmproj, "clip", "mmproj", mmproj_file_type);
-    vision::write_metadata(&config, &mut mmproj);
+    let mmproj = match &config.sight {
+        Some(sight) => {
+            let mut writer = Writer::create(&mmproj_path, options.overwrite)?;
+            general(&mut writer, "clip", "mmproj", mmproj_file_type);
+            vision::write_metadata(sight, d_text, &mut writer);
+            Some(writer)
+        }
+        None => None,
+    };
     let model = match model {
         Some(model) => {
             let mut writer = Writer::create(&model_path, options.overwrite)?;
@@ -149,7 +168,15 @@ pub fn convert(
         }
         None => None,
     };
-    let mmproj = write_tensors(mmproj, &mmproj_tensors, &checkpoint, &mut meter)?;
+    let mmproj = match mmproj {
+        Some(writer) => Some(write_tensors(
+            writer,
+            &mmproj_tensors,
+            &checkpoint,
+            &mut meter,
+        )?),
+        None => None,
+    };
     let model = match model {
         Some(model) => {
             model.publish()?;
@@ -157,14 +184,17 @@ pub fn convert(
         }
         None => None,
     };
-    if let Err(error) = mmproj.publish() {
-        // What is left if this fails too is a whole file, and the first error is the one to tell.
-        let _ = model.map(fs::remove_file);
-        return Err(error);
-    }
+    let mmproj = match mmproj.map(CompleteFile::publish) {
+        Some(Err(error)) => {
+            // What is left if this fails too is a whole file, and the first error is the one to tell.
+            let _ = model.map(fs::remove_file);
+            return Err(error);
+        }
+        published => published.map(|_| mmproj_path),
+    };
     Ok(LlavaFiles {
         model,
-        mmproj: mmproj_path,
+        mmproj,
         report,
     })
 }
@@ -175,23 +205,25 @@ fn language_model<'a>(
     config: &'a Config,
     options: &LlavaOptions,
 ) -> Result<Option<LanguageModel<'a>>> {
-    let left_out = |why: &str| {
-        log::warn!(
-            "the language model is left out: {why}; take a published GGUF file of it, or convert it with llama.cpp's `convert_hf_to_gguf.py`"
-        );
+    const WAY_OUT: &str =
+        "take a published GGUF file of it, or convert it with llama.cpp's `convert_hf_to_gguf.py`";
+    let leave_out = |why: Error| match config.sight {
+        Some(_) => {
+            log::warn!("the language model is left out: {why}; {WAY_OUT}");
+            Ok(None)
+        }
+        None => Err(why.with_hint(WAY_OUT)),
     };
     let text = match &config.text {
         Text::Known(text) => text,
         Text::Other { model_type, .. } => {
-            left_out(&format!("`text_config.model_type` is `{model_type}`"));
-            return Ok(None);
+            return leave_out(Error::invalid(format!(
+                "`text_config.model_type` is `{model_type}`"
+            )));
         }
     };
     let tokenizer = match Tokenizer::read(dir, text, config.image_token_id) {
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            left_out(&error.to_string());
-            return Ok(None);
-        }
+        Err(error) if error.kind() == ErrorKind::Unsupported => return leave_out(error),
         tokenizer => tokenizer?,
     };
     Ok(Some(LanguageModel {
@@ -199,63 +231,6 @@ fn language_model<'a>(
         tokenizer,
         tensors: language_model::tensors(text, options.model_type),
     }))
-}
-
-fn report(
-    config: &Config,
-    model: Option<&LanguageModel>,
-    checkpoint: &Checkpoint,
-    options: &LlavaOptions,
-) -> Vec<String> {
-    let vision = &config.vision;
-    let [mean, std] = [vision.image_mean, vision.image_std].map(|colours| {
-        let [red, green, blue] = colours;
-        format!("({red:.4}, {green:.4}, {blue:.4})")
-    });
-    let model_line = match model {
-        Some(LanguageModel {
-            config: text,
-            tokenizer,
-            ..
-        }) => format!(
-            "`{}` of {} blocks of width {}, {} rows of vocabulary, tokens from `{}`",
-            text.architecture.name(),
-            text.n_layers,
-            text.d_model,
-            text.vocab_size,
-            tokenizer.source
-        ),
-        None => "without its language model".to_owned(),
-    };
-    let run = match vision.tower {
-        Tower::Clip { feature_layer } => format!(
-            "{} run, since `vision_feature_layer` is {feature_layer}",
-            vision.n_feature_layers
-        ),
-        Tower::Siglip | Tower::InternVit => "all run".to_owned(),
-    };
-    let model_type = match model {
-        Some(_) => format!("{} (language model) and ", options.model_type.name()),
-        None => String::new(),
-    };
-    vec![
-        format!("read {}: {model_line}", config.one()),
-        format!(
-            "vision tower: {} of {} blocks of width {}, of which {run}",
-            vision.tower.name(),
-            vision.n_layers,
-            vision.d_model
-        ),
-        format!(
-            "pictures: {0} × {0} pixels in patches of {1}; mean {mean}, deviation {std}",
-            vision.image_size, vision.patch_size
-        ),
-        format!(
-            "weights: {}, written as {model_type}{} (vision tower and projector)",
-            type_of(checkpoint).name(),
-            options.mmproj_type.name()
-        ),
-    ]
 }
 
 /// The number type of the checkpoint's weights: the smallest that holds all of them exactly. Tensors
@@ -336,6 +311,14 @@ fn write_general(dir: &Path, config: &Config, file_type: u32, writer: &mut Write
     writer.set("general.quantization_version", 2u32);
 }
 
+/// How the plain names of a Gemma 4's tensors begin that see and hear.
+const LEFT_OUT: [&str; 4] = [
+    "vision_tower.",
+    "embed_vision.",
+    "audio_tower.",
+    "embed_audio.",
+];
+
 /// Checks that the checkpoint has all tensors of the output files in the right shape, and no
 /// others than those known to be of no use.
 fn check_tensors(
@@ -354,7 +337,11 @@ fn check_tensors(
             || name == language_model::OUTPUT
             || (of_model.is_empty() && name.starts_with(language_model::PREFIX))
             || name.ends_with(".rotary_emb.inv_freq") // follows from `rope_theta`
-            || vision::is_unused(&config.vision, name);
+            || match &config.sight {
+                Some(sight) => vision::is_unused(&sight.vision, name),
+                None => LEFT_OUT.iter().any(|part| name.starts_with(part)),
+            }
+            || matches!(&config.text, Text::Known(text) if gemma4::is_unused(text, name));
         if !known {
             return Err(Error::invalid(format!(
                 "{} does not belong in {}",

@@ -25,7 +25,7 @@ pub(super) fn warn_of_fallback(file: &Path, tensors: &[OutputTensor], wanted: Te
             FALLBACK.name(),
             wanted.name(),
             first.name,
-            first.shape[1]
+            first.shape.last().expect("matrices have columns")
         );
     }
 }
@@ -78,11 +78,22 @@ impl OutputTensor {
         shape: [usize; 2],
         wanted: TensorType,
     ) -> Self {
-        let tensor_type = match wanted.row_bytes(shape[1]) {
+        Self::matrices(name, source, &shape, wanted)
+    }
+
+    /// The same for a matrix or for several, one behind the other.
+    pub(super) fn matrices(
+        name: String,
+        source: String,
+        shape: &[usize],
+        wanted: TensorType,
+    ) -> Self {
+        let n_columns = *shape.last().expect("a matrix has columns");
+        let tensor_type = match wanted.row_bytes(n_columns) {
             Some(_) => wanted,
             None => FALLBACK,
         };
-        Self::new(name, source, &shape, tensor_type)
+        Self::new(name, source, shape, tensor_type)
     }
 
     /// The same with 1 added to every value.

@@ -5,19 +5,19 @@
 //! the layers that the projector's input goes through are stored, and no post-layernorm, which
 //! llama.cpp would apply where transformers does not.
 
-use super::config::{Config, Projector, ProjectorBias, Tower, VisionActivation, VisionConfig};
+use super::config::{Projector, ProjectorBias, Sight, Tower, VisionActivation, VisionConfig};
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 
 /// Patches a side that become one row.
 const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
 
-/// Writes the encoder's hyperparameters.
-pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
+/// Writes the encoder's hyperparameters; its rows become `d_text` wide.
+pub(super) fn write_metadata(sight: &Sight, d_text: usize, writer: &mut Writer) {
     let size = |value: usize| u32::try_from(value).expect("the config's sizes are below 2^25");
-    let vision = &config.vision;
+    let vision = &sight.vision;
     writer.set("clip.has_vision_encoder", true);
-    match &config.projector {
+    match &sight.projector {
         Projector::Mlp { .. } => {
             writer.set("clip.has_llava_projector", true);
             writer.set("clip.projector_type", "mlp");
@@ -47,7 +47,7 @@ pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
         ("patch_size", vision.patch_size),
         ("embedding_length", vision.d_model),
         ("feed_forward_length", vision.d_ffn),
-        ("projection_dim", config.text.d_model()),
+        ("projection_dim", d_text),
         ("attention.head_count", vision.n_heads),
     ] {
         writer.set(&format!("clip.vision.{name}"), size(value));
@@ -59,7 +59,7 @@ pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
     writer.set("clip.vision.image_mean", vision.image_mean.to_vec());
     writer.set("clip.vision.image_std", vision.image_std.to_vec());
     writer.set("clip.vision.block_count", size(vision.n_feature_layers));
-    let Projector::Mlp { tiles, .. } = &config.projector else {
+    let Projector::Mlp { tiles, .. } = &sight.projector else {
         return;
     };
     // Without `feature_layer` llama.cpp would leave out the last block.
@@ -77,8 +77,8 @@ pub(super) fn write_metadata(config: &Config, writer: &mut Writer) {
 }
 
 /// The tensors of the file in its order, matrices in `matrices` type.
-pub(super) fn tensors(config: &Config, matrices: TensorType) -> Vec<OutputTensor> {
-    let vision = &config.vision;
+pub(super) fn tensors(sight: &Sight, d_text: usize, matrices: TensorType) -> Vec<OutputTensor> {
+    let vision = &sight.vision;
     let (d_model, d_ffn) = (vision.d_model, vision.d_ffn);
     let mut tensors = embeddings(vision);
     for layer_idx in 0..vision.n_feature_layers {
@@ -128,7 +128,7 @@ pub(super) fn tensors(config: &Config, matrices: TensorType) -> Vec<OutputTensor
     if vision.tower == Tower::Siglip {
         tensors.extend(norm("post_ln", "post_layernorm", d_model));
     }
-    tensors.extend(projector(config, matrices));
+    tensors.extend(projector(sight, d_text, matrices));
     tensors
 }
 
@@ -214,9 +214,9 @@ fn embeddings(vision: &VisionConfig) -> Vec<OutputTensor> {
 /// The plain name of the row that ends each row of patches in LLaVA-NeXT.
 const NEWLINE: &str = "image_newline";
 
-fn projector(config: &Config, matrices: TensorType) -> Vec<OutputTensor> {
-    let (d_text, d_model) = (config.text.d_model(), config.vision.d_model);
-    match &config.projector {
+fn projector(sight: &Sight, d_text: usize, matrices: TensorType) -> Vec<OutputTensor> {
+    let d_model = sight.vision.d_model;
+    match &sight.projector {
         Projector::Mlp { bias, tiles } => {
             let mut tensors = Vec::new();
             for (name, source, shape) in [

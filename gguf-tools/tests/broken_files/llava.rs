@@ -22,7 +22,7 @@ fn convert(dir: &Path) -> Result<()> {
     let out = tempfile::tempdir().expect("a temporary folder");
     let go_on = &mut |_, _| ControlFlow::Continue(());
     let files = gguf_tools::llava::convert(dir, out.path(), &options, go_on)?;
-    for path in files.model.iter().chain([&files.mmproj]) {
+    for path in files.model.iter().chain(&files.mmproj) {
         Gguf::open(path).expect("what is written can be read");
     }
     Ok(())

@@ -40,7 +40,7 @@ fn names_say_the_types() {
     })
     .unwrap();
     assert_eq!(files.model, Some(out_dir.join("model-q8_0.gguf")));
-    assert_eq!(files.mmproj, out_dir.join("mmproj-f16.gguf"));
+    assert_eq!(files.mmproj, Some(out_dir.join("mmproj-f16.gguf")));
     assert_eq!(names(&out_dir), ["mmproj-f16.gguf", "model-q8_0.gguf"]);
 }
 

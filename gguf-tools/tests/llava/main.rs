@@ -1,9 +1,11 @@
-//! Converting LLaVA and Gemma 3 checkpoints: values, metadata, tokens and bad input.
+//! Converting checkpoints: values, metadata, tokens and bad input.
 
 mod bad_input;
 mod checkpoint;
 mod families;
 mod files;
+mod gemma4;
+mod gemma4_checkpoint;
 mod llama_tokenizer;
 mod preprocessor;
 mod spellings;
@@ -53,7 +55,7 @@ fn converted(dir: &Path, tensor_type: TensorType) -> Converted {
     let files = convert_quietly(dir, out_dir.path(), tensor_type).unwrap();
     Converted {
         model: Gguf::open(&files.model.unwrap()).unwrap(),
-        mmproj: Gguf::open(&files.mmproj).unwrap(),
+        mmproj: Gguf::open(&files.mmproj.unwrap()).unwrap(),
         _out_dir: out_dir,
     }
 }

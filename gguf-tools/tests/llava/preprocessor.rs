@@ -46,7 +46,7 @@ fn colours(file: &'static str, settings: Value) -> [Value; 2] {
     let dir = tempfile::tempdir().unwrap();
     checkpoint.write(dir.path());
     let files = convert_quietly(dir.path(), &dir.path().join("out"), TensorType::F32).unwrap();
-    let mmproj = Gguf::open(&files.mmproj).unwrap();
+    let mmproj = Gguf::open(&files.mmproj.unwrap()).unwrap();
     ["clip.vision.image_mean", "clip.vision.image_std"]
         .map(|key| serde_json::to_value(mmproj.get(key).unwrap()).unwrap())
 }

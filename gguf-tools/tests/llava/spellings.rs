@@ -21,7 +21,7 @@ pub(crate) fn output(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
         let files = convert_quietly(&checkpoint_dir, dir.path(), TensorType::F32).unwrap();
         [
             fs::read(files.model.unwrap()).unwrap(),
-            fs::read(files.mmproj).unwrap(),
+            fs::read(files.mmproj.unwrap()).unwrap(),
         ]
     };
     let single = convert_in(&Checkpoint::write);

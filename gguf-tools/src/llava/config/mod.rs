@@ -1,11 +1,12 @@
 //! `config.json` and `preprocessor_config.json` of a checkpoint, checked once.
 //!
 //! Published configs are abbreviated: a key that is missing takes the default that transformers
-//! gives its `model_type` (`LlavaConfig`, `LlavaNextConfig`, `Gemma3Config` and those of their parts,
-//! versions 4.38 to 5.x). What llama.cpp's graphs cannot compute is refused here, so that a [`Config`]
+//! gives its `model_type` (`LlavaConfig`, `LlavaNextConfig`, `Gemma3Config`, `Gemma4Config` and those of their
+//! parts, versions 4.38 to 5.x). What llama.cpp's graphs cannot compute is refused here, so that a [`Config`]
 //! can be converted.
 
 mod checks;
+mod gemma4;
 mod preprocessor;
 mod rope;
 mod text;
@@ -26,6 +27,7 @@ use crate::json_file::read_json;
 use crate::{Error, Result};
 
 pub(super) use self::checks::OneOrSeveral;
+pub(super) use self::gemma4::Gemma4;
 pub(super) use self::rope::RopeScaling;
 pub(super) use self::text::{OutputMatrix, Text, TextConfig};
 pub(super) use self::text_family::Architecture;
@@ -37,10 +39,17 @@ pub(super) use self::vision::{Tower, VisionActivation, VisionConfig};
 pub(super) struct Config {
     pub(super) family: Family,
     pub(super) text: Text,
-    pub(super) vision: VisionConfig,
-    pub(super) projector: Projector,
+    /// What sees; `None` where the language model alone is converted.
+    pub(super) sight: Option<Sight>,
     /// The token that stands for an image in a prompt.
     pub(super) image_token_id: usize,
+}
+
+/// A vision tower, and what stands between it and the language model.
+#[derive(Debug)]
+pub(super) struct Sight {
+    pub(super) vision: VisionConfig,
+    pub(super) projector: Projector,
 }
 
 /// A `model_type` of vision-language models.
@@ -52,6 +61,7 @@ pub(super) enum Family {
     Idefics3,
     SmolVlm,
     InternVl,
+    Gemma4,
 }
 
 /// What stands between the vision tower and the language model.
@@ -80,10 +90,11 @@ pub(super) enum ProjectorBias {
 }
 
 impl Family {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Llava,
         Self::LlavaNext,
         Self::Gemma3,
+        Self::Gemma4,
         Self::Idefics3,
         Self::SmolVlm,
         Self::InternVl,
@@ -97,6 +108,7 @@ impl Family {
             Self::Idefics3 => "idefics3",
             Self::SmolVlm => "smolvlm",
             Self::InternVl => "internvl",
+            Self::Gemma4 => "gemma4",
         }
     }
 
@@ -106,6 +118,7 @@ impl Family {
             Self::Llava | Self::LlavaNext | Self::Idefics3 | Self::SmolVlm => "llama",
             Self::Gemma3 => "gemma3_text",
             Self::InternVl => "qwen2",
+            Self::Gemma4 => "gemma4_text",
         }
     }
 
@@ -115,6 +128,7 @@ impl Family {
             Self::Gemma3 => 262_144,
             Self::Idefics3 | Self::SmolVlm => 128_257,
             Self::InternVl => 151_667,
+            Self::Gemma4 => 258_880,
         }
     }
 }
@@ -146,7 +160,9 @@ impl Config {
             )
         })?;
         let mut config = raw.check(family, text).map_err(refuse)?;
-        read_preprocessor(dir, &mut config)?;
+        if let Some(sight) = &mut config.sight {
+            read_preprocessor(dir, family, sight)?;
+        }
         Ok(config)
     }
 
@@ -172,6 +188,7 @@ impl Config {
             (Family::Idefics3, _) => "Idefics3",
             (Family::SmolVlm, _) => "SmolVLM",
             (Family::InternVl, _) => "InternVL",
+            (Family::Gemma4, _) => "Gemma 4",
         }
     }
 }
@@ -218,17 +235,17 @@ impl RawConfig {
                 text.vocab_size
             ));
         }
-        let (vision, projector) = match family {
-            Family::Llava | Family::LlavaNext => self.llava(family)?,
-            Family::Gemma3 => self.gemma3()?,
-            Family::Idefics3 | Family::SmolVlm => self.idefics3()?,
-            Family::InternVl => self.internvl()?,
+        let sight = match family {
+            Family::Llava | Family::LlavaNext => Some(self.llava(family)?),
+            Family::Gemma3 => Some(self.gemma3()?),
+            Family::Idefics3 | Family::SmolVlm => Some(self.idefics3()?),
+            Family::InternVl => Some(self.internvl()?),
+            Family::Gemma4 => None,
         };
         Ok(Config {
             family,
             text,
-            vision,
-            projector,
+            sight: sight.map(|(vision, projector)| Sight { vision, projector }),
             image_token_id,
         })
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::checks::{in_range, positive};
 use super::tiles::DEFAULT_PINPOINTS;
-use super::{Config, Family, Projector, VisionConfig};
+use super::{Family, Projector, Sight, VisionConfig};
 use crate::json_file::read_optional_json;
 use crate::{Error, Result};
 
@@ -160,12 +160,13 @@ impl Rules {
                 default_side: 384,
                 sizes: &[("size", &[Form::Square, Form::Number], Form::Square)],
             },
+            Family::Gemma4 => unreachable!("what sees is left out"),
         }
     }
 }
 
 /// Checks the settings and takes their mean and deviation; without a file, the vision tower keeps what it has.
-pub(super) fn read_preprocessor(dir: &Path, config: &mut Config) -> Result<()> {
+pub(super) fn read_preprocessor(dir: &Path, family: Family, sight: &mut Sight) -> Result<()> {
     let mut path = dir.join("preprocessor_config.json");
     let mut settings: Option<Map<String, Value>> = read_optional_json(&path)?;
     if settings.is_none() {
@@ -177,13 +178,13 @@ pub(super) fn read_preprocessor(dir: &Path, config: &mut Config) -> Result<()> {
         return Ok(());
     };
     settings.retain(|_, value| !value.is_null());
-    let rules = Rules::of(config.family);
+    let rules = Rules::of(family);
     let refuse = |what: String| Error::invalid(format!("`{}`: {what}", path.display()));
-    take_colours(&settings, &mut config.vision).map_err(refuse)?;
+    take_colours(&settings, &mut sight.vision).map_err(refuse)?;
     check_steps(&settings, &rules).map_err(|(what, hint)| refuse(what).with_hint(hint))?;
-    check_sizes(&settings, &rules, config.vision.image_size).map_err(refuse)?;
-    take_tiles(&settings, config).map_err(refuse)?;
-    check_pinpoints(&settings, &config.projector).map_err(refuse)
+    check_sizes(&settings, &rules, sight.vision.image_size).map_err(refuse)?;
+    take_tiles(&settings, sight).map_err(refuse)?;
+    check_pinpoints(&settings, &sight.projector).map_err(refuse)
 }
 
 /// What is subtracted from the colours, and what they are divided by.
@@ -307,10 +308,7 @@ const MAX_TILES: usize = 64;
 const MAX_TILES_A_SIDE: usize = 8;
 
 /// Takes what Idefics3's and InternVL's tiles follow from.
-fn take_tiles(
-    settings: &Map<String, Value>,
-    config: &mut Config,
-) -> std::result::Result<(), String> {
+fn take_tiles(settings: &Map<String, Value>, sight: &mut Sight) -> std::result::Result<(), String> {
     let number = |key: &str, value: Option<&Value>, default| match value {
         None => Ok(default),
         Some(value) => value
@@ -318,7 +316,7 @@ fn take_tiles(
             .and_then(|n| usize::try_from(n).ok())
             .ok_or_else(|| format!("`{key}` is {value}, expected a number")),
     };
-    match &mut config.projector {
+    match &mut sight.projector {
         Projector::Idefics3 { longest_edge, .. } => {
             const KEY: &str = "size";
             let size = settings.get(KEY);
@@ -330,7 +328,7 @@ fn take_tiles(
                 ));
             }
             *longest_edge = number("size.longest_edge", edge, 4 * 364)?;
-            let most = (MAX_TILES_A_SIDE * config.vision.image_size).min(4096);
+            let most = (MAX_TILES_A_SIDE * sight.vision.image_size).min(4096);
             in_range("size.longest_edge", *longest_edge, most)
         }
         Projector::InternVl { n_tiles, .. } => {

@@ -28,7 +28,9 @@ pub(super) struct RawRope {
     /// Its older name; some files have both.
     #[serde(rename = "type")]
     old_rope_type: Option<String>,
-    factor: Option<f32>,
+    pub(super) factor: Option<f32>,
+    /// The share of a head's pairs that turn.
+    pub(super) partial_rotary_factor: Option<f32>,
     low_freq_factor: Option<f32>,
     high_freq_factor: Option<f32>,
     original_max_position_embeddings: Option<usize>,
@@ -48,10 +50,26 @@ impl RawRope {
 
     /// The type under one of its names, where it is not the default.
     pub(super) fn check_type(&self, supported: &[&str]) -> std::result::Result<(), String> {
+        self.check_type_or("default", supported)
+    }
+
+    /// The same, where another type is the default.
+    pub(super) fn check_type_or(
+        &self,
+        default: &str,
+        supported: &[&str],
+    ) -> std::result::Result<(), String> {
         for rope_type in [&self.rope_type, &self.old_rope_type] {
-            expect(rope_type, "rope_type", "default", supported)?;
+            expect(rope_type, "rope_type", default, supported)?;
         }
         Ok(())
+    }
+
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rope_theta.is_none()
+            && self.rope_type.is_none()
+            && self.partial_rotary_factor.is_none()
     }
 
     /// What is made of it for heads of `d_head` values.

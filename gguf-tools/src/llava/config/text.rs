@@ -1,12 +1,18 @@
 //! The language model's part of `config.json`.
 
+mod window;
+
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::checks::{
     MAX_LAYERS, MAX_SIZE, MAX_VOCAB_SIZE, OneOrSeveral, expect, in_range, multiple, positive,
 };
-use super::rope::{RawRope, Rope};
+use super::gemma4::{self, Gemma4, RawGemma4, Rest};
+use super::rope::{RawRope, Rope, RopeScaling};
 use super::text_family::{Architecture, FAMILIES, TextFamily};
+
+pub(crate) use self::window::Window;
 
 /// A language model of a known family.
 #[derive(Debug)]
@@ -30,17 +36,7 @@ pub(crate) struct TextConfig {
     pub(crate) eos_token_id: usize,
     pub(crate) pad_token_id: Option<usize>,
     pub(crate) output: OutputMatrix,
-}
-
-/// The window of Gemma 3's blocks.
-#[derive(Debug)]
-pub(crate) struct Window {
-    /// In tokens.
-    pub(crate) length: usize,
-    /// Of the blocks that have it.
-    pub(crate) rope_theta: f32,
-    /// The blocks that have it.
-    pub(crate) blocks: Vec<bool>, // [n_layers]
+    pub(crate) gemma4: Option<Gemma4>,
 }
 
 /// What turns the last hidden state into logits.
@@ -55,7 +51,7 @@ pub(crate) enum OutputMatrix {
 /// The language model of a config.
 #[derive(Debug)]
 pub(crate) enum Text {
-    Known(TextConfig),
+    Known(Box<TextConfig>),
     /// Of a `model_type` that is not converted, with the width that the projector's rows have to have.
     Other {
         model_type: String,
@@ -106,12 +102,14 @@ pub(super) struct RawText {
     hidden_activation: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
-    use_bidirectional_attention: Option<bool>,
+    use_bidirectional_attention: Option<Value>,
     bos_token_id: Option<usize>,
     eos_token_id: Option<OneOrSeveral>,
     /// -1 where there is none.
     pad_token_id: Option<i64>,
     tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    gemma4: RawGemma4,
 }
 
 /// A key that is there, null or not.
@@ -142,8 +140,8 @@ impl RawText {
                 d_model,
             });
         };
-        self.check_known(family, tie_word_embeddings)
-            .map(Text::Known)
+        let text = self.check_known(family, tie_word_embeddings)?;
+        Ok(Text::Known(Box::new(text)))
     }
 
     fn check_known(
@@ -178,13 +176,16 @@ impl RawText {
             rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             rope: Rope {
                 theta: rope_theta,
-                scaling: self
-                    .rope_scaling
-                    .as_ref()
-                    .unwrap_or(&rope)
-                    .scaling(rope_theta, d_head)?,
+                scaling: match family.architecture {
+                    Architecture::Gemma4 => RopeScaling::None, // until its heads are known
+                    _ => {
+                        let rope = self.rope_scaling.as_ref().unwrap_or(&rope);
+                        rope.scaling(rope_theta, d_head)?
+                    }
+                },
             },
             window: None,
+            gemma4: None,
             bos_token_id: self.bos_token_id.unwrap_or(family.bos_token_id),
             eos_token_id: self
                 .eos_token_id
@@ -211,6 +212,9 @@ impl RawText {
         match (family.architecture, window) {
             (Architecture::Gemma3, Some(length)) => {
                 text.window = self.window(length, window_rope, text.n_layers)?;
+            }
+            (Architecture::Gemma4, length) => {
+                self.take_gemma4(&mut text, length, rope, window_rope)?
             }
             // llama.cpp has no window in a Llama: up to that length, there is no difference.
             (Architecture::Llama, Some(length)) => {
@@ -248,10 +252,6 @@ impl RawText {
         for (key, value) in [
             ("attention_bias", self.attention_bias),
             ("mlp_bias", self.mlp_bias),
-            (
-                "use_bidirectional_attention",
-                self.use_bidirectional_attention,
-            ),
         ] {
             if value == Some(true) {
                 return Err(format!(
@@ -259,9 +259,22 @@ impl RawText {
                 ));
             }
         }
+        let is_gemma4 = family.architecture == Architecture::Gemma4;
+        match &self.use_bidirectional_attention {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(value) if !is_gemma4 => {
+                return Err(format!(
+                    "`text_config.use_bidirectional_attention` is {value}, only false is supported"
+                ));
+            }
+            Some(_) => {}
+        }
         for (key, value) in [
             ("attn_logit_softcapping", self.attn_logit_softcapping),
-            ("final_logit_softcapping", self.final_logit_softcapping),
+            (
+                "final_logit_softcapping",
+                self.final_logit_softcapping.filter(|_| !is_gemma4),
+            ),
         ] {
             if let Some(value) = value {
                 return Err(format!(
@@ -296,68 +309,55 @@ impl RawText {
         ))
     }
 
-    /// The windows of Gemma 3: each block but every sixth has one, unless the config says otherwise.
-    fn window(
+    /// What a Gemma 4 has besides.
+    fn take_gemma4(
         &self,
-        length: usize,
-        rope: Option<RawRope>,
-        n_layers: usize,
-    ) -> std::result::Result<Option<Window>, String> {
-        const SLIDING: &str = "sliding_attention";
-        in_range("text_config.sliding_window", length, MAX_SIZE)?;
-        let pattern = self.sliding_window_pattern.or(self.saved_window_pattern);
-        let pattern = pattern.unwrap_or(DEFAULT_WINDOW_PATTERN);
-        in_range("text_config.sliding_window_pattern", pattern, MAX_SIZE)?;
-        let blocks = match &self.layer_types {
-            None => window_blocks(pattern, n_layers),
-            Some(types) if types.len() == n_layers => {
-                for layer_type in types {
-                    let known = &[SLIDING, "full_attention"];
-                    expect(
-                        &Some(layer_type.clone()),
-                        "text_config.layer_types",
-                        "",
-                        known,
-                    )?;
-                }
-                types.iter().map(|name| name == SLIDING).collect()
-            }
-            Some(types) => {
-                return Err(format!(
-                    "`text_config.layer_types` has {} entries, expected {n_layers}",
-                    types.len()
-                ));
-            }
-        };
-        let rope = rope.unwrap_or_default();
-        rope.check_type(&["default"])?;
-        let rope_theta = self.rope_local_base_freq.or(rope.rope_theta);
-        let rope_theta = rope_theta.unwrap_or(10_000.0);
-        positive("text_config.rope_local_base_freq", rope_theta)?;
-        Ok(blocks.contains(&true).then_some(Window {
-            length,
-            rope_theta,
-            blocks,
-        }))
-    }
-}
-
-/// Of transformers' Gemma 3 and of llama.cpp's.
-const DEFAULT_WINDOW_PATTERN: usize = 6;
-
-/// Which blocks have a window, where every `pattern`th has none.
-fn window_blocks(pattern: usize, n_layers: usize) -> Vec<bool> {
-    (1..=n_layers).map(|n| !n.is_multiple_of(pattern)).collect()
-}
-
-impl Window {
-    /// Whether its blocks are those that llama.cpp expects of a file that says nothing about them.
-    pub(crate) fn is_default(&self) -> bool {
-        self.blocks == window_blocks(DEFAULT_WINDOW_PATTERN, self.blocks.len())
+        text: &mut TextConfig,
+        window: Option<usize>,
+        rope: RawRope,
+        window_rope: Option<RawRope>,
+    ) -> std::result::Result<(), String> {
+        let length = window.ok_or("`text_config.sliding_window` is null")?;
+        let window = self.window(length, window_rope, text.n_layers)?;
+        let mut window = window.ok_or("`text_config.layer_types` has no `sliding_attention`, which llama.cpp's Gemma 4 has to have")?;
+        // transformers has it so, whatever the config says.
+        *window.blocks.last_mut().expect("there are blocks") = false;
+        let found = self.gemma4.check(&Rest {
+            vocab_size: text.vocab_size,
+            n_heads: text.n_heads,
+            n_kv_heads: text.n_kv_heads,
+            pad_token_id: text.pad_token_id,
+            windows: &window.blocks,
+            bidirectional: self.use_bidirectional_attention.as_ref(),
+            softcap: self.final_logit_softcapping,
+        })?;
+        text.rope.scaling = gemma4::rope(&rope, found.d_head_full)?;
+        text.window = Some(window);
+        text.gemma4 = Some(found);
+        Ok(())
     }
 }
 
 impl TextConfig {
+    /// A block's head size, its heads of keys, and the width of its feed-forward part.
+    pub(crate) fn block_sizes(&self, block_idx: usize) -> [usize; 3] {
+        let Some(gemma4) = &self.gemma4 else {
+            return [self.d_head, self.n_kv_heads, self.d_ffn];
+        };
+        let [d_head, n_kv_heads] = match self.has_window(block_idx) {
+            true => [self.d_head, self.n_kv_heads],
+            false => [gemma4.d_head_full, gemma4.n_kv_heads_full],
+        };
+        let is_wide = gemma4.is_double_wide && self.shares(block_idx);
+        [d_head, n_kv_heads, self.d_ffn * (1 + usize::from(is_wide))]
+    }
+
+    /// Whether a block takes keys and values of another.
+    pub(crate) fn shares(&self, block_idx: usize) -> bool {
+        let n_shared = self.gemma4.as_ref().map_or(0, |gemma4| gemma4.n_shared);
+        block_idx + n_shared >= self.n_layers
+    }
+
     fn check_sizes(&self) -> std::result::Result<(), String> {
         for (key, size, max) in [
             ("vocab_size", self.vocab_size, MAX_VOCAB_SIZE),

@@ -7,6 +7,7 @@ use super::checks::GELU;
 pub(crate) enum Architecture {
     Gemma,
     Gemma3,
+    Gemma4,
     Llama,
     Qwen2,
     Qwen3,
@@ -18,14 +19,15 @@ impl Architecture {
         match self {
             Self::Gemma => "gemma",
             Self::Gemma3 => "gemma3",
+            Self::Gemma4 => "gemma4",
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
         }
     }
 
-    /// Gemma multiplies by 1 + weight in its norms, llama.cpp by the weight.
-    pub(crate) fn is_gemma(self) -> bool {
+    /// Whether norms multiply by 1 + weight, where llama.cpp does it by the weight: Gemma up to its third version.
+    pub(crate) fn has_norms_from_one(self) -> bool {
         matches!(self, Self::Gemma | Self::Gemma3)
     }
 }
@@ -54,8 +56,8 @@ pub(super) struct TextFamily {
     pub(super) is_tied: bool,
 }
 
-/// `GemmaConfig`, `Gemma3TextConfig`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers.
-pub(super) const FAMILIES: [TextFamily; 6] = [
+/// `GemmaConfig`, `Gemma3TextConfig`, `Gemma4TextConfig`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers.
+pub(super) const FAMILIES: [TextFamily; 7] = [
     TextFamily {
         model_type: "gemma",
         architecture: Architecture::Gemma,
@@ -89,6 +91,25 @@ pub(super) const FAMILIES: [TextFamily; 6] = [
         context_length: 131_072,
         rope_theta: 1_000_000.0,
         sliding_window: Some(4096),
+        bos_token_id: 2,
+        eos_token_id: 1,
+        pad_token_id: Some(0),
+        is_tied: true,
+    },
+    TextFamily {
+        model_type: "gemma4_text",
+        architecture: Architecture::Gemma4,
+        activations: &["gelu_pytorch_tanh"],
+        vocab_size: 262_144,
+        d_model: 2304,
+        d_ffn: 9216,
+        n_layers: 30,
+        n_heads: 8,
+        n_kv_heads: Some(4),
+        d_head: Some(256),
+        context_length: 131_072,
+        rope_theta: 1_000_000.0,
+        sliding_window: Some(512),
         bos_token_id: 2,
         eos_token_id: 1,
         pad_token_id: Some(0),

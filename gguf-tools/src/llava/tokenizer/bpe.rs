@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use super::cut::{PreTokenizer, QWEN2};
 use super::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
 use crate::json_file::{for_each, for_each_pair, malformed, parse, read_text};
+use crate::llava::config::Architecture;
 use crate::{Error, ErrorKind, Result};
 
 /// The score of what no merge makes: single characters, bytes and markers.
@@ -109,7 +110,7 @@ impl Normalizer {
 /// # Errors
 /// A malformed file, an id out of range; of the kind [`ErrorKind::Unsupported`], a model other than BPE, and a way to
 /// cut text that is not known.
-pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
+pub(super) fn read(path: &Path, max_tokens: usize, architecture: Architecture) -> Result<Pieces> {
     let bytes = read_text(path, MAX_FILE_BYTES)?;
     let file: File = serde_json::from_slice(&bytes).map_err(malformed(path))?;
     let model = file.model;
@@ -125,6 +126,10 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
         Some(normalizer) => *cut == QWEN2 && normalizer.kind == "NFC",
     };
     let mut joins = match cut.filter(is_plain) {
+        // As llama.cpp's converter writes it.
+        _ if is_bpe && model.byte_fallback && architecture == Architecture::Gemma4 => {
+            Joins::SpacedMerges { merges: Vec::new() }
+        }
         _ if is_bpe && model.byte_fallback => Joins::Scores {
             add_space_prefix: normalizer.is_some_and(|normalizer| normalizer.prepends())
                 || pre_tokenizer.is_some_and(|pre_tokenizer| pre_tokenizer.prepends()),
@@ -158,7 +163,7 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
         let mut ranks = 0..;
         for_each(merges, malformed(path), |Merge(parts)| {
             let rank = ranks.next().expect("a file has fewer than 2^32 bytes");
-            if let Joins::Merges { merges, .. } = &mut joins {
+            if let Joins::Merges { merges, .. } | Joins::SpacedMerges { merges } = &mut joins {
                 merges.push(parts.join(" "));
             } else if let Some(entry) = vocab.get_mut(&parts.concat()) {
                 entry.rank.get_or_insert(rank);
@@ -169,7 +174,7 @@ pub(super) fn read(path: &Path, max_tokens: usize) -> Result<Pieces> {
 
     let mut tokens: Vec<Option<Token>> = Vec::new();
     for (piece, &Entry { id, rank }) in &vocab {
-        let is_byte_fallback = matches!(joins, Joins::Scores { .. });
+        let is_byte_fallback = joins.are_of_texts();
         // Gemma's file calls the byte token of the tab by the tab itself.
         let byte_piece = match piece.as_bytes() {
             [byte] if is_byte_fallback => {

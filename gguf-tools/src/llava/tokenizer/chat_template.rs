@@ -36,7 +36,7 @@ struct Named {
 }
 
 /// The template of `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json`; without one,
-/// a Gemma has its own.
+/// a Gemma up to the third has its own.
 ///
 /// # Errors
 /// A malformed file.
@@ -60,5 +60,6 @@ pub(super) fn read(dir: &Path, architecture: Architecture) -> Result<Option<Stri
             None => {}
         }
     }
-    Ok(architecture.is_gemma().then(|| GEMMA.to_owned()))
+    let is_gemma = matches!(architecture, Architecture::Gemma | Architecture::Gemma3);
+    Ok(is_gemma.then(|| GEMMA.to_owned()))
 }

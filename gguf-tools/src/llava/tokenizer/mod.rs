@@ -15,7 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use self::pieces::{Joins, MAX_FILE_BYTES, Pieces, Token, TokenKind};
-use super::config::{OneOrSeveral, TextConfig};
+use super::config::{Architecture, OneOrSeveral, TextConfig};
 use crate::gguf::Writer;
 use crate::json_file::{for_each, malformed, read_optional_json, read_text};
 use crate::{Error, Result};
@@ -44,7 +44,8 @@ const MARKER_SCORE: f32 = -1000.0;
 const MARKERS: [&str; 2] = ["<start_of_turn>", "<end_of_turn>"];
 
 /// What ends a turn of Gemma, Llama 3, SmolVLM and Qwen, where no generation settings say it.
-const ENDS_OF_TURN: [&str; 4] = [
+const ENDS_OF_TURN: [&str; 5] = [
+    "<turn|>",
     "<end_of_turn>",
     "<|eot_id|>",
     "<end_of_utterance>",
@@ -64,7 +65,7 @@ impl Tokenizer {
         let n_rows = config.vocab_size;
         let settings: Settings =
             read_optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let (source, Pieces { mut tokens, joins }) = read_pieces(dir, n_rows)?;
+        let (source, Pieces { mut tokens, joins }) = read_pieces(dir, n_rows, config.architecture)?;
         for (id, added) in added_tokens(dir, &settings, n_rows)? {
             if id >= tokens.len() {
                 tokens.resize(id + 1, None);
@@ -135,10 +136,7 @@ impl Tokenizer {
             .filter(|(_, token)| token.kind == TokenKind::Unused)
             .map(|(id, _)| id)
             .collect();
-        let (model, cut) = match &self.joins {
-            Joins::Scores { .. } => ("llama", "default"),
-            Joins::Merges { cut, .. } => ("gpt2", *cut),
-        };
+        let (model, cut) = self.joins.names();
         let adds_bos = cut::adds_bos(cut);
         writer.set("tokenizer.ggml.model", model);
         writer.set("tokenizer.ggml.pre", cut);
@@ -169,7 +167,9 @@ impl Tokenizer {
             Joins::Scores { add_space_prefix } => {
                 writer.set("tokenizer.ggml.add_space_prefix", add_space_prefix);
             }
-            Joins::Merges { merges, .. } => writer.set("tokenizer.ggml.merges", merges),
+            Joins::Merges { merges, .. } | Joins::SpacedMerges { merges } => {
+                writer.set("tokenizer.ggml.merges", merges);
+            }
         }
         if let Some(chat_template) = self.chat_template {
             writer.set("tokenizer.chat_template", chat_template);
@@ -192,7 +192,7 @@ impl Token {
         let is_text = matches!(self.kind, TokenKind::Normal | TokenKind::UserDefined);
         if is_text && is_special {
             self.kind = TokenKind::Control;
-        } else if self.kind == TokenKind::UserDefined && matches!(joins, Joins::Scores { .. }) {
+        } else if self.kind == TokenKind::UserDefined && joins.are_of_texts() {
             if self.piece.chars().all(|c| c == '▁') {
                 // Runs of spaces have scores that join them before anything else.
                 self.kind = TokenKind::Normal;
@@ -206,7 +206,11 @@ impl Token {
 }
 
 /// The pieces, and the name of the file that has them.
-fn read_pieces(dir: &Path, max_tokens: usize) -> Result<(&'static str, Pieces)> {
+fn read_pieces(
+    dir: &Path,
+    max_tokens: usize,
+    architecture: Architecture,
+) -> Result<(&'static str, Pieces)> {
     const MODEL: &str = "tokenizer.model";
     const JSON: &str = "tokenizer.json";
     let (model_path, json_path) = (dir.join(MODEL), dir.join(JSON));
@@ -214,7 +218,7 @@ fn read_pieces(dir: &Path, max_tokens: usize) -> Result<(&'static str, Pieces)> 
         return Ok((MODEL, sentence_piece::read(&model_path, max_tokens)?));
     }
     if json_path.exists() {
-        return Ok((JSON, bpe::read(&json_path, max_tokens)?));
+        return Ok((JSON, bpe::read(&json_path, max_tokens, architecture)?));
     }
     Err(Error::invalid(format!(
         "`{}` has neither `{MODEL}` nor `{JSON}`",
@@ -237,7 +241,7 @@ fn ids<'a>(
     let mut others = 0x100..;
     for byte in 0..=u8::MAX {
         let piece = match joins {
-            Joins::Scores { .. } => format!("<0x{byte:02X}>"),
+            Joins::Scores { .. } | Joins::SpacedMerges { .. } => format!("<0x{byte:02X}>"),
             // Bytes that are no visible letters are written as ones beyond (`bytes_to_unicode` in GPT-2).
             Joins::Merges { .. } => match byte {
                 b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte).to_string(),

@@ -32,6 +32,11 @@ pub(super) enum Joins {
         /// Whether a text is tokenized as if it began with a space.
         add_space_prefix: bool,
     },
+    /// By a list of pairs, in texts whose spaces are `▁` (`tokenizer.ggml.model = "gemma4"`).
+    SpacedMerges {
+        /// Both parts of each, with a space between.
+        merges: Vec<String>,
+    },
     /// By a list of pairs, in pieces of text whose bytes are written as letters
     /// (`tokenizer.ggml.model = "gpt2"`).
     Merges {
@@ -40,6 +45,22 @@ pub(super) enum Joins {
         /// Both parts of each, with a space between.
         merges: Vec<String>,
     },
+}
+
+impl Joins {
+    /// What llama.cpp calls such a tokenizer, and its way to cut texts.
+    pub(super) fn names(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Scores { .. } => ("llama", "default"),
+            Self::SpacedMerges { .. } => ("gemma4", "gemma4"),
+            Self::Merges { cut, .. } => ("gpt2", cut),
+        }
+    }
+
+    /// Whether pieces are of texts whose spaces are `▁`, with tokens such as `<0x0A>` for bytes.
+    pub(super) fn are_of_texts(&self) -> bool {
+        matches!(self, Self::Scores { .. } | Self::SpacedMerges { .. })
+    }
 }
 
 /// Largest `tokenizer.model` and `tokenizer.json`; those of Gemma have up to 34 MB.

@@ -1,0 +1,93 @@
+//! Checkpoints of Gemma 4, converted, beside transformers, as the files that were written by hand are in `gemma4.rs`.
+
+use llava_sae_cpp::{ModelFiles, Session};
+
+use crate::command_line::{run, stdout, text};
+use crate::convert_sae::saelens;
+use crate::families::converted_from;
+use crate::fixture::{everything, relative_error, temporary_root};
+use crate::gemma4::{ROWS, SETS, Set, check_ids};
+use crate::gemma4_checkpoint::gemma4_checkpoint;
+use crate::hook_points::{sae_at, with_ubatch, worst_row};
+use crate::picture_set::{open, resid_post};
+
+/// A folder with the checkpoint, called as the set.
+fn checkpoint_dir(name: &str) -> std::path::PathBuf {
+    let dir = temporary_root().join("gemma4-checkpoints").join(name);
+    std::fs::create_dir_all(&dir).expect("a folder of our own");
+    gemma4_checkpoint(name).write(&dir);
+    dir
+}
+
+fn session(set: &Set, hook: &str) -> Session {
+    let made = converted_from(&checkpoint_dir(set.name));
+    let files = ModelFiles {
+        model: made.model.expect("it is converted"),
+        mmproj: made.mmproj,
+        saes: vec![sae_at(hook, set.number("d_model"))],
+    };
+    open(&files, with_ubatch(512))
+}
+
+#[test]
+fn texts_have_the_ids_of_transformers() {
+    let set = Set::named("shared-b");
+    check_ids(&set, &session(&set, &resid_post(0)));
+}
+
+#[test]
+fn rows_and_texts_are_those_of_transformers() {
+    for name in SETS {
+        let set = Set::named(name);
+        let hook = resid_post(set.number("n_layers") - 1);
+        let mut session = session(&set, &hook);
+        let prompt = set.prompt(&session);
+        let run = session.run(&prompt, everything(6)).expect("it runs");
+        let theirs = set.rows(&hook);
+        let ours = &run.trace.saes[0].residuals;
+        let error = worst_row(&ours[..theirs.len()], &theirs, set.number("d_model"));
+        assert!(error < ROWS, "{name}: {error:.2e}");
+        let theirs = set.oracle.f32(&format!("{name}/logits"));
+        let error = relative_error(&run.logits[..theirs.len()], &theirs);
+        assert!(error < ROWS, "{name}: logits {error:.2e}");
+        let ids = set.oracle.ids(&format!("{name}/greedy_ids"));
+        assert_eq!(run.token_ids, ids, "{name}");
+    }
+}
+
+#[test]
+fn a_folder_without_a_projector_is_ready_for_texts() {
+    let dir = tempfile::tempdir().expect("a folder of our own");
+    let sae = saelens(dir.path(), Some("blocks.1.hook_resid_post"));
+    let (checkpoint, out) = (checkpoint_dir("shared-a"), dir.path().join("out"));
+    let convert = ["convert", "--llava", text(&checkpoint), "--sae", text(&sae)];
+    for type_name in ["f32", "q8_0", "q4_k_m"] {
+        let more = ["-o", text(&out), "--force", "--type", type_name];
+        let output = run(&[&convert[..], &more].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        for words in [
+            "what sees (and hears) in a Gemma 4 is left out",
+            "--prompt TEXT`",
+        ] {
+            assert!(said.contains(words), "no {words:?} in: {said}");
+        }
+        let mut names: Vec<_> = std::fs::read_dir(&out)
+            .expect("a folder of our own")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, [&*format!("model-{type_name}.gguf"), "sae-f16.gguf"]);
+        let shown = stdout(&[
+            "features",
+            "-q",
+            "-d",
+            text(&out),
+            "--raw-prompt",
+            "-p",
+            "the cat sat",
+        ]);
+        assert!(shown.lines().count() > 3, "{shown}");
+        std::fs::remove_dir_all(&out).expect("a folder of our own");
+    }
+}
