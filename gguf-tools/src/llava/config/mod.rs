@@ -261,7 +261,8 @@ impl RawConfig {
         })
     }
 
-    fn llava(self, family: Family) -> std::result::Result<(VisionConfig, Projector), String> {
+    /// Checks what LLaVA and InternVL alike say of the way from the tower to the language model.
+    fn check_connection(&self) -> std::result::Result<(), String> {
         for (value, key, supported) in [
             (
                 &self.vision_feature_select_strategy,
@@ -272,6 +273,11 @@ impl RawConfig {
         ] {
             expect(value, key, supported, &[supported])?;
         }
+        Ok(())
+    }
+
+    fn llava(self, family: Family) -> std::result::Result<(VisionConfig, Projector), String> {
+        self.check_connection()?;
         let vision = self
             .vision_config
             .unwrap_or_else(RawVision::of_llava)
@@ -319,16 +325,7 @@ impl RawConfig {
 
     /// `InternVLModel` of transformers.
     fn internvl(self) -> std::result::Result<(VisionConfig, Projector), String> {
-        for (value, key, supported) in [
-            (
-                &self.vision_feature_select_strategy,
-                "vision_feature_select_strategy",
-                "default",
-            ),
-            (&self.projector_hidden_act, "projector_hidden_act", "gelu"),
-        ] {
-            expect(value, key, supported, &[supported])?;
-        }
+        self.check_connection()?;
         let vision = self.vision_config.unwrap_or_default().check_intern_vit()?;
         let layers = self.vision_feature_layer.as_ref();
         let layers = layers.map_or(&[-1][..], OneOrSeveral::as_slice);

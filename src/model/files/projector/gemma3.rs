@@ -7,12 +7,12 @@ use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::BLOCK_COUNT;
 use super::header::{
-    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape,
+    HAS_PROJECTOR, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape, check_keys_of_squares, u32_or,
 };
 use super::tensors::{Sizes, Unchecked};
 use crate::Result;
 use crate::llama::ProjectorType;
-use crate::model::files::rules::{Key, Kind, Role, broken};
+use crate::model::files::rules::{Key, Kind, Role};
 use crate::picture::ImagePrep;
 
 /// What llama.cpp takes where the key is missing.
@@ -29,19 +29,10 @@ pub(super) const IMAGE_PREPS: &[ImagePrep] = &[ImagePrep::Stretch];
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
-    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES).chain(OWN_KEYS) {
-        key.check(file, "clip")?;
-    }
+    check_keys_of_squares(file, OWN_KEYS)?;
     let sizes = Sizes::read(file)?;
-    let scale_factor = match file.get(SCALE_FACTOR) {
-        Some(_) => file.require_u32(SCALE_FACTOR)?,
-        None => DEFAULT_SCALE_FACTOR,
-    };
-    if !sizes.grid.is_multiple_of(scale_factor) {
-        let grid = sizes.grid;
-        let what = format!("{grid} patches a side cannot be averaged by {scale_factor}");
-        return Err(broken(file, what));
-    }
+    let scale_factor = u32_or(file, SCALE_FACTOR, DEFAULT_SCALE_FACTOR)?;
+    let grid = sizes.merged_grid(file, scale_factor, "averaged")?;
     let width = u64::from(sizes.width);
     let mut unchecked = Unchecked::of(file);
     unchecked.siglip(&sizes, file.require_u32(BLOCK_COUNT)?)?;
@@ -58,7 +49,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         projector: ProjectorType::Gemma3,
         views: PictureViews::Squares {
             image_size: sizes.image,
-            grid: (sizes.grid / scale_factor) as usize,
+            grid,
             tiling: None,
         },
         image_preps: IMAGE_PREPS,

@@ -102,7 +102,7 @@ pub(super) const COMMON_KEYS: &[Key] = &[
 ];
 
 /// Those of an encoder of squares besides.
-pub(super) const KEYS_OF_SQUARES: &[Key] = &[
+const KEYS_OF_SQUARES: &[Key] = &[
     Key::optional(HAS_PROJECTOR, Kind::Flag),
     Key::optional("clip.has_audio_encoder", Kind::False),
     Key::optional("clip.has_gen_audio_encoder", Kind::False),
@@ -112,6 +112,20 @@ pub(super) const KEYS_OF_SQUARES: &[Key] = &[
     Key::required(PATCH_SIZE, Kind::Count(1, MAX_IMAGE_SIZE)),
     Key::required(FFN_WIDTH, Kind::Count(1, MAX_FFN_WIDTH)),
 ];
+
+/// Checks the keys of an encoder of squares, and those that a family has of its own.
+pub(super) fn check_keys_of_squares(file: &Gguf, own: &[Key]) -> Result<()> {
+    let mut keys = COMMON_KEYS.iter().chain(KEYS_OF_SQUARES).chain(own);
+    keys.try_for_each(|key| key.check(file, "clip"))
+}
+
+/// The number of a key that has passed, or `default` where it is missing.
+pub(super) fn u32_or(file: &Gguf, key: &str, default: u32) -> Result<u32> {
+    match file.get(key) {
+        Some(_) => file.require_u32(key),
+        None => Ok(default),
+    }
+}
 
 /// Checks the keys that follow from the width and the number of heads, where they are there.
 pub(super) fn check_head_keys(file: &Gguf, width: u32, n_heads: u32) -> Result<()> {
@@ -134,6 +148,16 @@ impl Sizes {
         }
     }
 
+    /// Image rows a side, where `scale_factor` patches a side become one of them; `how` says by what.
+    pub(super) fn merged_grid(&self, file: &Gguf, scale_factor: u32, how: &str) -> Result<usize> {
+        let grid = self.grid;
+        if grid.is_multiple_of(scale_factor) {
+            return Ok((grid / scale_factor) as usize);
+        }
+        let what = format!("{grid} patches a side cannot be {how} by {scale_factor}");
+        Err(broken(file, what))
+    }
+
     fn no_grid(&self, file: &Gguf) -> Error {
         let [image, patch] = [self.image, self.patch];
         let what =
@@ -141,7 +165,7 @@ impl Sizes {
         broken(file, what)
     }
 
-    /// The same where whole patches need not cover all of a picture.
+    /// Reads them where whole patches need not cover all of a picture.
     pub(super) fn read_with_rest(file: &Gguf) -> Result<Self> {
         let [image, patch] = [file.require_u32(IMAGE_SIZE)?, file.require_u32(PATCH_SIZE)?];
         let [width, d_ffn] = [file.require_u32(WIDTH)?, file.require_u32(FFN_WIDTH)?];

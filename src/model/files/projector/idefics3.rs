@@ -7,8 +7,8 @@ use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::BLOCK_COUNT;
 use super::header::{
-    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, LONGEST_EDGE, MAX_GRID, PictureViews,
-    SCALE_FACTOR, VisionShape,
+    HAS_PROJECTOR, LONGEST_EDGE, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape,
+    check_keys_of_squares, u32_or,
 };
 use super::tensors::{Sizes, Unchecked};
 use crate::Result;
@@ -36,21 +36,12 @@ pub(super) const IMAGE_PREPS: &[ImagePrep] = &[ImagePrep::Tiles];
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
-    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES).chain(OWN_KEYS) {
-        key.check(file, "clip")?;
-    }
+    check_keys_of_squares(file, OWN_KEYS)?;
     // SmolVLM's larger ones have 27 patches of 14 in 384 pixels.
     let sizes = Sizes::read_with_rest(file)?;
     let scale_factor = file.require_u32(SCALE_FACTOR)?;
-    if !sizes.grid.is_multiple_of(scale_factor) {
-        let grid = sizes.grid;
-        let what = format!("{grid} patches a side cannot be laid side by side by {scale_factor}");
-        return Err(broken(file, what));
-    }
-    let longest_edge = match file.get(LONGEST_EDGE) {
-        Some(_) => file.require_u32(LONGEST_EDGE)?,
-        None => PUBLISHED_TILES * sizes.image,
-    };
+    let grid = sizes.merged_grid(file, scale_factor, "laid side by side")?;
+    let longest_edge = u32_or(file, LONGEST_EDGE, PUBLISHED_TILES * sizes.image)?;
     if longest_edge.div_ceil(sizes.image) > MAX_TILES {
         let image = sizes.image;
         let what = format!(
@@ -72,7 +63,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         projector: ProjectorType::Idefics3,
         views: PictureViews::Cut {
             image_size: sizes.image,
-            grid: (sizes.grid / scale_factor) as usize,
+            grid,
             covered: (u64::from(sizes.grid) * patch) as f32 / sizes.image as f32,
             cutting: Cutting::Edge(longest_edge),
         },

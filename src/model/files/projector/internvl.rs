@@ -7,8 +7,8 @@ use gguf_tools::gguf::{Edits, Gguf, Value};
 
 use super::blocks::BLOCK_COUNT;
 use super::header::{
-    COMMON_KEYS, HAS_PROJECTOR, KEYS_OF_SQUARES, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape,
-    WIDTH,
+    HAS_PROJECTOR, MAX_GRID, PictureViews, SCALE_FACTOR, VisionShape, WIDTH, check_keys_of_squares,
+    u32_or,
 };
 use super::tensors::{Sizes, Unchecked};
 use crate::Result;
@@ -42,23 +42,13 @@ pub(super) fn is_largest(file: &Gguf) -> bool {
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
-    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES).chain(OWN_KEYS) {
-        key.check(file, "clip")?;
-    }
+    check_keys_of_squares(file, OWN_KEYS)?;
     let sizes = Sizes::read(file)?;
     let scale_factor = file.require_u32(SCALE_FACTOR)?;
-    if !sizes.grid.is_multiple_of(scale_factor) {
-        let grid = sizes.grid;
-        let what = format!("{grid} patches a side cannot be laid side by side by {scale_factor}");
-        return Err(broken(file, what));
-    }
-    let number = |key, default| match file.get(key) {
-        Some(&Value::U32(n)) => n,
-        _ => default,
-    };
+    let grid = sizes.merged_grid(file, scale_factor, "laid side by side")?;
     let n_tiles = [
-        number(MIN_TILES_KEY, PUBLISHED_TILES[0]),
-        number(MAX_TILES_KEY, PUBLISHED_TILES[1]),
+        u32_or(file, MIN_TILES_KEY, PUBLISHED_TILES[0])?,
+        u32_or(file, MAX_TILES_KEY, PUBLISHED_TILES[1])?,
     ];
     if n_tiles[0] > n_tiles[1] {
         let [least, most] = n_tiles;
@@ -70,7 +60,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
         projector: ProjectorType::InternVl,
         views: PictureViews::Cut {
             image_size: sizes.image,
-            grid: (sizes.grid / scale_factor) as usize,
+            grid,
             covered: 1.0,
             cutting: Cutting::Shape(n_tiles),
         },

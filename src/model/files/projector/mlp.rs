@@ -8,7 +8,7 @@ use gguf_tools::gguf::{Edits, Gguf};
 
 use super::blocks::{Blocks, FEATURE_LAYER};
 use super::header::{
-    COMMON_KEYS, KEYS_OF_SQUARES, MERGE_TYPE, PINPOINTS, PictureViews, TYPE, VisionShape,
+    MERGE_TYPE, PINPOINTS, PictureViews, TYPE, VisionShape, check_keys_of_squares,
 };
 use super::say_once;
 use super::tensors::{self, Sizes};
@@ -23,9 +23,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
     if file.get(TYPE).is_none() {
         edits.set(TYPE, "mlp"); // the first files, of 2023
     }
-    for key in COMMON_KEYS.iter().chain(KEYS_OF_SQUARES) {
-        key.check(file, "clip")?;
-    }
+    check_keys_of_squares(file, &[])?;
     let sizes = Sizes::read(file)?;
     let blocks = Blocks::read(file, sizes.width)?;
     tensors::check(file, &sizes, blocks.n_held, d_model)?;
