@@ -7,16 +7,16 @@ use gguf_tools::gguf::{TensorType, Value};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     FlashAttention, ImagePrep, Keep, KvType, ModelFiles, Run, RunOptions, SessionOptions,
-    VisionGraph,
 };
 
 use crate::fixture::{
-    F32, IMAGE_EMBEDDINGS, ON_DEVICE, bound, everything, exact_options, image_rows, largest_error,
-    relative_error, steering,
+    F32, ON_DEVICE, bound, everything, exact_options, image_rows, largest_error, relative_error,
+    steering,
 };
 use crate::gemma3_set::{RESID_POST, Set, image, open, picture, resid_post};
 use crate::hook_points::with_ubatch;
 use crate::oracle::check_activations;
+use crate::picture_set::check_image_rows;
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 const PICTURES: [&str; 4] = ["square", "wide", "tall", "tiny"];
@@ -45,27 +45,10 @@ fn pictures_are_stretched_as_in_transformers() {
 #[test]
 fn image_rows_are_those_of_transformers() {
     for set in Set::all() {
-        for (vision_graph, is_right) in [
-            (VisionGraph::Corrected, true),
-            (VisionGraph::AsLlamaCpp, false),
-        ] {
-            let options = SessionOptions {
-                vision_graph,
-                ..exact_options()
-            };
-            let session = open(&set.files(), options);
-            for name in PICTURES {
-                let theirs = set.oracle.f32(&format!("picture/{name}/image_embeddings"));
-                let error = relative_error(image_rows(&image(&session, name)), &theirs);
-                let shown = format!("{}, {name}, {vision_graph:?}", set.name);
-                println!("{shown}: {error:.1e}");
-                assert!(error < F32, "{shown}: {error:.2e}");
-                // If this fails for `AsLlamaCpp`, patches and GELUs are no longer rounded to f16 on the processor.
-                if is_right || !ON_DEVICE {
-                    assert_eq!(error < IMAGE_EMBEDDINGS, is_right, "{shown}: {error:.2e}");
-                }
-            }
-        }
+        check_image_rows(&set, &set.files(), &PICTURES, &|name, image, error| {
+            assert!(image.only_chunk().is_some(), "a square picture is one view");
+            assert!(error < F32, "{}, {name}: {error:.2e}", set.name);
+        });
     }
 }
 

@@ -13,7 +13,7 @@ use llava_sae_cpp::{
 use crate::fixture::{Oracle, bound, everything, relative_error, steering};
 use crate::hook_points::{sae_at, with_ubatch, worst_row};
 use crate::oracle::check_activations;
-use crate::picture_set::{open, resid_post, root};
+use crate::picture_set::{open, resid_post, root, steered_logits};
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 /// Nothing was fitted to the second of each kind.
@@ -219,16 +219,7 @@ fn remembered_prompts_give_the_same_bits() {
             let place = resid_post(set.number("n_layers") - 2);
             let mut session = set.open(&place, set.number("d_model"), options);
             let prompt = set.prompt(&session);
-            let runs = [None, Some(2.0), Some(3.0)].map(|strength| {
-                let steering =
-                    strength.map(|strength| steering(&mut session, 5, strength, Positions::ALL));
-                let options = RunOptions {
-                    steering,
-                    ..everything(3)
-                };
-                session.run(&prompt, options).expect("it runs").logits
-            });
-            runs.concat()
+            steered_logits(&mut session, &prompt)
         };
         assert_eq!(
             run(None),

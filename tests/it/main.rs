@@ -58,6 +58,7 @@ mod other_files;
 mod others;
 mod page;
 mod passes;
+mod picture_files;
 mod picture_set;
 mod pictures;
 mod places;

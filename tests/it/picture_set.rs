@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
     ImageEmbeddings, Keep, ModelFiles, Picture, Prompt, PromptForm, Run, RunOptions, Session,
-    SessionOptions,
+    SessionOptions, VisionGraph,
 };
 
-use crate::fixture::{Oracle, bound, everything, exact_options, relative_error, steering};
+use crate::fixture::{
+    IMAGE_EMBEDDINGS, ON_DEVICE, Oracle, bound, everything, exact_options, relative_error, steering,
+};
 use crate::hook_points::{with_ubatch, worst_row};
 use crate::oracle::check_activations;
 
+/// The pictures of Qwen's sets and of those that see in tiles.
+pub(crate) const PICTURES: [&str; 7] = [
+    "square", "wide", "tall", "tiny", "multiple", "strip", "huge",
+];
 /// The prompts of which rows at one site are known (`ROWS_CASES` in `picture_runs.py`).
 const ROWS_CASES: [&str; 3] = ["wide", "two", "text"];
 /// The prompt of which rows at every site are known.
@@ -79,11 +85,15 @@ impl PictureSet {
         };
         let pictures = case["pictures"].as_array().expect("a list").iter();
         let images: Vec<ImageEmbeddings> = pictures
-            .map(|name| image(session, self.family, name.as_str().expect("a name")))
+            .map(|name| self.image(session, name.as_str().expect("a name")))
             .collect();
         let images: Vec<&ImageEmbeddings> = images.iter().collect();
         let prompt = session.prompt(text, form, &images);
         prompt.expect("it is tokenised")
+    }
+
+    pub(crate) fn image(&self, session: &Session, name: &str) -> ImageEmbeddings {
+        image(session, self.family, name)
     }
 
     /// The largest error of a row of the prompt at a hook point.
@@ -117,6 +127,60 @@ pub(crate) fn resid_post(layer: usize) -> String {
 
 pub(crate) fn open(files: &ModelFiles, options: SessionOptions) -> Session {
     Session::open(files, options).expect("it loads")
+}
+
+/// The rows of all of an image's chunks.
+pub(crate) fn rows(image: &ImageEmbeddings) -> Vec<f32> {
+    image
+        .chunks()
+        .flat_map(|chunk| chunk.rows.to_vec())
+        .collect()
+}
+
+/// Image rows of the pictures, which are transformers' where llama.cpp's graph is corrected, and are not where it is as
+/// it stands; `check` gets each image with its error.
+pub(crate) fn check_image_rows(
+    set: &PictureSet,
+    files: &ModelFiles,
+    pictures: &[&str],
+    check: &dyn Fn(&str, &ImageEmbeddings, f64),
+) {
+    for (vision_graph, is_right) in [
+        (VisionGraph::Corrected, true),
+        (VisionGraph::AsLlamaCpp, false),
+    ] {
+        let options = SessionOptions {
+            vision_graph,
+            ..exact_options()
+        };
+        let session = open(files, options);
+        for name in pictures {
+            let image = set.image(&session, name);
+            let theirs = set.oracle.f32(&format!("picture/{name}/image_embeddings"));
+            let error = relative_error(&rows(&image), &theirs);
+            let shown = format!("{}, {name}, {vision_graph:?}", set.name);
+            println!("{shown}: {error:.1e}");
+            check(name, &image, error);
+            // If this fails for `AsLlamaCpp`, patches and GELUs are no longer rounded to f16 on the processor; with
+            // InternVL's class row, positions are no longer those of neighbours.
+            if is_right || !ON_DEVICE {
+                assert_eq!(error < IMAGE_EMBEDDINGS, is_right, "{shown}: {error:.2e}");
+            }
+        }
+    }
+}
+
+/// The logits of a plain run and of two that are steered, one after another.
+pub(crate) fn steered_logits(session: &mut Session, prompt: &Prompt) -> Vec<f32> {
+    let runs = [None, Some(2.0), Some(3.0)].map(|strength| {
+        let steering = strength.map(|strength| steering(session, 5, strength, Positions::ALL));
+        let options = RunOptions {
+            steering,
+            ..everything(3)
+        };
+        session.run(prompt, options).expect("it runs").logits
+    });
+    runs.concat()
 }
 
 /// Ids, rows at the upper layer, features, logits and texts of all prompts, and texts that are steered at the lower one.

@@ -1,40 +1,26 @@
 //! Qwen-VL's files and pictures that cannot be read, and files of another number type.
 
-use gguf_tools::gguf::{Array, TensorType, Value};
+use gguf_tools::gguf::Value;
 use image::RgbImage;
 use llava_sae_cpp::{
-    Grid, ImageCache, ImagePrep, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
+    Grid, ImageCache, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
 };
 
-use crate::bad_input::check;
-use crate::fixture::{
-    ON_DEVICE, everything, exact_options, image_rows, largest_error, relative_error, temporary_root,
+use crate::fixture::{ON_DEVICE, exact_options, image_rows, largest_error, temporary_root};
+use crate::picture_files::{
+    check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
+    with_projector,
 };
-use crate::qwen_set::{Set, image, open};
+use crate::qwen_set::{Set, open};
 use crate::rewritten::{Parts, Tensor, rewritten};
 
 fn files(name: &'static str) -> ModelFiles {
     Set::named(name).files_at(0)
 }
 
-/// What `change` makes of a set's projector is refused by its header, with these words and a way out.
+/// What `change` makes of a set's projector is refused.
 fn refused(set: &'static str, change: &dyn Fn(&mut Parts), words: &str) {
-    let good = files(set);
-    let mmproj = rewritten(good.mmproj.as_deref().expect("given"), change);
-    check_refused(
-        &ModelFiles {
-            mmproj: Some(mmproj),
-            ..good
-        },
-        words,
-    );
-}
-
-fn check_refused(files: &ModelFiles, words: &str) {
-    let error = files.check().expect_err(words);
-    let said = error.to_string();
-    assert!(said.contains(words), "`{said}` should say `{words}`");
-    assert!(error.hint().is_some(), "{said}");
+    check_refused(&with_projector(files(set), change), words);
 }
 
 #[test]
@@ -168,28 +154,7 @@ fn language_models_that_do_not_fit_are_refused() {
         ..files("qwen3vl-a")
     };
     check_refused(&mixed, "makes rows of 48");
-    // A vocabulary without the tokens that stand at images, which would be spelled out.
-    let spelled = changed("qwen2.5vl-a", &|parts| {
-        let Value::Array(Array::String(tokens)) = parts.get("tokenizer.ggml.tokens").clone() else {
-            panic!("an array of strings");
-        };
-        let renamed = tokens.into_iter().map(|token| match token.as_str() {
-            "<|vision_start|>" => "<|another|>".to_owned(),
-            _ => token,
-        });
-        parts.set(
-            "tokenizer.ggml.tokens",
-            Value::Array(Array::String(renamed.collect())),
-        );
-    });
-    let error = Session::open(&spelled, exact_options()).err();
-    let error = error.expect("there is no such token");
-    assert!(error.to_string().contains("`<|vision_start|>`"), "{error}");
-}
-
-fn plain_picture(width: u32, height: u32) -> Picture {
-    let shade = |x: u32, y: u32| image::Rgb([(x % 251) as u8, (y % 241) as u8, 90]);
-    Picture::from_rgb(RgbImage::from_fn(width, height, shade))
+    check_marker_is_wanted(files("qwen2.5vl-a"), "<|vision_start|>");
 }
 
 #[test]
@@ -202,14 +167,14 @@ fn pictures_of_any_size_are_seen_or_refused() {
         ([2600, 13], [1, 29]),
         ([99, 101], [4, 4]),
     ] {
-        let image = session.encode_image(&plain_picture(width, height));
+        let image = session.encode_image(&shaded(width, height));
         let image = image.expect("it is not too long");
         let chunk = image.only_chunk().expect("one image");
         assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
         assert!(chunk.rows.iter().all(|value| value.is_finite()));
     }
     for [width, height] in [[201, 1], [13, 2613]] {
-        let error = session.encode_image(&plain_picture(width, height)).err();
+        let error = session.encode_image(&shaded(width, height)).err();
         let error = error.expect("too long");
         assert!(error.to_string().contains("more than 200 times"), "{error}");
         assert!(error.hint().is_some());
@@ -220,11 +185,9 @@ fn pictures_of_any_size_are_seen_or_refused() {
         parts.set("clip.vision.attention.head_count", 4_u32);
         parts.remove("clip.vision.image_max_pixels");
     };
-    let good = files("qwen2vl-b");
-    let mmproj = rewritten(good.mmproj.as_deref().expect("given"), &more_heads);
-    let mmproj = Some(mmproj);
-    let session = open(&ModelFiles { mmproj, ..good }, exact_options());
-    let error = session.encode_image(&plain_picture(4000, 3000)).err();
+    let files = with_projector(files("qwen2vl-b"), &more_heads);
+    let session = open(&files, exact_options());
+    let error = session.encode_image(&shaded(4000, 3000)).err();
     let error = error.expect("no room");
     assert!(
         error.to_string().contains("without flash attention"),
@@ -258,64 +221,14 @@ fn kept_rows_are_those_of_pictures_of_this_shape() {
 
 #[test]
 fn the_command_line_refuses_with_a_hint() {
-    let dir = temporary_root().join("qwen");
-    std::fs::create_dir_all(&dir).expect("a folder of our own");
-    let strip = dir.join("strip.png");
-    RgbImage::new(3, 700).save(&strip).expect("it is written");
-    let good = files("qwen2.5vl-a");
-    let text = |path: &std::path::Path| path.to_str().expect("a plain path").to_owned();
-    let [model, mmproj, sae] = [
-        &good.model,
-        good.mmproj.as_ref().expect("given"),
-        &good.saes[0],
-    ]
-    .map(|path| text(path));
-    let args = ["-m", &model, "--mmproj", &mmproj, "--sae", &sae];
-    let strip = text(&strip);
-    check(
-        &[&[&*strip], &args[..]].concat(),
-        1,
-        &["3 × 700", "200 times", "hint: "],
-    );
-    let options = SessionOptions {
-        image_prep: Some(ImagePrep::Pad),
-        ..exact_options()
-    };
-    let error = Session::open(&good, options).err().expect("one way alone");
-    assert!(error.to_string().contains("`pad`"), "{error}");
+    check_command_line_refuses(&files("qwen2.5vl-a"), "qwen", "200 times");
 }
 
-/// Matrices, kernels and what meets them are rounded by 2⁻¹² on average; random layers make it ten times as much.
 #[test]
 fn f16_is_near_transformers() {
     for name in ["qwen2vl-b", "qwen2.5vl-b", "qwen3vl-b"] {
         let set = Set::named(name);
-        let good = set.files_at(1);
-        let in_f16 = |path: &std::path::Path| {
-            rewritten(path, &|parts| {
-                parts.convert(&|tensor| match tensor.dims.len() {
-                    2 if tensor.name != "v.position_embd.weight" => Some(TensorType::F16),
-                    4 => Some(TensorType::F16),
-                    _ => None,
-                });
-            })
-        };
-        let files = ModelFiles {
-            model: in_f16(&good.model),
-            mmproj: good.mmproj.as_deref().map(in_f16),
-            saes: good.saes,
-        };
-        let mut session = open(&files, exact_options());
-        let theirs = set.oracle.f32("picture/wide/image_embeddings");
-        let error = relative_error(image_rows(&image(&session, "wide")), &theirs);
-        let prompt = set.prompt(&session, "wide");
-        let run = session.run(&prompt, everything(0)).expect("it runs");
-        let logits = relative_error(&run.logits, &set.oracle.f32("wide/logits"));
-        println!("{name}: rows {error:.1e}, logits {logits:.1e}");
-        assert!(
-            error < 5e-3 && logits < 1e-2,
-            "{name}: {error:.2e}, {logits:.2e}"
-        );
+        check_f16(&set, set.files_at(1));
     }
 }
 

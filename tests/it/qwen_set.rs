@@ -2,10 +2,10 @@
 
 use std::ops::Deref;
 
-use llava_sae_cpp::{ImageEmbeddings, ModelFiles, Session};
+use llava_sae_cpp::ModelFiles;
 
 use crate::hook_points::sae_at;
-use crate::picture_set::{self, PictureSet};
+use crate::picture_set::PictureSet;
 
 pub(crate) use crate::picture_set::{open, resid_post};
 
@@ -55,8 +55,4 @@ impl Set {
     pub(crate) fn files_at(&self, layer: usize) -> ModelFiles {
         self.files_with(&resid_post(layer), self.number("d_model"))
     }
-}
-
-pub(crate) fn image(session: &Session, name: &str) -> ImageEmbeddings {
-    picture_set::image(session, FAMILY, name)
 }

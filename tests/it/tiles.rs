@@ -2,15 +2,11 @@
 //! ids, image rows, prompts of one picture and of two, rows at hook points, features, logits, texts.
 
 use llava_sae_cpp::llama::AddBos;
-use llava_sae_cpp::{Grid, ImageAttention, SessionOptions, TokenKind, VisionGraph};
+use llava_sae_cpp::{Grid, ImageAttention, TokenKind};
 
-use crate::fixture::{IMAGE_EMBEDDINGS, ON_DEVICE, exact_options, relative_error};
-use crate::picture_set::{check_runs, check_sites};
-use crate::tiles_set::{Set, image, open, rows};
-
-const PICTURES: [&str; 7] = [
-    "square", "wide", "tall", "tiny", "multiple", "strip", "huge",
-];
+use crate::fixture::exact_options;
+use crate::picture_set::{PICTURES, check_image_rows, check_runs, check_sites};
+use crate::tiles_set::{Set, image, open};
 
 #[test]
 fn texts_are_tokenised_as_in_transformers() {
@@ -28,27 +24,7 @@ fn texts_are_tokenised_as_in_transformers() {
 #[test]
 fn image_rows_are_those_of_transformers() {
     for set in Set::all() {
-        for (vision_graph, is_right) in [
-            (VisionGraph::Corrected, true),
-            (VisionGraph::AsLlamaCpp, false),
-        ] {
-            let options = SessionOptions {
-                vision_graph,
-                ..exact_options()
-            };
-            let session = open(&set.files_at(1), options);
-            for name in PICTURES {
-                let theirs = set.oracle.f32(&format!("picture/{name}/image_embeddings"));
-                let error = relative_error(&rows(&image(&session, name)), &theirs);
-                let shown = format!("{}, {name}, {vision_graph:?}", set.name);
-                println!("{shown}: {error:.1e}");
-                // If this fails for `AsLlamaCpp`, patches and GELUs are no longer rounded to f16 on the processor; with
-                // InternVL's class row, positions are no longer those of neighbours.
-                if is_right || !ON_DEVICE {
-                    assert_eq!(error < IMAGE_EMBEDDINGS, is_right, "{shown}: {error:.2e}");
-                }
-            }
-        }
+        check_image_rows(&set, &set.files_at(1), &PICTURES, &|_, _, _| ());
     }
 }
 

@@ -1,17 +1,17 @@
 //! Files of SmolVLM, Idefics3 and InternVL that cannot be read or say less, and checkpoints that are refused.
 
-use std::path::Path;
-
-use gguf_tools::gguf::{Array, TensorType, Value};
+use gguf_tools::gguf::Value;
 use gguf_tools::llava;
-use image::RgbImage;
-use llava_sae_cpp::{ImagePrep, ModelFiles, Picture, PromptForm, Session};
+use llava_sae_cpp::{ModelFiles, PromptForm};
 
-use crate::bad_input::check;
 use crate::families::options;
 use crate::fixture::{IMAGE_EMBEDDINGS, everything, exact_options, relative_error, temporary_root};
+use crate::picture_files::{
+    check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
+    with_projector,
+};
 use crate::picture_set::LANGUAGE_MODEL;
-use crate::rewritten::{Parts, Tensor, rewritten};
+use crate::rewritten::{Parts, Tensor};
 use crate::tiles_set::{Set, image, open, picture, rows};
 
 const LONGEST_EDGE: &str = "clip.vision.preproc_image_size";
@@ -20,21 +20,9 @@ fn files(name: &'static str) -> ModelFiles {
     Set::named(name).files_at(1)
 }
 
-fn with_projector(name: &'static str, change: &dyn Fn(&mut Parts)) -> ModelFiles {
-    let good = files(name);
-    let mmproj = rewritten(good.mmproj.as_deref().expect("given"), change);
-    ModelFiles {
-        mmproj: Some(mmproj),
-        ..good
-    }
-}
-
-/// What `change` makes of a set's projector is refused by its header, with these words and a way out.
+/// What `change` makes of a set's projector is refused.
 fn refused(name: &'static str, change: &dyn Fn(&mut Parts), words: &str) {
-    let error = with_projector(name, change).check().expect_err(words);
-    let said = error.to_string();
-    assert!(said.contains(words), "`{said}` should say `{words}`");
-    assert!(error.hint().is_some(), "{said}");
+    check_refused(&with_projector(files(name), change), words);
 }
 
 #[test]
@@ -137,31 +125,10 @@ fn tensors_that_do_not_fit_are_refused() {
     assert!(error.to_string().contains("makes rows of 48"), "{error}");
 }
 
-/// A vocabulary without the tokens that stand at images, which would be spelled out.
 #[test]
 fn vocabularies_without_markers_are_refused() {
-    for (name, marker) in [
-        ("smolvlm", "<fake_token_around_image>"),
-        ("internvl-qwen2", "</img>"),
-    ] {
-        let good = files(name);
-        let model = rewritten(&good.model, &|parts| {
-            let Value::Array(Array::String(tokens)) = parts.get("tokenizer.ggml.tokens").clone()
-            else {
-                panic!("an array of strings");
-            };
-            let renamed = tokens.into_iter().map(|token| match token == marker {
-                true => "<|another|>".to_owned(),
-                false => token,
-            });
-            let renamed = Value::Array(Array::String(renamed.collect()));
-            parts.set("tokenizer.ggml.tokens", renamed);
-        });
-        let error = Session::open(&ModelFiles { model, ..good }, exact_options()).err();
-        let error = error.expect("there is no such token");
-        assert!(error.to_string().contains(marker), "{error}");
-        assert!(error.hint().is_some());
-    }
+    check_marker_is_wanted(files("smolvlm"), "<fake_token_around_image>");
+    check_marker_is_wanted(files("internvl-qwen2"), "</img>");
 }
 
 /// llama.cpp's first files do not say how pictures are scaled, and all published checkpoints scale alike.
@@ -178,7 +145,7 @@ fn keys_that_the_first_files_lack_have_published_values() {
     };
     for name in ["smolvlm", "internvl-qwen2"] {
         let set = Set::named(name);
-        let session = open(&with_projector(name, &older), exact_options());
+        let session = open(&with_projector(files(name), &older), exact_options());
         for picture in ["wide", "tall"] {
             let theirs = set
                 .oracle
@@ -195,7 +162,7 @@ fn pictures_of_one_tile_have_no_tags() {
     for name in ["smolvlm", "idefics3"] {
         let set = Set::named(name);
         let side = set.number("image_size") as u32;
-        let files = with_projector(name, &|parts| parts.set(LONGEST_EDGE, side));
+        let files = with_projector(files(name), &|parts| parts.set(LONGEST_EDGE, side));
         let mut session = open(&files, exact_options());
         let image = image(&session, "wide");
         let error = relative_error(&rows(&image), &set.oracle.f32("unsplit/image_embeddings"));
@@ -215,10 +182,7 @@ fn pictures_of_one_tile_have_no_tags() {
 fn pictures_of_any_size_are_seen_or_refused() {
     for name in ["smolvlm", "internvl-qwen2"] {
         let session = open(&files(name), exact_options());
-        let plain = |width, height| {
-            let shade = |x: u32, y: u32| image::Rgb([(x % 251) as u8, (y % 241) as u8, 90]);
-            session.encode_image(&Picture::from_rgb(RgbImage::from_fn(width, height, shade)))
-        };
+        let plain = |width, height| session.encode_image(&shaded(width, height));
         for [width, height] in [[1, 1], [1, 64], [64, 1], [3, 100], [2000, 1999]] {
             let image = plain(width, height).expect("it is not too long");
             assert!(rows(&image).iter().all(|value| value.is_finite()));
@@ -237,55 +201,13 @@ fn pictures_of_any_size_are_seen_or_refused() {
 
 #[test]
 fn the_command_line_refuses_with_a_hint() {
-    let dir = temporary_root().join("tiles");
-    std::fs::create_dir_all(&dir).expect("a folder of our own");
-    let strip = dir.join("strip.png");
-    RgbImage::new(3, 700).save(&strip).expect("it is written");
-    let good = files("smolvlm");
-    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
-    let mmproj = text(good.mmproj.as_ref().expect("given"));
-    let [model, sae, strip] = [&good.model, &good.saes[0], &strip].map(|path| text(path));
-    let args = [&*strip, "-m", &model, "--mmproj", &mmproj, "--sae", &sae];
-    check(&args, 1, &["3 × 700", "64 times", "hint: "]);
-    let pad = llava_sae_cpp::SessionOptions {
-        image_prep: Some(ImagePrep::Pad),
-        ..exact_options()
-    };
-    let error = Session::open(&good, pad).err().expect("one way alone");
-    assert!(error.to_string().contains("`pad`"), "{error}");
+    check_command_line_refuses(&files("smolvlm"), "tiles", "64 times");
 }
 
-/// Matrices, kernels and what meets them are rounded by 2⁻¹² on average; random layers make it ten times as much.
 #[test]
 fn f16_is_near_transformers() {
     for set in Set::all() {
-        let good = set.files_at(1);
-        let in_f16 = |path: &Path| {
-            rewritten(path, &|parts| {
-                parts.convert(&|tensor| match tensor.dims.len() {
-                    2 if tensor.name != "v.position_embd.weight" => Some(TensorType::F16),
-                    4 => Some(TensorType::F16),
-                    _ => None,
-                });
-            })
-        };
-        let files = ModelFiles {
-            model: in_f16(&good.model),
-            mmproj: good.mmproj.as_deref().map(in_f16),
-            saes: good.saes,
-        };
-        let mut session = open(&files, exact_options());
-        let theirs = set.oracle.f32("picture/wide/image_embeddings");
-        let error = relative_error(&rows(&image(&session, "wide")), &theirs);
-        let prompt = set.prompt(&session, "wide");
-        let run = session.run(&prompt, everything(0)).expect("it runs");
-        let logits = relative_error(&run.logits, &set.oracle.f32("wide/logits"));
-        println!("{}: rows {error:.1e}, logits {logits:.1e}", set.name);
-        assert!(
-            error < 5e-3 && logits < 1e-2,
-            "{}: {error:.2e}, {logits:.2e}",
-            set.name
-        );
+        check_f16(&set, set.files_at(1));
     }
 }
 

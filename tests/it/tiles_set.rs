@@ -9,7 +9,7 @@ use crate::families::converted_from;
 use crate::hook_points::sae_at;
 use crate::picture_set::{self, PictureSet};
 
-pub(crate) use crate::picture_set::{open, resid_post};
+pub(crate) use crate::picture_set::{open, resid_post, rows};
 
 const FAMILY: &str = "tiles";
 
@@ -68,12 +68,4 @@ pub(crate) fn picture(name: &str) -> Picture {
 
 pub(crate) fn image(session: &Session, name: &str) -> ImageEmbeddings {
     picture_set::image(session, FAMILY, name)
-}
-
-/// The rows of all of an image's chunks.
-pub(crate) fn rows(image: &ImageEmbeddings) -> Vec<f32> {
-    image
-        .chunks()
-        .flat_map(|chunk| chunk.rows.to_vec())
-        .collect()
 }
