@@ -5,8 +5,12 @@
 //! projector has erf. Over the layers of an encoder that moves single image embeddings by 0.2 %. ggml can do
 //! better by itself: it has an exact erf form, and operations that call back. So nodes are given
 //! another operation before they are computed.
+//!
+//! Gemma 4's gated blocks have one node for the GELU and the product with it, which is the quick GELU's where the file has
+//! no `clip.use_gelu`, as llama.cpp's converter writes it.
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 
@@ -20,6 +24,7 @@ pub(super) struct ExactGelu {
     projector: ProjectorType,
     quick: Operation,
     tanh: Operation,
+    gated_tanh: Operation,
 }
 
 /// An operation with its parameters, as ggml lays them out.
@@ -32,12 +37,16 @@ impl ExactGelu {
             projector,
             quick: Operation::of(call::<QuickGelu>)?,
             tanh: Operation::of(call::<TanhGelu>)?,
+            gated_tanh: Operation::of_two(call_gated::<TanhGelu>)?,
         })
     }
 
     /// Changes `node`, not computed yet, if it is a GELU that ggml would approximate. It stays
     /// changed: mtmd builds a graph for each image.
     pub(super) fn put_in(&self, node: &mut sys::ggml_tensor) {
+        if self.projector == ProjectorType::Gemma4 {
+            return self.put_in_gated(node);
+        }
         if node.op != sys::GGML_OP_UNARY || !is_plain(node) {
             return;
         }
@@ -60,15 +69,28 @@ impl ExactGelu {
 }
 
 impl ExactGelu {
+    /// The same of a GELU of one operand that multiplies another.
+    fn put_in_gated(&self, node: &mut sys::ggml_tensor) {
+        const GELUS: [sys::ggml_glu_op; 2] = [sys::GGML_GLU_OP_GEGLU, sys::GGML_GLU_OP_GEGLU_QUICK];
+        let is_gelu = node.op == sys::GGML_OP_GLU && GELUS.contains(&(node.op_params[0] as _));
+        if !is_gelu || !is_plain(node) || !is_plain_f32(node.src[1]) {
+            return;
+        }
+        match is_on_processor(node) {
+            true => self.gated_tanh.put_in(node),
+            false => node.op_params[0] = sys::GGML_GLU_OP_GEGLU as i32,
+        }
+    }
+
     /// Whether transformers computes erf where mtmd computes tanh: in projectors, but for Gemma 3's and Idefics3's, which
-    /// have no GELU. Of the encoders, these two's and Qwen3-VL's alone have tanh; InternVL's has erf.
+    /// have no GELU. Of the encoders, these two's and Qwen3-VL's alone have tanh; InternVL's has erf. Gemma 4 has gates.
     fn is_erf(&self, node: &sys::ggml_tensor) -> bool {
         match self.projector {
             ProjectorType::Mlp
             | ProjectorType::Qwen2Vl
             | ProjectorType::Qwen25Vl
             | ProjectorType::InternVl => true,
-            ProjectorType::Gemma3 | ProjectorType::Idefics3 => false,
+            ProjectorType::Gemma3 | ProjectorType::Gemma4 | ProjectorType::Idefics3 => false,
             ProjectorType::Qwen3Vl => !is_of_block(node),
         }
     }
@@ -85,11 +107,13 @@ fn is_of_block(node: &sys::ggml_tensor) -> bool {
 
 /// Whether the node and its source are contiguous f32, as `call` takes them to be.
 fn is_plain(node: &sys::ggml_tensor) -> bool {
-    // SAFETY: a unary operation has one operand, a tensor of the same graph.
-    let Some(source) = (unsafe { node.src[0].as_ref() }) else {
-        return false;
-    };
-    [node, source].into_iter().all(|tensor| {
+    is_plain_f32(node) && is_plain_f32(node.src[0])
+}
+
+/// Whether there is a tensor, contiguous and of f32.
+fn is_plain_f32(tensor: *const sys::ggml_tensor) -> bool {
+    // SAFETY: a node and its operands are null or live as long as its graph.
+    unsafe { tensor.as_ref() }.is_some_and(|tensor| {
         // SAFETY: the tensor is alive.
         let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
         is_contiguous && tensor.type_ == sys::GGML_TYPE_F32
@@ -140,6 +164,27 @@ impl Operation {
         Ok(Self(node.op, node.op_params))
     }
 
+    /// The same of two operands.
+    fn of_two(function: GatedFunction) -> Result<Self> {
+        let context = TensorContext::new(2)?;
+        // SAFETY: the context has room for both tensors.
+        let x = unsafe { sys::ggml_new_tensor_1d(context.as_ptr(), sys::GGML_TYPE_F32, 1) };
+        // SAFETY: as above; `function` ignores the user data.
+        let node = unsafe {
+            sys::ggml_map_custom2(
+                context.as_ptr(),
+                x,
+                x,
+                Some(function),
+                c_int::MAX, // as many tasks as there are threads
+                std::ptr::null_mut(),
+            )
+        };
+        // SAFETY: the node is alive until the context is dropped.
+        let node = unsafe { &*node };
+        Ok(Self(node.op, node.op_params))
+    }
+
     fn put_in(self, node: &mut sys::ggml_tensor) {
         (node.op, node.op_params) = (self.0, self.1);
     }
@@ -148,6 +193,16 @@ impl Operation {
 /// What `ggml_map_custom1` calls.
 type CustomFunction =
     unsafe extern "C" fn(*mut sys::ggml_tensor, *const sys::ggml_tensor, c_int, c_int, *mut c_void);
+
+/// What `ggml_map_custom2` calls.
+type GatedFunction = unsafe extern "C" fn(
+    *mut sys::ggml_tensor,
+    *const sys::ggml_tensor,
+    *const sys::ggml_tensor,
+    c_int,
+    c_int,
+    *mut c_void,
+);
 
 /// A function of each value.
 trait Activation {
@@ -185,10 +240,7 @@ unsafe extern "C" fn call<A: Activation>(
     let output = unsafe { &*output };
     // SAFETY: and the node's source.
     let input = unsafe { &*input };
-    // SAFETY: as above.
-    let n = usize::try_from(unsafe { sys::ggml_nelements(output) }).unwrap_or(0);
-    let (ith, nth) = (ith as usize, nth as usize);
-    let (start, end) = (n * ith / nth, n * (ith + 1) / nth);
+    let Range { start, end } = part(output, ith, nth);
     // SAFETY: the node has `n` f32 values in the processor's memory.
     let values = unsafe { output.data.cast::<f32>().add(start) };
     // SAFETY: so has its source.
@@ -199,4 +251,38 @@ unsafe extern "C" fn call<A: Activation>(
     for value in unsafe { std::slice::from_raw_parts_mut(values, end - start) } {
         *value = A::of(*value);
     }
+}
+
+/// Applies it to the `ith` of `nth` parts of the first operand's values, and multiplies by the second's.
+unsafe extern "C" fn call_gated<A: Activation>(
+    output: *mut sys::ggml_tensor,
+    gate: *const sys::ggml_tensor,
+    input: *const sys::ggml_tensor,
+    ith: c_int,
+    nth: c_int,
+    _: *mut c_void,
+) {
+    // SAFETY: ggml passes the node that it computes.
+    let output = unsafe { &*output };
+    // SAFETY: and the node's sources.
+    let gate = unsafe { &*gate };
+    // SAFETY: as above.
+    let input = unsafe { &*input };
+    let [values, gates, factors] = [output, gate, input].map(|tensor| tensor.data.cast::<f32>());
+    for i in part(output, ith, nth) {
+        // SAFETY: the node and its sources have as many f32 values in the processor's memory.
+        let gate = unsafe { gates.wrapping_add(i).read() };
+        // SAFETY: as above.
+        let factor = unsafe { factors.wrapping_add(i).read() };
+        // SAFETY: as above; it may be in the place of an operand's, which has been read.
+        unsafe { values.wrapping_add(i).write(A::of(gate) * factor) };
+    }
+}
+
+/// Which of a node's values are the `ith` of `nth` parts.
+fn part(node: &sys::ggml_tensor, ith: c_int, nth: c_int) -> Range<usize> {
+    // SAFETY: the tensor is alive.
+    let n = usize::try_from(unsafe { sys::ggml_nelements(node) }).unwrap_or(0);
+    let (ith, nth) = (ith as usize, nth as usize);
+    n * ith / nth..n * (ith + 1) / nth
 }

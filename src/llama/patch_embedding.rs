@@ -47,6 +47,7 @@ pub(super) struct PatchEmbedding {
     patch_size: usize,
     mean: [f32; 3],
     std: [f32; 3],
+    is_doubled: bool,  // and 1 subtracted, after that (Gemma 4)
     patches: Vec<f32>, // [n_patches, 3 · patch_size²], reused
 }
 
@@ -82,6 +83,7 @@ impl PatchEmbedding {
             patch_size: file.require_u32("clip.vision.patch_size")? as usize,
             mean: three_floats(&file, "clip.vision.image_mean")?,
             std: three_floats(&file, "clip.vision.image_std")?,
+            is_doubled: projector == ProjectorType::Gemma4,
             patches: Vec::new(),
         })
     }
@@ -100,8 +102,11 @@ impl PatchEmbedding {
                 for y in top..top + self.patch_size {
                     for x in left..left + self.patch_size {
                         let value = f32::from(rgb[(y * width + x) * 3 + channel]) / 255.0;
-                        self.patches
-                            .push((value - self.mean[channel]) / self.std[channel]);
+                        let value = (value - self.mean[channel]) / self.std[channel];
+                        self.patches.push(match self.is_doubled {
+                            true => 2.0 * (value - 0.5),
+                            false => value,
+                        });
                     }
                 }
             }

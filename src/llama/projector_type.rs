@@ -9,6 +9,9 @@ use crate::{Error, ErrorKind, Result};
 /// What stands around each image and each part of one, in Idefics3's prompts.
 pub(crate) const FAKE_TOKEN: &str = "<fake_token_around_image>";
 
+/// What stands around Gemma 4's images (`replace_image_token` in transformers' `processing_gemma4.py`).
+const GEMMA_4: [&str; 2] = ["<|image>", "<image|>"];
+
 /// What stands around InternVL's images.
 const INTERN_VL: [&str; 2] = ["<img>", "</img>"];
 
@@ -19,6 +22,8 @@ pub enum ProjectorType {
     Mlp,
     /// Gemma 3's: SigLIP, whose patches are averaged, and one linear layer.
     Gemma3,
+    /// Gemma 4's: a picture's own sides, gated blocks, patches that are averaged, and one linear layer.
+    Gemma4,
     /// Qwen2-VL's: a picture's own sides, patches of two frames, four of which become one row.
     Qwen2Vl,
     /// Qwen2.5-VL's: the same, with windows in most blocks.
@@ -39,6 +44,7 @@ impl ProjectorType {
             Self::Mlp | Self::Idefics3 => None,
             // `_insert_media_placeholders` in transformers' `processing_internvl.py`.
             Self::InternVl => Some(INTERN_VL),
+            Self::Gemma4 => Some(GEMMA_4),
             // `full_image_sequence` in transformers' `processing_gemma3.py`.
             Self::Gemma3 => Some(["\n\n<start_of_image>", "<end_of_image>\n\n"]),
             // The published chat templates.
@@ -54,6 +60,10 @@ impl ProjectorType {
             Self::Mlp => ImageToken::LLAVA,
             Self::Gemma3 => ImageToken {
                 text: "<start_of_image>",
+                behind: "",
+            },
+            Self::Gemma4 => ImageToken {
+                text: "<|image|>",
                 behind: "",
             },
             Self::Qwen2Vl | Self::Qwen25Vl | Self::Qwen3Vl => ImageToken {
@@ -81,6 +91,7 @@ impl ProjectorType {
                 &["<|vision_start|>", "<|vision_end|>"]
             }
             Self::Idefics3 => &[FAKE_TOKEN],
+            Self::Gemma4 => &GEMMA_4,
             Self::InternVl => &INTERN_VL,
         }
     }
@@ -106,8 +117,13 @@ impl ProjectorType {
         Ok(())
     }
 
-    /// Whether it is one of Qwen's, whose encoders take pictures with sides of their own.
+    /// Whether it is one of Qwen's.
     pub(crate) fn is_qwen(self) -> bool {
         matches!(self, Self::Qwen2Vl | Self::Qwen25Vl | Self::Qwen3Vl)
+    }
+
+    /// Whether its encoder takes pictures with sides of their own.
+    pub(crate) fn takes_own_sides(self) -> bool {
+        self.is_qwen() || self == Self::Gemma4
     }
 }

@@ -10,8 +10,8 @@
 //!
 //! The callback fills in the patches from [`PatchEmbedding`] on the way, since llama.cpp's own are
 //! rounded to f16, and [`ExactGelu`] changes nodes that have not run yet. SigLIP, Gemma 3's encoder, has no class
-//! row; its patches are filled in where their bias was added, as are Idefics3's, and Qwen's
-//! where its two frames are. InternVL's class row may stand behind the patches, as llama.cpp has it, since rows are told
+//! row; its patches are filled in where their bias was added, as are Idefics3's, Qwen's
+//! where its two frames are, and Gemma 4's where they are turned into rows. InternVL's class row may stand behind the patches, as llama.cpp has it, since rows are told
 //! apart by their positions alone; but each has to have its own, so all rows are filled in where positions were added.
 
 use std::ffi::{CStr, c_void};
@@ -32,7 +32,8 @@ use super::patch_embedding::{KERNELS, PatchEmbedding};
 use super::projector_type::ProjectorType;
 use crate::{Error, Result};
 
-/// Rows of the largest image that an encoder of Qwen's is given, as large as they are in transformers.
+/// Rows of the largest image that an encoder is given that takes pictures with sides of their own: Qwen's, as large as
+/// they are in transformers.
 pub(crate) const MAX_IMAGE_ROWS: i32 = 1 << 14;
 
 /// What the encoder's graph computes.
@@ -103,7 +104,7 @@ impl Vision {
         };
         let patch_embedding =
             PatchEmbedding::load(path, projector, options.use_gpu, options.threads)?;
-        let image_rows = projector.is_qwen().then_some([1, MAX_IMAGE_ROWS]);
+        let image_rows = projector.takes_own_sides().then_some([1, MAX_IMAGE_ROWS]);
         Ok(Self {
             mtmd: Mtmd::load_with(path, edits, model, options, Some(callback), image_rows)?,
             state,
@@ -155,6 +156,7 @@ impl Corrections {
         Ok(match self.projector {
             ProjectorType::Mlp => appends_class_embedding(tensor),
             ProjectorType::Gemma3 | ProjectorType::Idefics3 => adds_patch_bias(tensor),
+            ProjectorType::Gemma4 => turns_patches(tensor),
             ProjectorType::InternVl => adds_positions(tensor),
             ProjectorType::Qwen2Vl | ProjectorType::Qwen25Vl | ProjectorType::Qwen3Vl => {
                 adds_frames(tensor)
@@ -250,6 +252,15 @@ fn appends_class_embedding(tensor: &sys::ggml_tensor) -> bool {
 /// Whether this node adds the bias of the patch embedding (`build_inp` in `tools/mtmd/clip.cpp`).
 fn adds_patch_bias(tensor: &sys::ggml_tensor) -> bool {
     tensor.op == sys::GGML_OP_ADD && second_operand_is(tensor, c"v.patch_embd.bias")
+}
+
+/// Whether this node turns a convolution's planes into rows of patches (`inp` in `tools/mtmd/models/gemma4v.cpp`).
+fn turns_patches(tensor: &sys::ggml_tensor) -> bool {
+    // SAFETY: a node's sources are null or live as long as its graph.
+    let source = unsafe { tensor.src[0].as_ref() };
+    tensor.op == sys::GGML_OP_CONT
+        && name(tensor) == b"inp"
+        && source.is_some_and(|source| source.op == sys::GGML_OP_TRANSPOSE)
 }
 
 /// Whether this node adds position embeddings (`build_vit` in `tools/mtmd/clip.cpp`).

@@ -8,7 +8,7 @@ use gguf_tools::gguf::Gguf;
 
 use crate::Result;
 use crate::chat::ImageToken;
-use crate::llama::{self, AddBos, Model, ProjectorType, Vision, VisionGraph, VisionOptions};
+use crate::llama::{self, AddBos, Model, Vision, VisionGraph, VisionOptions};
 use crate::model::files::{PictureViews, VisionShape};
 use crate::model::fingerprint::fingerprint;
 use crate::picture::ImagePrep;
@@ -18,7 +18,7 @@ use crate::picture::cutting::Texts;
 use crate::picture::encoder::{VisionSettings, not_numbers};
 use crate::picture::resizing::Resized;
 use crate::picture::tiles::{Part, Tiling, Views};
-use crate::prompt::{Grid, ImageAttention, ImageChunk, ImageEmbeddings, RowPositions, Segment};
+use crate::prompt::{Grid, ImageChunk, ImageEmbeddings, RowPositions, Segment};
 use crate::run::{TryShortcuts, distance};
 
 /// How far a device's rows may be from the processor's. Rounding in f32 is 2e-4 on a Vulkan device and 5e-4
@@ -180,10 +180,7 @@ impl ImageEncoder {
                     true => RowPositions::mrope_grid([part.grid.n_rows, part.grid.n_columns]),
                     false => RowPositions::InOrder,
                 },
-                attention: match self.shape.projector {
-                    ProjectorType::Gemma3 => ImageAttention::Bidirectional,
-                    _ => ImageAttention::Causal,
-                },
+                attention: self.shape.attention,
                 image: 0,
             })
         };

@@ -13,7 +13,7 @@ mod tiles;
 
 pub use cache::ImageCache;
 pub(crate) use cutting::Cutting;
-pub(crate) use resizing::Resizing;
+pub(crate) use resizing::{Resizing, Sides};
 pub(crate) use tiles::{Merge, Tiling};
 
 use std::fmt::Display;
@@ -54,7 +54,7 @@ pub enum ImagePrep {
     Stretch,
     /// As `Stretch`, and in tiles besides: `LlavaNextImageProcessor`, `Idefics3ImageProcessor`, `GotOcr2ImageProcessor`.
     Tiles,
-    /// Scaled to sides near its own: transformers' `Qwen2VLImageProcessor`.
+    /// Scaled to sides of its own shape: transformers' `Qwen2VLImageProcessor`, `Gemma4ImageProcessor`.
     Resize,
 }
 

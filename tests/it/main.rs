@@ -39,6 +39,9 @@ mod gemma4;
 #[path = "../../gguf-tools/tests/llava/gemma4_checkpoint.rs"]
 mod gemma4_checkpoint;
 mod gemma4_converted;
+mod gemma4_picture_files;
+mod gemma4_picture_set;
+mod gemma4_pictures;
 mod heatmap;
 mod hook;
 mod hook_points;

@@ -4,7 +4,9 @@
 use llava_sae_cpp::{Grid, ImageAttention, PromptStore, SessionOptions};
 
 use crate::hook_points::with_ubatch;
-use crate::picture_set::{PICTURES, check_image_rows, check_runs, check_sites, steered_logits};
+use crate::picture_set::{
+    PICTURES, SITES, check_image_rows, check_runs, check_sites, steered_logits,
+};
 use crate::qwen_set::{Set, open};
 
 #[test]
@@ -52,6 +54,6 @@ fn remembered_prompts_give_the_same_bits() {
 #[test]
 fn every_site_is_that_of_transformers() {
     for set in Set::all() {
-        check_sites(&set, &|hook, width| set.files_with(hook, width));
+        check_sites(&set, &SITES, &|hook, width| set.files_with(hook, width));
     }
 }

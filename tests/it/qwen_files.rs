@@ -8,7 +8,7 @@ use llava_sae_cpp::{
 
 use crate::fixture::{ON_DEVICE, exact_options, image_rows, largest_error, temporary_root};
 use crate::picture_files::{
-    check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
+    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
     with_projector,
 };
 use crate::qwen_set::{Set, open};
@@ -228,7 +228,7 @@ fn the_command_line_refuses_with_a_hint() {
 fn f16_is_near_transformers() {
     for name in ["qwen2vl-b", "qwen2.5vl-b", "qwen3vl-b"] {
         let set = Set::named(name);
-        check_f16(&set, set.files_at(1));
+        check_f16(&set, set.files_at(1), F16);
     }
 }
 

@@ -5,7 +5,7 @@ use llava_sae_cpp::llama::AddBos;
 use llava_sae_cpp::{Grid, ImageAttention, TokenKind};
 
 use crate::fixture::exact_options;
-use crate::picture_set::{PICTURES, check_image_rows, check_runs, check_sites};
+use crate::picture_set::{PICTURES, SITES, check_image_rows, check_runs, check_sites};
 use crate::tiles_set::{Set, image, open};
 
 #[test]
@@ -85,7 +85,7 @@ fn rows_and_texts_are_those_of_transformers() {
 #[test]
 fn every_site_is_that_of_transformers() {
     for set in Set::all() {
-        check_sites(&set, &|hook, width| set.files_with(hook, width));
+        check_sites(&set, &SITES, &|hook, width| set.files_with(hook, width));
     }
 }
 

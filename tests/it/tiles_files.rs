@@ -7,7 +7,7 @@ use llava_sae_cpp::{ModelFiles, PromptForm};
 use crate::families::options;
 use crate::fixture::{IMAGE_EMBEDDINGS, everything, exact_options, relative_error, temporary_root};
 use crate::picture_files::{
-    check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
+    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
     with_projector,
 };
 use crate::picture_set::LANGUAGE_MODEL;
@@ -207,7 +207,7 @@ fn the_command_line_refuses_with_a_hint() {
 #[test]
 fn f16_is_near_transformers() {
     for set in Set::all() {
-        check_f16(&set, set.files_at(1));
+        check_f16(&set, set.files_at(1), F16);
     }
 }
 

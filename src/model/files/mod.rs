@@ -263,7 +263,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
     let projector = files
         .mmproj
         .as_deref()
-        .map(|path| projector::check(path, d_model, n_deepstack))
+        .map(|path| projector::check(path, &model, d_model, n_deepstack))
         .transpose()?;
     Ok(CheckedFiles {
         model: model.path().to_owned(),

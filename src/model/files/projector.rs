@@ -2,6 +2,7 @@
 
 mod blocks;
 mod gemma3;
+mod gemma4;
 mod header;
 mod idefics3;
 mod internvl;
@@ -34,8 +35,14 @@ pub(crate) enum CheckedProjector {
     Other(Edits),
 }
 
-/// Checks a projector's file, for a language model of this width, `n_deepstack` of whose blocks take in image rows too.
-pub(super) fn check(path: &Path, d_model: u64, n_deepstack: usize) -> Result<CheckedProjector> {
+/// Checks a projector's file, for a language model's file of this width, `n_deepstack` of whose blocks take in image rows
+/// too.
+pub(super) fn check(
+    path: &Path,
+    model: &Gguf,
+    d_model: u64,
+    n_deepstack: usize,
+) -> Result<CheckedProjector> {
     let file = Gguf::open(path)?;
     let architecture = file.require_str("general.architecture")?;
     if architecture != "clip" {
@@ -45,6 +52,9 @@ pub(super) fn check(path: &Path, d_model: u64, n_deepstack: usize) -> Result<Che
         Some(ProjectorType::Mlp) => mlp::check(&file, d_model).map(CheckedProjector::Compared),
         Some(ProjectorType::Gemma3) => {
             gemma3::check(&file, d_model).map(CheckedProjector::Compared)
+        }
+        Some(ProjectorType::Gemma4) => {
+            gemma4::check(&file, model, d_model).map(CheckedProjector::Compared)
         }
         Some(ProjectorType::Idefics3) => {
             idefics3::check(&file, d_model).map(CheckedProjector::Compared)
@@ -66,6 +76,7 @@ pub(super) fn image_preps(path: &Path) -> Result<&'static [ImagePrep]> {
     Ok(match type_of(&file)? {
         Some(ProjectorType::Mlp) => mlp::image_preps(&file),
         Some(ProjectorType::Gemma3) => gemma3::IMAGE_PREPS,
+        Some(ProjectorType::Gemma4) => gemma4::IMAGE_PREPS,
         Some(ProjectorType::Idefics3) => idefics3::IMAGE_PREPS,
         Some(ProjectorType::InternVl) => internvl::IMAGE_PREPS,
         Some(_) => qwen::IMAGE_PREPS,
@@ -82,6 +93,7 @@ fn type_of(file: &Gguf) -> Result<Option<ProjectorType>> {
     match other::type_name(file)? {
         "mlp" => Ok(Some(ProjectorType::Mlp)),
         "gemma3" => Ok(Some(ProjectorType::Gemma3)),
+        "gemma4v" => Ok(Some(ProjectorType::Gemma4)),
         "qwen2vl_merger" => Ok(Some(ProjectorType::Qwen2Vl)),
         // Omni models' files, which hear too, are Qwen2.5-VL's to llama.cpp where they see.
         "qwen2.5vl_merger" | "qwen2.5o" => Ok(Some(ProjectorType::Qwen25Vl)),

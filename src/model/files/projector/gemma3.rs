@@ -14,6 +14,7 @@ use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role};
 use crate::picture::ImagePrep;
+use crate::prompt::ImageAttention;
 
 /// What llama.cpp takes where the key is missing.
 const DEFAULT_SCALE_FACTOR: u32 = 4;
@@ -52,6 +53,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
             grid,
             tiling: None,
         },
+        attention: ImageAttention::Bidirectional,
         image_preps: IMAGE_PREPS,
         edits: Edits::default(),
     })

@@ -7,6 +7,7 @@ use super::tensors::Sizes;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, broken};
 use crate::picture::{Cutting, ImagePrep, Resizing, Tiling};
+use crate::prompt::ImageAttention;
 use crate::{Error, Result};
 
 /// The shape of a vision encoder's input and output.
@@ -16,6 +17,8 @@ pub(crate) struct VisionShape {
     pub(crate) projector: ProjectorType,
     /// What the encoder takes of a picture.
     pub(crate) views: PictureViews,
+    /// What image rows see of one another in the language model.
+    pub(crate) attention: ImageAttention,
     /// The ways in which pictures may be prepared, the usual one first.
     pub(crate) image_preps: &'static [ImagePrep],
     /// What llama.cpp has to read in the file otherwise than it stands there.
@@ -74,6 +77,10 @@ pub(super) const HEAD_COUNT: &str = "clip.vision.attention.head_count";
 pub(super) const SCALE_FACTOR: &str = "clip.vision.projector.scale_factor";
 /// The longest side that pictures are scaled to before they are cut.
 pub(super) const LONGEST_EDGE: &str = "clip.vision.preproc_image_size";
+/// The fewest pixels of a picture and the most, where pictures have sides of their own.
+pub(super) const MIN_PIXELS: &str = "clip.vision.image_min_pixels";
+pub(super) const MAX_PIXELS: &str = "clip.vision.image_max_pixels";
+pub(super) const WINDOW_PATTERN: &str = "clip.vision.n_wa_pattern";
 pub(super) const PINPOINTS: &str = "clip.vision.image_grid_pinpoints";
 pub(super) const MERGE_TYPE: &str = "clip.vision.mm_patch_merge_type";
 
@@ -136,6 +143,19 @@ pub(super) fn check_head_keys(file: &Gguf, width: u32, n_heads: u32) -> Result<(
         Key::optional(name, Kind::Count(expected, expected)).check(file, "clip")?;
     }
     Ok(())
+}
+
+/// The number of heads, which rotary positions in two directions part into four.
+pub(super) fn check_turned_heads(file: &Gguf) -> Result<u32> {
+    let [width, n_heads] = [file.require_u32(WIDTH)?, file.require_u32(HEAD_COUNT)?];
+    if !width.is_multiple_of(4 * n_heads) {
+        let what = format!(
+            "it asks for {n_heads} attention heads (`{HEAD_COUNT}`) of a width of {width}, whose parts must be multiples of 4"
+        );
+        return Err(broken(file, what));
+    }
+    check_head_keys(file, width, n_heads)?;
+    Ok(n_heads)
 }
 
 impl Sizes {

@@ -15,6 +15,7 @@ use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role, broken};
 use crate::picture::{Cutting, ImagePrep};
+use crate::prompt::ImageAttention;
 
 /// transformers' own limit (`MAX_IMAGE_SIZE` in `image_processing_idefics3.py`).
 const MAX_LONGEST_EDGE: u32 = 4096;
@@ -67,6 +68,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
             covered: (u64::from(sizes.grid) * patch) as f32 / sizes.image as f32,
             cutting: Cutting::Edge(longest_edge),
         },
+        attention: ImageAttention::Causal,
         image_preps: IMAGE_PREPS,
         edits,
     })

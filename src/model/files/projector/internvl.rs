@@ -15,6 +15,7 @@ use crate::Result;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role, broken};
 use crate::picture::{Cutting, ImagePrep};
+use crate::prompt::ImageAttention;
 
 /// Tiles of a picture: 12 at most in published checkpoints.
 const MAX_TILES: u32 = 64;
@@ -64,6 +65,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
             covered: 1.0,
             cutting: Cutting::Shape(n_tiles),
         },
+        attention: ImageAttention::Causal,
         image_preps: IMAGE_PREPS,
         edits: Edits::default(),
     })

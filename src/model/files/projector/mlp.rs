@@ -16,6 +16,7 @@ use super::tiles;
 use crate::Result;
 use crate::llama::ProjectorType;
 use crate::picture::ImagePrep;
+use crate::prompt::ImageAttention;
 
 /// Checks such a file, for a language model of this width.
 pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
@@ -58,6 +59,7 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<VisionShape> {
             grid: sizes.grid as usize,
             tiling,
         },
+        attention: ImageAttention::Causal,
         image_preps: image_preps(file),
         edits,
     })

@@ -223,11 +223,8 @@ pub(super) fn check(file: &Gguf, d_model: u64) -> Result<Edits> {
     let mut decision = format!(
         "projectors of type `{name}` were not compared with their reference: pictures are read as llama.cpp does it"
     );
-    if matches!(name, "gemma4v" | "gemma4uv") {
+    if name == "gemma4uv" {
         decision += ", which scales them to other sides than transformers";
-    }
-    if name == "gemma4v" && file.get("clip.use_gelu") != Some(&Value::Bool(true)) {
-        decision += " and, without `clip.use_gelu`, computes another GELU";
     }
     say_once(file.path(), &[decision]);
     Ok(without_sound(file))

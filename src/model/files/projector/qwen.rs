@@ -8,14 +8,15 @@ use gguf_tools::gguf::{Gguf, Value};
 
 use super::blocks::BLOCK_COUNT;
 use super::header::{
-    COMMON_KEYS, FFN_WIDTH, HEAD_COUNT, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, PATCH_SIZE,
-    PROJECTION, PictureViews, VisionShape, WIDTH, check_head_keys,
+    COMMON_KEYS, FFN_WIDTH, IMAGE_SIZE, MAX_BLOCKS, MAX_FFN_WIDTH, MAX_I32, MAX_PIXELS, MIN_PIXELS,
+    PATCH_SIZE, PROJECTION, PictureViews, VisionShape, WIDTH, WINDOW_PATTERN, check_turned_heads,
 };
 use super::other::without_sound;
 use super::tensors::Unchecked;
 use crate::llama::ProjectorType;
 use crate::model::files::rules::{Key, Kind, Role, broken};
-use crate::picture::{ImagePrep, Resizing};
+use crate::picture::{ImagePrep, Resizing, Sides};
+use crate::prompt::ImageAttention;
 use crate::{Error, Result};
 
 pub(super) const IMAGE_PREPS: &[ImagePrep] = &[ImagePrep::Resize];
@@ -29,10 +30,6 @@ const MAX_PATCH_SIZE: u32 = 64;
 const MAX_ROWS: u64 = 4096;
 /// Position embeddings a side: 48 are in use.
 const MAX_POSITIONS: u32 = 256;
-
-const MIN_PIXELS: &str = "clip.vision.image_min_pixels";
-const MAX_PIXELS: &str = "clip.vision.image_max_pixels";
-const WINDOW_PATTERN: &str = "clip.vision.n_wa_pattern";
 
 const KEYS: &[Key] = &[
     Key::optional("clip.has_audio_encoder", Kind::Flag),
@@ -81,28 +78,16 @@ pub(super) fn check(
     for key in COMMON_KEYS.iter().chain(KEYS).chain(own_keys) {
         key.check(file, "clip")?;
     }
-    let resizing = resizing(file, projector, check_heads(file)?)?;
+    let resizing = resizing(file, projector, check_turned_heads(file)?)?;
     let edits = without_sound(file);
     check_tensors(file, projector, d_model, n_deepstack)?;
     Ok(VisionShape {
         projector,
         views: PictureViews::Whole(resizing),
+        attention: ImageAttention::Causal,
         image_preps: IMAGE_PREPS,
         edits,
     })
-}
-
-/// The number of heads, which rotary positions in two directions part into four.
-fn check_heads(file: &Gguf) -> Result<u32> {
-    let [width, n_heads] = [file.require_u32(WIDTH)?, file.require_u32(HEAD_COUNT)?];
-    if !width.is_multiple_of(4 * n_heads) {
-        let what = format!(
-            "it asks for {n_heads} attention heads (`{HEAD_COUNT}`) of a width of {width}, whose parts must be multiples of 4"
-        );
-        return Err(broken(file, what));
-    }
-    check_head_keys(file, width, n_heads)?;
-    Ok(n_heads)
 }
 
 /// How pictures are scaled. llama.cpp's converter leaves the limits out: without them, they are those of the
@@ -133,8 +118,10 @@ fn resizing(file: &Gguf, projector: ProjectorType, n_heads: u32) -> Result<Resiz
         patch_size,
         merge: MERGE,
         n_heads,
-        pixels,
-        most_pixels,
+        sides: Sides::Near {
+            pixels,
+            most_pixels,
+        },
     })
 }
 

@@ -122,6 +122,11 @@ impl<'a> Unchecked<'a> {
         check_tensor(self.file, tensor, role, dims)
     }
 
+    /// Whether there is one of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Leaves a tensor out that need not be checked.
     pub(super) fn leave_out(&mut self, name: &str) {
         self.tensors.remove(name);
