@@ -20,7 +20,7 @@ use super::seen::note_as_seen;
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["llava", "sae"]).required(true).multiple(true))]
 pub(super) struct ConvertArgs {
-    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT, a Gemma 3, a Gemma 4 (its language model alone), a SmolVLM, an
+    /// A Hugging Face folder of a LLaVA, a LLaVA-NeXT, a Gemma 3, a Gemma 4 (without what hears), a SmolVLM, an
     /// Idefics3 or an InternVL
     #[arg(long, value_name = "DIR")]
     llava: Option<PathBuf>,
@@ -199,7 +199,13 @@ pub(super) fn run(args: ConvertArgs, verbosity: Verbosity, cancel: CancelFlag) -
             sae: args.sae_type,
         },
     };
-    for target in conversion.targets(&args.output).paths() {
+    let mut targets = conversion.targets(&args.output);
+    if let Some(dir) = conversion.llava
+        && !llava::sees(dir)?
+    {
+        targets.mmproj = None;
+    }
+    for target in targets.paths() {
         overwrite.check(target)?;
     }
     let _output = OutputDir::create(&args.output)?;

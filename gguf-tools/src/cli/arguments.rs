@@ -35,7 +35,7 @@ pub(super) enum Command {
 pub(super) struct LlavaArguments {
     /// The folder with `config.json`, tokenizer and weights
     pub(super) dir: PathBuf,
-    /// The folder to write `model-TYPE.gguf` and `mmproj-TYPE.gguf` to; of a Gemma 4, the model alone
+    /// The folder to write `model-TYPE.gguf` and `mmproj-TYPE.gguf` to
     #[arg(short = 'o', long = "output", value_name = "OUT_DIR")]
     pub(super) out_dir: PathBuf,
     /// The language model's number type

@@ -1,10 +1,12 @@
-//! What is written of a Gemma 4's language model and of no other: keys and tensors.
+//! What is written of a Gemma 4 and of nothing else: keys and tensors of the language model, tensors of the vision tower.
 //!
-//! Keys and names follow `src/models/gemma4.cpp` of llama.cpp, and are those that its own converter writes.
+//! Keys and names follow `src/models/gemma4.cpp` and `tools/mtmd/clip.cpp` of llama.cpp, and are those that its own
+//! converter writes, but for `clip.use_gelu`, which that leaves out.
 
-use super::config::{Architecture, Gemma4, TextConfig};
+use super::config::{Architecture, Gemma4, Pooler, TextConfig, VisionConfig};
 use super::language_model::{BlockTensor, u32_of};
-use crate::gguf::Writer;
+use super::output::OutputTensor;
+use crate::gguf::{TensorType, Writer};
 
 /// Writes the keys; those of all architectures are written elsewhere.
 pub(super) fn write_metadata(config: &TextConfig, gemma4: &Gemma4, writer: &mut Writer) {
@@ -165,4 +167,84 @@ pub(super) fn is_unused(config: &TextConfig, name: &str) -> bool {
     part.is_some_and(|(block_idx, part)| {
         block_idx < config.n_layers && config.shares(block_idx) && is_of_keys(part)
     })
+}
+
+/// The tensors of the vision tower and of what follows.
+pub(super) fn vision_tensors(
+    vision: &VisionConfig,
+    pooler: Pooler,
+    d_text: usize,
+    matrices: TensorType,
+) -> Vec<OutputTensor> {
+    let (d_model, d_ffn, patch) = (vision.d_model, vision.d_ffn, vision.patch_size);
+    let vector = |name: String, source: String, n| {
+        let (name, source) = (format!("v.{name}"), format!("vision_tower.{source}"));
+        OutputTensor::new(name, source, &[n], TensorType::F32)
+    };
+    let mut tensors = vec![
+        OutputTensor::kernel(
+            "v.patch_embd.weight".to_owned(),
+            "vision_tower.patch_embedder.input_proj.weight".to_owned(),
+            [d_model, 3, patch],
+        ),
+        OutputTensor::new(
+            "v.position_embd.weight".to_owned(),
+            "vision_tower.patch_embedder.position_embedding_table".to_owned(),
+            &[2, pooler.n_positions, d_model],
+            TensorType::F32,
+        ),
+    ];
+    for block_idx in 0..vision.n_layers {
+        let name = |part: &str| format!("blk.{block_idx}.{part}");
+        let source = |part: &str| format!("encoder.layers.{block_idx}.{part}");
+        for (part, source_part, n) in [
+            ("ln1", "input_layernorm", d_model),
+            ("attn_post_norm", "post_attention_layernorm", d_model),
+            ("ln2", "pre_feedforward_layernorm", d_model),
+            ("ffn_post_norm", "post_feedforward_layernorm", d_model),
+            ("attn_q_norm", "self_attn.q_norm", d_model / vision.n_heads),
+            ("attn_k_norm", "self_attn.k_norm", d_model / vision.n_heads),
+        ] {
+            let source = source(&format!("{source_part}.weight"));
+            tensors.push(vector(name(&format!("{part}.weight")), source, n));
+        }
+        for (part, source_part, shape) in [
+            ("attn_q", "self_attn.q_proj", [d_model, d_model]),
+            ("attn_k", "self_attn.k_proj", [d_model, d_model]),
+            ("attn_v", "self_attn.v_proj", [d_model, d_model]),
+            ("attn_out", "self_attn.o_proj", [d_model, d_model]),
+            ("ffn_gate", "mlp.gate_proj", [d_ffn, d_model]),
+            ("ffn_up", "mlp.up_proj", [d_ffn, d_model]),
+            ("ffn_down", "mlp.down_proj", [d_model, d_ffn]),
+        ] {
+            let (name, source) = (
+                format!("v.{}", name(part)),
+                format!("vision_tower.{}", source(source_part)),
+            );
+            tensors.push(OutputTensor::matrix(
+                format!("{name}.weight"),
+                format!("{source}.linear.weight"),
+                shape,
+                matrices,
+            ));
+            if pooler.is_clipped {
+                let limits = ["input_min", "input_max", "output_min", "output_max"];
+                tensors.extend(limits.map(|limit| {
+                    OutputTensor::scalar(format!("{name}.{limit}"), format!("{source}.{limit}"))
+                }));
+            }
+        }
+    }
+    if pooler.is_standardised {
+        for name in ["std_bias", "std_scale"] {
+            tensors.push(vector(name.to_owned(), name.to_owned(), d_model));
+        }
+    }
+    tensors.push(OutputTensor::matrix(
+        "mm.input_projection.weight".to_owned(),
+        "embed_vision.embedding_projection.weight".to_owned(),
+        [d_text, d_model],
+        matrices,
+    ));
+    tensors
 }

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use self::checkpoint::Checkpoint;
 pub use self::checkpoint::{WEIGHT_FILES, weight_files};
-use self::config::{Config, Text, TextConfig};
+use self::config::{Config, Family, Text, TextConfig};
 use self::output::OutputTensor;
 use self::report::report;
 use self::tokenizer::Tokenizer;
@@ -67,7 +67,7 @@ pub struct LlavaOptions {
 pub struct LlavaFiles {
     /// The language model with its tokenizer: `model-<type>.gguf`; `None` if it is not one that is converted.
     pub model: Option<PathBuf>,
-    /// The image encoder with its projector: `mmproj-<type>.gguf`; `None` if what sees is not converted.
+    /// The image encoder with its projector: `mmproj-<type>.gguf`; `None` if the checkpoint has none.
     pub mmproj: Option<PathBuf>,
     /// What was read and decided, in lines for people.
     pub report: Vec<String>,
@@ -84,7 +84,7 @@ struct LanguageModel<'a> {
 /// `progress` gets bytes of weights read.
 ///
 /// A language model of another kind, or with another kind of tokenizer, is left out with a warning that says what to
-/// take in its place; so is what sees (and hears) in a Gemma 4.
+/// take in its place; so is what hears in a Gemma 4.
 /// The weights pass through in blocks of some megabytes, whatever the model's size.
 ///
 /// # Errors
@@ -102,15 +102,19 @@ pub fn convert(
 ) -> Result<LlavaFiles> {
     let model_path = out_dir.join(format!("model-{}.gguf", options.model_type.name()));
     let mmproj_path = out_dir.join(format!("mmproj-{}.gguf", options.mmproj_type.name()));
-    for path in [&model_path, &mmproj_path] {
-        options.overwrite.check(path)?;
-    }
+    options.overwrite.check(&model_path)?;
     let model_file_type = file_type(options.model_type)?;
     let mmproj_file_type = file_type(options.mmproj_type)?;
 
     let config = Config::read(dir)?;
+    if config.sight.is_some() {
+        options.overwrite.check(&mmproj_path)?;
+    }
     let checkpoint = Checkpoint::open(dir)?;
     checkpoint.warn_of_unused_file();
+    if checkpoint.iter().any(|(name, _)| hears(&config, name)) {
+        log::warn!("what hears in {} is left out", config.one());
+    }
     let model = language_model(dir, &config, options)?;
     let model_tensors = model.as_ref().map_or(&[][..], |model| &model.tensors);
     let d_text = config.text.d_model();
@@ -120,13 +124,6 @@ pub fn convert(
     check_tensors(&checkpoint, &config, model_tensors, &mmproj_tensors)?;
     if let Some(model) = &model {
         language_model::check_output(model.config, &checkpoint)?;
-    }
-    if config.sight.is_none() {
-        log::warn!(
-            "what sees (and hears) in {} is left out: its pictures were not compared with transformers'; \
-             take a published GGUF file of its projector, or convert it with llama.cpp's `convert_hf_to_gguf.py --mmproj`",
-            config.one()
-        );
     }
     let report = report(&config, model.as_ref(), &checkpoint, options);
     output::warn_of_fallback(&model_path, model_tensors, options.model_type);
@@ -233,6 +230,14 @@ fn language_model<'a>(
     }))
 }
 
+/// Whether the checkpoint has a vision tower, so that two files are made of it.
+///
+/// # Errors
+/// A `config.json` that [`convert`] would refuse.
+pub fn sees(dir: &Path) -> Result<bool> {
+    Config::read(dir).map(|config| config.sight.is_some())
+}
+
 /// The number type of the checkpoint's weights: the smallest that holds all of them exactly. Tensors
 /// of integers, such as `position_ids`, do not count.
 ///
@@ -311,13 +316,11 @@ fn write_general(dir: &Path, config: &Config, file_type: u32, writer: &mut Write
     writer.set("general.quantization_version", 2u32);
 }
 
-/// How the plain names of a Gemma 4's tensors begin that see and hear.
-const LEFT_OUT: [&str; 4] = [
-    "vision_tower.",
-    "embed_vision.",
-    "audio_tower.",
-    "embed_audio.",
-];
+/// Whether a tensor of this plain name belongs to what hears in a Gemma 4.
+fn hears(config: &Config, name: &str) -> bool {
+    const PARTS: [&str; 2] = ["audio_tower.", "embed_audio."];
+    config.family == Family::Gemma4 && PARTS.iter().any(|part| name.starts_with(part))
+}
 
 /// Checks that the checkpoint has all tensors of the output files in the right shape, and no
 /// others than those known to be of no use.
@@ -339,8 +342,9 @@ fn check_tensors(
             || name.ends_with(".rotary_emb.inv_freq") // follows from `rope_theta`
             || match &config.sight {
                 Some(sight) => vision::is_unused(&sight.vision, name),
-                None => LEFT_OUT.iter().any(|part| name.starts_with(part)),
+                None => false,
             }
+            || hears(config, name)
             || matches!(&config.text, Text::Known(text) if gemma4::is_unused(text, name));
         if !known {
             return Err(Error::invalid(format!(

@@ -38,6 +38,8 @@ pub(super) struct OutputTensor {
     source: Source,
     /// Row-major, as PyTorch has it; ggml counts dimensions the other way round.
     shape: Vec<usize>,
+    /// The checkpoint's, where that is another.
+    source_shape: Option<Vec<usize>>,
     tensor_type: TensorType,
 }
 
@@ -47,6 +49,8 @@ enum Source {
     Stored { name: String, offset: f32 },
     /// The same with the two halves of each head's rows interleaved.
     Interleaved { name: String, d_head: usize },
+    /// The same with rows of colours of each pixel turned into pixels of each colour.
+    Turned { name: String },
     /// Values that the checkpoint does not have.
     Computed(Vec<f32>),
 }
@@ -66,6 +70,7 @@ impl OutputTensor {
                 offset: 0.0,
             },
             shape: shape.to_vec(),
+            source_shape: None,
             tensor_type,
         }
     }
@@ -94,6 +99,30 @@ impl OutputTensor {
             None => FALLBACK,
         };
         Self::new(name, source, shape, tensor_type)
+    }
+
+    /// One number, which has no dimension in the checkpoint.
+    pub(super) fn scalar(name: String, source: String) -> Self {
+        Self {
+            source_shape: Some(Vec::new()),
+            ..Self::new(name, source, &[1], TensorType::F32)
+        }
+    }
+
+    /// The kernel of a convolution, `[d_out, n_colours, side, side]`, of a matrix that takes the colours of each pixel
+    /// together.
+    pub(super) fn kernel(
+        name: String,
+        source: String,
+        [d_out, n_colours, side]: [usize; 3],
+    ) -> Self {
+        Self {
+            name,
+            source: Source::Turned { name: source },
+            shape: vec![d_out, n_colours, side, side],
+            source_shape: Some(vec![d_out, n_colours * side * side]),
+            tensor_type: TensorType::F32,
+        }
     }
 
     /// The same with 1 added to every value.
@@ -127,6 +156,7 @@ impl OutputTensor {
         Self {
             name,
             shape: vec![values.len()],
+            source_shape: None,
             source: Source::Computed(values),
             tensor_type: TensorType::F32,
         }
@@ -135,7 +165,9 @@ impl OutputTensor {
     /// The plain name of the checkpoint's tensor that it is made of.
     pub(super) fn source(&self) -> Option<&str> {
         match &self.source {
-            Source::Stored { name, .. } | Source::Interleaved { name, .. } => Some(name),
+            Source::Stored { name, .. }
+            | Source::Interleaved { name, .. }
+            | Source::Turned { name } => Some(name),
             Source::Computed(_) => None,
         }
     }
@@ -149,7 +181,7 @@ impl OutputTensor {
             return Ok(());
         };
         let stored = checkpoint.require(name)?;
-        stored.check(&self.shape)
+        stored.check(self.source_shape.as_ref().unwrap_or(&self.shape))
     }
 
     /// Bytes that [`OutputTensor::write`] will read.
@@ -197,6 +229,24 @@ impl OutputTensor {
                     let n_bytes = rows.read_at(first_idx, &mut row)?;
                     stored.check_finite(&row, first_idx)?;
                     writer.write_f32(&row)?;
+                    meter.advance(n_bytes)?;
+                }
+                Ok(())
+            }
+            Source::Turned { name } => {
+                let [d_out, n_colours, side, _] = self.shape[..] else {
+                    unreachable!("a kernel has four dimensions");
+                };
+                let stored = checkpoint.require(name)?;
+                let mut rows = stored.open()?;
+                let mut row = vec![0.0; n_colours * side * side];
+                for row_idx in 0..d_out {
+                    let first_idx = row_idx * row.len();
+                    let n_bytes = rows.read_at(first_idx, &mut row)?;
+                    stored.check_finite(&row, first_idx)?;
+                    let colour = |colour| row[colour..].iter().step_by(n_colours).copied();
+                    let turned: Vec<f32> = (0..n_colours).flat_map(colour).collect();
+                    writer.write_f32(&turned)?;
                     meter.advance(n_bytes)?;
                 }
                 Ok(())

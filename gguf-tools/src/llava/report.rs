@@ -1,7 +1,7 @@
 //! What was read and decided, in lines for people.
 
 use super::checkpoint::Checkpoint;
-use super::config::{Config, Sight, Tower};
+use super::config::{Config, Projector, Sight, Tower};
 use super::{LanguageModel, LlavaOptions, type_of};
 
 pub(super) fn report(
@@ -56,7 +56,7 @@ impl Sight {
                 "{} run, since `vision_feature_layer` is {feature_layer}",
                 vision.n_feature_layers
             ),
-            Tower::Siglip | Tower::InternVit => "all run".to_owned(),
+            Tower::Siglip | Tower::InternVit | Tower::Gemma4 => "all run".to_owned(),
         };
         [
             format!(
@@ -65,10 +65,16 @@ impl Sight {
                 vision.n_layers,
                 vision.d_model
             ),
-            format!(
-                "pictures: {0} × {0} pixels in patches of {1}; mean {mean}, deviation {std}",
-                vision.image_size, vision.patch_size
-            ),
+            match self.projector {
+                Projector::Gemma4(pooler) => format!(
+                    "pictures: up to {} image rows of {1} × {1} patches of {2} pixels a side",
+                    pooler.max_rows, pooler.pool, vision.patch_size
+                ),
+                _ => format!(
+                    "pictures: {0} × {0} pixels in patches of {1}; mean {mean}, deviation {std}",
+                    vision.image_size, vision.patch_size
+                ),
+            },
         ]
     }
 }

@@ -1,11 +1,12 @@
 //! The image encoder's and projector's file: what llama.cpp's `mtmd` reads as a `clip` model with
-//! an `mlp`, a `gemma3`, an `idefics3` or an `internvl` projector.
+//! an `mlp`, a `gemma3`, a `gemma4v`, an `idefics3` or an `internvl` projector.
 //!
 //! Keys and names follow `tools/mtmd/clip-impl.h` and `tools/mtmd/clip.cpp` of llama.cpp. Of CLIP, only
 //! the layers that the projector's input goes through are stored, and no post-layernorm, which
 //! llama.cpp would apply where transformers does not.
 
 use super::config::{Projector, ProjectorBias, Sight, Tower, VisionActivation, VisionConfig};
+use super::gemma4;
 use super::output::OutputTensor;
 use crate::gguf::{TensorType, Writer};
 
@@ -39,6 +40,12 @@ pub(super) fn write_metadata(sight: &Sight, d_text: usize, writer: &mut Writer) 
             writer.set(SCALE_FACTOR, size(*merge));
             writer.set("clip.vision.preproc_min_tiles", size(n_tiles[0]));
             writer.set("clip.vision.preproc_max_tiles", size(n_tiles[1]));
+        }
+        Projector::Gemma4(pooler) => {
+            writer.set("clip.projector_type", "gemma4v");
+            writer.set(SCALE_FACTOR, size(pooler.pool));
+            let n_pixels = pooler.max_rows * (pooler.pool * vision.patch_size).pow(2);
+            writer.set("clip.vision.image_max_pixels", size(n_pixels));
         }
     }
     writer.set("clip.use_gelu", vision.activation == VisionActivation::Gelu);
@@ -79,6 +86,9 @@ pub(super) fn write_metadata(sight: &Sight, d_text: usize, writer: &mut Writer) 
 /// The tensors of the file in its order, matrices in `matrices` type.
 pub(super) fn tensors(sight: &Sight, d_text: usize, matrices: TensorType) -> Vec<OutputTensor> {
     let vision = &sight.vision;
+    if let Projector::Gemma4(pooler) = sight.projector {
+        return gemma4::vision_tensors(vision, pooler, d_text, matrices);
+    }
     let (d_model, d_ffn) = (vision.d_model, vision.d_ffn);
     let mut tensors = embeddings(vision);
     for layer_idx in 0..vision.n_feature_layers {
@@ -177,6 +187,7 @@ fn embeddings(vision: &VisionConfig) -> Vec<OutputTensor> {
             tensors.extend(norm("pre_ln", "pre_layrnorm", d_model));
             tensors
         }
+        Tower::Gemma4 => unreachable!("its tensors are in a table of their own"),
         Tower::Siglip => {
             let bias = vector(
                 "patch_embd.bias",
@@ -281,6 +292,7 @@ fn projector(sight: &Sight, d_text: usize, matrices: TensorType) -> Vec<OutputTe
             let second = linear("mm.model.mlp.3", &source("linear_2"), second, matrices);
             norm.into_iter().chain(first).chain(second).collect()
         }
+        Projector::Gemma4(_) => Vec::new(), // with the tower's
     }
 }
 

@@ -1,5 +1,5 @@
-//! Gemma 4: its language model's file is what was written by hand, which the main crate's tests run beside
-//! transformers; what is left out, and what is refused.
+//! Gemma 4: its files are what was written by hand, which the main crate's tests run beside transformers; what is left
+//! out, and what is refused.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use super::bad_input::check_spoilt;
 use super::checkpoint::Checkpoint;
-use super::gemma4_checkpoint::{gemma4_checkpoint, written_by_hand};
+use super::gemma4_checkpoint::{gemma4_checkpoint, projector_by_hand, written_by_hand};
 use super::{convert_quietly, strings};
 
 const SETS: [&str; 6] = [
@@ -32,10 +32,21 @@ fn made(checkpoint: &Checkpoint, tensor_type: TensorType) -> (LlavaFiles, tempfi
     (files, root)
 }
 
-/// The model's file.
+/// The model's file, and the projector's behind it, if there is one.
 fn bytes(checkpoint: &Checkpoint) -> Vec<u8> {
     let (files, _root) = made(checkpoint, TensorType::F32);
-    std::fs::read(files.model.unwrap()).unwrap()
+    bytes_of(files)
+}
+
+fn bytes_of(files: LlavaFiles) -> Vec<u8> {
+    let paths = files.model.into_iter().chain(files.mmproj);
+    paths
+        .flat_map(|path| std::fs::read(path).unwrap())
+        .collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]
@@ -57,7 +68,6 @@ fn files_are_those_that_were_written_by_hand() {
             } else {
                 assert_eq!(found.dims, tensor.dims, "{shown}");
             }
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert!(bits(&values) == bits(&expected), "{shown}");
         }
         let keys = |file: &Gguf| {
@@ -72,10 +82,37 @@ fn files_are_those_that_were_written_by_hand() {
         assert!(keys(&theirs).len() > 15);
         assert_eq!(keys(&ours), keys(&theirs), "{name}");
         check_tokenizer(&ours, &theirs);
-        assert_eq!(files.mmproj, None);
+        let projector = projector_by_hand(name);
+        assert_eq!(files.mmproj.is_some(), projector.is_some(), "{name}");
         let out = std::fs::read_dir(root.path().join("out")).unwrap();
-        assert_eq!(out.count(), 1);
+        assert_eq!(out.count(), 1 + usize::from(projector.is_some()));
+        if let (Some(ours), Some(theirs)) = (files.mmproj, projector) {
+            check_projector(name, &ours, &theirs);
+        }
     }
+}
+
+/// Tensors are the same, and keys, but for those that llama.cpp's converter does not write.
+fn check_projector(name: &str, ours: &Path, theirs: &Path) {
+    let [ours, theirs] = [ours, theirs].map(|path| Gguf::open(path).unwrap());
+    assert_eq!(ours.tensors().len(), theirs.tensors().len(), "{name}");
+    for tensor in theirs.tensors() {
+        let found = ours.tensor(&tensor.name).expect(&tensor.name);
+        assert_eq!(found.dims, tensor.dims, "{name}, {}", tensor.name);
+        let [found, expected] = [(&ours, found), (&theirs, tensor)]
+            .map(|(file, tensor)| bits(&file.read_f32(tensor).unwrap()));
+        assert!(found == expected, "{name}, {}", tensor.name);
+    }
+    for (key, value) in theirs.metadata() {
+        let ours = match key.as_str() {
+            "clip.vision.projector_type" => ours.get("clip.projector_type"),
+            key => ours.get(key),
+        };
+        assert_eq!(ours, Some(value), "{name}, {key}");
+    }
+    assert_eq!(ours.get("clip.use_gelu"), Some(&Value::Bool(true)));
+    let pool = ours.require_u32("clip.vision.projector.scale_factor");
+    assert_eq!(pool.unwrap(), if name.ends_with('a') { 3 } else { 2 });
 }
 
 /// Tokens are the same but for those that the other file does not have.
@@ -138,10 +175,7 @@ fn spellings_make_no_difference() {
         std::fs::create_dir(&dir).unwrap();
         saved.write_sharded(&dir);
         let files = convert_quietly(&dir, root.path(), TensorType::F32).unwrap();
-        assert!(
-            std::fs::read(files.model.unwrap()).unwrap() == expected,
-            "{name}"
-        );
+        assert!(bytes_of(files) == expected, "{name}");
         // The last block sees everything, whatever a config says.
         let mut last = gemma4_checkpoint(name);
         let types = last.config["text_config"]["layer_types"].as_array_mut();
@@ -206,21 +240,30 @@ fn what_is_left_out_is_said() {
     };
     let (is_done, stdout, stderr) = run(&gemma4_checkpoint("shared-a"), "out");
     assert!(is_done, "{stderr}");
-    assert_eq!(
-        Path::new(stdout.trim_end()),
-        Path::new("out/model-f32.gguf")
-    );
+    let written: Vec<_> = stdout.lines().map(Path::new).collect();
+    let both = ["out/model-f32.gguf", "out/mmproj-f16.gguf"];
+    assert_eq!(written, both.map(Path::new));
     for words in [
-        "warning: what sees (and hears) in a Gemma 4 is left out",
-        "take a published GGUF file of its projector",
+        "warning: what hears in a Gemma 4 is left out",
         "`gemma4` of 6 blocks of width 32",
-        "written as f32 (language model)\n",
+        "pictures: up to 70 image rows of 3 × 3 patches of 4 pixels a side",
+        "written as f32",
     ] {
         assert!(stderr.contains(words), "no {words:?} in: {stderr}");
     }
+    let (is_done, _, stderr) = run(&gemma4_checkpoint("dense-a"), "deaf");
+    assert!(is_done && !stderr.contains("what hears"), "{stderr}");
+    // One that sees nothing has a file for texts, beside whatever projector lies there.
+    std::fs::create_dir(root.path().join("blind")).unwrap();
+    std::fs::write(root.path().join("blind/mmproj-f16.gguf"), "").unwrap();
+    let (is_done, stdout, stderr) = run(&gemma4_checkpoint("experts-b"), "blind");
+    assert!(is_done, "{stderr}");
+    let written = Path::new(stdout.trim_end());
+    assert_eq!(written, Path::new("blind/model-f32.gguf"));
+    assert!(stderr.contains("written as f32 (language model)\n"));
     assert!(!stderr.contains("vision tower"), "{stderr}");
     // Then there is nothing to write without the language model.
-    let mut other = gemma4_checkpoint("shared-a");
+    let mut other = gemma4_checkpoint("experts-b");
     other.config["text_config"]["model_type"] = "gemma4_more".into();
     let (is_done, _, stderr) = run(&other, "other");
     assert!(!is_done);
@@ -354,7 +397,92 @@ fn what_is_refused() {
 }
 
 #[test]
+fn what_is_refused_of_what_sees() {
+    let check = |name: &str, key: &str, value: Json, words: &[&str]| {
+        let set = |c: &mut Checkpoint| {
+            c.config.pointer_mut("/vision_config").unwrap()[key] = value;
+        };
+        let words = [&["config.json"], words].concat();
+        check_spoilt(gemma4_checkpoint(name), set, &words);
+    };
+    let key = |key: &str| format!("`vision_config.{key}`");
+    for (setting, value, words) in [
+        (
+            "model_type",
+            json!("gemma4_unified_vision"),
+            "`gemma4_vision`",
+        ),
+        ("hidden_activation", json!("gelu"), "`gelu_pytorch_tanh`"),
+        ("attention_bias", json!(true), "only false"),
+        ("head_dim", json!(4), "is 4"),
+        ("num_attention_heads", json!(0), "is 0"),
+        ("num_key_value_heads", json!(1), "is 1"),
+        ("num_hidden_layers", json!(0), "is 0"),
+        ("hidden_size", json!(0), "is 0"),
+        ("patch_size", json!(33), "is 33"),
+        ("pooling_kernel_size", json!(9), "is 9"),
+        ("position_embedding_size", json!(209), "may have 210"),
+        ("rms_norm_eps", json!(0.0), "is 0"),
+    ] {
+        check("shared-a", setting, value, &[&key(setting), words]);
+    }
+    check(
+        "dense-a",
+        "hidden_size",
+        json!("wide"),
+        &["`vision_config`: "],
+    );
+    let rope = json!({ "rope_type": "axial", "rope_theta": 10_000.0 });
+    check("dense-a", "rope_parameters", rope, &["is not 100"]);
+    let rope = json!({ "rope_type": "linear", "rope_theta": 100.0 });
+    check("dense-a", "rope_parameters", rope, &["`linear`"]);
+    for (setting, value, words) in [
+        ("max_soft_tokens", json!(71), "expected one of"),
+        ("patch_size", json!(16), "and 4 in `config.json`"),
+        ("pooling_kernel_size", json!(2), "and 3 in `config.json`"),
+        ("resample", json!(2), "bicubic"),
+        ("do_resize", json!(false), "supported: true"),
+        (
+            "image_processor_type",
+            json!("Gemma3ImageProcessor"),
+            "Gemma4",
+        ),
+        // Which makes 840 patches a side.
+        (
+            "max_soft_tokens",
+            json!(280),
+            "`vision_config.position_embedding_size` is 210",
+        ),
+    ] {
+        let set = |c: &mut Checkpoint| {
+            let processor = c.files.get_mut("processor_config.json").unwrap();
+            processor["image_processor"][setting] = value;
+        };
+        check_spoilt(gemma4_checkpoint("shared-a"), set, &[words]);
+    }
+}
+
+#[test]
 fn tensors_that_are_missing_or_of_another_shape() {
+    for tensor in [
+        "vision_tower.patch_embedder.input_proj.weight",
+        "vision_tower.patch_embedder.position_embedding_table",
+        "vision_tower.encoder.layers.1.self_attn.q_norm.weight",
+        "vision_tower.encoder.layers.1.mlp.gate_proj.input_max",
+        "vision_tower.encoder.layers.0.mlp.down_proj.linear.weight",
+        "embed_vision.embedding_projection.weight",
+    ] {
+        let saved = format!("model.{tensor}");
+        let plain = format!("`{tensor}`");
+        let remove = |c: &mut Checkpoint| drop(c.tensors.remove(&saved).expect(tensor));
+        let dense = || gemma4_checkpoint("dense-a");
+        check_spoilt(dense(), remove, &["has no tensor", &plain]);
+        let other = |c: &mut Checkpoint| c.add(&saved, &[3, 5]);
+        check_spoilt(dense(), other, &[tensor, "[3, 5]", "expected ["]);
+    }
+    let more = |c: &mut Checkpoint| c.add("model.vision_tower.std_bias", &[16]);
+    let words = ["does not belong in a Gemma 4"];
+    check_spoilt(gemma4_checkpoint("dense-a"), more, &words);
     for (name, tensor) in [
         ("dense-a", "layers.0.layer_scalar"),
         ("dense-a", "layers.0.self_attn.v_proj.weight"),
@@ -395,5 +523,5 @@ fn tensors_that_are_missing_or_of_another_shape() {
         &["does not belong in a Gemma 4"],
     );
     let unigram = |c: &mut Checkpoint| c.tokenizer["model"]["type"] = "Unigram".into();
-    check_spoilt(gemma4_checkpoint("dense-a"), unigram, &["tokenizer"]);
+    check_spoilt(gemma4_checkpoint("experts-b"), unigram, &["tokenizer"]);
 }

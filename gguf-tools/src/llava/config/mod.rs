@@ -7,6 +7,7 @@
 
 mod checks;
 mod gemma4;
+mod gemma4_vision;
 mod preprocessor;
 mod rope;
 mod text;
@@ -17,9 +18,11 @@ mod vision;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 
 use self::checks::{expect, in_range};
+use self::gemma4_vision::RawGemma4Vision;
 use self::preprocessor::read_preprocessor;
 use self::text::RawText;
 use self::vision::RawVision;
@@ -28,6 +31,7 @@ use crate::{Error, Result};
 
 pub(super) use self::checks::OneOrSeveral;
 pub(super) use self::gemma4::Gemma4;
+pub(super) use self::gemma4_vision::Pooler;
 pub(super) use self::rope::RopeScaling;
 pub(super) use self::text::{OutputMatrix, Text, TextConfig};
 pub(super) use self::text_family::Architecture;
@@ -80,6 +84,8 @@ pub(super) enum Projector {
     /// InternVL's: `merge` × `merge` patches side by side, a norm, and two linear layers; pictures are cut into so many
     /// tiles, at least and at most.
     InternVl { merge: usize, n_tiles: [usize; 2] },
+    /// Gemma 4's: the average of patches, and one matrix.
+    Gemma4(Pooler),
 }
 
 /// Whether the projector's two layers have biases.
@@ -162,6 +168,9 @@ impl Config {
         let mut config = raw.check(family, text).map_err(refuse)?;
         if let Some(sight) = &mut config.sight {
             read_preprocessor(dir, family, sight)?;
+            if let Projector::Gemma4(pooler) = &sight.projector {
+                pooler.check_positions().map_err(refuse)?;
+            }
         }
         Ok(config)
     }
@@ -193,11 +202,19 @@ impl Config {
     }
 }
 
+/// The vision tower's part, if there is one.
+fn vision_of<T: DeserializeOwned>(part: Option<Value>) -> std::result::Result<Option<T>, String> {
+    let malformed = |error| format!("`vision_config`: {error}");
+    part.map(|part| serde_json::from_value(part).map_err(malformed))
+        .transpose()
+}
+
 #[derive(Deserialize)]
 struct RawConfig {
     model_type: Option<String>,
     text_config: Option<RawText>,
-    vision_config: Option<RawVision>,
+    /// Read by family.
+    vision_config: Option<Value>,
     projector_hidden_act: Option<String>,
     multimodal_projector_bias: Option<bool>,
     vision_feature_layer: Option<OneOrSeveral>,
@@ -240,7 +257,10 @@ impl RawConfig {
             Family::Gemma3 => Some(self.gemma3()?),
             Family::Idefics3 | Family::SmolVlm => Some(self.idefics3()?),
             Family::InternVl => Some(self.internvl()?),
-            Family::Gemma4 => None,
+            Family::Gemma4 => {
+                let vision: Option<RawGemma4Vision> = vision_of(self.vision_config)?;
+                vision.map(RawGemma4Vision::check).transpose()?
+            }
         };
         Ok(Config {
             family,
@@ -278,8 +298,7 @@ impl RawConfig {
 
     fn llava(self, family: Family) -> std::result::Result<(VisionConfig, Projector), String> {
         self.check_connection()?;
-        let vision = self
-            .vision_config
+        let vision = vision_of(self.vision_config)?
             .unwrap_or_else(RawVision::of_llava)
             .check_clip(self.vision_feature_layer.unwrap_or(OneOrSeveral::One(-2)))?;
         let tiles = match family {
@@ -295,7 +314,8 @@ impl RawConfig {
 
     /// `Gemma3MultiModalProjector` of transformers.
     fn gemma3(self) -> std::result::Result<(VisionConfig, Projector), String> {
-        let vision = self.vision_config.unwrap_or_default().check_siglip()?;
+        let vision: RawVision = vision_of(self.vision_config)?.unwrap_or_default();
+        let vision = vision.check_siglip()?;
         let n_rows = self.mm_tokens_per_image.unwrap_or(256);
         in_range("mm_tokens_per_image", n_rows, vision.grid().pow(2))?;
         let (side, grid) = (n_rows.isqrt(), vision.grid());
@@ -309,7 +329,8 @@ impl RawConfig {
 
     /// `Idefics3Connector` of transformers.
     fn idefics3(self) -> std::result::Result<(VisionConfig, Projector), String> {
-        let vision = self.vision_config.unwrap_or_default().check_idefics3()?;
+        let vision: RawVision = vision_of(self.vision_config)?.unwrap_or_default();
+        let vision = vision.check_idefics3()?;
         let merge = self.scale_factor.unwrap_or(2);
         check_merge("scale_factor", merge, &vision)?;
         // As in all published checkpoints, unless the preprocessor says otherwise.
@@ -326,7 +347,8 @@ impl RawConfig {
     /// `InternVLModel` of transformers.
     fn internvl(self) -> std::result::Result<(VisionConfig, Projector), String> {
         self.check_connection()?;
-        let vision = self.vision_config.unwrap_or_default().check_intern_vit()?;
+        let vision: RawVision = vision_of(self.vision_config)?.unwrap_or_default();
+        let vision = vision.check_intern_vit()?;
         let layers = self.vision_feature_layer.as_ref();
         let layers = layers.map_or(&[-1][..], OneOrSeveral::as_slice);
         if layers != [-1] {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::checks::{in_range, positive};
+use super::gemma4_vision::{MAX_ROWS, Pooler};
 use super::tiles::DEFAULT_PINPOINTS;
 use super::{Family, Projector, Sight, VisionConfig};
 use crate::json_file::read_optional_json;
@@ -160,7 +161,13 @@ impl Rules {
                 default_side: 384,
                 sizes: &[("size", &[Form::Square, Form::Number], Form::Square)],
             },
-            Family::Gemma4 => unreachable!("what sees is left out"),
+            Family::Gemma4 => Self {
+                classes: &["Gemma4ImageProcessor", "Gemma4ImageProcessorPil"],
+                resample: bicubic,
+                steps: &[],
+                default_side: 224,
+                sizes: &[],
+            },
         }
     }
 }
@@ -184,7 +191,36 @@ pub(super) fn read_preprocessor(dir: &Path, family: Family, sight: &mut Sight) -
     check_steps(&settings, &rules).map_err(|(what, hint)| refuse(what).with_hint(hint))?;
     check_sizes(&settings, &rules, sight.vision.image_size).map_err(refuse)?;
     take_tiles(&settings, sight).map_err(refuse)?;
+    if let Projector::Gemma4(pooler) = &mut sight.projector {
+        return take_rows(&settings, sight.vision.patch_size, pooler).map_err(refuse);
+    }
     check_pinpoints(&settings, &sight.projector).map_err(refuse)
+}
+
+/// How many image rows Gemma 4 makes of a picture, at most.
+fn take_rows(
+    settings: &Map<String, Value>,
+    patch_size: usize,
+    pooler: &mut Pooler,
+) -> std::result::Result<(), String> {
+    for (key, expected) in [
+        ("patch_size", patch_size),
+        ("pooling_kernel_size", pooler.pool),
+    ] {
+        if let Some(value) = settings.get(key)
+            && *value != expected
+        {
+            return Err(format!(
+                "`{key}` is {value}, and {expected} in `config.json`"
+            ));
+        }
+    }
+    if let Some(value) = settings.get("max_soft_tokens") {
+        let known = MAX_ROWS.into_iter().find(|&n| *value == n);
+        pooler.max_rows = known
+            .ok_or_else(|| format!("`max_soft_tokens` is {value}, expected one of {MAX_ROWS:?}"))?;
+    }
+    Ok(())
 }
 
 /// What is subtracted from the colours, and what they are divided by.

@@ -37,6 +37,8 @@ pub(crate) enum Tower {
     Siglip,
     /// InternVL's: with biases of patches, a class row, factors behind attention and MLP, and no norm behind all blocks.
     InternVit,
+    /// With gates, norms behind attention and feed-forward parts, and pictures of any shape.
+    Gemma4,
 }
 
 impl Tower {
@@ -45,6 +47,7 @@ impl Tower {
             Self::Clip { .. } => "CLIP",
             Self::Siglip => "SigLIP",
             Self::InternVit => "InternViT",
+            Self::Gemma4 => "Gemma 4",
         }
     }
 }
