@@ -1,6 +1,9 @@
 //! Pictures to image rows where all is as llama.cpp does it: projectors that were not compared with their references.
 //! Nothing is kept in the image cache.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
