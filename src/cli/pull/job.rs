@@ -2,7 +2,9 @@
 
 use clap::ValueEnum;
 use gguf_tools::gguf::TensorType;
-use llava_sae_cpp::{Error, ErrorKind};
+use std::path::Path;
+
+use llava_sae_cpp::{Error, ErrorKind, ModelFiles};
 use llava_sae_hub::models::{PAIRS, Pair};
 use llava_sae_hub::{LabelsAddress, ModelAddress, SaeAddress};
 use serde::{Deserialize, Serialize};
@@ -76,15 +78,17 @@ impl Job {
         (Recipe::of_pair(&self.name).as_ref() == Some(&self.recipe)).then_some(pair)
     }
 
-    /// A command that uses the folder.
-    pub(super) fn next_command(&self) -> String {
+    /// A command that uses the folder, which lies at `path`.
+    pub(super) fn next_command(&self, path: &Path) -> String {
         let name = &self.name;
+        let files = ModelFiles::find_sae_or_none(Some(path), None, None, Vec::new());
+        let asked = match files.is_ok_and(|files| files.mmproj.is_none()) {
+            true => "--prompt TEXT",
+            false => "IMAGE",
+        };
         match (&self.recipe.model, &self.recipe.sae) {
-            (Some(model), Some(_)) if model.file.is_some() && model.mmproj.is_none() => {
-                format!("llava-sae-cpp -d {name} --prompt TEXT")
-            }
-            (Some(_), Some(_)) => format!("llava-sae-cpp -d {name} IMAGE"),
-            (_, None) => format!("llava-sae-cpp -d {name} --sae SAE.gguf IMAGE"),
+            (Some(_), Some(_)) => format!("llava-sae-cpp -d {name} {asked}"),
+            (_, None) => format!("llava-sae-cpp -d {name} --sae SAE.gguf {asked}"),
             (None, _) => {
                 format!("llava-sae-cpp -d {name} -m MODEL.gguf --mmproj MMPROJ.gguf IMAGE")
             }

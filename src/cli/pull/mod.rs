@@ -146,7 +146,7 @@ pub(super) fn run(args: PullArgs, verbosity: Verbosity, cancel: CancelFlag) -> C
             &cancel,
         )?;
     }
-    let next = job.next_command();
+    let next = job.next_command(path);
     say(verbosity, &[format!("next: `{next}`")]);
     Ok(Outcome::Done)
 }
