@@ -58,9 +58,9 @@ pub(super) fn write_metadata(config: &TextConfig, gemma4: &Gemma4, writer: &mut 
             writer.set(&key(name), u32_of(size));
         }
     }
-    if let Some(softcap) = gemma4.softcap {
-        writer.set(&key("final_logit_softcapping"), softcap);
-    }
+    // Without the key, llama.cpp takes 30, as in published models.
+    let softcap = gemma4.softcap.unwrap_or(0.0);
+    writer.set(&key("final_logit_softcapping"), softcap);
 }
 
 /// The tensors of a block besides the feed-forward part's matrices, its norms and its attention's, which Gemma 3 has too.

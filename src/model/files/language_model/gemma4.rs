@@ -17,7 +17,7 @@ const MAX_WIDTH: u32 = 1 << 14;
 pub(super) const KEYS: &[Key] = &[
     Key::required("*.attention.sliding_window", Kind::Count(1, MAX_WINDOW)),
     Key::optional("*.rope.freq_base_swa", Kind::Positive(f32::MAX)),
-    Key::optional("*.final_logit_softcapping", Kind::NotNegative), // 0: none
+    Key::optional("*.final_logit_softcapping", Kind::NotNegative), // 0: none, missing: 30
     Key::required(
         "*.embedding_length_per_layer_input",
         Kind::Count(0, MAX_WIDTH),
