@@ -9,6 +9,9 @@
 //! Gemma 4's gated blocks have one node for the GELU and the product with it, which is the quick GELU's where the file has
 //! no `clip.use_gelu`, as llama.cpp's converter writes it.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
@@ -44,7 +47,7 @@ impl ExactGelu {
     /// Changes `node`, not computed yet, if it is a GELU that ggml would approximate. It stays
     /// changed: mtmd builds a graph for each image.
     pub(super) fn put_in(&self, node: &mut sys::ggml_tensor) {
-        if self.projector == ProjectorType::Gemma4 {
+        if self.projector == ProjectorType::Gemma4 && node.op == sys::GGML_OP_GLU {
             return self.put_in_gated(node);
         }
         if node.op != sys::GGML_OP_UNARY || !is_plain(node) {
@@ -72,8 +75,10 @@ impl ExactGelu {
     /// The same of a GELU of one operand that multiplies another.
     fn put_in_gated(&self, node: &mut sys::ggml_tensor) {
         const GELUS: [sys::ggml_glu_op; 2] = [sys::GGML_GLU_OP_GEGLU, sys::GGML_GLU_OP_GEGLU_QUICK];
-        let is_gelu = node.op == sys::GGML_OP_GLU && GELUS.contains(&(node.op_params[0] as _));
-        if !is_gelu || !is_plain(node) || !is_plain_f32(node.src[1]) {
+        if !GELUS.contains(&(node.op_params[0] as _))
+            || !is_plain(node)
+            || !is_plain_f32(node.src[1])
+        {
             return;
         }
         match is_on_processor(node) {
