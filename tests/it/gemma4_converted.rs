@@ -83,17 +83,21 @@ fn image_rows_and_texts_are_those_of_transformers() {
     }
 }
 
+/// Writes a checkpoint of one that sees nothing.
+pub(crate) fn write_blind(dir: &std::path::Path) {
+    let mut blind = gemma4_checkpoint("shared-a");
+    blind.config["vision_config"] = serde_json::Value::Null;
+    blind.tensors.retain(|name, _| !name.contains("vision"));
+    std::fs::create_dir(dir).expect("a folder of our own");
+    blind.write(dir);
+}
+
 #[test]
 fn a_folder_without_a_projector_is_ready_for_texts() {
     let dir = tempfile::tempdir().expect("a folder of our own");
     let sae = saelens(dir.path(), Some("blocks.1.hook_resid_post"));
     let (checkpoint, out) = (dir.path().join("blind"), dir.path().join("out"));
-    let mut blind = gemma4_checkpoint("shared-a");
-    blind.config["vision_config"] = serde_json::Value::Null;
-    let is_seen = |name: &str| name.contains("vision");
-    blind.tensors.retain(|name, _| !is_seen(name));
-    std::fs::create_dir(&checkpoint).expect("a folder of our own");
-    blind.write(&checkpoint);
+    write_blind(&checkpoint);
     let convert = ["convert", "--llava", text(&checkpoint), "--sae", text(&sae)];
     // A projector that is not written is not in the way.
     let other = dir.path().join("other");

@@ -6,7 +6,8 @@ use gguf_tools::sae::SaeFile;
 use serde_json::Value;
 
 use crate::fixture::{example, picture};
-use crate::mirror::{Mirror, Server};
+use crate::gemma4_converted::write_blind;
+use crate::mirror::{Mirror, Repo, Server};
 use crate::pull::{NAME, SAE, SAE_DIR, User, content, stderr, visible};
 
 /// A text model in GGUF is taken as it is: another name of the cache's file, which stays when the cache goes.
@@ -65,6 +66,23 @@ fn addresses_do_for_what_has_no_name() {
         said.contains("`org/demo-GGUF:FILE`: `demo-f16.gguf`, `other-f16.gguf`"),
         "{said}"
     );
+}
+
+/// What sees nothing is asked for a text.
+#[test]
+fn the_next_command_goes_by_what_was_made() {
+    let dir = tempfile::tempdir().expect("a folder of our own");
+    let checkpoint = dir.path().join("blind");
+    write_blind(&checkpoint);
+    let mut content = content();
+    let blind = Repo::default().with_dir("", &checkpoint);
+    content.repos.insert("org/blind".to_owned(), blind);
+    let mirror = Mirror::start(content);
+    let user = User::of(&mirror);
+    let output = user.run(&["pull", "blind", "--hf-repo", "org/blind", "--yes"]);
+    let said = stderr(&output);
+    let next = "next: `llava-sae-cpp -d blind --sae SAE.gguf --prompt TEXT`";
+    assert!(output.status.success() && said.contains(next), "{said}");
 }
 
 #[test]
