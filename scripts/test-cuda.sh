@@ -21,7 +21,7 @@ if ! echo "$said" | grep -o "using device CUDA.*"; then
     echo "error: llama.cpp uses no CUDA device" >&2
     exit 1
 fi
-[ $# -gt 0 ] || set -- centred:: chunks:: conversion:: cross_layer:: families:: gemma3:: gemma4:: control_vector:: hook:: hook_points:: interventions:: metrics:: next:: oracle:: others:: \
+[ $# -gt 0 ] || set -- centred:: chunks:: conversion:: cross_layer:: families:: gemma3:: gemma4:: gemma4_pictures:: control_vector:: hook:: hook_points:: interventions:: metrics:: next:: oracle:: others:: \
     passes:: projectors:: prompt_store:: qwen:: sae_formats:: screen:: sweep:: tiles:: transcoders:: vision::
 # shellcheck disable=SC2086
 cargo test $set_up --test it -- "$@"

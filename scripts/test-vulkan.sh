@@ -95,7 +95,7 @@ run_group() {
 
 # Each group is one process, so that it gets the libraries above. One test after the other, since the
 # sessions of a process share ggml's device.
-[ $# -gt 0 ] || set -- centred:: chunks:: cross_layer:: families:: gemma3:: gemma4:: next:: oracle:: others:: vision:: hook:: hook_points:: interventions:: passes:: prompt_store:: qwen:: sae_formats:: tiles:: transcoders::
+[ $# -gt 0 ] || set -- centred:: chunks:: cross_layer:: families:: gemma3:: gemma4:: gemma4_pictures:: next:: oracle:: others:: vision:: hook:: hook_points:: interventions:: passes:: prompt_store:: qwen:: sae_formats:: tiles:: transcoders::
 failed=
 for group; do
     run_group "$group" || failed="$failed $group"

@@ -265,6 +265,14 @@ fn roles(dir: &Path) -> Result<Vec<Role>> {
             ["model.gguf", "mmproj.gguf"],
         ),
         ("internvl", &internvl, ["model-f32.gguf", "mmproj-f16.gguf"]),
+        (
+            "gemma4",
+            &fixtures,
+            [
+                "gemma4/shared-a.gguf",
+                "gemma4_pictures/shared-a/mmproj.gguf",
+            ],
+        ),
     ] {
         let [model, mmproj] = files.map(|file| folder.join(file));
         let files = [Some(&*model), Some(&*mmproj), Some(&*sae)];
