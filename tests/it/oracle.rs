@@ -20,7 +20,7 @@ use crate::hook_points;
 /// others at most 2.2e-3; why those were is not known.
 const RESIDUAL_ROW: f64 = bound(F32, F32, 1e-2);
 /// Active sets may differ where an activation is within this part of its threshold.
-const NEAR_THRESHOLD: f32 = F32 as f32;
+pub(crate) const NEAR_THRESHOLD: f32 = F32 as f32;
 
 fn max_tokens(fixture: Fixture) -> usize {
     match fixture {
@@ -110,6 +110,17 @@ fn check_token_ids(run: &Run, oracle: &Oracle) {
 
 /// Compares the activations of a prompt's rows with `expected`, `[n_rows, d_sae]`.
 pub(crate) fn check_activations(sae: &Sae, run: &Run, expected: &[f32], name: &str) {
+    check_activations_near(sae, run, expected, NEAR_THRESHOLD, name);
+}
+
+/// The same, where features are active in one of the two alone if they are as near to their threshold as `near`.
+pub(crate) fn check_activations_near(
+    sae: &Sae,
+    run: &Run,
+    expected: &[f32],
+    near: f32,
+    name: &str,
+) {
     let d_sae = sae.meta().d_sae;
     let threshold = sae.threshold();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -127,7 +138,7 @@ pub(crate) fn check_activations(sae: &Sae, run: &Run, expected: &[f32], name: &s
                 // ReLU has at 0, where only the row's scale tells what is near.
                 (value, _) => {
                     let value = value.copied().unwrap_or(expected);
-                    let margin = NEAR_THRESHOLD * threshold[feature].max(scale);
+                    let margin = near * threshold[feature].max(scale);
                     assert!(
                         (value - threshold[feature]).abs() < margin,
                         "{name}, row {row_idx}, feature {feature}: {value} on one side only"

@@ -13,7 +13,7 @@ use crate::fixture::{
     IMAGE_EMBEDDINGS, ON_DEVICE, Oracle, bound, everything, exact_options, relative_error, steering,
 };
 use crate::hook_points::{with_ubatch, worst_row};
-use crate::oracle::check_activations;
+use crate::oracle::{NEAR_THRESHOLD, check_activations_near};
 
 /// The pictures of Qwen's sets and of those that see in tiles.
 pub(crate) const PICTURES: [&str; 7] = [
@@ -224,7 +224,8 @@ pub(crate) fn check_runs(
             println!("{shown}: rows {error:.1e}");
             assert!(error < set.language_model, "{shown}: rows {error:.2e}");
             let acts = set.oracle.f32(&format!("{case}/{hook}/acts"));
-            check_activations(plain.sae(), &run, &acts, &shown);
+            let near = NEAR_THRESHOLD.max(set.language_model as f32);
+            check_activations_near(plain.sae(), &run, &acts, near, &shown);
         }
         check(&run, "logits", "greedy_ids");
         let strength = set.case(case)["strength"].as_f64().expect("a number") as f32;
