@@ -6,6 +6,7 @@ use std::sync::{Once, OnceLock};
 
 use llama_cpp_sys_2 as sys;
 
+use super::amx;
 use super::log_router;
 use crate::error::runtime;
 use crate::{Error, Result};
@@ -57,7 +58,12 @@ pub(crate) fn computed_by(use_gpu: bool) -> String {
         let description = text(unsafe { sys::ggml_backend_dev_description(device) });
         format!("{name}, {description}")
     });
-    format!("{}; {kernels}", device.unwrap_or_default())
+    let amx = if amx::is_supported() {
+        "; images by AMX"
+    } else {
+        ""
+    };
+    format!("{}; {kernels}{amx}", device.unwrap_or_default())
 }
 
 fn gpu() -> Option<sys::ggml_backend_dev_t> {

@@ -19,10 +19,20 @@ impl<T> CallbackState<T> {
         self.0.as_ptr().cast()
     }
 
+    pub(super) fn as_ptr(&self) -> *const T {
+        self.0.as_ptr()
+    }
+
     pub(super) fn get(&mut self) -> &mut T {
         // SAFETY: callbacks run only inside calls that need the C object's owner as `&mut`, and
         // the owner holds this one.
         unsafe { self.0.as_mut() }
+    }
+}
+
+impl<T: Default> Default for CallbackState<T> {
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 

@@ -9,6 +9,25 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod amx {
+    //! Products as ggml computes them.
+    #[derive(Default)]
+    pub(super) struct AmxProducts;
+
+    impl AmxProducts {
+        pub(super) fn put_in(&mut self, _: super::node::Node) {}
+        pub(super) fn end_graph(&mut self) -> crate::Result<()> {
+            Ok(())
+        }
+    }
+
+    pub(super) fn is_supported() -> bool {
+        false
+    }
+}
 mod backend;
 mod callback_state;
 mod context;
@@ -49,7 +68,11 @@ mod quantize;
 mod recording;
 mod rows;
 mod sampler;
+#[cfg(target_arch = "x86_64")]
+mod shared_work;
 mod tensor_context;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod test_products;
 mod tokenize;
 mod vision;
 mod vocabulary;

@@ -41,6 +41,23 @@ impl Node {
     }
 }
 
+/// A tensor's size in one dimension.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn to_usize(n: i64) -> usize {
+    usize::try_from(n).expect("ggml's sizes are not negative")
+}
+
+/// Whether a tensor lies in the processor's memory, in one piece, and in no layout of a backend's own.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn is_in_memory(tensor: &sys::ggml_tensor) -> bool {
+    // SAFETY: the tensor is alive.
+    let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
+    is_contiguous
+        && !tensor.buffer.is_null()
+        // SAFETY: its buffer is alive.
+        && unsafe { sys::ggml_backend_buffer_is_host(tensor.buffer) }
+}
+
 /// A tensor's name, whole, so that `l_out-1` is not `l_out-12`.
 pub(super) fn name(tensor: &sys::ggml_tensor) -> &[u8] {
     // SAFETY: ggml ends names with NUL.

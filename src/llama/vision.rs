@@ -21,13 +21,14 @@ use std::sync::Arc;
 use gguf_tools::gguf::Edits;
 use llama_cpp_sys_2 as sys;
 
+use super::amx::AmxProducts;
 use super::callback_state::CallbackState;
 use super::context_options::FlashAttention;
 use super::eval_hook::catch_panic;
 use super::exact_gelu::ExactGelu;
 use super::model::{AddBos, Model};
 use super::mtmd::{Bitmap, EvalCallback, MARKER, Mtmd};
-use super::node::{n_rows, name, read_rows, write_rows};
+use super::node::{Node, n_rows, name, read_rows, write_rows};
 use super::patch_embedding::{KERNELS, PatchEmbedding};
 use super::projector_type::ProjectorType;
 use crate::{Error, Result};
@@ -94,6 +95,7 @@ impl Vision {
             vision_graph: options.vision_graph,
             projector,
             gelu: ExactGelu::new(projector)?,
+            products: AmxProducts::default(),
             patches: Vec::new(),
             rows: Vec::new(),
             fault: None,
@@ -129,7 +131,9 @@ impl Vision {
             _ => 1,
         };
         let rows = self.mtmd.encode(chunks.first_of(n_images)?);
-        match self.state.get().fault.take() {
+        let state = self.state.get();
+        let products = state.products.end_graph();
+        match state.fault.take().or(products.err()) {
             Some(fault) => Err(fault),
             None => Ok(rows?.to_vec()),
         }
@@ -141,6 +145,7 @@ struct Corrections {
     vision_graph: VisionGraph,
     projector: ProjectorType,
     gelu: ExactGelu,
+    products: AmxProducts,
     patches: Vec<f32>, // [n_patches, width]
     rows: Vec<f32>,    // [n_patches, width], and the class row in front if there is one; reused
     fault: Option<Error>,
@@ -153,6 +158,7 @@ impl Corrections {
             return Ok(false);
         }
         self.gelu.put_in(tensor);
+        self.products.put_in(Node(tensor));
         Ok(match self.projector {
             ProjectorType::Mlp => appends_class_embedding(tensor),
             ProjectorType::Gemma3 | ProjectorType::Idefics3 => adds_patch_bias(tensor),

@@ -18,6 +18,7 @@ use llama_cpp_sys_2 as sys;
 use self::product::{Product, Workspace};
 use super::callback_state::CallbackState;
 use super::node::Node;
+use super::shared_work::{self, SharedWork};
 use crate::{Error, Result};
 
 /// The most rows that are multiplied here; with more, ggml is as fast.
@@ -68,7 +69,10 @@ impl FewRows {
             product,
         });
         let product = &self.replaced.last().expect("it was added").product;
-        node.set_operation(sys::GGML_OP_CUSTOM, product::operation(product.as_c()));
+        node.set_operation(
+            sys::GGML_OP_CUSTOM,
+            shared_work::operation(product.as_ptr()),
+        );
     }
 
     /// Gives the graph's nodes their operations back.
@@ -80,7 +84,7 @@ impl FewRows {
         let mut has_failed = false;
         for mut replaced in self.replaced.drain(..) {
             replaced.node.set_operation(replaced.op, replaced.op_params);
-            has_failed |= replaced.product.get().has_failed();
+            has_failed |= replaced.product.get().progress().has_failed();
         }
         match has_failed {
             true => Err(Error::invalid("a product of a step's rows panicked")),

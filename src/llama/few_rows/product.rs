@@ -1,22 +1,18 @@
 //! A product of a few rows, as threads of ggml compute it together.
 
 use std::cell::UnsafeCell;
-use std::ffi::{c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ffi::c_void;
 
 use llama_cpp_sys_2 as sys;
 
 use super::MAX_ROWS;
 use super::kernels::{self, BLOCK, Kernel, MAX_AT_ONCE, Q8K, RowBlock};
 use crate::llama::callback_state::CallbackState;
-use crate::llama::node::Node;
+use crate::llama::node::{Node, is_in_memory, to_usize};
+use crate::llama::shared_work::{Progress, SharedWork};
 
 /// Outputs that a thread computes at a time: a cache line of each row's.
 const OUTPUTS_AT_ONCE: usize = 16;
-
-/// Looks at whether the other threads are done before others of the machine get the processor.
-const LOOKS_BEFORE_YIELDING: u32 = 1000;
 
 /// Memory that the products of a context share, which are computed one after another.
 #[derive(Default)]
@@ -36,10 +32,7 @@ pub(super) struct Product {
     kernels: &'static [Kernel; MAX_AT_ONCE],
     quantise: unsafe extern "C" fn(*const f32, *mut c_void, i64),
     workspace: *const Workspace,
-    next_row: AtomicUsize, // to be quantised
-    n_ready: AtomicUsize,  // rows that are
-    next_output: AtomicUsize,
-    has_failed: AtomicBool,
+    progress: Progress,
 }
 
 impl Product {
@@ -82,131 +75,73 @@ impl Product {
             kernels,
             quantise,
             workspace: workspace.as_c().cast(),
-            next_row: AtomicUsize::new(0),
-            n_ready: AtomicUsize::new(0),
-            next_output: AtomicUsize::new(0),
-            has_failed: AtomicBool::new(false),
+            progress: Progress::default(),
         })
     }
-
-    pub(super) fn has_failed(&self) -> bool {
-        self.has_failed.load(Ordering::Relaxed)
-    }
 }
 
-/// ggml's parameters of `GGML_OP_CUSTOM` (`ggml_custom_op_params` in `ggml-impl.h`) for a [`Product`].
-pub(super) fn operation(product: *mut c_void) -> [i32; 16] {
-    #[repr(C)]
-    struct Custom {
-        function: unsafe extern "C" fn(*mut sys::ggml_tensor, c_int, c_int, *mut c_void),
-        n_tasks: c_int,
-        user_data: *mut c_void,
-    }
-    let custom = Custom {
-        function: compute,
-        n_tasks: -1, // `GGML_N_TASKS_MAX`: as many as there are threads
-        user_data: product,
-    };
-    let mut params = [0_i32; 16];
-    const { assert!(size_of::<Custom>() <= size_of::<[i32; 16]>()) };
-    // SAFETY: there is room for it, at any address.
-    unsafe { params.as_mut_ptr().cast::<Custom>().write_unaligned(custom) };
-    params
-}
+// SAFETY: threads read its numbers, and each writes rows and outputs that are no other's.
+unsafe impl Sync for Product {}
 
-/// What ggml calls on each of its threads.
-unsafe extern "C" fn compute(_: *mut sys::ggml_tensor, _: c_int, _: c_int, product: *mut c_void) {
-    // SAFETY: it is what `operation` was given, which lives until the graph has ended.
-    let product = unsafe { &*product.cast::<Product>() };
-    let take_part = AssertUnwindSafe(|| product.quantise_rows().then(|| product.multiply()));
-    if catch_unwind(take_part).is_err() {
-        product.has_failed.store(true, Ordering::Relaxed); // and no other thread waits for this one
+impl SharedWork for Product {
+    fn progress(&self) -> &Progress {
+        &self.progress
     }
-}
 
-impl Product {
-    /// Takes part in quantising the rows, as ggml does for this product, and waits for the others. False where one
-    /// has failed.
-    fn quantise_rows(&self) -> bool {
+    fn n_preparations(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Quantises a row, as ggml does for this product.
+    fn prepare(&self, row: usize) {
         // SAFETY: the context's workspace, which is changed between computations only.
         let blocks = UnsafeCell::raw_get(unsafe { &*self.workspace }.rows.as_ptr());
         let n_values = self.n_blocks * BLOCK;
-        let next = || self.next_row.fetch_add(1, Ordering::Relaxed);
-        for row in std::iter::repeat_with(next).take_while(|&row| row < self.n_rows) {
-            for block in 0..self.n_blocks {
-                let mut quantised = Q8K::ZERO;
-                // SAFETY: the inputs have so many values.
-                let values = unsafe { self.inputs.add(row * n_values + block * BLOCK) };
-                let target = (&raw mut quantised).cast();
-                // SAFETY: a block's values, and room for one block.
-                unsafe { (self.quantise)(values, target, BLOCK as i64) };
-                // SAFETY: the workspace has room for all, and this row is no other thread's.
-                let target = unsafe { blocks.add(block * self.n_rows + row) };
-                // SAFETY: as above.
-                unsafe { target.write(RowBlock::from(&quantised)) };
-            }
-            self.n_ready.fetch_add(1, Ordering::Release);
+        for block in 0..self.n_blocks {
+            let mut quantised = Q8K::ZERO;
+            // SAFETY: the inputs have so many values.
+            let values = unsafe { self.inputs.add(row * n_values + block * BLOCK) };
+            let target = (&raw mut quantised).cast();
+            // SAFETY: a block's values, and room for one block.
+            unsafe { (self.quantise)(values, target, BLOCK as i64) };
+            // SAFETY: the workspace has room for all, and this row is no other thread's.
+            let target = unsafe { blocks.add(block * self.n_rows + row) };
+            // SAFETY: as above.
+            unsafe { target.write(RowBlock::from(&quantised)) };
         }
-        let mut n_looks = 0;
-        while self.n_ready.load(Ordering::Acquire) < self.n_rows {
-            if self.has_failed() {
-                return false;
-            }
-            n_looks += 1;
-            match n_looks % LOOKS_BEFORE_YIELDING {
-                0 => std::thread::yield_now(),
-                _ => std::hint::spin_loop(),
-            }
-        }
-        true
     }
 
-    /// Takes part in multiplying.
-    fn multiply(&self) {
-        // SAFETY: as in `quantise_rows`.
+    fn n_parts(&self) -> usize {
+        self.n_out.div_ceil(OUTPUTS_AT_ONCE)
+    }
+
+    /// Multiplies some of the weights' rows with all rows.
+    fn compute(&self, part: usize) {
+        // SAFETY: as in `prepare`.
         let blocks = unsafe { &*self.workspace }.rows.as_ptr().cast();
         // SAFETY: all are written, and nobody writes before the next product.
         let rows = unsafe { std::slice::from_raw_parts(blocks, self.n_blocks * self.n_rows) };
-        let next = || {
-            self.next_output
-                .fetch_add(OUTPUTS_AT_ONCE, Ordering::Relaxed)
-        };
         let n_passes = self.n_rows.div_ceil(MAX_AT_ONCE);
         let at_once = self.n_rows.div_ceil(n_passes);
         let mut sums = [0.0; MAX_AT_ONCE];
-        for start in std::iter::repeat_with(next).take_while(|&start| start < self.n_out) {
-            for output in start..self.n_out.min(start + OUTPUTS_AT_ONCE) {
-                // SAFETY: there are weights for each output.
-                let weights = unsafe { self.weights.add(output * self.bytes_of_output) };
-                for first in (0..self.n_rows).step_by(at_once) {
-                    let sums = &mut sums[..at_once.min(self.n_rows - first)];
-                    let kernel = self.kernels[sums.len() - 1];
-                    // SAFETY: `Product::of` saw that the processor has what it takes, and the weights' type.
-                    unsafe { kernel(weights, rows, self.n_rows, first, sums) };
-                    for (row, sum) in (first..).zip(&*sums) {
-                        // SAFETY: each row has so many outputs, and this one is no other thread's.
-                        let target = unsafe { self.outputs.add(row * self.n_out + output) };
-                        // SAFETY: as above.
-                        unsafe { target.write(*sum) };
-                    }
+        let start = part * OUTPUTS_AT_ONCE;
+        for output in start..self.n_out.min(start + OUTPUTS_AT_ONCE) {
+            // SAFETY: there are weights for each output.
+            let weights = unsafe { self.weights.add(output * self.bytes_of_output) };
+            for first in (0..self.n_rows).step_by(at_once) {
+                let sums = &mut sums[..at_once.min(self.n_rows - first)];
+                let kernel = self.kernels[sums.len() - 1];
+                // SAFETY: `Product::of` saw that the processor has what it takes, and the weights' type.
+                unsafe { kernel(weights, rows, self.n_rows, first, sums) };
+                for (row, sum) in (first..).zip(&*sums) {
+                    // SAFETY: each row has so many outputs, and this one is no other thread's.
+                    let target = unsafe { self.outputs.add(row * self.n_out + output) };
+                    // SAFETY: as above.
+                    unsafe { target.write(*sum) };
                 }
             }
         }
     }
-}
-
-fn to_usize(n: i64) -> usize {
-    usize::try_from(n).expect("ggml's sizes are not negative")
-}
-
-/// Whether a tensor lies in the processor's memory, in one piece, and in no layout of a backend's own.
-fn is_in_memory(tensor: &sys::ggml_tensor) -> bool {
-    // SAFETY: the tensor is alive.
-    let is_contiguous = unsafe { sys::ggml_is_contiguous(tensor) };
-    is_contiguous
-        && !tensor.buffer.is_null()
-        // SAFETY: its buffer is alive.
-        && unsafe { sys::ggml_backend_buffer_is_host(tensor.buffer) }
 }
 
 /// ggml's function that quantises rows for the kernels, where these compute what ggml would.
