@@ -150,6 +150,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = parse(args).unwrap_or_else(|error| error.exit());
     cli.verbosity.start_logging();
+    llava_sae_cpp::llama::leave_models_to_the_system();
     let cancel = match &cli.command {
         // They only read, so that they can end at once.
         #[cfg(feature = "scan")]

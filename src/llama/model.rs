@@ -420,6 +420,9 @@ fn has_amx() -> bool {
 
 impl Drop for Model {
     fn drop(&mut self) {
+        if backend::ends_soon() {
+            return;
+        }
         // SAFETY: contexts hold an `Arc` of the model, so none is left.
         unsafe { sys::llama_model_free(self.as_ptr()) };
     }

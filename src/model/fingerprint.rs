@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
-use gguf_tools::gguf::Gguf;
+use gguf_tools::gguf::TensorInfo;
 
 use crate::{Error, Result};
 
@@ -12,11 +13,11 @@ use crate::{Error, Result};
 const TENSOR_SAMPLE_BYTES: usize = 4096;
 
 /// A hash of a file's header, the beginning of each tensor, its length and the time of its last change;
-/// of all files, where a model has several.
-pub(crate) fn fingerprint(gguf: &Gguf) -> Result<blake3::Hash> {
+/// of all files, where a model has several, and their tensors.
+pub(crate) fn fingerprint(paths: &[PathBuf], tensors: &[TensorInfo]) -> Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut sample = [0; TENSOR_SAMPLE_BYTES];
-    for (shard_idx, path) in gguf.paths().iter().enumerate() {
+    for (shard_idx, path) in paths.iter().enumerate() {
         let mut read = || -> io::Result<()> {
             let mut file = File::open(path)?;
             let metadata = file.metadata()?;
@@ -24,8 +25,9 @@ pub(crate) fn fingerprint(gguf: &Gguf) -> Result<blake3::Hash> {
             let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH);
             let modified = modified.unwrap_or_default().as_nanos();
             hasher.update(&modified.to_le_bytes());
-            let tensors = gguf.tensors().iter();
-            let tensors = tensors.filter(|tensor| tensor.shard_idx == shard_idx);
+            let tensors = tensors
+                .iter()
+                .filter(|tensor| tensor.shard_idx == shard_idx);
             let header_bytes = tensors.clone().map(|tensor| tensor.offset).min();
             let header_bytes = header_bytes.unwrap_or(metadata.len());
             hasher.update_reader((&mut file).take(header_bytes))?;

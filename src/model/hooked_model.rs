@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use gguf_tools::gguf::{Gguf, Overwrite};
+use gguf_tools::gguf::Overwrite;
 
 use super::card::{self, FeatureCard, Unembedding};
 use super::encoders::{EncoderOptions, EncoderWeights};
 use super::files::{self, CheckedFiles, Graph, ModelFiles};
-use super::fingerprint::fingerprint;
 use super::memory;
 use super::options::SessionOptions;
 use crate::chat::{self, ChatTemplate, ImageToken, Message};
@@ -433,7 +432,7 @@ impl HookedModel {
         let fingerprint = match self.fingerprint.get() {
             Some(known) => *known,
             None => {
-                let found = fingerprint(&Gguf::open_with_shards(self.graph.path())?)?;
+                let found = self.graph.fingerprint()?;
                 *self.fingerprint.get_or_init(|| found)
             }
         };

@@ -226,9 +226,11 @@ impl ImageEncoder {
     fn key(&self, state: &mut State, pixels: &[u8], [width, _]: [usize; 2]) -> Result<Key> {
         let fingerprint = match state.fingerprint {
             Some(known) => known,
-            None => *state
-                .fingerprint
-                .insert(fingerprint(&Gguf::open(&self.path)?)?),
+            None => {
+                let file = Gguf::open(&self.path)?;
+                let found = fingerprint(file.paths(), file.tensors())?;
+                *state.fingerprint.insert(found)
+            }
         };
         // All but the threads, which change no bit.
         let VisionOptions {

@@ -78,7 +78,8 @@ impl SeenFiles {
 
     /// The marker of what a file holds.
     fn content(&self, file: &Path) -> Result<PathBuf> {
-        let fingerprint = fingerprint(&Gguf::open_with_shards(file)?)?;
+        let gguf = Gguf::open_with_shards(file)?;
+        let fingerprint = fingerprint(gguf.paths(), gguf.tensors())?;
         Ok(self.marker("content", fingerprint.as_bytes()))
     }
 

@@ -16,6 +16,7 @@ use gguf_tools::gguf::{Gguf, ShardName, TensorInfo, Value};
 use gguf_tools::sae::SaeFile;
 
 use crate::llama::HookedNode;
+use crate::model::fingerprint::fingerprint;
 use crate::picture::ImagePrep;
 use crate::{Error, ErrorKind, GraphNode, HookPoint, Result, Sae, SaeSet, ShownRows, Site};
 
@@ -213,6 +214,7 @@ pub(crate) struct CheckedFiles {
 /// What a language model's header says of its graph.
 pub(crate) struct Graph {
     path: PathBuf,
+    shards: Vec<PathBuf>,
     architecture: String,
     n_layers: usize,
     d_model: u64,
@@ -242,6 +244,7 @@ pub(crate) fn check(files: &ModelFiles) -> Result<CheckedFiles> {
     } = language_model::check(&model)?;
     let graph = Graph {
         path: files.model.clone(),
+        shards: model.paths().to_vec(),
         architecture: architecture.to_owned(),
         n_layers,
         d_model,
@@ -277,6 +280,11 @@ impl Graph {
     /// The language model's file, or one of its shards.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What tells its files from others.
+    pub(crate) fn fingerprint(&self) -> Result<blake3::Hash> {
+        fingerprint(&self.shards, &self.tensors)
     }
 
     /// The architecture, if its graph is not known.
