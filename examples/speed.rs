@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use gguf_tools::gguf::Gguf;
 use gguf_tools::sae::SaeFile;
-use llava_sae_cpp::llama::{Matrix, MatrixProduct};
+use llava_sae_cpp::llama::{self, Matrix, MatrixProduct};
 use llava_sae_cpp::steering::{Change, Intervention, Positions, Steering};
 use llava_sae_cpp::{
     Activations, Encoder, EncoderOptions, EncoderWeights, FeatureId, ImageCache, Keep, Kinds,
@@ -316,7 +316,11 @@ impl Bench {
             .count();
         println!(
             "{}",
-            json!({"n_prompt": prompt.tokens().len(), "n_image": n_image})
+            json!({
+                "n_prompt": prompt.tokens().len(),
+                "n_image": n_image,
+                "computed_by": llama::computed_by(false),
+            })
         );
         self.time(
             "prompt",

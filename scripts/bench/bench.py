@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "full-size"))
 import check  # noqa: E402
+import stock  # noqa: E402
 from check import PICTURE, PROGRAM, ROOT, say  # noqa: E402
 
 EXAMPLES = ROOT / "target/release/examples"
@@ -197,6 +198,27 @@ def python(folder: Path, paths: list, rounds: int) -> list[str]:
     ]
 
 
+def beside_stock(paths: list, rounds: int) -> list[str]:
+    runs = stock.measure(paths, rounds, N_TOKENS)
+    first = {name: [one.seconds for one, _ in found] for name, found in runs.items()}
+    token = {
+        name: [1e3 * (all_.seconds - one.seconds) / (N_TOKENS - 1) for one, all_ in found]
+        for name, found in runs.items()
+    }
+    by = next(iter(runs))
+    lines = [
+        "| Whole commands on the same files | to the first token, s | ratio | a token, ms | ratio | peak memory, MiB |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for name, found in runs.items():
+        memory = max(one.peak for pair in found for one in pair)
+        lines.append(
+            f"| {name} | {spread(first[name], '{:.2f}')} | {ratio(first[name], first[by]):.2f} | "
+            f"{spread(token[name])} | {ratio(token[name], token[by]):.2f} | {memory:.0f} |"
+        )
+    return [*lines, ""]
+
+
 def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
@@ -212,12 +234,14 @@ def main() -> None:
         paths = files(folder, name)
         tables, facts = measure(paths, rounds)
         print(f"## {shown}\n")
-        print(f"{facts['n_prompt']} positions, {facts['n_image']} of the image; {N_TOKENS} generated tokens.\n")
+        print(f"{facts['n_prompt']} positions, {facts['n_image']} of the image; {N_TOKENS} generated tokens.")
+        print(f"Computed by {facts['computed_by']}.\n")
         for key, rows in tables.items():
             if key != "limits":
                 print("\n".join(table(TITLES[key], rows, FIRST.get(key))))
         print("\n".join(limits(tables, facts)))
         if name != "demo":
+            print("\n".join(beside_stock(paths, rounds)), flush=True)
             print("\n".join(python(folder, paths, rounds)), flush=True)
 
 

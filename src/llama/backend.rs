@@ -42,7 +42,7 @@ pub(crate) fn has_gpu() -> bool {
 /// What computes, in words that change with it: the device, which is the first GPU if `use_gpu` and
 /// there is one, as for `clip_ctx` in llama.cpp's `clip.cpp`; and the instructions of all backends'
 /// kernels.
-pub(crate) fn computed_by(use_gpu: bool) -> String {
+pub fn computed_by(use_gpu: bool) -> String {
     static KERNELS: OnceLock<String> = OnceLock::new();
     start();
     let kernels = KERNELS.get_or_init(|| {

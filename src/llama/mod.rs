@@ -85,10 +85,8 @@ mod waiting {
 }
 mod weight_rows;
 
-pub(crate) use backend::{
-    BINDINGS_VERSION, computed_by, computes_elsewhere, free_device_bytes, has_gpu,
-};
-pub use backend::{exit_at_once, leave_models_to_the_system};
+pub(crate) use backend::{BINDINGS_VERSION, computes_elsewhere, free_device_bytes, has_gpu};
+pub use backend::{computed_by, exit_at_once, leave_models_to_the_system};
 pub use context::Context;
 pub(crate) use context::context_too_small;
 pub use context_options::{ContextOptions, FlashAttention, KvType, MAX_SEQUENCES};

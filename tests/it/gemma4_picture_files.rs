@@ -196,12 +196,13 @@ fn the_command_line_refuses_with_a_hint() {
     check_command_line_refuses(&files("dense-a"), "gemma4", "200 times");
 }
 
-/// In transformers itself, weights that are moved by 2⁻¹¹ move logits of `shared-a` by 0.07, and those of `shared-b` by 0.3.
+/// In transformers itself, weights that are moved by 2⁻¹¹ move logits of `dense-b` by 0.024, of `shared-a` by 0.07, and those
+/// of `shared-b` by 0.3.
 #[test]
 fn f16_is_near_transformers() {
     let of_rows = F16[0];
     for (name, bounds) in [
-        ("dense-b", F16),
+        ("dense-b", [of_rows, 0.03]),
         ("shared-a", [of_rows, 0.07]),
         ("experts-a", F16),
     ] {
