@@ -8,6 +8,8 @@ use std::arch::x86_64::*;
 use std::ffi::c_long;
 use std::sync::OnceLock;
 
+use llama_cpp_sys_2 as sys;
+
 /// Rows of a tile, and pairs of numbers in each.
 const TILE: usize = 16;
 /// Rows of a panel: two tiles.
@@ -37,13 +39,16 @@ impl Sums {
     pub(super) const ZERO: Self = Self([[[0; TILE]; TILE]; 4]);
 }
 
-/// Whether the processor and the system have what the kernel uses. The first call asks Linux for the units, which it
-/// grants to a process.
+/// Whether the processor and the system have what the kernel uses, and llama.cpp was compiled for AVX-512, without which
+/// a program is meant for lesser processors, as in tests. The first call asks Linux for the units, which it grants to a
+/// process.
 pub(in crate::llama) fn is_supported() -> bool {
     static IS_SUPPORTED: OnceLock<bool> = OnceLock::new();
     *IS_SUPPORTED.get_or_init(|| {
         let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
-        has_avx2 && has_tiles() && is_granted()
+        // SAFETY: no arguments.
+        let is_meant = unsafe { sys::ggml_cpu_has_avx512() } != 0;
+        is_meant && has_avx2 && has_tiles() && is_granted()
     })
 }
 
