@@ -37,7 +37,11 @@ def measure(paths: list, rounds: int, n_tokens: int) -> dict:
     stock += ["--chat-template", "gemma", "--ignore-eos"]
     ours = [PROGRAM, "-q", f"--model={model}", f"--mmproj={mmproj}", f"--sae={sae}", "-p", PROMPT, PICTURE]
     ours += ["--steer", "4501:-6", "--top", "10", "--image-cache", "0", "--prompt-cache", "0"]
-    programs = {"llama-mtmd-cli": stock, "llava-sae-cpp, steered, with features": ours}
+    name = "llama-mtmd-cli"
+    if subprocess.run([*stock, "-n", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        # Where it is compiled for AMX, its kernels for repacked weights crash.
+        stock, name = [*stock, "--no-repack"], f"{name} with `--no-repack`, without which it crashes"
+    programs = {name: stock, "llava-sae-cpp, steered, with features": ours}
     runs = {name: [] for name in programs}
     for turn in range(rounds):
         for name, command in list(programs.items())[:: -1 if turn % 2 else 1]:
