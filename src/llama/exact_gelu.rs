@@ -17,31 +17,17 @@ use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 
-use super::node::name;
+use super::node::{Function, Node, name};
 use super::projector_type::ProjectorType;
-use super::tensor_context::TensorContext;
-use crate::Result;
 
-/// What to write over the nodes of a graph.
+/// What changes the nodes of a projector's graph.
 pub(super) struct ExactGelu {
     projector: ProjectorType,
-    quick: Operation,
-    tanh: Operation,
-    gated_tanh: Operation,
 }
 
-/// An operation with its parameters, as ggml lays them out.
-#[derive(Clone, Copy)]
-struct Operation(sys::ggml_op, [i32; 16]);
-
 impl ExactGelu {
-    pub(super) fn new(projector: ProjectorType) -> Result<Self> {
-        Ok(Self {
-            projector,
-            quick: Operation::of(call::<QuickGelu>)?,
-            tanh: Operation::of(call::<TanhGelu>)?,
-            gated_tanh: Operation::of_two(call_gated::<TanhGelu>)?,
-        })
+    pub(super) fn new(projector: ProjectorType) -> Self {
+        Self { projector }
     }
 
     /// Changes `node`, not computed yet, if it is a GELU that ggml would approximate. It stays
@@ -64,8 +50,10 @@ impl ExactGelu {
                 }
             }
             // A device computes these in f32, and could not call back.
-            sys::GGML_UNARY_OP_GELU if is_on_processor(node) => self.tanh.put_in(node),
-            sys::GGML_UNARY_OP_GELU_QUICK if is_on_processor(node) => self.quick.put_in(node),
+            sys::GGML_UNARY_OP_GELU if is_on_processor(node) => compute_by(node, call::<TanhGelu>),
+            sys::GGML_UNARY_OP_GELU_QUICK if is_on_processor(node) => {
+                compute_by(node, call::<QuickGelu>)
+            }
             _ => {}
         }
     }
@@ -82,7 +70,7 @@ impl ExactGelu {
             return;
         }
         match is_on_processor(node) {
-            true => self.gated_tanh.put_in(node),
+            true => compute_by(node, call_gated::<TanhGelu>),
             false => node.op_params[0] = sys::GGML_GLU_OP_GEGLU as i32,
         }
     }
@@ -148,66 +136,9 @@ fn buffer_type(node: &sys::ggml_tensor) -> Option<sys::ggml_backend_buffer_type_
     (!node.buffer.is_null()).then(|| unsafe { sys::ggml_backend_buffer_get_type(node.buffer) })
 }
 
-impl Operation {
-    /// The one that calls `function` for each part of a node.
-    fn of(function: CustomFunction) -> Result<Self> {
-        let context = TensorContext::new(2)?;
-        // SAFETY: the context has room for both tensors.
-        let x = unsafe { sys::ggml_new_tensor_1d(context.as_ptr(), sys::GGML_TYPE_F32, 1) };
-        // SAFETY: as above; `function` ignores the user data.
-        let node = unsafe {
-            sys::ggml_map_custom1(
-                context.as_ptr(),
-                x,
-                Some(function),
-                c_int::MAX, // as many tasks as there are threads
-                std::ptr::null_mut(),
-            )
-        };
-        // SAFETY: the node is alive until the context is dropped.
-        let node = unsafe { &*node };
-        Ok(Self(node.op, node.op_params))
-    }
-
-    /// The same of two operands.
-    fn of_two(function: GatedFunction) -> Result<Self> {
-        let context = TensorContext::new(2)?;
-        // SAFETY: the context has room for both tensors.
-        let x = unsafe { sys::ggml_new_tensor_1d(context.as_ptr(), sys::GGML_TYPE_F32, 1) };
-        // SAFETY: as above; `function` ignores the user data.
-        let node = unsafe {
-            sys::ggml_map_custom2(
-                context.as_ptr(),
-                x,
-                x,
-                Some(function),
-                c_int::MAX, // as many tasks as there are threads
-                std::ptr::null_mut(),
-            )
-        };
-        // SAFETY: the node is alive until the context is dropped.
-        let node = unsafe { &*node };
-        Ok(Self(node.op, node.op_params))
-    }
-
-    fn put_in(self, node: &mut sys::ggml_tensor) {
-        (node.op, node.op_params) = (self.0, self.1);
-    }
+fn compute_by(node: &mut sys::ggml_tensor, function: Function) {
+    Node(node).set_function(function, std::ptr::null_mut());
 }
-
-/// What `ggml_map_custom1` calls.
-type CustomFunction =
-    unsafe extern "C" fn(*mut sys::ggml_tensor, *const sys::ggml_tensor, c_int, c_int, *mut c_void);
-
-/// What `ggml_map_custom2` calls.
-type GatedFunction = unsafe extern "C" fn(
-    *mut sys::ggml_tensor,
-    *const sys::ggml_tensor,
-    *const sys::ggml_tensor,
-    c_int,
-    c_int,
-    *mut c_void,
-);
 
 /// A function of each value.
 trait Activation {
@@ -236,15 +167,14 @@ impl Activation for TanhGelu {
 /// Applies an activation to the `ith` of `nth` parts of a node's values.
 unsafe extern "C" fn call<A: Activation>(
     output: *mut sys::ggml_tensor,
-    input: *const sys::ggml_tensor,
     ith: c_int,
     nth: c_int,
     _: *mut c_void,
 ) {
     // SAFETY: ggml passes the node that it computes.
     let output = unsafe { &*output };
-    // SAFETY: and the node's source.
-    let input = unsafe { &*input };
+    // SAFETY: and the node has a source.
+    let input = unsafe { &*output.src[0] };
     let Range { start, end } = part(output, ith, nth);
     // SAFETY: the node has `n` f32 values in the processor's memory.
     let values = unsafe { output.data.cast::<f32>().add(start) };
@@ -261,18 +191,16 @@ unsafe extern "C" fn call<A: Activation>(
 /// Applies it to the `ith` of `nth` parts of the first operand's values, and multiplies by the second's.
 unsafe extern "C" fn call_gated<A: Activation>(
     output: *mut sys::ggml_tensor,
-    gate: *const sys::ggml_tensor,
-    input: *const sys::ggml_tensor,
     ith: c_int,
     nth: c_int,
     _: *mut c_void,
 ) {
     // SAFETY: ggml passes the node that it computes.
     let output = unsafe { &*output };
-    // SAFETY: and the node's sources.
-    let gate = unsafe { &*gate };
+    // SAFETY: and the node has two sources.
+    let gate = unsafe { &*output.src[0] };
     // SAFETY: as above.
-    let input = unsafe { &*input };
+    let input = unsafe { &*output.src[1] };
     let [values, gates, factors] = [output, gate, input].map(|tensor| tensor.data.cast::<f32>());
     for i in part(output, ith, nth) {
         // SAFETY: the node and its sources have as many f32 values in the processor's memory.

@@ -1,10 +1,14 @@
 //! Nodes of a graph, and the values that they hold.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int, c_void};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::{Error, Result};
+
+/// What computes a node in place of ggml (`ggml_custom_op_t`): with the node, which of the threads it is, of how many, and
+/// the user data.
+pub(super) type Function = unsafe extern "C" fn(*mut sys::ggml_tensor, c_int, c_int, *mut c_void);
 
 /// A node of the graph at hand, as the pointer that C gave, by which alone it is changed. It is alive
 /// until llama.cpp builds the next graph, and none is kept longer.
@@ -22,11 +26,31 @@ impl Node {
         unsafe { (*self.0).op = op };
     }
 
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn set_operation(self, op: sys::ggml_op, params: [i32; 16]) {
         self.set_op(op);
         // SAFETY: it is alive, and not being computed.
         unsafe { (*self.0).op_params = params };
+    }
+
+    /// Has it computed by a function, which each of ggml's threads calls; `user_data` lives until the graph has ended.
+    pub(super) fn set_function(self, function: Function, user_data: *mut c_void) {
+        /// `ggml_custom_op_params` in `ggml-impl.h`.
+        #[repr(C)]
+        struct Custom {
+            function: Function,
+            n_tasks: c_int,
+            user_data: *mut c_void,
+        }
+        let custom = Custom {
+            function,
+            n_tasks: -1, // `GGML_N_TASKS_MAX`: as many as there are threads
+            user_data,
+        };
+        let mut params = [0_i32; 16];
+        const { assert!(size_of::<Custom>() <= size_of::<[i32; 16]>()) };
+        // SAFETY: there is room for it, at any address.
+        unsafe { params.as_mut_ptr().cast::<Custom>().write_unaligned(custom) };
+        self.set_operation(sys::GGML_OP_CUSTOM, params);
     }
 
     pub(super) fn set_first_parameter(self, value: i32) {

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
+use super::node::Node;
+
 /// Looks at whether the other threads are done before others of the machine get the processor.
 const LOOKS_BEFORE_YIELDING: u32 = 1000;
 
@@ -43,25 +45,9 @@ impl Progress {
     }
 }
 
-/// ggml's parameters of `GGML_OP_CUSTOM` (`ggml_custom_op_params` in `ggml-impl.h`) for this work, which has to live
-/// until the graph has ended.
-pub(super) fn operation<W: SharedWork>(work: *const W) -> [i32; 16] {
-    #[repr(C)]
-    struct Custom {
-        function: unsafe extern "C" fn(*mut sys::ggml_tensor, c_int, c_int, *mut c_void),
-        n_tasks: c_int,
-        user_data: *mut c_void,
-    }
-    let custom = Custom {
-        function: call::<W>,
-        n_tasks: -1, // `GGML_N_TASKS_MAX`: as many as there are threads
-        user_data: work.cast_mut().cast(),
-    };
-    let mut params = [0_i32; 16];
-    const { assert!(size_of::<Custom>() <= size_of::<[i32; 16]>()) };
-    // SAFETY: there is room for it, at any address.
-    unsafe { params.as_mut_ptr().cast::<Custom>().write_unaligned(custom) };
-    params
+/// Has a node computed by this work, which has to live until the graph has ended.
+pub(super) fn put_in<W: SharedWork>(node: Node, work: *const W) {
+    node.set_function(call::<W>, work.cast_mut().cast());
 }
 
 /// What ggml calls on each of its threads.
@@ -71,7 +57,7 @@ unsafe extern "C" fn call<W: SharedWork>(
     _: c_int,
     work: *mut c_void,
 ) {
-    // SAFETY: it is what `operation` was given.
+    // SAFETY: it is what `put_in` was given.
     let work = unsafe { &*work.cast::<W>() };
     if catch_unwind(AssertUnwindSafe(|| take_part(work))).is_err() {
         let has_failed = &work.progress().has_failed;

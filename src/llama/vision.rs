@@ -94,7 +94,7 @@ impl Vision {
         let state = CallbackState::new(Corrections {
             vision_graph: options.vision_graph,
             projector,
-            gelu: ExactGelu::new(projector)?,
+            gelu: ExactGelu::new(projector),
             products: AmxProducts::default(),
             patches: Vec::new(),
             rows: Vec::new(),

@@ -40,10 +40,7 @@ impl AmxProducts {
             return;
         };
         let product = CallbackState::new(product);
-        node.set_operation(
-            sys::GGML_OP_CUSTOM,
-            shared_work::operation(product.as_ptr()),
-        );
+        shared_work::put_in(node, product.as_ptr());
         self.products.push(product);
     }
 

@@ -69,10 +69,7 @@ impl FewRows {
             product,
         });
         let product = &self.replaced.last().expect("it was added").product;
-        node.set_operation(
-            sys::GGML_OP_CUSTOM,
-            shared_work::operation(product.as_ptr()),
-        );
+        shared_work::put_in(node, product.as_ptr());
     }
 
     /// Gives the graph's nodes their operations back.

@@ -74,7 +74,7 @@ impl Product {
             n_out,
             kernels,
             quantise,
-            workspace: workspace.as_c().cast(),
+            workspace: workspace.as_ptr(),
             progress: Progress::default(),
         })
     }
