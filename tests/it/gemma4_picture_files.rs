@@ -1,12 +1,12 @@
 //! Gemma 4's projectors and pictures that cannot be read, and files of another number type.
 
 use gguf_tools::gguf::Value;
-use llava_sae_cpp::{Grid, ModelFiles};
+use llava_sae_cpp::ModelFiles;
 
 use crate::fixture::exact_options;
 use crate::gemma4_picture_set::Set;
 use crate::picture_files::{
-    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
+    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, check_sizes,
     with_projector,
 };
 use crate::picture_set::{open, rows};
@@ -170,25 +170,14 @@ fn what_hears_is_left_out() {
 #[test]
 fn pictures_of_any_size_are_seen_or_refused() {
     let session = open(&files("dense-b"), exact_options());
-    for ([width, height], [n_rows, n_columns]) in [
+    let seen = [
         ([1, 1], [8, 8]),
         ([1, 200], [70, 1]),
         ([200, 1], [1, 70]),
         ([2600, 13], [1, 70]),
         ([4000, 3000], [7, 9]),
-    ] {
-        let image = session.encode_image(&shaded(width, height));
-        let image = image.expect("it is not too long");
-        let chunk = image.only_chunk().expect("one image");
-        assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
-        assert!(chunk.rows.iter().all(|value| value.is_finite()));
-    }
-    for [width, height] in [[201, 1], [13, 2613]] {
-        let error = session.encode_image(&shaded(width, height)).err();
-        let error = error.expect("too long");
-        assert!(error.to_string().contains("more than 200 times"), "{error}");
-        assert!(error.hint().is_some());
-    }
+    ];
+    check_sizes(&session, &seen);
 }
 
 #[test]

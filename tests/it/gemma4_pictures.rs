@@ -1,13 +1,12 @@
 //! Gemma 4 with pictures beside transformers, of three kinds in two sets of shapes each: image rows, prompts of one
 //! picture and of two, rows at hook points, features, logits, texts.
 
-use llava_sae_cpp::{Grid, ImageAttention, PromptStore, SessionOptions, VisionGraph};
+use llava_sae_cpp::{Grid, ImageAttention, SessionOptions, VisionGraph};
 
 use crate::fixture::{IMAGE_EMBEDDINGS, ON_DEVICE, exact_options, relative_error};
 use crate::gemma4_picture_set::Set;
-use crate::hook_points::with_ubatch;
 use crate::picture_files::with_projector;
-use crate::picture_set::{check_image_rows, check_runs, check_sites, open, rows, steered_logits};
+use crate::picture_set::{check_image_rows, check_remembered, check_runs, check_sites, open, rows};
 use crate::rewritten::Parts;
 
 /// `SEEN` in `make_gemma4_pictures.py`.
@@ -89,19 +88,7 @@ fn rows_and_texts_are_those_of_transformers() {
 fn remembered_prompts_give_the_same_bits() {
     for name in ["dense-a", "shared-a", "experts-a"] {
         let set = Set::named(name);
-        let run = |store: Option<PromptStore>, case: &str| {
-            let options = SessionOptions {
-                prompt_store: store,
-                ..with_ubatch(64)
-            };
-            let mut session = open(&set.files_at(0), options);
-            let prompt = set.prompt(&session, case);
-            steered_logits(&mut session, &prompt)
-        };
-        for case in ["wide", "text", "two"] {
-            let store = PromptStore::in_memory(1 << 24);
-            assert_eq!(run(None, case), run(Some(store), case), "{name}, {case}");
-        }
+        check_remembered(&set, &set.files_at(0));
     }
 }
 

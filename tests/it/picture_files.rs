@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gguf_tools::gguf::{Array, TensorType, Value};
 use image::RgbImage;
-use llava_sae_cpp::{ImagePrep, ModelFiles, Picture, Session, SessionOptions};
+use llava_sae_cpp::{Grid, ImagePrep, ModelFiles, Picture, Session, SessionOptions};
 
 use crate::bad_input::check;
 use crate::fixture::{everything, exact_options, relative_error, temporary_root};
@@ -72,6 +72,23 @@ pub(crate) fn check_command_line_refuses(good: &ModelFiles, family: &str, most: 
     };
     let error = Session::open(good, pad).err().expect("one way alone");
     assert!(error.to_string().contains("`pad`"), "{error}");
+}
+
+/// Pictures of these widths and heights have so many rows and columns of image rows, and longer ones are refused.
+pub(crate) fn check_sizes(session: &Session, seen: &[([u32; 2], [usize; 2])]) {
+    for &([width, height], [n_rows, n_columns]) in seen {
+        let image = session.encode_image(&shaded(width, height));
+        let image = image.expect("it is not too long");
+        let chunk = image.only_chunk().expect("one image");
+        assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
+        assert!(chunk.rows.iter().all(|value| value.is_finite()));
+    }
+    for [width, height] in [[201, 1], [13, 2613]] {
+        let error = session.encode_image(&shaded(width, height)).err();
+        let error = error.expect("too long");
+        assert!(error.to_string().contains("more than 200 times"), "{error}");
+        assert!(error.hint().is_some());
+    }
 }
 
 /// How far image rows and logits may be where weights are in f16: matrices, kernels and what meets them are rounded by

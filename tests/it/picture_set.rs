@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use llava_sae_cpp::steering::Positions;
 use llava_sae_cpp::{
-    ImageEmbeddings, Keep, ModelFiles, Picture, Prompt, PromptForm, Run, RunOptions, Session,
-    SessionOptions, VisionGraph,
+    ImageEmbeddings, Keep, ModelFiles, Picture, Prompt, PromptForm, PromptStore, Run, RunOptions,
+    Session, SessionOptions, VisionGraph,
 };
 
 use crate::fixture::{
@@ -45,6 +45,12 @@ impl PictureSet {
             oracle,
             language_model: LANGUAGE_MODEL,
         }
+    }
+
+    /// The rows and columns of a picture's image rows.
+    pub(crate) fn grid(&self, picture: &str) -> [usize; 2] {
+        let grid = self.oracle.json["grids"][picture].clone();
+        serde_json::from_value(grid).expect("two numbers")
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
@@ -184,6 +190,28 @@ pub(crate) fn steered_logits(session: &mut Session, prompt: &Prompt) -> Vec<f32>
         session.run(prompt, options).expect("it runs").logits
     });
     runs.concat()
+}
+
+/// Prompts that are remembered, and steered above a hook, give what they give without a store, to the bit.
+pub(crate) fn check_remembered(set: &PictureSet, files: &ModelFiles) {
+    let run = |store: Option<PromptStore>, case: &str| {
+        let options = SessionOptions {
+            prompt_store: store,
+            ..with_ubatch(64)
+        };
+        let mut session = open(files, options);
+        let prompt = set.prompt(&session, case);
+        steered_logits(&mut session, &prompt)
+    };
+    for case in ["wide", "text", "two"] {
+        let store = PromptStore::in_memory(1 << 24);
+        assert_eq!(
+            run(None, case),
+            run(Some(store), case),
+            "{}, {case}",
+            set.name
+        );
+    }
 }
 
 /// Ids, rows at the upper layer, features, logits and texts of all prompts, and texts that are steered at the lower one.

@@ -1,13 +1,12 @@
 //! Qwen2-VL, Qwen2.5-VL and Qwen3-VL with pictures beside transformers, in two sets of shapes each: image rows, prompts
 //! of one picture and of two, rows at hook points, features, logits, texts.
 
-use llava_sae_cpp::{Grid, ImageAttention, PromptStore, SessionOptions};
+use llava_sae_cpp::{Grid, ImageAttention};
 
-use crate::hook_points::with_ubatch;
 use crate::picture_set::{
-    PICTURES, SITES, check_image_rows, check_runs, check_sites, steered_logits,
+    PICTURES, SITES, check_image_rows, check_remembered, check_runs, check_sites,
 };
-use crate::qwen_set::{Set, open};
+use crate::qwen_set::Set;
 
 #[test]
 fn image_rows_are_those_of_transformers() {
@@ -35,19 +34,7 @@ fn rows_and_texts_are_those_of_transformers() {
 fn remembered_prompts_give_the_same_bits() {
     for name in ["qwen2.5vl-a", "qwen3vl-a", "qwen3vl-b"] {
         let set = Set::named(name);
-        let run = |store: Option<PromptStore>, case: &str| {
-            let options = SessionOptions {
-                prompt_store: store,
-                ..with_ubatch(64)
-            };
-            let mut session = open(&set.files_at(0), options);
-            let prompt = set.prompt(&session, case);
-            steered_logits(&mut session, &prompt)
-        };
-        for case in ["wide", "text", "two"] {
-            let store = PromptStore::in_memory(1 << 24);
-            assert_eq!(run(None, case), run(Some(store), case), "{name}, {case}");
-        }
+        check_remembered(&set, &set.files_at(0));
     }
 }
 

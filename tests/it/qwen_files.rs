@@ -2,14 +2,12 @@
 
 use gguf_tools::gguf::Value;
 use image::RgbImage;
-use llava_sae_cpp::{
-    Grid, ImageCache, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions,
-};
+use llava_sae_cpp::{ImageCache, Keep, ModelFiles, Picture, RunOptions, Session, SessionOptions};
 
 use crate::fixture::{ON_DEVICE, exact_options, image_rows, largest_error, temporary_root};
 use crate::picture_files::{
-    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, shaded,
-    with_projector,
+    F16, check_command_line_refuses, check_f16, check_marker_is_wanted, check_refused, check_sizes,
+    shaded, with_projector,
 };
 use crate::qwen_set::{Set, open};
 use crate::rewritten::{Parts, Tensor, rewritten};
@@ -160,25 +158,14 @@ fn language_models_that_do_not_fit_are_refused() {
 #[test]
 fn pictures_of_any_size_are_seen_or_refused() {
     let session = open(&files("qwen2vl-a"), exact_options());
-    for ([width, height], [n_rows, n_columns]) in [
+    let seen = [
         ([1, 1], [2, 2]),
         ([1, 200], [29, 1]),
         ([200, 1], [1, 29]),
         ([2600, 13], [1, 29]),
         ([99, 101], [4, 4]),
-    ] {
-        let image = session.encode_image(&shaded(width, height));
-        let image = image.expect("it is not too long");
-        let chunk = image.only_chunk().expect("one image");
-        assert_eq!(chunk.grid, Some(Grid::of_patches(n_rows, n_columns)));
-        assert!(chunk.rows.iter().all(|value| value.is_finite()));
-    }
-    for [width, height] in [[201, 1], [13, 2613]] {
-        let error = session.encode_image(&shaded(width, height)).err();
-        let error = error.expect("too long");
-        assert!(error.to_string().contains("more than 200 times"), "{error}");
-        assert!(error.hint().is_some());
-    }
+    ];
+    check_sizes(&session, &seen);
     // More than llama.cpp's 4096 rows are scaled down to them, and have no room without flash attention where there
     // are more heads.
     let more_heads = |parts: &mut Parts| {

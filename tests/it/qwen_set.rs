@@ -40,12 +40,6 @@ impl Set {
         names.into_iter().map(Self::named)
     }
 
-    /// The rows and columns of a picture's image rows.
-    pub(crate) fn grid(&self, picture: &str) -> [usize; 2] {
-        let grid = self.oracle.json["grids"][picture].clone();
-        serde_json::from_value(grid).expect("two numbers")
-    }
-
     /// Its files, with an SAE at a hook point, whose rows are of `width`.
     pub(crate) fn files_with(&self, hook: &str, width: usize) -> ModelFiles {
         self.files_of(vec![sae_at(hook, width)])
